@@ -1,0 +1,1 @@
+"""Rate-distortion optimised quantization of ONNX models."""

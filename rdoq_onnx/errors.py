@@ -1,0 +1,51 @@
+"""What can go wrong, and the exit code of each.
+
+    RdoqError
+    ├── ConfigError        2  an option or argument is wrong
+    ├── ModelError         2  the model cannot be read or has nothing to quantize
+    ├── CalibrationError   2  the samples do not fit the model
+    ├── OutputError        2  the output cannot be written
+    ├── ProviderError      2  ONNX Runtime or the asked provider is missing
+    ├── BudgetError        3  the budget cannot be met
+    └── VerificationError  4  the emitted model does not do what the report says, or misses a gate
+
+Messages are one line: what was found, where (file, node or option), and the mend.
+"""
+
+
+class RdoqError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code = 2
+
+
+class ConfigError(RdoqError):
+    """An option or argument is wrong."""
+
+
+class ModelError(RdoqError):
+    """The model cannot be read, is not valid, or has nothing to quantize."""
+
+
+class CalibrationError(RdoqError):
+    """The samples do not fit the model."""
+
+
+class OutputError(RdoqError):
+    """The output cannot be written."""
+
+
+class ProviderError(RdoqError):
+    """ONNX Runtime, or the execution provider asked for, is missing."""
+
+
+class BudgetError(RdoqError):
+    """No choice of widths meets the budget."""
+
+    exit_code = 3
+
+
+class VerificationError(RdoqError):
+    """The emitted model does not do what the report says, or misses a gate."""
+
+    exit_code = 4
