@@ -1,1 +1,28 @@
-"""Rate-distortion optimised quantization of ONNX models."""
+"""Rate-distortion optimised quantization of ONNX models: every channel and activation at its own bit width.
+
+    result = rdoq_onnx.quantize("in.onnx", calibration="calib.npz", bits=4)
+    result.save("out.onnx")
+
+`measure`, `allocate` and `emit` are its steps, for those who want several budgets from one measurement.
+"""
+
+from rdoq_onnx.api import allocate, emit, measure, quantize
+from rdoq_onnx.budget import Allocation
+from rdoq_onnx.errors import RdoqError
+from rdoq_onnx.measurement import Measurement
+from rdoq_onnx.pipeline import Result
+from rdoq_onnx.report import Report
+from rdoq_onnx.version import __version__
+
+__all__ = [
+    "Allocation",
+    "Measurement",
+    "RdoqError",
+    "Report",
+    "Result",
+    "__version__",
+    "allocate",
+    "emit",
+    "measure",
+    "quantize",
+]

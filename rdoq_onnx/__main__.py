@@ -1,0 +1,5 @@
+"""`python -m rdoq_onnx`."""
+
+from rdoq_onnx.cli import main
+
+main()

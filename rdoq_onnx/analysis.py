@@ -1,0 +1,337 @@
+"""What there is to quantize in a normalized model, and why the rest is left in float.
+
+A *layer* is a Conv, ConvTranspose, Gemm or MatMul with a constant weight. An *activation* is a tensor that feeds a
+layer, taken where its values are made: behind the activation function and before operators that only move values
+(MaxPool, Reshape, Concat of quantized parts, ...), which commute with the quantizer. A *fusion tensor* is quantized at
+8 bits for one reason: ONNX Runtime's integer convolution wants a quantized output.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from rdoq_onnx.config import Config
+from rdoq_onnx.errors import ConfigError, ModelError
+from rdoq_onnx.linear import Linear
+
+LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Operators whose output values are all input values (or the zero that every quantizer here represents).
+MOVES = frozenset(
+    ["DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice"]
+    + ["SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"]
+)
+# Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
+CLAMPS = frozenset({"Relu", "Clip"})
+# Operators that ONNX Runtime runs on integers when all their inputs are quantized.
+FUSES = frozenset({"Add", "Concat"})
+FUSION_BITS = 8
+
+
+@dataclass(frozen=True)
+class Use:
+    """One node that applies a layer's weight."""
+
+    node: str
+    data: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight, the nodes that apply it, and how it unfolds. Named after its first node."""
+
+    name: str
+    weight: str
+    linear: Linear
+    uses: tuple[Use, ...]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor that a quantizer follows.
+
+    feeds: the tensors that reach a layer with this tensor's values; empty for a fusion tensor.
+    moved: tensors behind operators that only move its values, quantized once more (exactly) so that what reads them
+        fuses too.
+    parts: the tensors that a Concat joins into it, where no one else reads them; they are quantized in its stead.
+    """
+
+    tensor: str
+    feeds: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+
+    @property
+    def fusion(self) -> bool:
+        return not self.feeds
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A node left in float, and why."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """The layers and activations of `model`, in graph order."""
+
+    model: onnx.ModelProto
+    layers: tuple[Layer, ...]
+    activations: tuple[Activation, ...]
+    skipped: tuple[Skip, ...]
+
+
+class Graph:
+    """Read-only look-ups into a model's top-level graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.nodes = list(graph.node)
+        self.producer = {o: n for n in graph.node for o in n.output if o}
+        self.initializers = {t.name: t for t in graph.initializer}
+        self.outputs = [o.name for o in graph.output]
+        self.inputs = [i.name for i in graph.input if i.name not in self.initializers]
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in dict.fromkeys((*node.input, *captured(node))):
+                self.consumers.setdefault(name, []).append(node)
+        self.constants = set(self.initializers)
+        for node in graph.node:
+            if node.op_type == "Constant" or (node.input and all(not i or i in self.constants for i in node.input)):
+                self.constants.update(node.output)
+
+    def sole_consumer(self, tensor: str) -> onnx.NodeProto | None:
+        """The one node that reads `tensor`, if there is just one and it is no graph output."""
+        readers = self.consumers.get(tensor, [])
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
+    def root(self, tensor: str) -> str:
+        """Where the values of `tensor` are made: upstream past the operators that only move them."""
+        while (node := self.producer.get(tensor)) is not None and moves(node, self):
+            tensor = node.input[0]
+        return tensor
+
+
+def moves(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether `node` only moves the values of its first input."""
+    if node.domain not in ("", "ai.onnx") or (node.op_type == "MaxPool" and len(node.output) > 1):
+        return False
+    if node.op_type == "Pad":
+        return _pads_with_zero(node, graph)
+    if node.op_type == "Resize":
+        return attribute(node, "mode", b"nearest") == b"nearest"
+    return node.op_type in MOVES and node.input[0] not in graph.constants
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def analyse(model: onnx.ModelProto, config: Config) -> Network:
+    """The layers and activations of a normalized `model` that `config` asks to quantize.
+
+    Raises ModelError if nothing can be quantized, ConfigError if a pattern matches nothing.
+    """
+    graph = Graph(model)
+    layers, skipped = _find_layers(graph, config)
+    if not layers:
+        reasons = "; ".join(f"{s.op_type} {s.node!r}: {s.reason}" for s in skipped[:3])
+        raise ModelError("the model has no layer to quantize" + (f" ({reasons})" if reasons else
+                         ": no Conv, ConvTranspose, Gemm or MatMul with a constant weight"))
+    activations: tuple[Activation, ...] = ()
+    if config.activation_bits is not None:
+        activations = _find_activations(graph, layers)
+    network = Network(model, layers, activations, skipped)
+    _check_patterns(network, config)
+    return network
+
+
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether `pattern`, a name or a regular expression for a whole name, fits one of `names`."""
+    return any(pattern == n or re.fullmatch(pattern, n) for n in names)
+
+
+def layer_names(layer: Layer) -> tuple[str, ...]:
+    """The names that `--pin` and `--exclude` know a layer by: its nodes' and its weight's."""
+    return (*(u.node for u in layer.uses), layer.weight)
+
+
+def integer_ranges(model: onnx.ModelProto) -> dict[str, int]:
+    """For each graph input that indexes a constant table (an embedding), the number of its rows."""
+    graph = Graph(model)
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op_type == "Gather" and node.input[0] in graph.initializers:
+            source = node.input[1]
+            while (maker := graph.producer.get(source)) is not None and maker.op_type in (*MOVES, "Cast"):
+                source = maker.input[0]
+            rows = graph.initializers[node.input[0]].dims[attribute(node, "axis", 0)]
+            if source in graph.inputs:
+                found[source] = min(rows, found.get(source, rows))
+    return found
+
+
+def _find_layers(graph: Graph, config: Config) -> tuple[tuple[Layer, ...], tuple[Skip, ...]]:
+    found: dict[tuple[str, Linear], list[Use]] = {}
+    skipped = []
+    for node in graph.nodes:
+        if node.op_type not in LAYER_TYPES or node.domain not in ("", "ai.onnx"):
+            continue
+        result = _read_layer(node, graph)
+        if not isinstance(result, str):
+            weight, linear = result
+            if any(matches(p, (node.name, weight)) for p in config.exclude):
+                result = "excluded by --exclude"
+        if isinstance(result, str):
+            skipped.append(Skip(node.name, node.op_type, result))
+        else:
+            use = Use(node.name, node.input[1 - linear.weight_side], node.output[0])
+            found.setdefault(result, []).append(use)
+    layers = tuple(Layer(uses[0].node, w, linear, tuple(uses)) for (w, linear), uses in found.items())
+    return layers, tuple(skipped)
+
+
+def _read_layer(node: onnx.NodeProto, graph: Graph) -> tuple[str, Linear] | str:
+    """The weight of a node and how it unfolds, or the reason why the node stays in float."""
+    constant = [k for k in (0, 1) if node.input[k] in graph.constants]
+    if not constant:
+        return "both inputs are computed, so there is no weight"
+    if len(constant) == 2:
+        return "both inputs are constant"
+    side = constant[0]
+    if side == 0 and node.op_type != "MatMul":
+        return "the constant is the data input, not the weight"
+    tensor = graph.initializers.get(node.input[side])
+    if tensor is None:
+        return f"its weight {node.input[side]!r} is computed from constants by a {_maker(node.input[side], graph)}"
+    if tensor.data_type != TensorProto.FLOAT:
+        return f"its weight is {TensorProto.DataType.Name(tensor.data_type)}, not FLOAT"
+    shape = tuple(tensor.dims)
+    if len(shape) < 2 or (node.op_type == "MatMul" and len(shape) > 2):
+        return f"its weight has {len(shape)} dimensions"
+    if 0 in shape:
+        return "its weight is empty"
+    return tensor.name, _linear(node, shape, side)
+
+
+def _linear(node: onnx.NodeProto, shape: tuple[int, ...], side: int) -> Linear:
+    if node.op_type == "MatMul":
+        return Linear("MatMul", shape, weight_side=side)
+    if node.op_type == "Gemm":
+        return Linear(
+            "Gemm",
+            shape,
+            trans_a=bool(attribute(node, "transA", 0)),
+            trans_b=bool(attribute(node, "transB", 0)),
+            alpha=float(attribute(node, "alpha", 1.0)),
+        )
+    return Linear(
+        node.op_type,
+        shape,
+        group=attribute(node, "group", 1),
+        strides=tuple(attribute(node, "strides", ())),
+        dilations=tuple(attribute(node, "dilations", ())),
+        pads=tuple(attribute(node, "pads", ())),
+        auto_pad=attribute(node, "auto_pad", b"NOTSET").decode(),
+        output_padding=tuple(attribute(node, "output_padding", ())),
+    )
+
+
+def _find_activations(graph: Graph, layers: Sequence[Layer]) -> tuple[Activation, ...]:
+    feeds: dict[str, dict[str, None]] = {}
+    for layer in layers:
+        for use in layer.uses:
+            feeds.setdefault(graph.root(use.data), {})[use.data] = None
+    parts = {root: _parts(root, graph, feeds) for root in feeds}
+    joined = {p for several in parts.values() for p in several}
+    found = [Activation(t, tuple(f), _moved(t, graph, f), parts[t]) for t, f in feeds.items()]
+    for tensor in dict.fromkeys(_convolution_outputs(graph, layers)):
+        if tensor not in feeds and tensor not in joined and tensor not in graph.outputs:
+            found.append(Activation(tensor, moved=_moved(tensor, graph, ())))
+    order = {name: k for k, name in enumerate([*graph.inputs, *graph.producer])}
+    return tuple(sorted(found, key=lambda a: order[a.tensor]))
+
+
+def _convolution_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
+    """What ONNX Runtime's integer convolution must see quantized to fuse."""
+    return [behind_clamp(u.output, graph) for x in layers if x.linear.op_type == "Conv" for u in x.uses]
+
+
+def behind_clamp(tensor: str, graph: Graph) -> str:
+    """The tensor behind the Relu or Clip that alone reads `tensor`, else `tensor` itself."""
+    reader = graph.sole_consumer(tensor)
+    return reader.output[0] if reader is not None and reader.op_type in CLAMPS else tensor
+
+
+def _moved(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
+    """Tensors downstream that hold moved values of `root` and feed a layer or an operator that fuses."""
+    found: dict[str, None] = {}
+    pending = [root]
+    while pending:
+        tensor = pending.pop()
+        for node in graph.consumers.get(tensor, []):
+            if moves(node, graph) and node.input[0] == tensor:
+                fresh = [o for o in node.output if o and o not in found]
+                found.update(dict.fromkeys(fresh))
+                pending += fresh
+    wanted = set(feeds)
+    return tuple(
+        t for t in found if t in wanted or any(n.op_type in FUSES for n in graph.consumers.get(t, []))
+    )
+
+
+def _parts(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
+    """The inputs of the Concat that makes `root`, if it alone reads them and they are no moved activation."""
+    joiner = graph.producer.get(root)
+    if joiner is None or joiner.op_type != "Concat":
+        return ()
+    return tuple(
+        p
+        for p in dict.fromkeys(joiner.input)
+        if p not in feeds and graph.sole_consumer(p) is joiner and graph.root(p) == p and p in graph.producer
+    )
+
+
+def _check_patterns(network: Network, config: Config) -> None:
+    layers = [layer_names(layer) for layer in network.layers]
+    skipped = [(s.node,) for s in network.skipped]
+    tensors = [(a.tensor,) for a in network.activations]
+    for pattern in config.exclude:
+        if not any(matches(pattern, n) for n in skipped) and not any(matches(pattern, n) for n in layers):
+            raise ConfigError(f"--exclude {pattern!r} matches no layer; `--verbose` lists their names")
+    for pattern, bits in config.pins:
+        if not any(matches(pattern, n) for n in layers + tensors):
+            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation; `--verbose` lists their names")
+
+
+def _pads_with_zero(node: onnx.NodeProto, graph: Graph) -> bool:
+    if attribute(node, "mode", b"constant") != b"constant":
+        return True
+    if len(node.input) < 3 or not node.input[2]:
+        return True
+    value = graph.initializers.get(node.input[2])
+    return value is not None and not onnx.numpy_helper.to_array(value).any()
+
+
+def _maker(tensor: str, graph: Graph) -> str:
+    node = graph.producer.get(tensor)
+    return node.op_type if node is not None else "node outside this graph"
+
+
+def captured(node: onnx.NodeProto) -> list[str]:
+    """Names that the bodies of an If, Loop or Scan may read from the graph around them."""
+    names: list[str] = []
+    for a in node.attribute:
+        for body in ([a.g] if a.HasField("g") else []) + list(a.graphs):
+            for inner in body.node:
+                names += [*inner.input, *captured(inner)]
+            names += [o.name for o in body.output]
+    return names

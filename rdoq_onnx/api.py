@@ -1,0 +1,93 @@
+"""The Python API: one call for all, and its steps one by one."""
+
+from typing import Any
+
+import onnx
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.analysis import analyse
+from rdoq_onnx.budget import Allocation, allocate_bits
+from rdoq_onnx.config import Config
+from rdoq_onnx.emission import emit_model
+from rdoq_onnx.errors import ModelError
+from rdoq_onnx.measurement import Measurement, measure_network
+from rdoq_onnx.pipeline import Model, Result
+from rdoq_onnx.progress import Progress
+from rdoq_onnx.runtime import Runtime
+
+
+def quantize(
+    model: Model,
+    calibration: Any = None,
+    *,
+    bits: float = 8,
+    weight_bits: float | None = None,
+    activation_bits: float | None = None,
+    weights_only: bool = False,
+    **options: Any,
+) -> Result:
+    """Quantize `model` and verify the result.
+
+    model: a path or a ModelProto, which is not altered. calibration: a path (.npz, .npy), a dict of arrays with the
+    samples on axis 0, an iterable of feeds, or an object with ONNX Runtime's `get_next()`; None for synthetic samples.
+    bits: average bits per weight and per activation element, 0 to 8; `weight_bits` and `activation_bits` override it
+    for one side, `weights_only` leaves activations in float. options: the other fields of `config.Config`.
+
+    Raises RdoqError; errors.py lists its kinds.
+    """
+    return pipeline.run(
+        model, calibration, _config(bits, weight_bits, activation_bits, weights_only, options), Progress()
+    )
+
+
+def measure(model: Model, calibration: Any = None, *, weights_only: bool = False, **options: Any) -> Measurement:
+    """The slow step: the rate-distortion curve of every channel and activation of `model`.
+
+    Arguments as for `quantize`. All samples are used; none is held out.
+    """
+    config = _config(8, None, None, weights_only, options)
+    normal = pipeline.read_normalized(model)[1]
+    samples = pipeline.samples_for(normal, calibration, config)
+    runtime = Runtime(config.provider, config.threads)
+    return measure_network(analyse(normal, config), config, samples, runtime, Progress())
+
+
+def allocate(
+    measurement: Measurement,
+    *,
+    bits: float = 8,
+    weight_bits: float | None = None,
+    activation_bits: float | None = None,
+    joint: bool = False,
+    pins: tuple[tuple[str, int], ...] = (),
+) -> Allocation:
+    """The widths of least predicted distortion within the budgets; arguments as for `quantize`.
+
+    pins: (name or regular expression of a layer or activation, its width). Raises BudgetError if a budget cannot be
+    met.
+    """
+    weights_only = not measurement.network.activations
+    config = _config(bits, weight_bits, activation_bits, weights_only, {"joint": joint, "pins": pins})
+    return allocate_bits(measurement, config)
+
+
+def emit(model: Model, allocation: Allocation) -> onnx.ModelProto:
+    """`model`, the one that was measured, quantized as `allocation` says. Raises ModelError if it is another model."""
+    measured = allocation.measurement.network.model
+    if pipeline.read_normalized(model)[1] != measured:
+        raise ModelError("this is not the model that the allocation was measured on; measure it first")
+    return emit_model(allocation, {})
+
+
+def _config(
+    bits: float,
+    weight_bits: float | None,
+    activation_bits: float | None,
+    weights_only: bool,
+    options: dict[str, Any],
+) -> Config:
+    return Config(
+        weight_bits=bits if weight_bits is None else weight_bits,
+        activation_bits=None if weights_only else bits if activation_bits is None else activation_bits,
+        **options,
+    )

@@ -1,0 +1,111 @@
+"""Budgets and pins in, a width for every channel and activation out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.allocate import Solution, solve
+from rdoq_onnx.analysis import layer_names, matches
+from rdoq_onnx.config import MAX_BITS, Config
+from rdoq_onnx.curves import Curves
+from rdoq_onnx.errors import BudgetError, ConfigError
+from rdoq_onnx.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A width for everything that is quantized.
+
+    layer_bits: for each layer, the width of each channel. activation_bits: the width of each activation.
+    predicted: sum of all δ, by additivity (Eq. 6) the distortion of the whole. gap: how far from the optimum of the
+    curves it can be at most, relative.
+    """
+
+    measurement: Measurement
+    layer_bits: tuple[NDArray[np.int64], ...]
+    activation_bits: tuple[int, ...]
+    predicted: float
+    gap: float
+
+    @property
+    def weight_average(self) -> float:
+        """Bits per weight, over all quantized weights."""
+        return _average(np.concatenate(self.layer_bits), self.measurement.curves.elements[: self.measurement.channels])
+
+    @property
+    def activation_average(self) -> float | None:
+        """Bits per element over the activations that feed layers; None if none is quantized."""
+        feeding = np.array([not a.fusion for a in self.measurement.network.activations], bool)
+        if not feeding.any():
+            return None
+        elements = self.measurement.curves.elements[self.measurement.channels :]
+        return _average(np.array(self.activation_bits)[feeding], elements[feeding])
+
+
+def allocate_bits(measurement: Measurement, config: Config) -> Allocation:
+    """The widths of least predicted distortion within the budgets of `config`.
+
+    Raises BudgetError if the narrowest widths allowed are over a budget.
+    """
+    curves = pinned(measurement, config.pins)
+    channels, total = measurement.channels, len(curves.elements)
+    activations = measurement.network.activations
+    weights = np.arange(channels)
+    feeding = channels + np.array([k for k, a in enumerate(activations) if not a.fusion], np.int64)
+    fusion = channels + np.array([k for k, a in enumerate(activations) if a.fusion], np.int64)
+    choice = np.zeros(total, np.int64)
+    choice[fusion] = MAX_BITS
+    solutions = []
+    if config.joint and config.activation_bits is not None:
+        groups = [("--bits", np.concatenate([weights, feeding]), config.weight_bits)]
+    else:
+        groups = [("--weight-bits", weights, config.weight_bits)]
+        if len(feeding) and config.activation_bits is not None:
+            groups.append(("--activation-bits", feeding, config.activation_bits))
+    for option, rows, bits in groups:
+        solution = _solve(option, curves.take(rows), bits)
+        choice[rows] = solution.choice
+        solutions.append(solution)
+    predicted = float(curves.distortion[np.arange(total), choice].sum())
+    slack = sum(s.distortion - s.bound for s in solutions)
+    return Allocation(
+        measurement,
+        tuple(measurement.per_layer(choice)),
+        tuple(int(b) for b in choice[channels:]),
+        predicted,
+        max(slack, 0.0) / max(predicted, 1e-300),
+    )
+
+
+def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
+    """The curves with the widths of pinned layers and activations as the only ones allowed.
+
+    A width that a layer does not offer is taken as the nearest one under it. Raises ConfigError if there is none.
+    """
+    distortion = measurement.curves.distortion
+    mask = np.ones(distortion.shape, bool)
+    rows = np.split(np.arange(len(distortion)), np.cumsum([x.linear.channels for x in measurement.network.layers]))
+    names = [layer_names(x) for x in measurement.network.layers]
+    activations = [((a.tensor,), rows[-1][k : k + 1]) for k, a in enumerate(measurement.network.activations)]
+    for pattern, bits in pins:
+        for known, units in [*zip(names, rows[:-1], strict=True), *activations]:
+            if matches(pattern, known):
+                offered = np.flatnonzero(np.isfinite(distortion[units]).all(axis=0))
+                under = offered[offered <= bits]
+                if not len(under):
+                    raise ConfigError(f"--pin {pattern}={bits}: {known[0]!r} offers {offered.tolist()} bits")
+                mask[units] = np.arange(distortion.shape[1]) == under[-1]
+    return measurement.curves.restrict(mask)
+
+
+def _solve(option: str, curves: Curves, bits: float) -> Solution:
+    try:
+        return solve(curves, int(bits * int(curves.elements.sum()) + 1e-6))
+    except BudgetError as error:
+        raise BudgetError(f"{option} {bits:g} cannot be met: {error}") from error
+
+
+def _average(bits: NDArray[np.int64], elements: NDArray[np.int64]) -> float:
+    return float((bits * elements).sum() / elements.sum())

@@ -1,0 +1,202 @@
+"""The command line: arguments -> Config -> pipeline; exit codes; the only module that prints."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import rich.progress
+from rich.console import Console
+from rich.table import Table
+
+from rdoq_onnx import io, pipeline
+from rdoq_onnx.config import Config, parse_pin, parse_widths
+from rdoq_onnx.errors import ConfigError, RdoqError
+from rdoq_onnx.pipeline import Result
+from rdoq_onnx.progress import Advance, Progress
+from rdoq_onnx.version import __version__
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a run reads and writes."""
+
+    input: str
+    output: str
+    calibration: str | None
+    modified: str | None
+    json: str | None
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.argument("input", metavar="INPUT")
+@click.argument("output", metavar="OUTPUT")
+@click.option("--bits", default="8", metavar="B", help="Average bits per weight and per activation element, 0 to 8.")
+@click.option("--weight-bits", metavar="B", help="The same for weights alone.")
+@click.option("--activation-bits", metavar="B|none", help="The same for activations alone; none leaves them float.")
+@click.option("--joint", is_flag=True, help="One budget for weights and activations together.")
+@click.option("--widths", default="0-8", help="Widths that a weight channel may take, such as 0-8 or 2,4,8.")
+@click.option("--pin", multiple=True, metavar="PATTERN=BITS", help="Give a layer or activation its width.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave layers in float.")
+@click.option("--calibration", metavar="PATH", help="Samples: an .npz with an array per input, or an .npy.")
+@click.option("--samples", type=int, metavar="N", help="Use so many samples, evenly spaced.")
+@click.option("--measure", default="taylor", metavar="taylor|probe", help="First-order curves, or exact and slow.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Seed of all that is random.")
+@click.option("--provider", default="auto", metavar="auto|cpu|cuda", help="Where measurements run.")
+@click.option("--threads", type=int, default=0, metavar="N", help="Threads of ONNX Runtime; 0 lets it choose.")
+@click.option("--modified", metavar="FILE", help="Also write the modified network F~, whose Adds are inputs.")
+@click.option("--json", metavar="FILE", help="Also write the report as JSON.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Exit with 4, and write nothing, under this SQNR.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--verbose", is_flag=True, help="Also list all layers and activations.")
+@click.version_option(__version__, message="%(version)s")
+def command(quiet: bool, verbose: bool, **options: Any) -> None:
+    """Quantize the ONNX model INPUT into OUTPUT, each weight channel and activation at its own bit width."""
+    if quiet and verbose:
+        raise ConfigError("--quiet and --verbose exclude each other; give one")
+    names = ("input", "output", "calibration", "modified", "json")
+    files = Files(**{name: options.pop(name) for name in names})
+    config = make_config(**options)
+    _check_files(files)
+    out = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    progress = Progress() if quiet else _Bars() if sys.stderr.isatty() else _Lines()
+    if files.calibration is None:
+        _say(quiet, "warning: no --calibration: the samples are synthetic, so widths and figures mean less")
+    result = pipeline.run(files.input, files.calibration, config, progress)
+    _write(result, files)
+    _print(out, result, files, verbose)
+
+
+def make_config(
+    *,
+    bits: str,
+    weight_bits: str | None,
+    activation_bits: str | None,
+    widths: str,
+    pin: Sequence[str],
+    exclude: Sequence[str],
+    **rest: Any,
+) -> Config:
+    """Options, as they were typed, -> Config. Raises ConfigError."""
+    weights = _number("--bits", bits) if weight_bits is None else _number("--weight-bits", weight_bits)
+    activations: float | None = _number("--bits", bits)
+    if activation_bits is not None:
+        activations = None if activation_bits == "none" else _number("--activation-bits", activation_bits)
+    return Config(
+        weight_bits=weights,
+        activation_bits=activations,
+        widths=parse_widths(widths),
+        pins=tuple(parse_pin(p) for p in pin),
+        exclude=tuple(exclude),
+        **rest,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its code; every expected error is one line."""
+    try:
+        command.main(arguments, prog_name="rdoq-onnx", standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except RdoqError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        # Threads of ONNX Runtime may still be busy; nothing is left to be written.
+        sys.stderr.write("rdoq-onnx: interrupted; nothing was written\n")
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"rdoq-onnx: error: {' '.join(message.split())}\n")
+    sys.exit(code)
+
+
+def _say(quiet: bool, message: str) -> None:
+    if not quiet:
+        sys.stderr.write(f"rdoq-onnx: {message}\n")
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        expected = "a number or none" if option == "--activation-bits" else "a number"
+        raise ConfigError(f"{option} {text!r} is not {expected}") from None
+
+
+def _check_files(files: Files) -> None:
+    written = [f for f in (files.output, files.modified, files.json) if f is not None]
+    if len({Path(f).absolute() for f in written}) < len(written):
+        raise ConfigError("OUTPUT, --modified and --json must be different files")
+    for path in written:
+        io.check_output(path, files.input)
+
+
+def _write(result: Result, files: Files) -> None:
+    if files.modified is not None:
+        io.write_model(pipeline.modified(result.curves.network), files.modified)
+    if files.json is not None:
+        io.write_text(result.report.to_json(files.output), files.json)
+    result.save(files.output)
+
+
+def _print(out: Console, result: Result, files: Files, verbose: bool) -> None:
+    report = result.report
+    table = Table(title=f"{files.input} -> {files.output}", show_header=False, title_justify="left")
+    for figure, value in report.rows():
+        table.add_row(figure, value)
+    out.print(table)
+    for tensor, reason in report.probed.items():
+        out.print(f"measured exactly, {reason}: {tensor}", markup=False)
+    if report.skipped:
+        out.print(f"left in float: {len(report.skipped)} nodes", markup=False)
+        for skip in report.skipped:
+            out.print(f"  {skip.op_type} {skip.node}: {skip.reason}", markup=False)
+    if verbose:
+        for layer in report.layers:
+            mean = sum(layer.bits) / len(layer.bits)
+            fed = "float" if layer.activation_bits is None else f"{layer.activation_bits} bits"
+            out.print(f"  {layer.op} {layer.name}: {len(layer.bits)} channels, {mean:.2f} bits, fed by {fed}", markup=False)
+        for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
+            kind = "fusion" if activation.fusion else "activation"
+            out.print(f"  {kind} {activation.tensor}: {bits} bits", markup=False)
+
+
+class _Lines(Progress):
+    """A plain line at the end of each step, for logs."""
+
+    @contextmanager
+    def show(self, name: str, total: int) -> Iterator[Advance]:
+        begin = time.perf_counter()
+        yield lambda done: None
+        parts = f", {total} parts" if total > 1 else ""
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {name}: {time.perf_counter() - begin:.1f} s{parts}\n")
+
+
+class _Bars(Progress):
+    """A bar for each step, for terminals."""
+
+    def show(self, name: str, total: int) -> AbstractContextManager[Advance]:
+        return self._bar(name, total)
+
+    @contextmanager
+    def _bar(self, name: str, total: int) -> Iterator[Advance]:
+        columns = (
+            rich.progress.TextColumn("{task.description:12}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TimeRemainingColumn(),
+        )
+        with rich.progress.Progress(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task(name, total=total)
+            yield lambda done: bars.advance(task, done)
+            bars.update(task, completed=total)

@@ -1,0 +1,100 @@
+"""Every setting of a run, checked once."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rdoq_onnx.errors import ConfigError
+
+Measure = Literal["taylor", "probe"]
+Provider = Literal["auto", "cpu", "cuda"]
+
+MAX_BITS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a run, named as the command line's options. Raises ConfigError on a value out of range.
+
+    weight_bits, activation_bits: budgets, bits per element on average; `activation_bits` None leaves activations in
+        float.
+    joint: one budget for weights and activations together; both budgets must then be equal.
+    widths: bit widths that a weight channel may take. Activations may take 1 to 8.
+    pins: (pattern, bits) of layers or activations whose width is given.
+    exclude: patterns of layers that stay in float.
+    samples: how many calibration samples to use, evenly spaced; None for all (64 where they are synthetic).
+    measure: how curves are measured, "taylor" (first order) or "probe" (exact, slow).
+    threads: threads of ONNX Runtime; 0 lets it choose.
+    min_sqnr: the least output SQNR in dB that the emitted model must have.
+    """
+
+    weight_bits: float = 8.0
+    activation_bits: float | None = 8.0
+    joint: bool = False
+    widths: tuple[int, ...] = tuple(range(MAX_BITS + 1))
+    pins: tuple[tuple[str, int], ...] = ()
+    exclude: tuple[str, ...] = ()
+    samples: int | None = None
+    measure: Measure = "taylor"
+    seed: int = 0
+    provider: Provider = "auto"
+    threads: int = 0
+    min_sqnr: float | None = None
+
+    def __post_init__(self) -> None:
+        _within("--weight-bits", self.weight_bits, 0, MAX_BITS)
+        if self.activation_bits is not None:
+            _within("--activation-bits", self.activation_bits, 1, MAX_BITS)
+        if self.joint and self.activation_bits != self.weight_bits:
+            raise ConfigError("--joint takes one budget: give --bits alone, without --weight-bits or --activation-bits")
+        if not self.widths:
+            raise ConfigError("--widths names no width; give a range such as 0-8")
+        for width in self.widths:
+            _within("--widths", width, 0, MAX_BITS)
+        if list(self.widths) != sorted(set(self.widths)):
+            raise ConfigError(f"--widths {self.widths}: give each width once, in rising order")
+        for pattern, bits in self.pins:
+            _compiles("--pin", pattern)
+            _within(f"--pin {pattern}", bits, 0, MAX_BITS)
+        for pattern in self.exclude:
+            _compiles("--exclude", pattern)
+        if self.samples is not None and self.samples < 2:
+            raise ConfigError(f"--samples {self.samples}: at least 2 are needed, one to measure and one to verify")
+        if self.measure not in get_args(Measure):
+            raise ConfigError(f"--measure {self.measure!r}: choose one of {', '.join(get_args(Measure))}")
+        if self.provider not in get_args(Provider):
+            raise ConfigError(f"--provider {self.provider!r}: choose one of {', '.join(get_args(Provider))}")
+        if self.threads < 0:
+            raise ConfigError(f"--threads {self.threads}: give 0 (automatic) or more")
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """"0-8", "2,4,8" or "4" -> widths in rising order. Raises ConfigError on anything else."""
+    widths: set[int] = set()
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if not found:
+            raise ConfigError(f"--widths {text!r} is no list of widths; give for example 0-8 or 2,4,8")
+        first, last = int(found[1]), int(found[2] or found[1])
+        widths.update(range(first, last + 1))
+    return tuple(sorted(widths))
+
+
+def parse_pin(text: str) -> tuple[str, int]:
+    """"PATTERN=BITS" -> (pattern, bits). Raises ConfigError on anything else."""
+    pattern, equals, bits = text.rpartition("=")
+    if not equals or not pattern or not bits.isdigit():
+        raise ConfigError(f"--pin {text!r} is not PATTERN=BITS; give for example --pin 'conv1.*=8'")
+    return pattern, int(bits)
+
+
+def _within(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{option} {value:g} is out of range; give {low:g} to {high:g}")
+
+
+def _compiles(option: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{option} {pattern!r} is no regular expression: {error}") from error

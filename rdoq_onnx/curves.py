@@ -1,0 +1,119 @@
+"""Rate-distortion curves of weight channels and activations, and their lower convex hulls.
+
+A *unit* u is one weight channel or one activation. At b bits it costs r = b * elements(u) bits of the
+budget and distorts the network's output by d(u, b), measured or estimated. A Lagrangian allocation can
+only reach points on the lower convex hull of {(r, d)} (Shoham & Gersho 1988), and only the decreasing
+part of it is of use: more bits for more distortion never are. The elements scale a unit's rate axis as
+a whole, so that the hull over bits is the hull over rate.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_BITS = 16
+BLOCK = 1 << 12  # units whose hulls are found at a time: W rows of them stay in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Rate-distortion points of U units (weight channels or activations) at W candidate widths.
+
+    Raises ValueError where shapes disagree, widths are not strictly ascending within 0..16, elements are
+    below 1, a distortion is NaN or negative, or a unit has no allowed width.
+    """
+
+    widths: NDArray[np.int64]  # [W] bits, strictly ascending, within 0..16
+    elements: NDArray[np.int64]  # [U] elements that one unit spends its bits on, >= 1
+    distortion: NDArray[np.float64]  # [U, W] >= 0; inf where the width is not allowed for that unit
+
+    def __post_init__(self) -> None:
+        """Refuse what the solver could not make sense of."""
+        _check_axes(self.widths, self.elements, self.distortion)
+        _check_distortion(self.distortion)
+
+    @property
+    def rate(self) -> NDArray[np.int64]:
+        """Bits that each unit takes at each width, [U, W]."""
+        return self.elements[:, None] * self.widths[None, :]
+
+    def restrict(self, mask: NDArray[np.bool_]) -> "Curves":
+        """Return these curves with the widths where mask [U, W] is False disallowed (inf)."""
+        shape = self.distortion.shape
+        if mask.shape != shape or mask.dtype != np.bool_:
+            raise ValueError(f"mask is {mask.dtype} of shape {mask.shape}, must be bool of shape {shape}")
+        return Curves(self.widths, self.elements, np.where(mask, self.distortion, np.inf))
+
+    def take(self, rows: NDArray[np.int64]) -> "Curves":
+        """Return the curves of the units with these indices, in this order."""
+        return Curves(self.widths, self.elements[rows], self.distortion[rows])
+
+
+def lower_hull(curves: Curves) -> NDArray[np.bool_]:
+    """Mark the points on the decreasing part of each unit's lower convex hull of (rate, distortion).
+
+    The hull starts at the unit's cheapest allowed width and ends at its cheapest width of least
+    distortion. Points above it are left out, those on an edge are kept (they make for smaller steps).
+
+    Returns a bool array [U, W].
+    """
+    hull = np.empty(curves.distortion.shape, np.bool_)
+    for start in range(0, curves.elements.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        hull[block] = hull_slopes(curves.widths, np.ascontiguousarray(curves.distortion[block].T)).T > 0
+    return hull
+
+
+def hull_slopes(widths: NDArray[np.int64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gift-wrap the hulls of `lower_hull` from left to right, all units at once.
+
+    Takes the distortions as [W, U], one contiguous row a width, inf where not allowed; works fastest on
+    BLOCK units or fewer at a time.
+
+    Returns [W, U]: the drop of distortion per bit of width along the hull edge that ends at the point,
+    never rising along a hull; inf at a hull's first point, 0 at points above it.
+    """
+    slopes = np.zeros(points.shape)
+    slopes[np.isfinite(points).argmax(axis=0), np.arange(points.shape[1])] = np.inf
+    with np.errstate(invalid="ignore"):  # inf - inf, in columns whose point i is not on the hull
+        for i in range(len(widths) - 1):
+            bits = (widths - widths[i]).tolist()
+            descents = {k: (points[i] - points[k]) / bits[k] for k in range(i + 1, len(bits))}
+            steepest = reduce(np.maximum, descents.values())
+            on_hull = (slopes[i] > 0) & (steepest > 0)
+            # Where three points are in line, rounding could have the slope rise: hence the minimum.
+            edge = np.minimum(steepest, slopes[i])
+            for k, descent in descents.items():
+                np.copyto(slopes[k], edge, where=on_hull & (descent == steepest))
+    return slopes
+
+
+def _check_axes(
+    widths: NDArray[np.int64], elements: NDArray[np.int64], distortion: NDArray[np.float64]
+) -> None:
+    """Raise ValueError unless widths, elements and the shape of the distortions fit together."""
+    if widths.ndim != 1 or widths.dtype != np.int64 or widths.size == 0:
+        raise ValueError(f"widths must be one or more int64, got {widths.dtype} {widths.shape}")
+    if widths[0] < 0 or widths[-1] > MAX_BITS or not (np.diff(widths) > 0).all():
+        raise ValueError(f"widths must ascend strictly within 0..{MAX_BITS}, got {widths.tolist()}")
+    if elements.ndim != 1 or elements.dtype != np.int64:
+        raise ValueError(f"elements must be a vector of int64, got {elements.dtype} {elements.shape}")
+    if not (elements >= 1).all():
+        raise ValueError(f"elements of unit {int((elements < 1).argmax())} are below 1")
+    if distortion.shape != (elements.size, widths.size):
+        raise ValueError(f"distortion has shape {distortion.shape}, must be {(elements.size, widths.size)}")
+
+
+def _check_distortion(distortion: NDArray[np.float64]) -> None:
+    """Raise ValueError at the first distortion that is NaN or negative, or unit without a finite one."""
+    if distortion.dtype != np.float64:
+        raise ValueError(f"distortion must be float64, got {distortion.dtype}")
+    wrong = ~(distortion >= 0)
+    if wrong.any():
+        unit, column = (int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(f"distortion of unit {unit} at width index {column} is {distortion[unit, column]}")
+    stuck = ~np.isfinite(distortion).any(axis=1)
+    if stuck.any():
+        raise ValueError(f"unit {int(stuck.argmax())} has no allowed width: all of its distortions are inf")

@@ -1,0 +1,211 @@
+"""A weighted layer as one matrix product per group: z = W X.
+
+Conv, ConvTranspose, Gemm and MatMul are all linear in their weights. Unfolding the data into X (im2col) makes them the
+same operator, and everything that the method needs is then a product of matrices:
+
+    output       z = W X          [N, G, O, P]
+    perturbation Δz = ΔW X        (supplement, Sect. 1: what an Add on the layer's output is fed)
+    gradient     ∂(vᵀy)/∂W = g Xᵀ [N, G, O, K], so that ⟨g, op(x, ΔW)⟩ = ⟨g Xᵀ, ΔW⟩ for every ΔW at once
+
+N samples, G groups, O output channels of a group, K weights of one of them, P positions. Bias is no part of it.
+A unit is what owns one scale in the emitted file: an index along the weight's channel axis. Its weights form a row.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """How one operator unfolds: its type, its weight's shape and the attributes that matter.
+
+    op_type: "Conv", "ConvTranspose", "Gemm" or "MatMul".
+    weight_side: which of the operator's two inputs is the weight (0 only for MatMul).
+    """
+
+    op_type: str
+    shape: tuple[int, ...]
+    weight_side: int = 1
+    group: int = 1
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+    auto_pad: str = "NOTSET"
+    output_padding: tuple[int, ...] = ()
+    trans_a: bool = False
+    trans_b: bool = False
+    alpha: float = 1.0
+
+    @property
+    def axis(self) -> int:
+        """The channel axis of the weight, as DequantizeLinear wants it."""
+        if self.op_type == "Conv" or (self.op_type == "Gemm" and self.trans_b):
+            return 0
+        if self.op_type == "MatMul" and self.weight_side == 0:
+            return len(self.shape) - 2
+        return 1 if self.op_type != "MatMul" else len(self.shape) - 1
+
+    @property
+    def channels(self) -> int:
+        return self.shape[self.axis]
+
+    def rows(self, weight: FloatArray) -> FloatArray:
+        """Weight tensor -> [units, weights of a unit]."""
+        return np.moveaxis(weight, self.axis, 0).reshape(self.channels, -1)
+
+    def tensor(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of `rows`."""
+        rest = tuple(n for k, n in enumerate(self.shape) if k != self.axis)
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(self.channels, *rest), 0, self.axis))
+
+    def grouped(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """[..., units, weights of a unit] -> [..., G, O, K]."""
+        lead = rows.shape[:-2]
+        if self.op_type == "ConvTranspose":
+            return np.swapaxes(rows.reshape(*lead, self.channels, self.group, -1), -3, -2)
+        return rows.reshape(*lead, self.group, self.channels // self.group, -1)
+
+    def ungrouped(self, blocks: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of `grouped`."""
+        lead = blocks.shape[:-3]
+        if self.op_type == "ConvTranspose":
+            blocks = np.swapaxes(blocks, -3, -2)
+        return blocks.reshape(*lead, self.channels, -1)
+
+    def block(self, unit: int) -> tuple[int | slice, int]:
+        """Where a unit's outputs are in [G, O, ...]. A grouped ConvTranspose shares its scales between groups."""
+        if self.op_type == "ConvTranspose":
+            return slice(None), unit
+        return divmod(unit, self.channels // self.group)
+
+    def unfold(self, x: FloatArray, samples: int) -> FloatArray:
+        """The layer's data input -> X [samples, G, K, P].
+
+        Axis 0 of `x` is a multiple of `samples`, sample by sample.
+        """
+        if self.op_type == "Gemm":
+            rows = x.T if self.trans_a else x
+            return (self.alpha * rows.reshape(samples, 1, -1, rows.shape[-1])).swapaxes(-1, -2)
+        if self.op_type == "MatMul" and self.weight_side == 1:
+            return x.reshape(samples, 1, -1, x.shape[-1]).swapaxes(-1, -2)
+        if self.op_type == "MatMul":
+            stacked = x.reshape(samples, -1, x.shape[-2], x.shape[-1])
+            return np.moveaxis(stacked, 1, 2).reshape(samples, 1, x.shape[-2], -1)
+        return _per_sample(self._windows(x), samples)
+
+    def outputs(self, z: FloatArray, samples: int) -> FloatArray:
+        """The layer's output (or its adjoint) -> [samples, G, O, P], positions in the order of `unfold`."""
+        if self.op_type in ("Conv", "ConvTranspose"):
+            blocks = z.reshape(z.shape[0], self.group, z.shape[1] // self.group, -1)
+            return _per_sample(blocks, samples)
+        if self.op_type == "MatMul" and self.weight_side == 0:
+            stacked = z.reshape(samples, -1, z.shape[-2], z.shape[-1])
+            return np.moveaxis(stacked, 1, 2).reshape(samples, 1, z.shape[-2], -1)
+        return z.reshape(samples, 1, -1, z.shape[-1]).swapaxes(-1, -2)
+
+    def refold(self, blocks: FloatArray, like: tuple[int, ...]) -> FloatArray:
+        """The inverse of `outputs`: [samples, G, O, P] -> a tensor of the shape `like`."""
+        samples = blocks.shape[0]
+        if self.op_type in ("Conv", "ConvTranspose"):
+            repeat = like[0] // samples
+            parts = blocks.reshape(*blocks.shape[:3], repeat, -1)
+            return np.moveaxis(parts, 3, 1).reshape(like)
+        if self.op_type == "MatMul" and self.weight_side == 0:
+            parts = blocks.reshape(samples, like[-2], -1, like[-1])
+            return np.moveaxis(parts, 2, 1).reshape(like)
+        return blocks[:, 0].swapaxes(-1, -2).reshape(like)
+
+    def _windows(self, x: FloatArray) -> FloatArray:
+        """[N, C, *spatial] -> [N, G, K, P]."""
+        spatial = len(self.shape) - 2
+        kernel = self.shape[2:]
+        dilations = self.dilations or (1,) * spatial
+        strides = self.strides or (1,) * spatial
+        if self.op_type == "ConvTranspose":
+            x = _stretch(x, strides)
+            pads = self._transposed_pads(x.shape[2:], kernel, dilations, strides)
+            strides = (1,) * spatial
+        else:
+            pads = self._pads(x.shape[2:], kernel, dilations, strides)
+        x = _pad(x, pads)
+        extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
+        axes = tuple(range(2, 2 + spatial))
+        view = sliding_window_view(x, extent, axis=axes)
+        view = view[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
+        view = view[(..., *(slice(None, None, d) for d in dilations))]
+        if self.op_type == "ConvTranspose":
+            view = np.flip(view, tuple(range(-spatial, 0)))
+        view = np.moveaxis(view, tuple(range(-spatial, 0)), axes)
+        return view.reshape(x.shape[0], self.group, x.shape[1] // self.group * math.prod(kernel), -1)
+
+    def _pads(
+        self, size: tuple[int, ...], kernel: tuple[int, ...], dilations: tuple[int, ...], strides: tuple[int, ...]
+    ) -> list[tuple[int, int]]:
+        if self.auto_pad == "VALID":
+            return [(0, 0)] * len(kernel)
+        if self.auto_pad == "NOTSET":
+            pads = self.pads or (0,) * (2 * len(kernel))
+            return list(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True))
+        result = []
+        for n, k, d, s in zip(size, kernel, dilations, strides, strict=True):
+            total = max((math.ceil(n / s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            result.append(_halves(total, self.auto_pad))
+        return result
+
+    def _transposed_pads(
+        self,
+        stretched: tuple[int, ...],
+        kernel: tuple[int, ...],
+        dilations: tuple[int, ...],
+        strides: tuple[int, ...],
+    ) -> list[tuple[int, int]]:
+        """Zeros around the stretched input; negative where the operator crops its output."""
+        extra = self.output_padding or (0,) * len(kernel)
+        pads = self.pads or (0,) * (2 * len(kernel))
+        result = []
+        for axis, (n, k, d, s, e) in enumerate(zip(stretched, kernel, dilations, strides, extra, strict=True)):
+            begin, end = pads[axis], pads[axis + len(kernel)]
+            if self.auto_pad.startswith("SAME"):
+                full = n + d * (k - 1) + e
+                begin, end = _halves(max(full - ((n - 1) // s + 1) * s, 0), self.auto_pad)
+            result.append((d * (k - 1) - begin, d * (k - 1) - end + e))
+        return result
+
+
+def _per_sample(blocks: FloatArray, samples: int) -> FloatArray:
+    """[N·r, G, K, P] -> [N, G, K, r·P]."""
+    if blocks.shape[0] == samples:
+        return blocks
+    _, groups, k, positions = blocks.shape
+    parts = blocks.reshape(samples, -1, groups, k, positions)
+    return np.moveaxis(parts, 1, 3).reshape(samples, groups, k, -1)
+
+
+def _stretch(x: FloatArray, strides: tuple[int, ...]) -> FloatArray:
+    """Zeros between the positions, as a transposed convolution sees its input."""
+    if all(s == 1 for s in strides):
+        return x
+    size = [s * (n - 1) + 1 for n, s in zip(x.shape[2:], strides, strict=True)]
+    out = np.zeros((*x.shape[:2], *size), x.dtype)
+    out[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = x
+    return out
+
+
+def _pad(x: FloatArray, pads: list[tuple[int, int]]) -> FloatArray:
+    if any(p for pair in pads for p in pair):
+        x = np.pad(x, [(0, 0), (0, 0), *((max(b, 0), max(e, 0)) for b, e in pads)])
+        crop = tuple(slice(max(-b, 0), n - max(-e, 0)) for (b, e), n in zip(pads, x.shape[2:], strict=True))
+        x = x[(slice(None), slice(None), *crop)]
+    return x
+
+
+def _halves(total: int, auto_pad: str) -> tuple[int, int]:
+    small, large = total // 2, total - total // 2
+    return (small, large) if auto_pad == "SAME_UPPER" else (large, small)

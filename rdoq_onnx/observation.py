@@ -1,0 +1,109 @@
+"""One forward pass of the float network over the samples: sizes, ranges, reference power, and how samples batch."""
+
+import contextlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis import Network
+from rdoq_onnx.calibration import Samples
+from rdoq_onnx.distortion import Metric, metric_of
+from rdoq_onnx.errors import CalibrationError, RdoqError
+from rdoq_onnx.runtime import Runtime, Session
+
+_MEMORY = 192 << 20  # bytes of tensors that one batch of the measurement may hold
+_MOST = 32
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """size: samples that run together. rides: whether any number of samples can be stacked on axis 0."""
+
+    size: int
+    rides: bool
+
+
+@dataclass(frozen=True)
+class Observation:
+    """ranges: least and greatest value of each activation. sizes: elements of one sample of each observed tensor."""
+
+    ranges: Mapping[str, tuple[float, float]]
+    sizes: Mapping[str, int]
+    metric: Metric
+    batching: Batching
+
+
+def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation:
+    """Run the float network over all `samples`.
+
+    Raises CalibrationError if the network does not run on them or its outputs are not finite.
+    """
+    activations = [a.tensor for a in network.activations]
+    feeding = [f for a in network.activations for f in a.feeds]
+    layers = [n for x in network.layers for u in x.uses for n in (u.data, u.output)]
+    outputs = [o.name for o in network.model.graph.output]
+    names = list(dict.fromkeys([*activations, *feeding, *layers]))
+    session = runtime.session(with_outputs(network.model, [*dict.fromkeys([*outputs, *names])]), "all")
+    batching, sizes = _batching(session, samples, names)
+    ranges: dict[str, tuple[float, float]] = {}
+    kept: list[list[Array]] = []
+    for feeds in samples.batches(batching.size):
+        values = dict(zip(session.outputs, session.run(feeds), strict=True))
+        kept.append([np.asarray(values[o]) for o in outputs])
+        for name in activations:
+            low, high = float(values[name].min()), float(values[name].max())
+            if not np.isfinite(low) or not np.isfinite(high):
+                raise CalibrationError(f"tensor {name!r} of the float model is not finite on the samples given")
+            before = ranges.get(name, (low, high))
+            ranges[name] = min(low, before[0]), max(high, before[1])
+    return Observation(ranges, sizes, metric_of(outputs, kept, len(samples)), batching)
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of `model` with just these outputs, graph inputs among them if named."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {o.name: o for o in model.graph.output}
+    del copy.graph.output[:]
+    copy.graph.output.extend(known.get(n, onnx.ValueInfoProto(name=n)) for n in names)
+    return copy
+
+
+def _batching(session: Session, samples: Samples, names: Sequence[str]) -> tuple[Batching, dict[str, int]]:
+    """Whether samples may share a batch, found out by trying; and the elements of one sample of each tensor.
+
+    They may if two samples in one batch give every tensor the rows that each gives alone.
+    """
+    step = samples.batch or 1
+    try:
+        alone = [session.run(feeds) for _, feeds in itertools.islice(samples.counted_batches(1), 2)]
+    except RdoqError as error:
+        raise CalibrationError(f"the float model does not run on the samples from {samples.source}: {error}") from error
+    sizes = {n: int(v.size) // step for n, v in zip(session.outputs, alone[0], strict=True) if n in names}
+    together = None
+    if len(alone) == 2 and samples.batch is None:
+        with contextlib.suppress(RdoqError):
+            together = session.run(samples.feeds([0, 1]))
+    if together is None or not all(_rows(t, a, b) for t, a, b in zip(together, *alone, strict=True)):
+        return Batching(step, False), sizes
+    held = 4 * 3 * sum(sizes.values())
+    return Batching(int(np.clip(_MEMORY // max(held, 1), 1, _MOST)), True), sizes
+
+
+def _rows(both: Array, first: Array, second: Array) -> bool:
+    """Whether `both` is `first` over `second`, up to rounding."""
+    both, first, second = np.asarray(both), np.asarray(first), np.asarray(second)
+    if first.ndim == 0 or both.shape != (len(first) + len(second), *first.shape[1:]):
+        return False
+    joined = np.concatenate([first, second])
+    if joined.dtype.kind != "f":
+        return bool((joined == both).all())
+    scale = float(np.abs(joined).max(initial=0)) or 1.0
+    return bool(np.abs(joined - both).max(initial=0) <= 1e-3 * scale)

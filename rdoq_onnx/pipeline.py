@@ -1,0 +1,110 @@
+"""The steps, in order: model → analysis → candidates → curves → allocation → emission → verification."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from rdoq_onnx import io
+from rdoq_onnx.analysis import Network, analyse, integer_ranges
+from rdoq_onnx.budget import Allocation, allocate_bits
+from rdoq_onnx.calibration import Samples, input_specs, load_samples, synthetic
+from rdoq_onnx.config import Config
+from rdoq_onnx.emission import emit_model
+from rdoq_onnx.errors import CalibrationError
+from rdoq_onnx.measurement import Measurement, measure_network
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.fold_batchnorm import FoldBatchNorm
+from rdoq_onnx.passes.fold_constants import FoldConstants
+from rdoq_onnx.passes.insert_adds import InsertAdds
+from rdoq_onnx.passes.normalize import Normalize
+from rdoq_onnx.progress import Progress
+from rdoq_onnx.report import Report, make_report
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.verify import verify_model
+
+NORMALIZE = (Normalize(opset=13), FoldConstants(), FoldBatchNorm())
+HELD_OUT = 0.25
+SYNTHETIC_SAMPLES = 64
+
+Model = onnx.ModelProto | str | Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """A quantized model, and how it came about.
+
+    model: the emitted ONNX. report: its figures. allocation: the width of every channel and activation, and through
+    `allocation.measurement` the curves.
+    """
+
+    model: onnx.ModelProto
+    report: Report
+    allocation: Allocation
+
+    @property
+    def curves(self) -> Measurement:
+        return self.allocation.measurement
+
+    def save(self, path: str | Path) -> None:
+        """Write the model atomically. Raises OutputError."""
+        io.write_model(self.model, path)
+
+
+def run(model: Model, calibration: Any, config: Config, progress: Progress) -> Result:
+    """All steps. `calibration` None means synthetic samples.
+
+    Raises RdoqError of the kind that errors.py lists.
+    """
+    runtime = Runtime(config.provider, config.threads)
+    with progress.step("normalize"):
+        original, normal = read_normalized(model)
+        samples = samples_for(normal, calibration, config)
+        network = analyse(normal, config)
+    measuring, held_out = samples.split(1 - HELD_OUT, config.seed)
+    measurement = measure_network(network, config, measuring, runtime, progress)
+    with progress.step("allocate"):
+        allocation = allocate_bits(measurement, config)
+    with progress.step("emit"):
+        quantized = emit_model(allocation, settings(config, samples))
+    with progress.step("verify"):
+        verification = verify_model(original, quantized, allocation, held_out, runtime, config.min_sqnr)
+    source = str(model) if not isinstance(model, onnx.ModelProto) else ""
+    report = make_report(source, original, quantized, allocation, verification, samples, progress.seconds)
+    return Result(quantized, report, allocation)
+
+
+def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The model as it was given, and after the NORMALIZE passes. Raises ModelError."""
+    original = model if isinstance(model, onnx.ModelProto) else io.read_model(model)
+    return original, run_passes(NORMALIZE, original)
+
+
+def samples_for(model: onnx.ModelProto, calibration: Any, config: Config) -> Samples:
+    """The samples of a run. Raises CalibrationError if they are too few to hold some out."""
+    specs = input_specs(model)
+    if calibration is None:
+        return synthetic(specs, config.samples or SYNTHETIC_SAMPLES, config.seed, integer_ranges(model))
+    samples = load_samples(calibration, specs, config.samples, config.seed)
+    if len(samples) < 2:
+        raise CalibrationError(
+            f"{samples.source} holds {len(samples)} sample; at least 2 are needed, one to measure and one to verify"
+        )
+    return samples
+
+
+def modified_network(model: Model, config: Config) -> onnx.ModelProto:
+    """F̃ of the supplement, with an Add behind every activation and every layer's output."""
+    network = analyse(read_normalized(model)[1], config)
+    return modified(network)
+
+
+def modified(network: Network) -> onnx.ModelProto:
+    outputs = [u.output for layer in network.layers for u in layer.uses]
+    return run_passes([InsertAdds([a.tensor for a in network.activations], outputs)], network.model)
+
+
+def settings(config: Config, samples: Samples) -> dict[str, Any]:
+    """What a reader of the file needs to make it again."""
+    return asdict(replace(config, provider="auto")) | {"calibration": samples.source, "samples": len(samples)}

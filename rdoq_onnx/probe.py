@@ -1,0 +1,206 @@
+"""Exact curves (Eq. 7 and 8): feed the finite perturbation to its Add of F̃, run, compare outputs.
+
+Only what lies downstream of the Add is run: the tensors at its edge are taken from one run at s = 0. Many (channel,
+width) pairs ride in one batch.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from rdoq_onnx.analysis import Activation, Layer, Network, captured
+from rdoq_onnx.calibration import Samples
+from rdoq_onnx.candidates import Candidates
+from rdoq_onnx.distortion import Metric
+from rdoq_onnx.observation import Batching, with_outputs
+from rdoq_onnx.passes.insert_adds import InsertAdds, parameter
+from rdoq_onnx.progress import Advance
+from rdoq_onnx.quantizer import Affine, WeightCodes
+from rdoq_onnx.runtime import Runtime, Session
+from rdoq_onnx.taylor import Distortions
+
+_ROWS = 128  # perturbed samples in one run
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Prober:
+    """Exact measurements on `samples`."""
+
+    network: Network
+    samples: Samples
+    metric: Metric
+    runtime: Runtime
+    batching: Batching
+
+    def layer(self, layer: Layer, codes: Sequence[WeightCodes]) -> NDArray[np.float64]:
+        """δ of each channel of `layer`, the rest float, for each of `codes`; [units, len(codes)]."""
+        weight = next(t for t in self.network.model.graph.initializer if t.name == layer.weight)
+        rows = layer.linear.rows(numpy_helper.to_array(weight))
+        deltas = [c.values - rows for c in codes]
+        suffix = _Suffix.of(self, "z", [u.output for u in layer.uses], [u.data for u in layer.uses])
+        total = np.zeros((layer.linear.channels, len(codes)))
+        pairs = [(j, w) for j in range(layer.linear.channels) for w in range(len(codes))]
+        for count, tensors in suffix.batches(self):
+            outputs = []
+            for use in layer.uses:
+                x = layer.linear.unfold(tensors[use.data], count)
+                outputs.append([layer.linear.grouped(d.astype(np.float32)) @ x for d in deltas])
+            for chunk in _chunks(pairs, count, self.batching.rides):
+                parameters = {
+                    use.output: _channels_alone(layer, blocks, chunk, tensors[use.output].shape)
+                    for use, blocks in zip(layer.uses, outputs, strict=True)
+                }
+                for (j, w), error in zip(chunk, suffix.errors(self, tensors, parameters, count), strict=True):
+                    total[j, w] += error
+        return total / len(self.samples)
+
+    def activation(self, activation: Activation, quantizers: Sequence[Affine]) -> NDArray[np.float64]:
+        """δ of `activation` under each quantizer, the rest float; [len(quantizers)]."""
+        suffix = _Suffix.of(self, "a", [activation.tensor], [])
+        total = np.zeros(len(quantizers))
+        for count, tensors in suffix.batches(self):
+            a = tensors[activation.tensor]
+            for chunk in _chunks(range(len(quantizers)), count, self.batching.rides):
+                perturbation = np.concatenate([quantizers[k](a) - a for k in chunk])
+                errors = suffix.errors(self, tensors, {activation.tensor: perturbation}, count)
+                total[list(chunk)] += errors
+        return total / len(self.samples)
+
+
+def exact(network: Network, candidates: Candidates, prober: Prober, *, advance: Advance) -> Distortions:
+    """Measure all curves of `network` exactly; `advance(1)` after each layer and activation."""
+    weights, activations = [], []
+    for layer, codes in zip(network.layers, candidates.weights, strict=True):
+        weights.append(prober.layer(layer, codes))
+        advance(1)
+    for activation, table in zip(network.activations, candidates.activations, strict=True):
+        activations.append(exact_activation(prober, activation, table))
+        advance(1)
+    return Distortions(tuple(weights), tuple(activations), {})
+
+
+def complete(measured: Distortions, network: Network, candidates: Candidates, prober: Prober) -> Distortions:
+    """`measured` with the curves that it misses measured exactly."""
+    lost = measured.missing
+    weights = tuple(
+        prober.layer(layer, codes) if any(u.output in lost for u in layer.uses) else curve
+        for layer, codes, curve in zip(network.layers, candidates.weights, measured.weights, strict=True)
+    )
+    activations = tuple(
+        exact_activation(prober, a, table) if a.tensor in lost else curves
+        for a, table, curves in zip(
+            network.activations, candidates.activations, measured.activations, strict=True
+        )
+    )
+    return Distortions(weights, activations, lost)
+
+
+def exact_activation(
+    prober: Prober, activation: Activation, table: Mapping[int, tuple[Affine, ...]]
+) -> dict[int, NDArray[np.float64]]:
+    """δ of `activation` under each quantizer of each width."""
+    flat = prober.activation(activation, [q for several in table.values() for q in several])
+    parts = np.split(flat, np.cumsum([len(several) for several in table.values()])[:-1])
+    return dict(zip(table, parts, strict=True))
+
+
+def suffix_of(model: onnx.ModelProto, starts: Sequence[str], outputs: Sequence[str]) -> tuple[list[str], list[Any]]:
+    """(tensors read at the edge, nodes) of the part of `model` that lies downstream of the tensors `starts`."""
+    reached = set(starts)
+    nodes = []
+    for node in model.graph.node:
+        if reached.intersection((*node.input, *captured(node))):
+            nodes.append(node)
+            reached.update(o for o in node.output if o)
+    made = reached - set(starts)
+    known = {t.name for t in model.graph.initializer} | made | set(starts) | {""}
+    read = [i for n in nodes for i in (*n.input, *captured(n))]
+    available = {v.name for v in model.graph.input} | {o for n in model.graph.node for o in n.output}
+    passed = [o for o in outputs if o not in made]
+    edge = [i for i in dict.fromkeys([*read, *passed]) if i not in known and i in available]
+    return edge, nodes
+
+
+@dataclass(frozen=True)
+class _Suffix:
+    """F̃ downstream of some Adds, and the session that computes what it needs from the network's inputs."""
+
+    prefix: Session
+    session: Session
+    edge: tuple[str, ...]
+    fetched: tuple[str, ...]
+    parameters: Mapping[str, str]
+
+    @classmethod
+    def of(cls, prober: Prober, kind: str, tensors: Sequence[str], data: Sequence[str]) -> "_Suffix":
+        model, outputs = prober.network.model, prober.metric.outputs
+        adds = InsertAdds(tensors, ()) if kind == "a" else InsertAdds((), tensors)
+        modified = adds(model)
+        parameters = {t: parameter(kind, t) for t in tensors}
+        edge, nodes = suffix_of(modified, list(parameters.values()), outputs)
+        fetched = list(dict.fromkeys([*edge, *data, *tensors, *outputs]))
+        prefix = prober.runtime.session(with_outputs(modified, fetched), "all")
+        _, feeds = next(_batches(prober))
+        sample = dict(zip(prefix.outputs, prefix.run(feeds), strict=True))
+        inputs = [_free(name, sample[name]) for name in edge]
+        inputs += [_free(parameters[t], sample[t]) for t in tensors]
+        suffix = onnx.ModelProto()
+        suffix.CopyFrom(modified)
+        read = {i for n in nodes for i in (*n.input, *captured(n))}
+        graph = helper.make_graph(nodes, "suffix", inputs, [o for o in modified.graph.output if o.name in outputs])
+        graph.initializer.extend(
+            t for t in modified.graph.initializer if t.name in read and t.name not in parameters.values()
+        )
+        suffix.graph.CopyFrom(graph)
+        # An output that no Add reaches is passed through.
+        return cls(prefix, prober.runtime.session(suffix, "all"), tuple(edge), tuple(fetched), parameters)
+
+    def batches(self, prober: Prober) -> Iterator[tuple[int, dict[str, Array]]]:
+        for count, feeds in _batches(prober):
+            yield count, dict(zip(self.prefix.outputs, self.prefix.run(feeds), strict=True))
+
+    def errors(
+        self, prober: Prober, tensors: Mapping[str, Array], parameters: Mapping[str, Array], count: int
+    ) -> NDArray[np.float64]:
+        """Sum over the samples of ‖F̃ - F‖² / D, for each perturbation stacked in `parameters`."""
+        tensor, stacked = next(iter(parameters.items()))
+        repeats = len(stacked) // len(tensors[tensor])
+        feeds = {name: np.concatenate([tensors[name]] * repeats) for name in self.edge}
+        feeds |= {self.parameters[t]: value for t, value in parameters.items()}
+        values = self.session.run(feeds, prober.metric.outputs)
+        reference = [np.concatenate([tensors[name]] * repeats) for name in prober.metric.outputs]
+        return prober.metric.errors(values, reference, repeats * count).reshape(repeats, count).sum(axis=1)
+
+
+def _channels_alone(
+    layer: Layer, blocks: Sequence[Array], pairs: Sequence[tuple[int, int]], shape: tuple[int, ...]
+) -> Array:
+    """Δz for each (unit, width) pair: zero but for the unit's channel; stacked along axis 0."""
+    stacked = np.zeros((len(pairs), *blocks[0].shape), np.float32)
+    for row, (unit, width) in zip(stacked, pairs, strict=True):
+        where = (slice(None), *layer.linear.block(unit))
+        row[where] = blocks[width][where]
+    flat = stacked.reshape(-1, *blocks[0].shape[1:])
+    return layer.linear.refold(flat, (len(pairs) * shape[0], *shape[1:]))
+
+
+def _chunks(items: Sequence[Any], count: int, rides: bool) -> Iterator[Sequence[Any]]:
+    size = max(1, _ROWS // count) if rides else 1
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _batches(prober: Prober) -> Iterable[tuple[int, dict[str, Array]]]:
+    return prober.samples.counted_batches(prober.batching.size)
+
+
+def _free(name: str, value: Array) -> onnx.ValueInfoProto:
+    dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
+    return helper.make_tensor_value_info(name, dtype, [None] * value.ndim)

@@ -1,0 +1,131 @@
+"""Scales and rounding, in numpy alone: what a channel or an activation becomes at each bit width.
+
+Weights (one scale s per channel, zero point 0, so that the emitted DequantizeLinear is s·q):
+
+    q = clip(round(w / s), l, l + 2^b - 1),    (s, l) = argmin ‖w - s·q‖²
+
+The window of 2^b integers starts at l = -2^(b-1), or at -2^(b-1) + 1 where the heavier tail is positive; it need not
+hold zero in its middle, but zero stays an integer, as kernels want.
+
+Activations (one scale and zero point per tensor, unsigned integers):
+
+    q = clip(round(a / s) + z, 0, 2^b - 1),    â = s·(q - z)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+
+# Shares of a channel's largest magnitude that its integer range may cover. Few bits gain from clipping more.
+_RANGE_SHARES = np.concatenate([np.geomspace(0.12, 0.7, 12, endpoint=False), np.linspace(0.7, 1.05, 15)])
+_CLIP_SHARES = (1.0, 0.85, 0.7, 0.55, 0.42, 0.32, 0.24, 0.18, 0.12, 0.08)
+_CLIPS_TRIED = 6
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class WeightCodes:
+    """One layer's channels at one width: `integers` int8 [units, K] and `scales` float32 [units]."""
+
+    integers: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The weights as they are decoded, [units, K]."""
+        return self.integers * self.scales[:, None]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A per-tensor quantizer to the integers low..high of an unsigned byte."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+    @property
+    def bits(self) -> int:
+        return int(self.high - self.low).bit_length()
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest value that it can give."""
+        return (self.low - self.zero_point) * self.scale, (self.high - self.zero_point) * self.scale
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        """The values of `x` after QuantizeLinear, the clip to low..high and DequantizeLinear."""
+        scale = np.float32(self.scale)
+        q = x / scale
+        np.rint(q, out=q)
+        np.clip(q, self.low - self.zero_point, self.high - self.zero_point, out=q)
+        q *= scale
+        return q
+
+
+def quantize_rows(
+    rows: FloatArray, bits: int, limit: int, least_scale: NDArray[np.float64] | None = None
+) -> WeightCodes:
+    """Round each row of `rows` [units, K] to `bits` bits at the scale of least squared error.
+
+    limit: bound on the integers' magnitude. least_scale [units]: scales may not be smaller.
+    At 0 bits every integer is 0 and the scale, which then means nothing, is one that kernels digest.
+    """
+    rows = rows.astype(np.float64)
+    peak = np.abs(rows).max(axis=1)
+    floor = np.maximum(least_scale if least_scale is not None else 0.0, np.maximum(peak / 2**20, _TINY))
+    if bits == 0:
+        scales = np.maximum(np.maximum(peak / limit, floor), np.median(peak) / limit)
+        return WeightCodes(np.zeros(rows.shape, np.int8), scales.astype(np.float32))
+    best = np.full(len(rows), np.inf)
+    integers, scales = np.zeros(rows.shape), np.ones(len(rows))
+    heavier = rows.max(axis=1) > -rows.min(axis=1)
+    low = np.maximum(-(1 << bits - 1) + heavier, -limit).astype(np.float64)[:, None]
+    high = np.minimum(low + (1 << bits) - 1, limit)
+    reach = np.maximum(np.abs(low), np.abs(high))[:, 0]
+    for share in _RANGE_SHARES:
+        trial = np.maximum(share * peak / reach, floor).astype(np.float32).astype(np.float64)
+        q = np.clip(np.rint(rows / trial[:, None]), low, high)
+        trial = _fitted(rows, q, trial, floor)
+        error = ((rows - trial[:, None] * q) ** 2).sum(axis=1)
+        better = error < best
+        best[better], integers[better], scales[better] = error[better], q[better], trial[better]
+    return WeightCodes(integers.astype(np.int8), scales.astype(np.float32))
+
+
+def _fitted(
+    rows: FloatArray, q: FloatArray, scales: FloatArray, floor: NDArray[np.float64] | float
+) -> NDArray[np.float64]:
+    """The scale of least squared error for given integers: ⟨w, q⟩ / ⟨q, q⟩."""
+    power = (q * q).sum(axis=1)
+    product = (rows * q).sum(axis=1)
+    usable = (power > 0) & (product > 0)
+    fitted = np.where(usable, product / np.maximum(power, 1), scales)
+    return np.maximum(fitted, floor).astype(np.float32).astype(np.float64)
+
+
+def affine_candidates(low: float, high: float, bits: int) -> list[Affine]:
+    """Quantizers of `bits` bits for a tensor that spans low..high, from the whole range to a tight clip.
+
+    The fewer the bits, the tighter the clips that are tried. A tensor without negative values uses every integer for
+    the positive ones; zero is always represented exactly.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    levels = (1 << bits) - 1
+    first = min(8 - bits, len(_CLIP_SHARES) - _CLIPS_TRIED)
+    found = []
+    for share in _CLIP_SHARES[first : first + _CLIPS_TRIED]:
+        scale = float(np.float32(max((high - low) * share / levels, _TINY * 2**20)))
+        zero_point = int(np.clip(np.rint(-low * share / scale), 0, levels))
+        found.append(Affine(scale, zero_point, 0, levels))
+    return list(dict.fromkeys(found))
+
+
+def covering(low: float, high: float, bits: int = 8) -> Affine:
+    """The quantizer of `bits` bits that clips nothing of low..high."""
+    return affine_candidates(low, high, bits)[0]

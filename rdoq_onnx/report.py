@@ -1,0 +1,188 @@
+"""What a run did, as figures, as JSON and as text."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis import Skip
+from rdoq_onnx.budget import Allocation
+from rdoq_onnx.calibration import Samples
+from rdoq_onnx.verify import Verification
+from rdoq_onnx.version import __version__
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer: its channels' widths, in order, and that of the activation that feeds it (None: float)."""
+
+    name: str
+    op: str
+    bits: tuple[int, ...]
+    activation_bits: int | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of a run. Averages of bits are over elements; distortions are δ of Eq. 7; files are in bytes."""
+
+    input: str
+    weight_bits: float
+    activation_bits: float | None
+    weight_elements: int
+    payload_bits: int
+    weight_histogram: Mapping[int, int]
+    activation_elements: int
+    activation_histogram: Mapping[int, int]
+    fusion_tensors: tuple[str, ...]
+    predicted: float
+    measured: float
+    sqnr_db: float
+    level_gap: float
+    optimality_gap: float
+    kernels: Mapping[str, int]
+    input_bytes: int
+    output_bytes: int
+    seconds: Mapping[str, float]
+    calibration: str
+    samples: int
+    held_out: int
+    layers: tuple[LayerReport, ...]
+    skipped: tuple[Skip, ...]
+    probed: Mapping[str, str]
+
+    def to_json(self, output: str = "") -> str:
+        """The document of `--json`."""
+        channels = sum(len(x.bits) for x in self.layers)
+        document = {
+            "version": __version__,
+            "input": self.input,
+            "output": output,
+            "bits": {"weights": self.weight_bits, "activations": self.activation_bits},
+            "weights": {
+                "channels": channels,
+                "elements": self.weight_elements,
+                "payload_bytes": -(-self.payload_bits // 8),
+                "histogram": {str(b): n for b, n in self.weight_histogram.items()},
+            },
+            "activations": {
+                "tensors": sum(self.activation_histogram.values()),
+                "elements": self.activation_elements,
+                "histogram": {str(b): n for b, n in self.activation_histogram.items()},
+                "fusion_tensors": list(self.fusion_tensors),
+            },
+            "distortion": {
+                "predicted": self.predicted,
+                "measured": self.measured,
+                "sqnr_db": self.sqnr_db,
+                "optimality_gap": self.optimality_gap,
+            },
+            "file_bytes": {"input": self.input_bytes, "output": self.output_bytes},
+            "kernels": dict(self.kernels),
+            "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
+            "calibration": {"source": self.calibration, "samples": self.samples, "held_out": self.held_out},
+            "layers": [
+                {
+                    "name": x.name,
+                    "op": x.op,
+                    "channels": len(x.bits),
+                    "bits": list(x.bits),
+                    "activation_bits": x.activation_bits,
+                }
+                for x in self.layers
+            ],
+            "skipped": [{"node": s.node, "op": s.op_type, "reason": s.reason} for s in self.skipped],
+            "probed": dict(self.probed),
+        }
+        return json.dumps(document, indent=2) + "\n"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The summary as (figure, value) lines."""
+        activations = "float" if self.activation_bits is None else f"{self.activation_bits:.3f} bits on average"
+        lines = [
+            ("weights", f"{self.weight_bits:.3f} bits on average, {_histogram(self.weight_histogram)}"),
+            ("activations", f"{activations}{', ' if self.activation_histogram else ''}"
+                            f"{_histogram(self.activation_histogram)}"),
+            ("output SQNR", f"{self.sqnr_db:.2f} dB on {self.held_out} held-out samples"),
+            ("distortion", f"{self.measured:.4g} measured, {self.predicted:.4g} predicted"),
+            ("optimality gap", f"{100 * self.optimality_gap:.3g} % of the predicted distortion at most"),
+            ("file", f"{_bytes(self.output_bytes)} from {_bytes(self.input_bytes)}"),
+            ("integer kernels", _kernels(self.kernels)),
+            ("time", f"{sum(self.seconds.values()):.1f} s"),
+        ]  # fmt: skip
+        if self.fusion_tensors:
+            lines.insert(2, ("8 bits for fusion", f"{len(self.fusion_tensors)} tensors between integer kernels"))
+        return lines
+
+
+def make_report(
+    source: str,
+    original: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    allocation: Allocation,
+    verification: Verification,
+    samples: Samples,
+    seconds: Mapping[str, float],
+) -> Report:
+    """Gather the figures of a run."""
+    measurement = allocation.measurement
+    network, channels = measurement.network, measurement.channels
+    feeding = {
+        f: bits
+        for a, bits in zip(network.activations, allocation.activation_bits, strict=True)
+        for f in a.feeds
+    }
+    layers = tuple(
+        LayerReport(x.name, x.linear.op_type, tuple(bits.tolist()), feeding.get(x.uses[0].data))
+        for x, bits in zip(network.layers, allocation.layer_bits, strict=True)
+    )
+    elements = measurement.curves.elements
+    budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
+    spent = np.concatenate(allocation.layer_bits)
+    return Report(
+        input=source,
+        weight_bits=allocation.weight_average,
+        activation_bits=allocation.activation_average,
+        weight_elements=int(elements[:channels].sum()),
+        payload_bits=int((spent * elements[:channels]).sum()),
+        weight_histogram=_count(spent),
+        activation_elements=int(elements[channels:][budgeted].sum()),
+        activation_histogram=_count(np.array([allocation.activation_bits[k] for k in budgeted], np.int64)),
+        fusion_tensors=tuple(a.tensor for a in network.activations if a.fusion),
+        predicted=allocation.predicted,
+        measured=verification.measured,
+        sqnr_db=verification.sqnr_db,
+        level_gap=verification.level_gap,
+        optimality_gap=allocation.gap,
+        kernels=verification.kernels,
+        input_bytes=original.ByteSize(),
+        output_bytes=quantized.ByteSize(),
+        seconds=dict(seconds),
+        calibration=samples.source,
+        samples=len(samples),
+        held_out=verification.samples,
+        layers=layers,
+        skipped=network.skipped,
+        probed=measurement.probed,
+    )
+
+
+def _count(bits: NDArray[np.int64]) -> dict[int, int]:
+    widths, counts = np.unique(bits, return_counts=True)
+    return {int(w): int(n) for w, n in zip(widths, counts, strict=True)}
+
+
+def _histogram(counts: Mapping[int, int]) -> str:
+    return "  ".join(f"{bits}b:{n}" for bits, n in counts.items())
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _kernels(kernels: Mapping[str, int]) -> str:
+    integer = {op: n for op, n in kernels.items() if op.startswith(("QLinear", "QGemm")) or "Integer" in op}
+    return ", ".join(f"{n} {op}" for op, n in integer.items()) or "none"

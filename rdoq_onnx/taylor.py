@@ -1,0 +1,227 @@
+"""First-order curves (supplement, Eq. 3 to 6): δ = E‖J Δ‖² / D with J = ∂F̃/∂s at s = 0.
+
+For a random sign vector v over the outputs, independent for each sample, E_v[(vᵀ J Δ)²] = ‖J Δ‖². One reverse pass
+gives g = Jᵀ v at every Add of F̃ at once; each channel, activation and width then costs one inner product ⟨g, Δ⟩. For
+few outputs v runs over the unit vectors instead, and the estimate is exact to first order.
+
+For a weight channel ⟨g, op(x, ΔW)⟩ = ⟨g Xᵀ, ΔW⟩ (see linear.py): the product g Xᵀ is made once for all widths.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.adjoint import Reverse, reverse_model
+from rdoq_onnx.analysis import Layer, Network
+from rdoq_onnx.calibration import Samples
+from rdoq_onnx.candidates import Candidates
+from rdoq_onnx.distortion import Metric
+from rdoq_onnx.progress import Advance
+from rdoq_onnx.quantizer import Affine
+from rdoq_onnx.runtime import Runtime, Session
+
+EXACT_ROWS = 16
+_CHUNK = 1 << 15  # elements of an activation that are quantized at a time: they stay in the cache
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Distortions:
+    """Measured curves.
+
+    weights: for each layer, δ [units, widths]. activations: for each activation and width, δ of each quantizer.
+    missing: tensors whose curve could not be measured, with the reason; their entries are NaN.
+    """
+
+    weights: tuple[NDArray[np.float64], ...]
+    activations: tuple[Mapping[int, NDArray[np.float64]], ...]
+    missing: Mapping[str, str]
+
+
+def first_order(
+    network: Network,
+    candidates: Candidates,
+    samples: Samples,
+    metric: Metric,
+    runtime: Runtime,
+    *,
+    batch: int,
+    seed: int,
+    advance: Advance,
+) -> Distortions:
+    """Measure all curves of `network` over `samples`, `batch` of them at a time; `advance(n)` is told of n done."""
+    reverse = _reverse(network, samples, metric, runtime, batch)
+    session = runtime.session(reverse.model, "all")
+    sums = _Sums(network, candidates, reverse)
+    for count, feeds in _full_batches(samples, batch):
+        rows = list(_gradients(session, reverse, feeds, metric, seed, sums.samples, batch))
+        sums.add(rows, batch, count)
+        advance(count)
+    return sums.result(metric.elements)
+
+
+def static(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:
+    """A copy of `model` whose inputs have the shapes of `feeds`."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.input:
+        if value.name in feeds:
+            del value.type.tensor_type.shape.dim[:]
+            for size in feeds[value.name].shape:
+                value.type.tensor_type.shape.dim.add().dim_value = size
+    del copy.graph.value_info[:]
+    return copy
+
+
+def perturbed(network: Network) -> list[str]:
+    """The tensors that carry an Add of F̃."""
+    outputs = [u.output for layer in network.layers for u in layer.uses]
+    return list(dict.fromkeys([*outputs, *(a.tensor for a in network.activations)]))
+
+
+def _reverse(network: Network, samples: Samples, metric: Metric, runtime: Runtime, batch: int) -> Reverse:
+    _, feeds = next(_full_batches(samples, batch))
+    data = [u.data for layer in network.layers for u in layer.uses]
+    return reverse_model(
+        static(network.model, feeds),
+        perturbed(network),
+        metric.outputs,
+        list(dict.fromkeys([*data, *(a.tensor for a in network.activations)])),
+        feeds=feeds,
+        optimize=runtime.optimized,
+        run=lambda model, feeds, names: runtime.session(model).run(feeds, names),
+    )
+
+
+def _full_batches(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
+    """(samples that count, feeds of `size` samples): the last batch is filled up with its last sample."""
+    for count, feeds in samples.counted_batches(size):
+        short = size - count
+        yield count, {
+            k: np.concatenate([v, np.repeat(v[-1:], short, 0)]) if short and k not in samples.constants else v
+            for k, v in feeds.items()
+        }
+
+
+def _gradients(
+    session: Session, reverse: Reverse, feeds: dict[str, Array], metric: Metric, seed: int, first: int, batch: int
+) -> Iterator[dict[str, Array]]:
+    """Outputs of the reverse graph for each row v: unit vectors where the outputs are few, else one of signs."""
+    shapes = {i.name: i.shape for i in session.handle.get_inputs()}
+    sizes = [int(np.prod(shapes[reverse.seeds[o]])) // batch for o in metric.outputs]
+    rows = metric.elements if metric.elements <= EXACT_ROWS else 1
+    for row in range(rows):
+        if rows > 1 or metric.elements == 1:
+            v = np.zeros((batch, metric.elements), np.float32)
+            v[:, row] = 1
+        else:
+            v = np.stack([_signs(seed, first + k, metric.elements) for k in range(batch)])
+        parts = np.split(v, np.cumsum(sizes)[:-1], axis=1)
+        seeds = {
+            reverse.seeds[o]: (part * np.float32(w)).reshape(shapes[reverse.seeds[o]])
+            for o, part, w in zip(metric.outputs, parts, metric.weights, strict=True)
+        }
+        yield dict(zip(session.outputs, session.run({**feeds, **seeds}), strict=True))
+
+
+def _signs(seed: int, sample: int, count: int) -> NDArray[np.float32]:
+    """v of one sample; it depends on the sample's number, not on how samples are batched."""
+    signs = np.random.default_rng([seed, sample]).integers(0, 2, count, np.int8)
+    return (2 * signs - 1).astype(np.float32)
+
+
+class _Sums:
+    """Running sums of ⟨g, Δ⟩² over samples."""
+
+    def __init__(self, network: Network, candidates: Candidates, reverse: Reverse) -> None:
+        self._network, self._candidates, self._reverse = network, candidates, reverse
+        self.samples = 0
+        originals = {t.name: onnx.numpy_helper.to_array(t) for t in network.model.graph.initializer}
+        self._deltas = [
+            _deltas(layer, originals[layer.weight], [c.values for c in codes])
+            for layer, codes in zip(network.layers, candidates.weights, strict=True)
+        ]
+        self._weights = [np.zeros((d.shape[0], d.shape[2])) for d in self._deltas]
+        self._activations = [{b: np.zeros(len(q)) for b, q in table.items()} for table in candidates.activations]
+
+    def add(self, rows: Sequence[dict[str, Array]], batch: int, count: int) -> None:
+        """Add the samples of one batch, of which the first `count` are real; `rows` are runs with different v."""
+        for layer, deltas, total in zip(self._network.layers, self._deltas, self._weights, strict=True):
+            if not self._lost(layer):
+                total += _layer_sums(layer, deltas, rows, self._reverse.adjoints, batch, count)
+        tables = zip(self._network.activations, self._candidates.activations, self._activations, strict=True)
+        for activation, quantizers, sums in tables:
+            if activation.tensor in self._reverse.missing:
+                continue
+            values = rows[0][activation.tensor].reshape(batch, -1)[:count]
+            name = self._reverse.adjoints[activation.tensor]
+            g = np.stack([row[name].reshape(batch, -1)[:count] for row in rows], axis=1)
+            flat = [q for several in quantizers.values() for q in several]
+            parts = np.split(_activation_sums(values, g, flat), np.cumsum([len(s) for s in quantizers.values()])[:-1])
+            for bits, part in zip(quantizers, parts, strict=True):
+                sums[bits] += part
+        self.samples += count
+
+    def result(self, elements: int) -> Distortions:
+        share = 1.0 / (self.samples * elements)
+        weights = tuple(
+            np.full_like(total, np.nan) if self._lost(layer) else total * share
+            for layer, total in zip(self._network.layers, self._weights, strict=True)
+        )
+        activations = tuple(
+            {b: v * (np.nan if a.tensor in self._reverse.missing else share) for b, v in sums.items()}
+            for a, sums in zip(self._network.activations, self._activations, strict=True)
+        )
+        return Distortions(weights, activations, self._reverse.missing)
+
+    def _lost(self, layer: Layer) -> bool:
+        return any(u.output in self._reverse.missing for u in layer.uses)
+
+
+def _deltas(layer: Layer, weight: Array, quantized: Sequence[Array]) -> NDArray[np.float32]:
+    """ΔW of every channel at every width, [units, K, widths]."""
+    rows = layer.linear.rows(weight)
+    return np.ascontiguousarray(np.stack([q - rows for q in quantized], axis=-1).astype(np.float32))
+
+
+def _layer_sums(
+    layer: Layer,
+    deltas: NDArray[np.float32],
+    rows: Sequence[dict[str, Array]],
+    adjoints: Mapping[str, str],
+    batch: int,
+    count: int,
+) -> NDArray[np.float64]:
+    """Sum over samples and rows of ⟨g Xᵀ, ΔW⟩², [units, widths]."""
+    linear = layer.linear
+    gradient: Any = 0.0
+    for use in layer.uses:
+        x = linear.unfold(rows[0][use.data], batch)[:count]
+        # All rows in one product for each sample and group: [n, G, rows·O, P] by [n, G, P, K].
+        g = np.stack([linear.outputs(row[adjoints[use.output]], batch)[:count] for row in rows], axis=2)
+        flat = g.reshape(count, linear.group, -1, g.shape[-1])
+        gradient = gradient + np.matmul(flat, x.swapaxes(-1, -2))
+    blocks = gradient.reshape(count, linear.group, len(rows), -1, gradient.shape[-1])
+    per_unit = linear.ungrouped(np.moveaxis(blocks, 2, 1)).reshape(-1, linear.channels, deltas.shape[1])
+    products = np.matmul(per_unit.swapaxes(0, 1), deltas)
+    return np.square(products, dtype=np.float64).sum(axis=1)
+
+
+def _activation_sums(
+    values: NDArray[np.float32], g: NDArray[np.float32], quantizers: Sequence[Affine]
+) -> NDArray[np.float64]:
+    """Sum over samples and rows of ⟨g, Q(a) - a⟩² for each quantizer; values [n, E], g [n, rows, E]."""
+    sums = np.zeros(len(quantizers))
+    for a, rows in zip(values, g, strict=True):
+        products = np.zeros((len(quantizers), len(rows)))
+        for start in range(0, a.size, _CHUNK):
+            part, seeds = a[start : start + _CHUNK], rows[:, start : start + _CHUNK]
+            for k, quantizer in enumerate(quantizers):
+                products[k] += seeds @ (quantizer(part) - part)
+        sums += np.square(products).sum(axis=1)
+    return sums
