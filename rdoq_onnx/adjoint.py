@@ -65,11 +65,17 @@ def reverse_model(
     tape = _tape(graph, shapes, dtypes, run)
     seeds = {name: tape.name(f"seed/{name}") for name in dict.fromkeys(outputs) if dtypes.get(name) in FLOATS}
     grads, broken = _walk(tape, graph.graph.node, at, seeds)
-    missing = {name: broken.get(name, f"no tensor {name} in the graph") for name in at
-               if name in broken or name not in shapes}  # fmt: skip
+    missing = {name: reason for name in at if (reason := broken.get(name) or _unfit(tape, name))}
     adjoints = _results(tape, [name for name in at if name not in missing], grads, seeds.values())
     result = _assemble(graph, tape, seeds, [*outputs, *fetch], adjoints)
     return Reverse(result, seeds, adjoints, missing)
+
+
+def _unfit(tape: Tape, name: str) -> str:
+    """Why a tensor has no adjoint, whatever the operators; empty if it may have one."""
+    if name not in tape.shapes:
+        return f"no tensor {name} in the graph"
+    return "" if tape.dtypes[name] in FLOATS else f"tensor {name} is not of a float type"
 
 
 def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
@@ -133,7 +139,7 @@ def _walk(
     """Backward over the nodes. Returns each tensor's adjoint, and why those without one have none."""
     tape.depends = {name for name in at if tape.dtypes.get(name) in FLOATS}
     for node in nodes:
-        if any(name in tape.depends for name in node.input):
+        if any(name in tape.depends for name in _reads(node)):
             tape.depends.update(name for name in node.output if tape.dtypes.get(name) in FLOATS)
     terms: dict[str, list[str]] = {name: [seed] for name, seed in seeds.items()}
     grads: dict[str, str] = {}
@@ -149,7 +155,7 @@ def _walk(
 
     for node in reversed(nodes):
         adjoints = [take(name) for name in node.output]
-        wanted = [name for name in dict.fromkeys(node.input) if name in tape.depends]
+        wanted = [name for name in _reads(node) if name in tape.depends]
         reason = next((broken[name] for name in node.output if name in broken), "")
         if not wanted or not (reason or any(adjoints)):
             continue
@@ -167,9 +173,22 @@ def _walk(
     return grads, broken
 
 
+def _reads(node: NodeProto) -> list[str]:
+    """A node's inputs and whatever its subgraphs mention, each once, in order."""
+    names = dict.fromkeys(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            names.update(dict.fromkeys(value.name for value in graph.output))
+            for inner in graph.node:
+                names.update(dict.fromkeys(_reads(inner)))
+    return list(names)
+
+
 def _contributions(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] | None:
     """(input, adjoint) pairs of one node, by our rule or onnx-ad's; None where neither has one."""
     result: Any = NotImplemented
+    if any(a.HasField("g") or a.graphs for a in node.attribute):
+        return None
     if node.domain in ("", "ai.onnx") and node.op_type in RULES:
         result = RULES[node.op_type](tape, node, grads)
     if result is NotImplemented:
@@ -245,7 +264,7 @@ def _assemble(
     nodes = []
     for node in reversed([*graph.node, *tape.nodes]):
         if any(name in needed for name in node.output):
-            needed.update(node.input)
+            needed.update(_reads(node))
             nodes.append(node)
     declare = helper.make_tensor_value_info
     inputs = [*graph.input, *(declare(s, tape.dtypes[n], tape.shapes[n]) for n, s in seeds.items())]
