@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 from onnx.helper import make_tensor_value_info
 
 from rdoq_onnx.errors import ModelError, RdoqError
-from rdoq_onnx.surgeon import copy_fields
+from rdoq_onnx.protos import copy_fields
 
 __all__ = ["Pass", "check", "one_line", "run_passes", "tensor_bytes", "weights_as_inputs"]
 
@@ -31,9 +31,11 @@ class Pass(Protocol):
 
     def requires(self, model: ModelProto) -> None:
         """Raise ModelError if the pass cannot work on `model`."""
+        return
 
     def ensures(self, model: ModelProto) -> None:
         """Raise ModelError if the rewritten `model` is not what the pass promises."""
+        return
 
 
 def run_passes(passes: Sequence[Pass], model: ModelProto) -> ModelProto:

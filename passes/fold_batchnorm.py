@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, shape_inference
-from rdoq_onnx.passes import Pass, weights_as_inputs
 
 from rdoq_onnx import surgeon
+from rdoq_onnx.passes import Pass, weights_as_inputs
 from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor
 
 Float64 = NDArray[np.float64]

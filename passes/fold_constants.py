@@ -5,12 +5,13 @@ Exporters leave Transpose, Reshape, Cast and the like between an initializer and
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
-from rdoq_onnx.passes import Pass
 
 from rdoq_onnx import surgeon
+from rdoq_onnx.passes import Pass
 from rdoq_onnx.surgeon import Constant, Graph, Node
 
 _FOLDED = frozenset(["Cast", "Concat", "Flatten", "Identity", "Mul", "Reshape", "Squeeze", "Transpose", "Unsqueeze"])
@@ -56,8 +57,6 @@ def _evaluate(graph: Graph, node: Node, opset: int) -> bool:
         [onnx.ValueInfoProto(name="o")],
     )
     single = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)])
-    value = ReferenceEvaluator(single).run(None, feeds)[0]
-    output.inputs.clear()
-    output.to_constant(numpy_helper.to_array(numpy_helper.from_array(value)))
-    graph.nodes.remove(node)
+    (value,) = ReferenceEvaluator(single).run(None, feeds)
+    surgeon.freeze(output, np.array(value))
     return True

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 from onnx.shape_inference import infer_shapes
-from rdoq_onnx.passes import Pass
 
 from rdoq_onnx import surgeon
+from rdoq_onnx.passes import Pass
 from rdoq_onnx.surgeon import Graph, Tensor
 
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
-from rdoq_onnx.passes import Pass
 
 from rdoq_onnx import surgeon
 from rdoq_onnx.analysis import CLAMPS, Activation, Layer
+from rdoq_onnx.passes import Pass
 from rdoq_onnx.quantizer import Affine
 from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor, Variable
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, inliner, version_converter
 from onnx.helper import find_min_ir_version_for, make_tensor
-from rdoq_onnx.passes import Pass, one_line, weights_as_inputs
 
 from rdoq_onnx import surgeon
 from rdoq_onnx.errors import ModelError
+from rdoq_onnx.passes import Pass, one_line, weights_as_inputs
 from rdoq_onnx.surgeon import Graph, Node
 
 # Initializers from this IR version on need not be listed as graph inputs.

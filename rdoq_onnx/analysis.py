@@ -20,10 +20,8 @@ from rdoq_onnx.linear import Linear
 
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators whose output values are all input values (or the zero that every quantizer here represents).
-MOVES = frozenset(
-    ["DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice"]
-    + ["SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"]
-)
+MOVES = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice"})
+MOVES |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 # Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
 CLAMPS = frozenset({"Relu", "Clip"})
 # Operators that ONNX Runtime runs on integers when all their inputs are quantized.
@@ -127,7 +125,7 @@ def moves(node: onnx.NodeProto, graph: Graph) -> bool:
     if node.op_type == "Pad":
         return _pads_with_zero(node, graph)
     if node.op_type == "Resize":
-        return attribute(node, "mode", b"nearest") == b"nearest"
+        return bool(attribute(node, "mode", b"nearest") == b"nearest")
     return node.op_type in MOVES and node.input[0] not in graph.constants
 
 

@@ -5,26 +5,21 @@ state) are constants: the same array in every run.
 """
 
 import difflib
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from onnx import ModelProto, helper
 
 from rdoq_onnx import io
 from rdoq_onnx.errors import CalibrationError, ModelError
+from rdoq_onnx.samples import InputSpec, Samples
+from rdoq_onnx.synthesis import draw
 
 BESIDE = ("y", "mean", "std")  # labels and normalisation, which may lie beside the samples
-SIDE = 224  # pixels of a synthetic image where the model leaves them free
-LENGTH = 16  # of any other free dimension of a synthetic input
-DISCS = 256  # in a synthetic image
-CHROMA = 0.4  # standard deviation of one colour channel around the disc's brightness, which has 1
-TEXTURE = 0.15  # standard deviation of the texture over the discs
 
 Array = NDArray[Any]
 
@@ -36,98 +31,6 @@ class Reader(Protocol):
 
 
 Source = str | Path | Mapping[str, ArrayLike] | Iterable[Mapping[str, ArrayLike]] | Reader
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """An input of the model. None in `shape` is a free dimension."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | None, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Samples by input name, on axis 0 of all arrays but the `constants`.
-
-    source: where they come from, for the user. batch: how many a run takes, None if the model leaves it free.
-    """
-
-    source: str
-    arrays: Mapping[str, Array]
-    constants: frozenset[str] = frozenset()
-    batch: int | None = None
-
-    def __len__(self) -> int:
-        return next((len(a) for name, a in self.arrays.items() if name not in self.constants), 0)
-
-    def feeds(self, rows: Any) -> dict[str, Array]:
-        """What to feed for the samples `rows` (indices or a slice)."""
-        return {name: a if name in self.constants else a[rows] for name, a in self.arrays.items()}
-
-    def counted_batches(self, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
-        """(number of samples, feeds) by `size`, or by the model's own `batch`; the last may be smaller."""
-        step = self.batch or size
-        for start in range(0, len(self), step):
-            yield min(step, len(self) - start), self.feeds(slice(start, start + step))
-
-    def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """The feeds of `counted_batches`."""
-        return (feeds for _, feeds in self.counted_batches(size))
-
-    def take(self, rows: Any) -> "Samples":
-        return replace(self, arrays=self.feeds(rows))
-
-    def split(self, fraction: float, seed: int) -> tuple["Samples", "Samples"]:
-        """Two disjoint random parts, `fraction` in the first, in the order that the samples have here.
-
-        Neither is empty unless there is only one sample, or one batch where the model fixes its size.
-        """
-        step = self.batch or 1
-        groups = len(self) // step
-        first = int(np.clip(round(fraction * groups), 1, max(groups - 1, 1)))
-        chosen = np.zeros(groups, bool)
-        chosen[np.random.default_rng(seed).permutation(groups)[:first]] = True
-        rows = np.repeat(chosen, step)
-        return self.take(np.flatnonzero(rows)), self.take(np.flatnonzero(~rows))
-
-    def digest(self) -> str:
-        """SHA-256 over names, dtypes, shapes and values, in hexadecimal."""
-        state = hashlib.sha256()
-        for name, array in sorted(self.arrays.items()):
-            state.update(repr((name, array.dtype.str, array.shape)).encode())
-            state.update(np.ascontiguousarray(array).tobytes())
-        return state.hexdigest()
-
-    def fixed_batch(self, specs: Sequence[InputSpec]) -> int | None:
-        """How many samples the model takes in one run, None if any number.
-
-        One at a time where a constant has a dimension of 1, since that may stand for the batch.
-        """
-        if any(1 in self.arrays[name].shape for name in self.constants):
-            return 1
-        fixed = [s.shape[0] for s in specs if s.name not in self.constants and s.shape[0] is not None]
-        return min(fixed, default=None)
-
-
-def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
-    """The graph inputs that are no initializers. Raises ModelError on one that no array can feed."""
-    graph = model.graph
-    constant = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
-    specs = []
-    for value in graph.input:
-        if value.name in constant:
-            continue
-        kind = value.type.tensor_type
-        if not value.type.HasField("tensor_type") or not kind.HasField("shape") or not kind.elem_type:
-            raise ModelError(f"input {value.name!r} has no known rank and type; export it with both")
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        if dtype.kind not in "fiub":
-            raise ModelError(f"input {value.name!r} is of type {dtype}; export it as float or integer")
-        shape = tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)
-        specs.append(InputSpec(value.name, dtype, shape))
-    return tuple(specs)
 
 
 def load_samples(source: Source, specs: Sequence[InputSpec], limit: int | None, seed: int = 0) -> Samples:
@@ -169,7 +72,7 @@ def synthetic(
     arrays = {}
     for position, spec in enumerate(specs):
         rng = np.random.default_rng([seed, position])
-        arrays[spec.name] = _draw(rng, spec, None if spec.name in constants else count, integer_ranges)
+        arrays[spec.name] = draw(rng, spec, None if spec.name in constants else count, integer_ranges)
     samples = Samples("synthetic", arrays, constants)
     return replace(samples, batch=samples.fixed_batch(specs))
 
@@ -320,69 +223,3 @@ def _list(items: Iterable[Any]) -> str:
 
 def _shape(shape: Sequence[int | None]) -> str:
     return "[" + ",".join("?" if size is None else str(size) for size in shape) + "]"
-
-
-def _draw(rng: np.random.Generator, spec: InputSpec, count: int | None, ranges: Mapping[str, int]) -> Array:
-    """Random values for one input; `count` None makes a constant."""
-    axis = None if count is None else _channel_axis(spec)
-    if count is not None and axis is not None:
-        sizes = [SIDE if size is None else size for k, size in enumerate(spec.shape) if k not in (0, axis)]
-        images = _dead_leaves(rng, count, spec.shape[axis] or 1, *sizes)
-        return np.ascontiguousarray(np.moveaxis(images, 1, axis), spec.dtype)
-    free = 1 if count is None else LENGTH  # with 1, a constant runs with one sample
-    shape = [free if size is None else size for size in spec.shape]
-    if count is not None:
-        shape[0] = count
-    if spec.dtype.kind == "f":
-        return rng.standard_normal(shape).astype(spec.dtype)
-    if spec.dtype.kind == "b":
-        return rng.random(shape) < 0.5
-    high = min(max(ranges.get(spec.name, 2), 1), np.iinfo(spec.dtype).max)
-    return rng.integers(0, high, shape, spec.dtype)
-
-
-def _channel_axis(spec: InputSpec) -> int | None:
-    """Where an image has its 1 or 3 channels, None if the input looks like no image."""
-    if spec.dtype.kind != "f" or len(spec.shape) != 4:
-        return None
-    spatial = {1: spec.shape[2:], 3: spec.shape[1:3]}
-    for axis, sizes in spatial.items():
-        if spec.shape[axis] in (1, 3) and all(size is None or size >= 8 for size in sizes):
-            return axis
-    return None
-
-
-def _dead_leaves(rng: np.random.Generator, count: int, channels: int, height: int, width: int) -> Array:
-    """Images of discs over discs, radius of density r^-3: the occlusions and scale invariance of photographs.
-
-    Lee, Mumford, Huang: Occlusion models for natural images (IJCV 2001). A weak 1/f texture fills the discs.
-    Each channel has zero mean and unit variance over the set. Shape [count, channels, height, width].
-    """
-    images = np.stack([_dead_leaf(rng, channels, height, width) for _ in range(count)])
-    images -= images.mean((0, 2, 3), np.float64, keepdims=True)
-    images /= images.std((0, 2, 3), np.float64, keepdims=True)
-    return images
-
-
-def _dead_leaf(rng: np.random.Generator, channels: int, height: int, width: int) -> Array:
-    side = max(height, width)
-    least, most = max(side / 32, 1) ** -2, (side / 2) ** -2
-    radii = (least - rng.random(DISCS) * (least - most)) ** -0.5
-    centres = rng.random((DISCS, 2)) * (height, width)
-    top = np.zeros((height, width), np.intp)  # number of the disc that lies on top
-    for number, ((y, x), radius) in enumerate(zip(centres, radii, strict=True)):
-        rows = np.arange(max(int(y - radius), 0), min(int(y + radius) + 1, height))
-        columns = np.arange(max(int(x - radius), 0), min(int(x + radius) + 1, width))
-        inside = (rows[:, None] - y) ** 2 + (columns - x) ** 2 < radius**2
-        np.copyto(top[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], number, where=inside)
-    brightness = rng.standard_normal((1, DISCS))
-    colours = brightness + CHROMA * rng.standard_normal((channels, DISCS))
-    return (colours[:, top] + TEXTURE * _texture(rng, height, width)).astype(np.float32)
-
-
-def _texture(rng: np.random.Generator, height: int, width: int) -> Array:
-    """Noise of amplitude 1/f, zero mean and unit variance."""
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
-    frequency[0, 0] = np.inf
-    noise = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequency, (height, width))
-    return np.asarray(noise / noise.std())

@@ -138,8 +138,8 @@ class Linear:
         extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
         axes = tuple(range(2, 2 + spatial))
         view = sliding_window_view(x, extent, axis=axes)
-        view = view[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
-        view = view[(..., *(slice(None, None, d) for d in dilations))]
+        every = [slice(None)] * 2
+        view = view[(*every, *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations))]
         if self.op_type == "ConvTranspose":
             view = np.flip(view, tuple(range(-spatial, 0)))
         view = np.moveaxis(view, tuple(range(-spatial, 0)), axes)

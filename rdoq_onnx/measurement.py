@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Activation, Network
-from rdoq_onnx.calibration import Samples
 from rdoq_onnx.candidates import make_candidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
@@ -16,6 +15,7 @@ from rdoq_onnx.probe import Prober, complete, exact
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.samples import Samples
 from rdoq_onnx.taylor import Distortions, first_order
 
 
@@ -71,14 +71,15 @@ def measure_network(
         if measured.missing:
             with progress.step("probe"):
                 measured = complete(measured, network, candidates, prober)
-    quantizers, curves = [], []
+    quantizers: list[dict[int, Affine]] = []
+    curves: list[dict[int, float]] = []
     for table, found in zip(candidates.activations, measured.activations, strict=True):
         best = {bits: int(np.argmin(values)) for bits, values in found.items()}
         quantizers.append({bits: table[bits][k] for bits, k in best.items()})
         curves.append({bits: float(found[bits][k]) for bits, k in best.items()})
     codes = tuple(dict(zip(offered, several, strict=True)) for several in candidates.weights)
-    table = _curves(network, observation, offered, measured, curves)
-    return Measurement(network, observation, codes, tuple(quantizers), table, measured.missing)
+    all_curves = _curves(network, observation, offered, measured, curves)
+    return Measurement(network, observation, codes, tuple(quantizers), all_curves, measured.missing)
 
 
 def activation_elements(activation: Activation, sizes: Mapping[str, int]) -> int:

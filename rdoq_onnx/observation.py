@@ -11,10 +11,10 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Network
-from rdoq_onnx.calibration import Samples
 from rdoq_onnx.distortion import Metric, metric_of
 from rdoq_onnx.errors import CalibrationError, RdoqError
 from rdoq_onnx.runtime import Runtime, Session
+from rdoq_onnx.samples import Samples
 
 _MEMORY = 192 << 20  # bytes of tensors that one batch of the measurement may hold
 _MOST = 32

@@ -9,7 +9,7 @@ import onnx
 from rdoq_onnx import io
 from rdoq_onnx.analysis import Network, analyse, integer_ranges
 from rdoq_onnx.budget import Allocation, allocate_bits
-from rdoq_onnx.calibration import Samples, input_specs, load_samples, synthetic
+from rdoq_onnx.calibration import load_samples, synthetic
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import emit_model
 from rdoq_onnx.errors import CalibrationError
@@ -22,6 +22,7 @@ from rdoq_onnx.passes.normalize import Normalize
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.report import Report, make_report
 from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.samples import Samples, input_specs
 from rdoq_onnx.verify import verify_model
 
 NORMALIZE = (Normalize(opset=13), FoldConstants(), FoldBatchNorm())

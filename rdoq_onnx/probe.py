@@ -4,7 +4,7 @@ Only what lies downstream of the Add is run: the tensors at its edge are taken f
 width) pairs ride in one batch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from rdoq_onnx.analysis import Activation, Layer, Network, captured
-from rdoq_onnx.calibration import Samples
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.distortion import Metric
 from rdoq_onnx.observation import Batching, with_outputs
@@ -22,6 +21,7 @@ from rdoq_onnx.passes.insert_adds import InsertAdds, parameter
 from rdoq_onnx.progress import Advance
 from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.runtime import Runtime, Session
+from rdoq_onnx.samples import Samples
 from rdoq_onnx.taylor import Distortions
 
 _ROWS = 128  # perturbed samples in one run
@@ -159,7 +159,6 @@ class _Suffix:
             t for t in modified.graph.initializer if t.name in read and t.name not in parameters.values()
         )
         suffix.graph.CopyFrom(graph)
-        # An output that no Add reaches is passed through.
         return cls(prefix, prober.runtime.session(suffix, "all"), tuple(edge), tuple(fetched), parameters)
 
     def batches(self, prober: Prober) -> Iterator[tuple[int, dict[str, Array]]]:
@@ -176,7 +175,8 @@ class _Suffix:
         feeds |= {self.parameters[t]: value for t, value in parameters.items()}
         values = self.session.run(feeds, prober.metric.outputs)
         reference = [np.concatenate([tensors[name]] * repeats) for name in prober.metric.outputs]
-        return prober.metric.errors(values, reference, repeats * count).reshape(repeats, count).sum(axis=1)
+        errors = prober.metric.errors(values, reference, repeats * count)
+        return np.asarray(errors.reshape(repeats, count).sum(axis=1))
 
 
 def _channels_alone(
@@ -197,7 +197,7 @@ def _chunks(items: Sequence[Any], count: int, rides: bool) -> Iterator[Sequence[
         yield items[start : start + size]
 
 
-def _batches(prober: Prober) -> Iterable[tuple[int, dict[str, Array]]]:
+def _batches(prober: Prober) -> Iterator[tuple[int, dict[str, Array]]]:
     return prober.samples.counted_batches(prober.batching.size)
 
 

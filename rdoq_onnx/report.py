@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Skip
 from rdoq_onnx.budget import Allocation
-from rdoq_onnx.calibration import Samples
+from rdoq_onnx.samples import Samples
 from rdoq_onnx.verify import Verification
 from rdoq_onnx.version import __version__
 

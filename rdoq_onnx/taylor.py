@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.adjoint import Reverse, reverse_model
 from rdoq_onnx.analysis import Layer, Network
-from rdoq_onnx.calibration import Samples
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.distortion import Metric
 from rdoq_onnx.progress import Advance
 from rdoq_onnx.quantizer import Affine
 from rdoq_onnx.runtime import Runtime, Session
+from rdoq_onnx.samples import Samples
 
 EXACT_ROWS = 16
 _CHUNK = 1 << 15  # elements of an activation that are quantized at a time: they stay in the cache
@@ -209,7 +209,8 @@ def _layer_sums(
     blocks = gradient.reshape(count, linear.group, len(rows), -1, gradient.shape[-1])
     per_unit = linear.ungrouped(np.moveaxis(blocks, 2, 1)).reshape(-1, linear.channels, deltas.shape[1])
     products = np.matmul(per_unit.swapaxes(0, 1), deltas)
-    return np.square(products, dtype=np.float64).sum(axis=1)
+    sums: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1)
+    return sums
 
 
 def _activation_sums(

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from rdoq_onnx.budget import Allocation
-from rdoq_onnx.calibration import Samples
 from rdoq_onnx.distortion import sqnr_db
 from rdoq_onnx.errors import ModelError, VerificationError
 from rdoq_onnx.runtime import Level, Runtime
+from rdoq_onnx.samples import Samples
 
 # Rounding ties fall differently between kernels; saturation and wrong fusions show far above this share of δ.
 _LEVEL_SHARE = 0.5

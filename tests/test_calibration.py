@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, load, parser
 
-from rdoq_onnx.calibration import InputSpec, Samples, input_specs, load_samples, synthetic
+from rdoq_onnx.calibration import load_samples, synthetic
 from rdoq_onnx.errors import CalibrationError, ModelError
+from rdoq_onnx.samples import InputSpec, Samples, input_specs
 
 ZOO = Path(__file__).parents[2] / "shared" / "zoo"
 

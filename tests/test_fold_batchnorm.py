@@ -9,10 +9,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper, parser
+
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.fold_batchnorm import FoldBatchNorm
 from rdoq_onnx.passes.normalize import Normalize
-
 from tests.conftest import OrtRun, deviation, feeds_for, random_feeds, real_models
 
 NORM = ("gamma", "beta", "mean", "var")

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, helper, numpy_helper, parser
-from rdoq_onnx.passes import Pass, run_passes, tensor_bytes, weights_as_inputs
-from rdoq_onnx.passes.normalize import Normalize, default_opset
 
 from rdoq_onnx.errors import BudgetError, ModelError
+from rdoq_onnx.passes import Pass, run_passes, tensor_bytes, weights_as_inputs
+from rdoq_onnx.passes.normalize import Normalize, default_opset
 from tests.conftest import OrtRun, deviation, feeds_for, random_feeds, real_models
 
 

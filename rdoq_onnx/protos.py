@@ -1,0 +1,90 @@
+"""Protobuf graphs, read and copied without anything but onnx: names, readers, order of execution."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from onnx import AttributeProto, GraphProto, NodeProto
+
+from rdoq_onnx.errors import ModelError
+
+
+def live_nodes(nodes: Sequence[NodeProto], order: Iterable[int], read: set[str], keep: set[int]) -> list[int]:
+    """Of `order`, what leads to the tensors in `read` or to a node in `keep`."""
+    read, live = set(read), []
+    for index in reversed(list(order)):
+        if index in keep or not read.isdisjoint(nodes[index].output):
+            live.append(index)
+            read.update(reads([nodes[index]]))
+    return live[::-1]
+
+
+def execution_order(nodes: Sequence[NodeProto]) -> list[int]:
+    """Order of execution: each node where it stood, or just before the first that needs it. No recursion."""
+    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    order: list[int] = []
+    state = dict.fromkeys(range(len(nodes)), "new")
+    for root in range(len(nodes)):
+        stack = [root]
+        while stack:
+            index = stack[-1]
+            if state[index] == "new":
+                state[index] = "open"
+                needs = [producer[name] for name in reads([nodes[index]]) if name in producer]
+                if any(state[i] == "open" for i in needs):
+                    raise ModelError(f"node {nodes[index].name!r} is part of a cycle")
+                stack.extend(i for i in reversed(needs) if state[i] == "new")
+                continue
+            stack.pop()
+            if state[index] == "open":
+                state[index] = "done"
+                order.append(index)
+    return order
+
+
+def reads(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    """Names that the nodes take from around them: their inputs, and what their subgraphs capture."""
+    for node in nodes:
+        yield from filter(None, node.input)
+        for inner in subgraphs_of(node):
+            own = {t.name for t in (*inner.input, *inner.initializer)}
+            own.update(t.values.name for t in inner.sparse_initializer)
+            own.update(name for n in inner.node for name in n.output)
+            yield from (name for name in reads(inner.node) if name not in own)
+            yield from (o.name for o in inner.output if o.name not in own)
+
+
+def subgraphs_of(node: NodeProto) -> Iterator[GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for inner in subgraphs_of(node):
+            yield from all_nodes(inner)
+
+
+def all_names(graph: GraphProto) -> Iterator[str]:
+    """Every name of a tensor or node in `graph` and the graphs within it."""
+    yield from (t.name for t in (*graph.input, *graph.output, *graph.initializer, *graph.value_info))
+    yield from (t.values.name for t in graph.sparse_initializer)
+    for node in graph.node:
+        yield from (node.name, *node.input, *node.output)
+        for inner in subgraphs_of(node):
+            yield from all_names(inner)
+
+
+def copy_fields(source: Any, target: Any, skip: set[str]) -> None:
+    """Copy protobuf fields but those in `skip`, whose memory a copy of the whole would never give back."""
+    for descriptor, value in source.ListFields():
+        if descriptor.name in skip:
+            continue
+        if descriptor.is_repeated:
+            getattr(target, descriptor.name).extend(value)
+        elif descriptor.message_type:
+            getattr(target, descriptor.name).CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)
