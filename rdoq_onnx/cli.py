@@ -13,9 +13,10 @@ import click
 import rich.progress
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rdoq_onnx import io, pipeline
-from rdoq_onnx.config import Config, parse_pin, parse_widths
+from rdoq_onnx.config import MAX_BITS, Config, parse_pin, parse_widths
 from rdoq_onnx.errors import ConfigError, RdoqError
 from rdoq_onnx.pipeline import Result
 from rdoq_onnx.progress import Advance, Progress
@@ -35,27 +36,41 @@ class Files:
     json: str | None
 
 
-@click.command(context_settings={"max_content_width": 100})
+@click.command(context_settings={"max_content_width": 100, "show_default": True})
 @click.argument("input", metavar="INPUT")
 @click.argument("output", metavar="OUTPUT")
-@click.option("--bits", default="8", metavar="B", help="Average bits per weight and per activation element, 0 to 8.")
-@click.option("--weight-bits", metavar="B", help="The same for weights alone.")
-@click.option("--activation-bits", metavar="B|none", help="The same for activations alone; none leaves them float.")
-@click.option("--joint", is_flag=True, help="One budget for weights and activations together.")
-@click.option("--widths", default="0-8", help="Widths that a weight channel may take, such as 0-8 or 2,4,8.")
-@click.option("--pin", multiple=True, metavar="PATTERN=BITS", help="Give a layer or activation its width.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave layers in float.")
-@click.option("--calibration", metavar="PATH", help="Samples: an .npz with an array per input, or an .npy.")
-@click.option("--samples", type=int, metavar="N", help="Use so many samples, evenly spaced.")
-@click.option("--measure", default="taylor", metavar="taylor|probe", help="First-order curves, or exact and slow.")
-@click.option("--seed", type=int, default=0, metavar="N", help="Seed of all that is random.")
-@click.option("--provider", default="auto", metavar="auto|cpu|cuda", help="Where measurements run.")
+@click.option("--bits", default="8", metavar="B",
+              help="Average bits per weight and per activation element, 1 to 8; fractions are fine.")
+@click.option("--weight-bits", metavar="B", help="The same for weights alone, 0 to 8.  [default: --bits]")
+@click.option("--activation-bits", metavar="B|none",
+              help="The same for activations alone, 1 to 8; none leaves them in float.  [default: --bits]")
+@click.option("--joint", is_flag=True, help="Spend --bits as one budget over weights and activations together.")
+@click.option("--widths", default="0-8", metavar="LIST",
+              help="Widths that a weight channel may take, in bits, such as 0-8 or 2,4,8. Beside quantized "
+              "activations 8 means 7.")
+@click.option("--pin", multiple=True, metavar="PATTERN=BITS",
+              help="Fix the width of the layers and activations whose name is PATTERN or matches it as a regular "
+              "expression; may be repeated.")
+@click.option("--exclude", multiple=True, metavar="PATTERN",
+              help="Leave the layers of that name or regular expression in float; may be repeated.")
+@click.option("--calibration", metavar="PATH",
+              help="Samples: an .npz with one array per input, or an .npy; axis 0 counts them.  [default: synthetic]")
+@click.option("--samples", type=int, metavar="N",
+              help="Use N samples, evenly spaced, a quarter of them to verify; at least 2.  "
+              "[default: all, or 64 synthetic ones]")
+@click.option("--measure", default="taylor", metavar="taylor|probe",
+              help="Curves to first order, or exact and slow.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Seed of all that is random, 0 or more.")
+@click.option("--provider", default="auto", metavar="auto|cpu|cuda",
+              help="Where ONNX Runtime measures; auto takes CUDA where it is there.")
 @click.option("--threads", type=int, default=0, metavar="N", help="Threads of ONNX Runtime; 0 lets it choose.")
-@click.option("--modified", metavar="FILE", help="Also write the modified network F~, whose Adds are inputs.")
+@click.option("--modified", metavar="FILE",
+              help="Also write the modified network F~ (an Add behind everything perturbed) as ONNX.")
 @click.option("--json", metavar="FILE", help="Also write the report as JSON.")
-@click.option("--min-sqnr", type=float, metavar="DB", help="Exit with 4, and write nothing, under this SQNR.")
+@click.option("--min-sqnr", type=float, metavar="DB",
+              help="Write nothing and exit with 4 if the output SQNR is under DB decibels.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-@click.option("--verbose", is_flag=True, help="Also list all layers and activations.")
+@click.option("--verbose", is_flag=True, help="Also list all layers and activations with their widths.")
 @click.version_option(__version__, message="%(version)s")
 def command(quiet: bool, verbose: bool, **options: Any) -> None:
     """Quantize the ONNX model INPUT into OUTPUT, each weight channel and activation at its own bit width."""
@@ -65,13 +80,13 @@ def command(quiet: bool, verbose: bool, **options: Any) -> None:
     files = Files(**{name: options.pop(name) for name in names})
     config = make_config(**options)
     _check_files(files)
-    out = Console(quiet=quiet, highlight=False, soft_wrap=True)
     progress = Progress() if quiet else _Bars() if sys.stderr.isatty() else _Lines()
     if files.calibration is None:
         _say(quiet, "warning: no --calibration: the samples are synthetic, so widths and figures mean less")
     result = pipeline.run(files.input, files.calibration, config, progress)
     _write(result, files)
-    _print(out, result, files, verbose)
+    if not quiet:
+        _print(_Out(highlight=False, soft_wrap=True), result, files, verbose)
 
 
 def make_config(
@@ -85,10 +100,13 @@ def make_config(
     **rest: Any,
 ) -> Config:
     """Options, as they were typed, -> Config. Raises ConfigError."""
-    weights = _number("--bits", bits) if weight_bits is None else _number("--weight-bits", weight_bits)
-    activations: float | None = _number("--bits", bits)
-    if activation_bits is not None:
-        activations = None if activation_bits == "none" else _number("--activation-bits", activation_bits)
+    def side(option: str, text: str | None, least: int) -> float:
+        # Where --bits speaks for activations too, it may not be less than they take.
+        shared = 0 if activation_bits is not None else 1
+        return _number("--bits", bits, shared) if text is None else _number(option, text, least)
+
+    weights = side("--weight-bits", weight_bits, 0)
+    activations = None if activation_bits == "none" else side("--activation-bits", activation_bits, 1)
     return Config(
         weight_bits=weights,
         activation_bits=activations,
@@ -104,12 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command.main(arguments, prog_name="rdoq-onnx", standalone_mode=False)
     except click.ClickException as error:
-        _fail(error.format_message(), 2)
+        _fail(f"{error.format_message().rstrip('.')}; see rdoq-onnx --help", 2)
     except RdoqError as error:
         _fail(str(error), error.exit_code)
+    except MemoryError as error:
+        _fail(f"out of memory ({str(error) or 'no details'}); give fewer --samples", 2)
     except (KeyboardInterrupt, click.Abort):
-        # Threads of ONNX Runtime may still be busy; nothing is left to be written.
-        sys.stderr.write("rdoq-onnx: interrupted; nothing was written\n")
+        # Threads of ONNX Runtime may still be busy: leave without waiting for them.
+        sys.stderr.write("rdoq-onnx: interrupted\n")
         sys.stderr.flush()
         os._exit(INTERRUPTED)
 
@@ -124,20 +144,27 @@ def _say(quiet: bool, message: str) -> None:
         sys.stderr.write(f"rdoq-onnx: {message}\n")
 
 
-def _number(option: str, text: str) -> float:
+def _number(option: str, text: str, least: int) -> float:
+    """A number of bits, checked here so that the error names the option that was typed."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         expected = "a number or none" if option == "--activation-bits" else "a number"
-        raise ConfigError(f"{option} {text!r} is not {expected}") from None
+        raise ConfigError(f"{option} {text!r} is not {expected}; give {least} to {MAX_BITS}") from None
+    if not least <= value <= MAX_BITS:
+        aside = "; --weight-bits and --activation-bits set one side alone" if option == "--bits" else ""
+        raise ConfigError(f"{option} {text} is out of range; give {least} to {MAX_BITS}{aside}")
+    return value
 
 
 def _check_files(files: Files) -> None:
     written = [f for f in (files.output, files.modified, files.json) if f is not None]
-    if len({Path(f).absolute() for f in written}) < len(written):
-        raise ConfigError("OUTPUT, --modified and --json must be different files")
     for path in written:
         io.check_output(path, files.input)
+        if files.calibration is not None and Path(path).resolve() == Path(files.calibration).resolve():
+            raise ConfigError(f"{path}: is the file of --calibration; give another output path")
+    if len({Path(f).resolve() for f in written}) < len(written):
+        raise ConfigError("OUTPUT, --modified and --json must be different files; give each its own path")
 
 
 def _write(result: Result, files: Files) -> None:
@@ -150,7 +177,8 @@ def _write(result: Result, files: Files) -> None:
 
 def _print(out: Console, result: Result, files: Files, verbose: bool) -> None:
     report = result.report
-    table = Table(title=f"{files.input} -> {files.output}", show_header=False, title_justify="left")
+    paths = " -> ".join(map(click.format_filename, (files.input, files.output)))
+    table = Table(title=Text(paths), show_header=False, title_justify="left")
     for figure, value in report.rows():
         table.add_row(figure, value)
     out.print(table)
@@ -160,14 +188,24 @@ def _print(out: Console, result: Result, files: Files, verbose: bool) -> None:
         out.print(f"left in float: {len(report.skipped)} nodes", markup=False)
         for skip in report.skipped:
             out.print(f"  {skip.op_type} {skip.node}: {skip.reason}", markup=False)
-    if verbose:
-        for layer in report.layers:
-            mean = sum(layer.bits) / len(layer.bits)
-            fed = "float" if layer.activation_bits is None else f"{layer.activation_bits} bits"
-            out.print(f"  {layer.op} {layer.name}: {len(layer.bits)} channels, {mean:.2f} bits, fed by {fed}", markup=False)
-        for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
-            kind = "fusion" if activation.fusion else "activation"
-            out.print(f"  {kind} {activation.tensor}: {bits} bits", markup=False)
+    if not verbose:
+        return
+    for layer in report.layers:
+        mean = sum(layer.bits) / len(layer.bits)
+        fed = "float" if layer.activation_bits is None else f"{layer.activation_bits} bits"
+        line = f"{layer.op} {layer.name}: {len(layer.bits)} channels, {mean:.2f} bits on average, fed by {fed}"
+        out.print(f"  {line}", markup=False)
+    for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
+        kind = "fusion" if activation.fusion else "activation"
+        out.print(f"  {kind} {activation.tensor}: {bits} bits", markup=False)
+
+
+class _Out(Console):
+    """Standard output; that its reader has gone is no error, since the model is already written."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Lines(Progress):

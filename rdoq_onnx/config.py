@@ -1,5 +1,6 @@
 """Every setting of a run, checked once."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,6 +11,7 @@ Measure = Literal["taylor", "probe"]
 Provider = Literal["auto", "cpu", "cuda"]
 
 MAX_BITS = 8
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,8 @@ class Config:
     exclude: patterns of layers that stay in float.
     samples: how many calibration samples to use, evenly spaced; None for all (64 where they are synthetic).
     measure: how curves are measured, "taylor" (first order) or "probe" (exact, slow).
-    threads: threads of ONNX Runtime; 0 lets it choose.
+    seed: of all that is random, 0 or more.
+    threads: threads of ONNX Runtime, 0 to 1024; 0 lets it choose.
     min_sqnr: the least output SQNR in dB that the emitted model must have.
     """
 
@@ -64,15 +67,19 @@ class Config:
             raise ConfigError(f"--measure {self.measure!r}: choose one of {', '.join(get_args(Measure))}")
         if self.provider not in get_args(Provider):
             raise ConfigError(f"--provider {self.provider!r}: choose one of {', '.join(get_args(Provider))}")
-        if self.threads < 0:
-            raise ConfigError(f"--threads {self.threads}: give 0 (automatic) or more")
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed}: give 0 or more")
+        if not 0 <= self.threads <= MAX_THREADS:
+            raise ConfigError(f"--threads {self.threads}: give 0 (automatic) to {MAX_THREADS}")
+        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
+            raise ConfigError(f"--min-sqnr {self.min_sqnr}: give a finite number of decibels")
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
     """"0-8", "2,4,8" or "4" -> widths in rising order. Raises ConfigError on anything else."""
     widths: set[int] = set()
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        found = re.fullmatch(r"\s*(\d{1,3})(?:\s*-\s*(\d{1,3}))?\s*", part)
         if not found:
             raise ConfigError(f"--widths {text!r} is no list of widths; give for example 0-8 or 2,4,8")
         first, last = int(found[1]), int(found[2] or found[1])
@@ -83,7 +90,7 @@ def parse_widths(text: str) -> tuple[int, ...]:
 def parse_pin(text: str) -> tuple[str, int]:
     """"PATTERN=BITS" -> (pattern, bits). Raises ConfigError on anything else."""
     pattern, equals, bits = text.rpartition("=")
-    if not equals or not pattern or not bits.isdigit():
+    if not equals or not pattern or not re.fullmatch(r"\d{1,3}", bits):
         raise ConfigError(f"--pin {text!r} is not PATTERN=BITS; give for example --pin 'conv1.*=8'")
     return pattern, int(bits)
 

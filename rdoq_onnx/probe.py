@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from rdoq_onnx.analysis import Activation, Layer, Network, captured
 from rdoq_onnx.candidates import Candidates
@@ -111,31 +111,59 @@ def exact_activation(
     return dict(zip(table, parts, strict=True))
 
 
-def suffix_of(model: onnx.ModelProto, starts: Sequence[str], outputs: Sequence[str]) -> tuple[list[str], list[Any]]:
-    """(tensors read at the edge, nodes) of the part of `model` that lies downstream of the tensors `starts`."""
+def suffix_of(
+    model: onnx.ModelProto, starts: Sequence[str], outputs: Sequence[str]
+) -> tuple[list[str], list[onnx.NodeProto]]:
+    """(tensors read at the edge, nodes) of the part of `model` that lies downstream of the tensors `starts`.
+
+    Integers that the part reads are computed inside it: they are shapes more often than not, which must follow the
+    batch that is really run.
+    """
     reached = set(starts)
-    nodes = []
     for node in model.graph.node:
-        if reached.intersection((*node.input, *captured(node))):
-            nodes.append(node)
+        if reached.intersection(_reads(node)):
             reached.update(o for o in node.output if o)
     made = reached - set(starts)
-    known = {t.name for t in model.graph.initializer} | made | set(starts) | {""}
-    read = [i for n in nodes for i in (*n.input, *captured(n))]
-    available = {v.name for v in model.graph.input} | {o for n in model.graph.node for o in n.output}
-    passed = [o for o in outputs if o not in made]
-    edge = [i for i in dict.fromkeys([*read, *passed]) if i not in known and i in available]
-    return edge, nodes
+    constants = {t.name for t in model.graph.initializer} | {""}
+    producer = {o: n for n in model.graph.node for o in n.output}
+    integers = _integers(model)
+    pending = [i for n in model.graph.node if made.intersection(n.output) for i in _reads(n)]
+    pending += [o for o in outputs if o not in made]
+    edge: dict[str, None] = {}
+    while pending:
+        name = pending.pop(0)
+        if name in constants or name in reached or name in edge:
+            continue
+        if name in integers and name in producer:
+            reached.update(producer[name].output)
+            made.update(producer[name].output)
+            pending += _reads(producer[name])
+        elif name in producer or any(name == v.name for v in model.graph.input):
+            edge[name] = None
+    return list(edge), [n for n in model.graph.node if made.intersection(n.output)]
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    return [*node.input, *captured(node)]
+
+
+def _integers(model: onnx.ModelProto) -> set[str]:
+    """Tensors known to be integers."""
+    known = onnx.shape_inference.infer_shapes(model).graph.value_info
+    return {v.name for v in known if v.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)}
 
 
 @dataclass(frozen=True)
 class _Suffix:
-    """F̃ downstream of some Adds, and the session that computes what it needs from the network's inputs."""
+    """F̃ downstream of some Adds, and the session that computes what it needs from the network's inputs.
+
+    shared: tensors of the edge that do not grow with the batch.
+    """
 
     prefix: Session
     session: Session
     edge: tuple[str, ...]
-    fetched: tuple[str, ...]
+    shared: frozenset[str]
     parameters: Mapping[str, str]
 
     @classmethod
@@ -149,17 +177,21 @@ class _Suffix:
         prefix = prober.runtime.session(with_outputs(modified, fetched), "all")
         _, feeds = next(_batches(prober))
         sample = dict(zip(prefix.outputs, prefix.run(feeds), strict=True))
+        shared: frozenset[str] = frozenset()
+        if prober.batching.rides:
+            pair = (prefix.run(prober.samples.feeds(rows)) for rows in ([0], [0, 1]))
+            shared = frozenset(n for n, one, two in zip(prefix.outputs, *pair, strict=True) if one.shape == two.shape)
         inputs = [_free(name, sample[name]) for name in edge]
         inputs += [_free(parameters[t], sample[t]) for t in tensors]
         suffix = onnx.ModelProto()
         suffix.CopyFrom(modified)
-        read = {i for n in nodes for i in (*n.input, *captured(n))}
+        read = {i for n in nodes for i in _reads(n)}
         graph = helper.make_graph(nodes, "suffix", inputs, [o for o in modified.graph.output if o.name in outputs])
         graph.initializer.extend(
             t for t in modified.graph.initializer if t.name in read and t.name not in parameters.values()
         )
         suffix.graph.CopyFrom(graph)
-        return cls(prefix, prober.runtime.session(suffix, "all"), tuple(edge), tuple(fetched), parameters)
+        return cls(prefix, prober.runtime.session(suffix, "all"), tuple(edge), shared, parameters)
 
     def batches(self, prober: Prober) -> Iterator[tuple[int, dict[str, Array]]]:
         for count, feeds in _batches(prober):
@@ -171,7 +203,10 @@ class _Suffix:
         """Sum over the samples of ‖F̃ - F‖² / D, for each perturbation stacked in `parameters`."""
         tensor, stacked = next(iter(parameters.items()))
         repeats = len(stacked) // len(tensors[tensor])
-        feeds = {name: np.concatenate([tensors[name]] * repeats) for name in self.edge}
+        feeds = {
+            name: tensors[name] if name in self.shared else np.concatenate([tensors[name]] * repeats)
+            for name in self.edge
+        }
         feeds |= {self.parameters[t]: value for t, value in parameters.items()}
         values = self.session.run(feeds, prober.metric.outputs)
         reference = [np.concatenate([tensors[name]] * repeats) for name in prober.metric.outputs]

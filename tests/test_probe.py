@@ -1,0 +1,119 @@
+"""Exact curves against the plain reading of Eq. 7 and 8: change the model, run it, compare outputs."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+from rdoq_onnx.analysis import analyse
+from rdoq_onnx.calibration import load_samples
+from rdoq_onnx.candidates import make_candidates
+from rdoq_onnx.config import Config
+from rdoq_onnx.observation import Batching, observe
+from rdoq_onnx.probe import Prober
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.samples import input_specs
+
+LAYERS = {
+    "conv": "z = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w, b)",
+    "groups": "z = Conv <pads = [1, 1, 1, 1], group = 2> (x, w, b)",
+    "transposed": "z = ConvTranspose <strides = [2, 2], group = 2> (x, w)",
+    "matmul": "z = MatMul (x, w)",
+    "matmul on the left": "z = MatMul (w, x)",
+}
+SHAPES = {
+    "conv": (6, 4, 3, 3),
+    "groups": (6, 2, 3, 3),
+    "transposed": (4, 3, 2, 2),
+    "matmul": (6, 5),
+    "matmul on the left": (5, 6),
+}
+RUNTIME = Runtime("cpu", 1)
+
+
+def network(rng, kind):
+    """A layer between an input and a curved output that mixes all of its channels."""
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 4, 6, 6] x) => (float[N, 1, 1, 1] y, float[N, A, B, C] t)
+    {{ {LAYERS[kind]} t = Tanh (z) u = Mul (t, t) y = ReduceMean <axes = [1, 2, 3]> (u) }}"""
+    model = parser.parse_model(text)
+    weights = {"w": rng.standard_normal(SHAPES[kind], np.float32), "b": rng.standard_normal(6, np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
+    samples = {"x": rng.standard_normal((5, 4, 6, 6), np.float32)}
+    for k, node in enumerate(model.graph.node):
+        node.name = f"n{k}"
+    return model, samples
+
+
+def prober_for(model, samples, batching=None):
+    found = analyse(model, Config())
+    loaded = load_samples(samples, input_specs(model), None)
+    seen = observe(found, loaded, RUNTIME)
+    candidates = make_candidates(found, (0, 2, 5), seen.ranges)
+    return found, candidates, Prober(found, loaded, seen.metric, RUNTIME, batching or seen.batching)
+
+
+def distance(metric, ort_run, model, samples, changed, changed_samples=None):
+    names = [o.name for o in model.graph.output]
+    pick = [names.index(o) for o in metric.outputs]
+    reference, values = ort_run(model, samples), ort_run(changed, changed_samples or samples)
+    count = len(samples["x"])
+    return metric.errors([values[k] for k in pick], [reference[k] for k in pick], count).mean()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_channels_against_changed_weights(ort_run, kind):
+    model, samples = network(np.random.default_rng(3), kind)
+    found, candidates, prober = prober_for(model, samples)
+    (layer,) = found.layers
+    curve = prober.layer(layer, candidates.weights[0])
+    assert curve.shape == (layer.linear.channels, 3)
+    original = numpy_helper.to_array(model.graph.initializer[0])
+    for unit in range(layer.linear.channels):
+        for column, codes in enumerate(candidates.weights[0]):
+            rows = layer.linear.rows(original).copy()
+            rows[unit] = codes.values[unit]
+            changed = onnx.ModelProto()
+            changed.CopyFrom(model)
+            changed.graph.initializer[0].CopyFrom(numpy_helper.from_array(layer.linear.tensor(rows), "w"))
+            expected = distance(prober.metric, ort_run, model, samples, changed)
+            assert curve[unit, column] == pytest.approx(expected, rel=1e-3)
+
+
+def test_activations_against_a_changed_input(ort_run):
+    model, samples = network(np.random.default_rng(4), "conv")
+    found, candidates, prober = prober_for(model, samples)
+    index = next(k for k, a in enumerate(found.activations) if a.tensor == "x")
+    quantizers = [q for several in candidates.activations[index].values() for q in several]
+    curve = prober.activation(found.activations[index], quantizers)
+    for quantizer, value in zip(quantizers, curve, strict=True):
+        expected = distance(prober.metric, ort_run, model, samples, model, {"x": quantizer(samples["x"])})
+        assert value == pytest.approx(expected, rel=1e-3)
+
+
+def test_stacking_perturbations_changes_nothing():
+    model, samples = network(np.random.default_rng(5), "conv")
+    found, candidates, stacked = prober_for(model, samples)
+    assert stacked.batching.rides
+    _, _, alone = prober_for(model, samples, Batching(1, False))
+    arguments = found.layers[0], candidates.weights[0]
+    np.testing.assert_allclose(stacked.layer(*arguments), alone.layer(*arguments), rtol=1e-4)
+
+
+def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 6] x) => (float[N, 6] y)
+    { a = MatMul (x, w) b = Tanh (x) c = MatMul (b, w) y = Add (a, c) }""")
+    rng = np.random.default_rng(6)
+    weight = rng.standard_normal((6, 6), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    for k, node in enumerate(model.graph.node):
+        node.name = f"n{k}"
+    samples = {"x": rng.standard_normal((7, 6), np.float32)}
+    found, candidates, prober = prober_for(model, samples)
+    (layer,) = found.layers
+    assert [use.node for use in layer.uses] == ["n0", "n2"]
+    change = candidates.weights[0][1].values.T - weight
+    both = (samples["x"] + np.tanh(samples["x"])) @ change
+    curve = prober.layer(layer, candidates.weights[0])
+    np.testing.assert_allclose(curve[:, 1], np.square(both).mean(axis=0) / 6, rtol=1e-3)
