@@ -8,7 +8,7 @@ reads a + s. The adjoint of s is the total adjoint of a,
 so no Add is placed: the walk reads adj(a) where it comes by. Samples do not interact, v is independent for each
 sample, and one pass over a batch therefore gives each sample's own g.
 
-`adjoint_rules` holds the operators that networks are made of; any other goes to onnx-ad, one node at a time.
+The adjoint_* modules hold the operators that networks are made of; any other goes to onnx-ad, one node at a time.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,8 @@ import onnx_ad
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-from rdoq_onnx.adjoint_rules import RULES, Grads, Tape
+from rdoq_onnx import adjoint_elementwise, adjoint_products, adjoint_shape  # noqa: F401 - importing registers rules
+from rdoq_onnx.adjoint_tape import RULES, Grads, Tape
 
 Array = NDArray[Any]
 Optimize = Callable[[onnx.ModelProto], onnx.ModelProto]

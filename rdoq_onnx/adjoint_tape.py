@@ -1,0 +1,116 @@
+"""What adjoint rules write to, and the table that they stand in: one rule an operator.
+
+    y = f(x)      adj(x) = (df/dx)ᵀ adj(y)
+
+Every adjoint has the shape and layout of its tensor: there is one seed, and no axis for it. Shapes are static and
+weights constant, so flipped kernels, Resize's matrices and pooling counts are computed by the rules, in numpy.
+
+A rule returns one adjoint per input, None where there is none or nobody wants it. It returns NotImplemented for a form
+of the operator that it does not cover; then onnx-ad's rule is tried.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+Array = NDArray[Any]
+Grads = Any  # Sequence[str | None], or NotImplemented where a rule returns it
+Rule = Callable[["Tape", NodeProto, Grads], Grads]
+RunNode = Callable[[NodeProto, Mapping[str, Array]], Array]
+RULES: dict[str, Rule] = {}
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of a node's attribute, strings decoded."""
+    value = next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+@dataclass
+class Tape:
+    """What the rules know of the forward graph, and the adjoint nodes that they append."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, int]  # TensorProto element types
+    constants: Mapping[str, TensorProto]
+    opset: int
+    run_node: RunNode  # one node on one set of inputs, as ONNX Runtime computes it
+    taken: set[str]
+    depends: set[str] = field(default_factory=set)  # tensors whose adjoint is worth computing
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: dict[str, TensorProto] = field(default_factory=dict)
+
+    def wants(self, name: str) -> bool:
+        return name in self.depends
+
+    def value(self, name: str) -> Array | None:
+        """A constant's value, or None."""
+        return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
+
+    def name(self, stem: str) -> str:
+        """A name that the graph does not use yet."""
+        candidate, count = stem, 1
+        while candidate in self.taken:
+            candidate, count = f"{stem}_{count}", count + 1
+        self.taken.add(candidate)
+        return candidate
+
+    def op(self, op_type: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
+        """Append a node and return its (first) output."""
+        names = [self.name(f"adj/{op_type}_{len(self.nodes)}") for _ in range(outputs)]
+        self.nodes.append(helper.make_node(op_type, inputs, names, names[0], **attributes))
+        return names[0]
+
+    def constant(self, value: Any, like: str | None = None) -> str:
+        """An initializer: of tensor `like`'s element type, or int64. Equal ones are shared."""
+        dtype = np.dtype(np.int64) if like is None else helper.tensor_dtype_to_np_dtype(self.dtypes[like])
+        array = np.ascontiguousarray(value, dtype=dtype).reshape(np.shape(value))
+        key = f"{dtype}{array.shape}{array.tobytes().hex()}"
+        if key not in self.initializers:
+            self.initializers[key] = numpy_helper.from_array(array, self.name("adj/const"))
+        return self.initializers[key].name
+
+    def reshape(self, value: str, shape: Sequence[int]) -> str:
+        return self.op("Reshape", value, self.constant(shape))
+
+    def scale(self, value: str, factor: float, like: str) -> str:
+        return value if factor == 1 else self.op("Mul", value, self.constant(factor, like))
+
+    def sum(self, value: str, axes: Sequence[int]) -> str:
+        return self.op("ReduceSum", value, self.constant(axes), keepdims=1)
+
+    def mean(self, value: str, axes: Sequence[int]) -> str:
+        if self.opset >= 18:
+            return self.op("ReduceMean", value, self.constant(axes), keepdims=1)
+        return self.op("ReduceMean", value, axes=list(axes), keepdims=1)
+
+    def pad(self, value: str, begin: Sequence[int], end: Sequence[int]) -> str:
+        """Zero padding; negative widths crop."""
+        return value if not any((*begin, *end)) else self.op("Pad", value, self.constant([*begin, *end]))
+
+    def unbroadcast(self, value: str, source: Sequence[int], target: str) -> str:
+        """Sum an adjoint of shape `source` over the axes along which `target` was broadcast."""
+        shape = self.shapes[target]
+        padded = (1,) * (len(source) - len(shape)) + shape
+        axes = [i for i, (have, want) in enumerate(zip(source, padded, strict=True)) if have != want]
+        reduced = self.sum(value, axes) if axes else value
+        return reduced if padded == shape else self.reshape(reduced, shape)
+
+
+def rule(*op_types: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators of the default domain."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(op_types, function))
+        return function
+
+    return register
+
+
+def only(node: NodeProto, value: str) -> Grads:
+    """The adjoint of the first input; the others have none."""
+    return [value] + [None] * (len(node.input) - 1)
