@@ -26,6 +26,7 @@ from onnx import ModelProto
 from rdoq_onnx import surgeon
 from rdoq_onnx.analysis import CLAMPS, Activation, Layer
 from rdoq_onnx.passes import Pass
+from rdoq_onnx.passes.correct_bias import add_to_bias
 from rdoq_onnx.quantizer import Affine
 from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor, Variable
 
@@ -34,11 +35,15 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A layer with its integers, int8 in the weight's shape, and its scales, float32 [units]."""
+    """A layer with its integers, int8 in the weight's shape, and its scales, float32 [units].
+
+    shift: what is added to each of the layer's outputs, by its bias where it has one.
+    """
 
     layer: Layer
     integers: NDArray[np.int8]
     scales: NDArray[np.float32]
+    shift: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ def _quantize_weight(graph: Graph, weight: QuantizedWeight, nodes: dict[str, Nod
     )
     for use in layer.uses:
         nodes[use.node].inputs[layer.linear.weight_side] = decoded
+        if weight.shift.any():
+            add_to_bias(graph, nodes[use.node], weight.shift, layer.linear.weight_side)
 
 
 def _quantize_activation(

@@ -148,7 +148,7 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
     if config.activation_bits is not None:
         activations = _find_activations(graph, layers)
     network = Network(model, layers, activations, skipped)
-    _check_patterns(network, config)
+    _check_pins(network, config)
     return network
 
 
@@ -180,19 +180,24 @@ def integer_ranges(model: onnx.ModelProto) -> dict[str, int]:
 def _find_layers(graph: Graph, config: Config) -> tuple[tuple[Layer, ...], tuple[Skip, ...]]:
     found: dict[tuple[str, Linear], list[Use]] = {}
     skipped = []
+    unmatched = dict.fromkeys(config.exclude)
     for node in graph.nodes:
         if node.op_type not in LAYER_TYPES or node.domain not in ("", "ai.onnx"):
             continue
         result = _read_layer(node, graph)
-        if not isinstance(result, str):
-            weight, linear = result
-            if any(matches(p, (node.name, weight)) for p in config.exclude):
-                result = "excluded by --exclude"
+        names = (node.name,) if isinstance(result, str) else (node.name, result[0])
+        excluding = [p for p in config.exclude if matches(p, names)]
+        for pattern in excluding:
+            unmatched.pop(pattern, None)
+        if excluding and not isinstance(result, str):
+            result = "excluded by --exclude"
         if isinstance(result, str):
             skipped.append(Skip(node.name, node.op_type, result))
         else:
-            use = Use(node.name, node.input[1 - linear.weight_side], node.output[0])
+            use = Use(node.name, node.input[1 - result[1].weight_side], node.output[0])
             found.setdefault(result, []).append(use)
+    for pattern in unmatched:
+        raise ConfigError(f"--exclude {pattern!r} matches no layer; `--verbose` lists their names")
     layers = tuple(Layer(uses[0].node, w, linear, tuple(uses)) for (w, linear), uses in found.items())
     return layers, tuple(skipped)
 
@@ -298,13 +303,9 @@ def _parts(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def _check_patterns(network: Network, config: Config) -> None:
+def _check_pins(network: Network, config: Config) -> None:
     layers = [layer_names(layer) for layer in network.layers]
-    skipped = [(s.node,) for s in network.skipped]
     tensors = [(a.tensor,) for a in network.activations]
-    for pattern in config.exclude:
-        if not any(matches(pattern, n) for n in skipped) and not any(matches(pattern, n) for n in layers):
-            raise ConfigError(f"--exclude {pattern!r} matches no layer; `--verbose` lists their names")
     for pattern, bits in config.pins:
         if not any(matches(pattern, n) for n in layers + tensors):
             raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation; `--verbose` lists their names")

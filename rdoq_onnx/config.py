@@ -12,6 +12,7 @@ Provider = Literal["auto", "cpu", "cuda"]
 
 MAX_BITS = 8
 MAX_THREADS = 1024
+MAX_SAMPLES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class Config:
             _compiles("--exclude", pattern)
         if self.samples is not None and self.samples < 2:
             raise ConfigError(f"--samples {self.samples}: at least 2 are needed, one to measure and one to verify")
+        if self.samples is not None and self.samples > MAX_SAMPLES:
+            raise ConfigError(f"--samples {self.samples}: give at most {MAX_SAMPLES}")
         if self.measure not in get_args(Measure):
             raise ConfigError(f"--measure {self.measure!r}: choose one of {', '.join(get_args(Measure))}")
         if self.provider not in get_args(Provider):

@@ -1,15 +1,37 @@
 """An allocation in, the quantized model out."""
 
 import json
+from collections.abc import Mapping
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
+from rdoq_onnx.analysis import Layer
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_qdq import InsertQDQ, QuantizedWeight
+from rdoq_onnx.quantizer import WeightCodes
 from rdoq_onnx.version import __version__
 
 METADATA = "rdoq_onnx"
+
+
+def mixed(codes: Mapping[int, WeightCodes], bits: NDArray[np.int64]) -> WeightCodes:
+    """A layer's channels, each at its own width."""
+    first = next(iter(codes.values()))
+    integers, scales = first.integers.copy(), first.scales.copy()
+    for width, code in codes.items():
+        rows = bits == width
+        integers[rows], scales[rows] = code.integers[rows], code.scales[rows]
+    return WeightCodes(integers, scales)
+
+
+def bias_shift(layer: Layer, change: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-ΔW·E[x]: what the bias takes up of a change of the weights [units, K], for each of the layer's outputs."""
+    shift: NDArray[np.float64] = -(layer.linear.grouped(change.astype(np.float64)) @ mean[..., None])
+    return shift.reshape(-1)
 
 
 def emit_model(allocation: Allocation, settings: dict[str, object]) -> onnx.ModelProto:
@@ -19,21 +41,22 @@ def emit_model(allocation: Allocation, settings: dict[str, object]) -> onnx.Mode
     """
     measurement = allocation.measurement
     network = measurement.network
+    tensors = {t.name: t for t in network.model.graph.initializer}
     weights = []
-    for layer, bits, codes in zip(network.layers, allocation.layer_bits, measurement.codes, strict=True):
-        first = next(iter(codes.values()))
-        integers, scales = first.integers.copy(), first.scales.copy()
-        for width, code in codes.items():
-            rows = bits == width
-            integers[rows], scales[rows] = code.integers[rows], code.scales[rows]
-        weights.append(QuantizedWeight(layer, layer.linear.tensor(integers), scales))
-    chosen = [
+    for layer, bits, codes, mean in zip(
+        network.layers, allocation.layer_bits, measurement.codes, measurement.means, strict=True
+    ):
+        chosen = mixed(codes, bits)
+        change = chosen.values - layer.linear.rows(numpy_helper.to_array(tensors[layer.weight]))
+        shift = bias_shift(layer, change, mean)
+        weights.append(QuantizedWeight(layer, layer.linear.tensor(chosen.integers), chosen.scales, shift))
+    quantizers = [
         (activation, table[bits])
         for activation, table, bits in zip(
             network.activations, measurement.quantizers, allocation.activation_bits, strict=True
         )
     ]
-    model = run_passes([InsertQDQ(weights, chosen)], network.model)
+    model = run_passes([InsertQDQ(weights, quantizers)], network.model)
     widths = {
         "weights": {x.name: b.tolist() for x, b in zip(network.layers, allocation.layer_bits, strict=True)},
         "activations": {

@@ -7,10 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Activation, Network
-from rdoq_onnx.candidates import make_candidates, widest
+from rdoq_onnx.candidates import Candidates, make_candidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
+from rdoq_onnx.moments import collect, passes
 from rdoq_onnx.observation import Observation, observe
+from rdoq_onnx.parallel import Workers, workers
 from rdoq_onnx.probe import Prober, complete, exact
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.quantizer import Affine, WeightCodes
@@ -18,14 +20,17 @@ from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.taylor import Distortions, first_order
 
+FITTING = 2 / 3  # share of the samples that rounding is fitted to
+
 
 @dataclass(frozen=True)
 class Measurement:
     """The curves of a network, and the candidates that they describe.
 
     network: the normalized model and what there is to quantize in it.
-    codes: for each layer, its channels at each width offered. quantizers: the same for each activation, with the
-        clipping of least distortion.
+    codes: for each layer, its channels at each width offered. means: for each layer, the mean input [G, K] that its
+        bias is corrected for.
+    quantizers: each activation's quantizer at each width, with the clipping of least distortion.
     curves: a row for each channel of each layer, in order, then one for each activation; columns are 0 to 8 bits.
     probed: tensors that could not be differentiated and were measured exactly instead, with the reason.
     """
@@ -33,6 +38,7 @@ class Measurement:
     network: Network
     observation: Observation
     codes: tuple[Mapping[int, WeightCodes], ...]
+    means: tuple[NDArray[np.float64], ...]
     quantizers: tuple[Mapping[int, Affine], ...]
     curves: Curves
     probed: Mapping[str, str]
@@ -51,35 +57,70 @@ class Measurement:
 def measure_network(
     network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress
 ) -> Measurement:
-    """Observe the float network, make all candidates, measure all curves."""
-    with progress.step("observe"):
-        observation = observe(network, samples, runtime)
+    """Observe the float network, make all candidates, measure all curves.
+
+    Rounding is fitted to one part of the samples and measured on the other: curves of the samples that made the
+    rounding would promise too much.
+    """
+    fitting, measuring = samples.split(FITTING, config.seed + 1) if len(samples) > 1 else (samples, samples)
     offered = tuple(sorted({min(w, widest(bool(network.activations))) for w in config.widths}))
-    with progress.step("candidates"):
-        candidates = make_candidates(network, offered, observation.ranges)
-    batching = observation.batching
-    prober = Prober(network, samples, observation.metric, runtime, batching)
+    with workers(config.threads) as pool:
+        with progress.step("observe"):
+            observation = observe(network, samples, runtime)
+        batching = observation.batching
+        with progress.step("moments", len(fitting) * passes(network)) as advance:
+            moments = collect(network, fitting, batching, runtime, pool, advance)
+        with progress.step("candidates"):
+            candidates = make_candidates(network, offered, observation.ranges, moments, pool)
+        measured = _measure(network, config, candidates, measuring, observation, runtime, pool, progress)
+    return _chosen(network, observation, candidates, measured)
+
+
+def _measure(
+    network: Network,
+    config: Config,
+    candidates: Candidates,
+    samples: Samples,
+    observation: Observation,
+    runtime: Runtime,
+    pool: Workers,
+    progress: Progress,
+) -> Distortions:
+    prober = Prober(network, samples, observation.metric, runtime, observation.batching)
     if config.measure == "probe":
         with progress.step("probe", len(network.layers) + len(network.activations)) as advance:
-            measured = exact(network, candidates, prober, advance=advance)
-    else:
-        with progress.step("taylor", len(samples)) as advance:
-            measured = first_order(
-                network, candidates, samples, observation.metric, runtime,
-                batch=batching.size, seed=config.seed, advance=advance,
-            )  # fmt: skip
-        if measured.missing:
-            with progress.step("probe"):
-                measured = complete(measured, network, candidates, prober)
+            return exact(network, candidates, prober, advance=advance)
+    with progress.step("taylor", len(samples)) as advance:
+        measured = first_order(
+            network, candidates, samples, observation.metric, runtime,
+            batch=observation.batching.size, seed=config.seed, workers=pool, advance=advance,
+        )  # fmt: skip
+    if measured.missing:
+        with progress.step("probe"):
+            measured = complete(measured, network, candidates, prober)
+    return measured
+
+
+def _chosen(
+    network: Network, observation: Observation, candidates: Candidates, measured: Distortions
+) -> Measurement:
+    """The best variant of rounding for each layer and width, the best clipping for each activation and width."""
+    codes: list[dict[int, WeightCodes]] = []
+    weights: list[NDArray[np.float64]] = []
+    for variants, found in zip(candidates.weights, measured.weights, strict=True):
+        best = found.sum(axis=1).argmin(axis=0)
+        codes.append({b: variants[k][column] for column, (b, k) in enumerate(zip(candidates.widths, best, strict=True))})
+        weights.append(np.stack([found[k, :, column] for column, k in enumerate(best)], axis=1))
     quantizers: list[dict[int, Affine]] = []
-    curves: list[dict[int, float]] = []
-    for table, found in zip(candidates.activations, measured.activations, strict=True):
-        best = {bits: int(np.argmin(values)) for bits, values in found.items()}
-        quantizers.append({bits: table[bits][k] for bits, k in best.items()})
-        curves.append({bits: float(found[bits][k]) for bits, k in best.items()})
-    codes = tuple(dict(zip(offered, several, strict=True)) for several in candidates.weights)
-    all_curves = _curves(network, observation, offered, measured, curves)
-    return Measurement(network, observation, codes, tuple(quantizers), all_curves, measured.missing)
+    activations: list[dict[int, float]] = []
+    for table, values in zip(candidates.activations, measured.activations, strict=True):
+        tightest = {bits: int(np.argmin(v)) for bits, v in values.items()}
+        quantizers.append({bits: table[bits][k] for bits, k in tightest.items()})
+        activations.append({bits: float(values[bits][k]) for bits, k in tightest.items()})
+    curves = _curves(network, observation, candidates.widths, weights, activations)
+    return Measurement(
+        network, observation, tuple(codes), candidates.means, tuple(quantizers), curves, measured.missing
+    )
 
 
 def activation_elements(activation: Activation, sizes: Mapping[str, int]) -> int:
@@ -91,12 +132,12 @@ def _curves(
     network: Network,
     observation: Observation,
     offered: tuple[int, ...],
-    measured: Distortions,
+    weights: list[NDArray[np.float64]],
     activations: list[dict[int, float]],
 ) -> Curves:
     channels = sum(layer.linear.channels for layer in network.layers)
     distortion = np.full((channels + len(activations), MAX_BITS + 1), np.inf)
-    distortion[:channels, list(offered)] = np.concatenate(measured.weights)
+    distortion[:channels, list(offered)] = np.concatenate(weights)
     elements = [np.full(x.linear.channels, np.prod(x.linear.shape) // x.linear.channels) for x in network.layers]
     for row, curve in zip(distortion[channels:], activations, strict=True):
         row[list(curve)] = list(curve.values())

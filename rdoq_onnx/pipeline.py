@@ -108,4 +108,6 @@ def modified(network: Network) -> onnx.ModelProto:
 
 def settings(config: Config, samples: Samples) -> dict[str, Any]:
     """What a reader of the file needs to make it again."""
-    return asdict(replace(config, provider="auto")) | {"calibration": samples.source, "samples": len(samples)}
+    # By content: the same samples from another path, or from memory, make the same file.
+    source = samples.source if samples.source == "synthetic" else f"sha256:{samples.digest()}"
+    return asdict(replace(config, provider="auto")) | {"calibration": source, "samples": len(samples)}

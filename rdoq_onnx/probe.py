@@ -39,8 +39,13 @@ class Prober:
     runtime: Runtime
     batching: Batching
 
-    def layer(self, layer: Layer, codes: Sequence[WeightCodes]) -> NDArray[np.float64]:
-        """δ of each channel of `layer`, the rest float, for each of `codes`; [units, len(codes)]."""
+    def layer(
+        self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
+    ) -> NDArray[np.float64]:
+        """δ of each channel of `layer`, the rest float, for each of `codes`; [units, len(codes)].
+
+        mean [G, K]: the mean input that the layer's bias is corrected for.
+        """
         weight = next(t for t in self.network.model.graph.initializer if t.name == layer.weight)
         rows = layer.linear.rows(numpy_helper.to_array(weight))
         deltas = [c.values - rows for c in codes]
@@ -50,7 +55,7 @@ class Prober:
         for count, tensors in suffix.batches(self):
             outputs = []
             for use in layer.uses:
-                x = layer.linear.unfold(tensors[use.data], count)
+                x = layer.linear.unfold(tensors[use.data], count) - np.asarray(mean, np.float32)[..., None]
                 outputs.append([layer.linear.grouped(d.astype(np.float32)) @ x for d in deltas])
             for chunk in _chunks(pairs, count, self.batching.rides):
                 parameters = {
@@ -77,8 +82,8 @@ class Prober:
 def exact(network: Network, candidates: Candidates, prober: Prober, *, advance: Advance) -> Distortions:
     """Measure all curves of `network` exactly; `advance(1)` after each layer and activation."""
     weights, activations = [], []
-    for layer, codes in zip(network.layers, candidates.weights, strict=True):
-        weights.append(prober.layer(layer, codes))
+    for layer, variants, mean in zip(network.layers, candidates.weights, candidates.means, strict=True):
+        weights.append(np.stack([prober.layer(layer, codes, mean) for codes in variants]))
         advance(1)
     for activation, table in zip(network.activations, candidates.activations, strict=True):
         activations.append(exact_activation(prober, activation, table))
@@ -90,8 +95,12 @@ def complete(measured: Distortions, network: Network, candidates: Candidates, pr
     """`measured` with the curves that it misses measured exactly."""
     lost = measured.missing
     weights = tuple(
-        prober.layer(layer, codes) if any(u.output in lost for u in layer.uses) else curve
-        for layer, codes, curve in zip(network.layers, candidates.weights, measured.weights, strict=True)
+        np.stack([prober.layer(layer, codes, mean) for codes in variants])
+        if any(u.output in lost for u in layer.uses)
+        else curve
+        for layer, variants, mean, curve in zip(
+            network.layers, candidates.weights, candidates.means, measured.weights, strict=True
+        )
     )
     activations = tuple(
         exact_activation(prober, a, table) if a.tensor in lost else curves

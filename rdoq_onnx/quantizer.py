@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 
 # Shares of a channel's largest magnitude that its integer range may cover. Few bits gain from clipping more.
-_RANGE_SHARES = np.concatenate([np.geomspace(0.12, 0.7, 12, endpoint=False), np.linspace(0.7, 1.05, 15)])
+_RANGE_SHARES = np.concatenate([np.geomspace(0.12, 0.7, 8, endpoint=False), np.linspace(0.7, 1.05, 8)])
 _CLIP_SHARES = (1.0, 0.85, 0.7, 0.55, 0.42, 0.32, 0.24, 0.18, 0.12, 0.08)
 _CLIPS_TRIED = 6
 _TINY = float(np.finfo(np.float32).tiny)
@@ -69,44 +69,66 @@ class Affine:
 
 
 def quantize_rows(
-    rows: FloatArray, bits: int, limit: int, least_scale: NDArray[np.float64] | None = None
+    rows: FloatArray,
+    bits: int,
+    limit: int,
+    least_scale: NDArray[np.float64] | None = None,
+    importance: FloatArray | None = None,
 ) -> WeightCodes:
     """Round each row of `rows` [units, K] to `bits` bits at the scale of least squared error.
 
-    limit: bound on the integers' magnitude. least_scale [units]: scales may not be smaller.
+    limit: bound on the integers' magnitude. least_scale [units]: scales may not be smaller. importance [units, K]: what
+    each weight's squared error counts, 1 by default.
     At 0 bits every integer is 0 and the scale, which then means nothing, is one that kernels digest.
     """
     rows = rows.astype(np.float64)
+    importance = np.ones((1, 1)) if importance is None else importance
+    floor = scale_floor(rows, least_scale)
     peak = np.abs(rows).max(axis=1)
-    floor = np.maximum(least_scale if least_scale is not None else 0.0, np.maximum(peak / 2**20, _TINY))
     if bits == 0:
         scales = np.maximum(np.maximum(peak / limit, floor), np.median(peak) / limit)
         return WeightCodes(np.zeros(rows.shape, np.int8), scales.astype(np.float32))
     best = np.full(len(rows), np.inf)
     integers, scales = np.zeros(rows.shape), np.ones(len(rows))
-    heavier = rows.max(axis=1) > -rows.min(axis=1)
-    low = np.maximum(-(1 << bits - 1) + heavier, -limit).astype(np.float64)[:, None]
-    high = np.minimum(low + (1 << bits) - 1, limit)
-    reach = np.maximum(np.abs(low), np.abs(high))[:, 0]
+    low, high = window(rows, bits, limit)
+    reach = np.maximum(np.abs(low), np.abs(high))
     for share in _RANGE_SHARES:
-        trial = np.maximum(share * peak / reach, floor).astype(np.float32).astype(np.float64)
-        q = np.clip(np.rint(rows / trial[:, None]), low, high)
-        trial = _fitted(rows, q, trial, floor)
-        error = ((rows - trial[:, None] * q) ** 2).sum(axis=1)
+        trial = _stored(np.maximum(share * peak / reach, floor))
+        q = np.clip(np.rint(rows / trial[:, None]), low[:, None], high[:, None])
+        trial = _fitted(rows, q, trial, floor, importance)
+        error = (importance * (rows - trial[:, None] * q) ** 2).sum(axis=1)
         better = error < best
         best[better], integers[better], scales[better] = error[better], q[better], trial[better]
     return WeightCodes(integers.astype(np.int8), scales.astype(np.float32))
 
 
+def window(rows: FloatArray, bits: int, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The least and the greatest integer of each row: 2^bits of them, one more on the side of the heavier tail."""
+    heavier = rows.max(axis=1) > -rows.min(axis=1)
+    low = np.maximum(-(1 << bits - 1) + heavier, -limit).astype(np.float64)
+    return low, np.minimum(low + (1 << bits) - 1, limit)
+
+
+def scale_floor(rows: FloatArray, least_scale: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """The least scale of each row: that asked for, and one that float32 and int8 can work with."""
+    peak = np.abs(rows).max(axis=1)
+    floor: NDArray[np.float64] = np.maximum(0.0 if least_scale is None else least_scale, np.maximum(peak / 2**20, _TINY))
+    return floor
+
+
+def _stored(scales: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scales as the file holds them."""
+    return scales.astype(np.float32).astype(np.float64)
+
+
 def _fitted(
-    rows: FloatArray, q: FloatArray, scales: FloatArray, floor: NDArray[np.float64] | float
+    rows: FloatArray, q: FloatArray, scales: FloatArray, floor: NDArray[np.float64], importance: FloatArray
 ) -> NDArray[np.float64]:
     """The scale of least squared error for given integers: ⟨w, q⟩ / ⟨q, q⟩."""
-    power = (q * q).sum(axis=1)
-    product = (rows * q).sum(axis=1)
+    power = (importance * q * q).sum(axis=1)
+    product = (importance * rows * q).sum(axis=1)
     usable = (power > 0) & (product > 0)
-    fitted = np.where(usable, product / np.maximum(power, 1), scales)
-    return np.maximum(fitted, floor).astype(np.float32).astype(np.float64)
+    return _stored(np.maximum(np.where(usable, product / np.where(usable, power, 1.0), scales), floor))
 
 
 def affine_candidates(low: float, high: float, bits: int) -> list[Affine]:

@@ -1,6 +1,7 @@
 """What a run did, as figures, as JSON and as text."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -72,18 +73,16 @@ class Report:
                 "tensors": sum(self.activation_histogram.values()),
                 "elements": self.activation_elements,
                 "histogram": {str(b): n for b, n in self.activation_histogram.items()},
-                "fusion_tensors": list(self.fusion_tensors),
             },
             "distortion": {
                 "predicted": self.predicted,
                 "measured": self.measured,
-                "sqnr_db": self.sqnr_db,
+                "sqnr_db": self.sqnr_db if math.isfinite(self.sqnr_db) else None,  # JSON has no infinity
                 "optimality_gap": self.optimality_gap,
             },
             "file_bytes": {"input": self.input_bytes, "output": self.output_bytes},
-            "kernels": dict(self.kernels),
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
-            "calibration": {"source": self.calibration, "samples": self.samples, "held_out": self.held_out},
+            "calibration": {"source": self.calibration, "samples": self.samples},
             "layers": [
                 {
                     "name": x.name,
@@ -94,8 +93,7 @@ class Report:
                 }
                 for x in self.layers
             ],
-            "skipped": [{"node": s.node, "op": s.op_type, "reason": s.reason} for s in self.skipped],
-            "probed": dict(self.probed),
+            "skipped": [{"node": s.node, "reason": s.reason} for s in self.skipped],
         }
         return json.dumps(document, indent=2) + "\n"
 

@@ -108,8 +108,9 @@ class Runtime:
         return options
 
     def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions") -> Session:
+        providers = self.providers
         try:
-            handle = ort.InferenceSession(model.SerializeToString(), options, providers=self.providers)
+            handle = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
         if self.provider == "cuda" and "CUDAExecutionProvider" not in handle.get_providers():

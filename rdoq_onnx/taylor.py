@@ -4,7 +4,8 @@ For a random sign vector v over the outputs, independent for each sample, E_v[(v
 gives g = Jᵀ v at every Add of F̃ at once; each channel, activation and width then costs one inner product ⟨g, Δ⟩. For
 few outputs v runs over the unit vectors instead, and the estimate is exact to first order.
 
-For a weight channel ⟨g, op(x, ΔW)⟩ = ⟨g Xᵀ, ΔW⟩ (see linear.py): the product g Xᵀ is made once for all widths.
+For a weight channel ⟨g, op(x, ΔW)⟩ = ⟨g Xᵀ, ΔW⟩ (see linear.py): the product g Xᵀ is made once for all widths. The bias
+is corrected by -ΔW·E[x], so what is left of the perturbation is ΔW(x - E[x]) and the product is g (X - E[x])ᵀ.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,9 @@ from rdoq_onnx.adjoint import Reverse, reverse_model
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.distortion import Metric
+from rdoq_onnx.parallel import Workers
 from rdoq_onnx.progress import Advance
-from rdoq_onnx.quantizer import Affine
+from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.runtime import Runtime, Session
 from rdoq_onnx.samples import Samples
 
@@ -34,7 +36,8 @@ Array = NDArray[Any]
 class Distortions:
     """Measured curves.
 
-    weights: for each layer, δ [units, widths]. activations: for each activation and width, δ of each quantizer.
+    weights: for each layer, δ of each variant of rounding, [variants, units, widths]. activations: for each activation
+    and width, δ of each quantizer.
     missing: tensors whose curve could not be measured, with the reason; their entries are NaN.
     """
 
@@ -52,6 +55,7 @@ def first_order(
     *,
     batch: int,
     seed: int,
+    workers: Workers,
     advance: Advance,
 ) -> Distortions:
     """Measure all curves of `network` over `samples`, `batch` of them at a time; `advance(n)` is told of n done."""
@@ -60,7 +64,7 @@ def first_order(
     sums = _Sums(network, candidates, reverse)
     for count, feeds in _full_batches(samples, batch):
         rows = list(_gradients(session, reverse, feeds, metric, seed, sums.samples, batch))
-        sums.add(rows, batch, count)
+        sums.add(rows, batch, count, workers)
         advance(count)
     return sums.result(metric.elements)
 
@@ -142,36 +146,38 @@ class _Sums:
         self._network, self._candidates, self._reverse = network, candidates, reverse
         self.samples = 0
         originals = {t.name: onnx.numpy_helper.to_array(t) for t in network.model.graph.initializer}
-        self._deltas = [
-            _deltas(layer, originals[layer.weight], [c.values for c in codes])
-            for layer, codes in zip(network.layers, candidates.weights, strict=True)
+        self._layers = [
+            _LayerSums(layer, originals[layer.weight], codes, mean)
+            for layer, codes, mean in zip(network.layers, candidates.weights, candidates.means, strict=True)
+            if not self._lost(layer)
         ]
-        self._weights = [np.zeros((d.shape[0], d.shape[2])) for d in self._deltas]
         self._activations = [{b: np.zeros(len(q)) for b, q in table.items()} for table in candidates.activations]
 
-    def add(self, rows: Sequence[dict[str, Array]], batch: int, count: int) -> None:
+    def add(self, rows: Sequence[dict[str, Array]], batch: int, count: int, workers: Workers) -> None:
         """Add the samples of one batch, of which the first `count` are real; `rows` are runs with different v."""
-        for layer, deltas, total in zip(self._network.layers, self._deltas, self._weights, strict=True):
-            if not self._lost(layer):
-                total += _layer_sums(layer, deltas, rows, self._reverse.adjoints, batch, count)
-        tables = zip(self._network.activations, self._candidates.activations, self._activations, strict=True)
-        for activation, quantizers, sums in tables:
-            if activation.tensor in self._reverse.missing:
-                continue
-            values = rows[0][activation.tensor].reshape(batch, -1)[:count]
-            name = self._reverse.adjoints[activation.tensor]
-            g = np.stack([row[name].reshape(batch, -1)[:count] for row in rows], axis=1)
-            flat = [q for several in quantizers.values() for q in several]
-            parts = np.split(_activation_sums(values, g, flat), np.cumsum([len(s) for s in quantizers.values()])[:-1])
-            for bits, part in zip(quantizers, parts, strict=True):
-                sums[bits] += part
+        workers.map(lambda sums: sums.add(rows, self._reverse.adjoints, batch, count), self._layers)
+        workers.map(
+            lambda k: self._add_activation(k, rows, batch, count),
+            [k for k, a in enumerate(self._network.activations) if a.tensor not in self._reverse.missing],
+        )
         self.samples += count
+
+    def _add_activation(self, index: int, rows: Sequence[dict[str, Array]], batch: int, count: int) -> None:
+        tensor, quantizers = self._network.activations[index].tensor, self._candidates.activations[index]
+        values = rows[0][tensor].reshape(batch, -1)[:count]
+        name = self._reverse.adjoints[tensor]
+        g = np.stack([row[name].reshape(batch, -1)[:count] for row in rows], axis=1)
+        flat = [q for several in quantizers.values() for q in several]
+        parts = np.split(_activation_sums(values, g, flat), np.cumsum([len(s) for s in quantizers.values()])[:-1])
+        for bits, part in zip(quantizers, parts, strict=True):
+            self._activations[index][bits] += part
 
     def result(self, elements: int) -> Distortions:
         share = 1.0 / (self.samples * elements)
+        measured = {id(sums.layer): sums.total * share for sums in self._layers}
         weights = tuple(
-            np.full_like(total, np.nan) if self._lost(layer) else total * share
-            for layer, total in zip(self._network.layers, self._weights, strict=True)
+            measured.get(id(layer), np.full((len(codes), layer.linear.channels, len(codes[0])), np.nan))
+            for layer, codes in zip(self._network.layers, self._candidates.weights, strict=True)
         )
         activations = tuple(
             {b: v * (np.nan if a.tensor in self._reverse.missing else share) for b, v in sums.items()}
@@ -183,34 +189,33 @@ class _Sums:
         return any(u.output in self._reverse.missing for u in layer.uses)
 
 
-def _deltas(layer: Layer, weight: Array, quantized: Sequence[Array]) -> NDArray[np.float32]:
-    """ΔW of every channel at every width, [units, K, widths]."""
-    rows = layer.linear.rows(weight)
-    return np.ascontiguousarray(np.stack([q - rows for q in quantized], axis=-1).astype(np.float32))
+class _LayerSums:
+    """Sums over samples and rows of ⟨g, Δz⟩² for one layer, [variants, units, widths]."""
 
+    def __init__(
+        self, layer: Layer, weight: Array, codes: Sequence[Sequence[WeightCodes]], mean: NDArray[np.float64]
+    ) -> None:
+        self.layer, self._mean = layer, mean.astype(np.float32)[:, None, :]
+        rows = layer.linear.rows(weight)
+        deltas = [code.values - rows for variant in codes for code in variant]
+        self._deltas = np.ascontiguousarray(np.stack(deltas, axis=-1).astype(np.float32))
+        self._shape = len(codes), layer.linear.channels, len(codes[0])
+        self.total = np.zeros(self._shape)
 
-def _layer_sums(
-    layer: Layer,
-    deltas: NDArray[np.float32],
-    rows: Sequence[dict[str, Array]],
-    adjoints: Mapping[str, str],
-    batch: int,
-    count: int,
-) -> NDArray[np.float64]:
-    """Sum over samples and rows of ⟨g Xᵀ, ΔW⟩², [units, widths]."""
-    linear = layer.linear
-    gradient: Any = 0.0
-    for use in layer.uses:
-        x = linear.unfold(rows[0][use.data], batch)[:count]
-        # All rows in one product for each sample and group: [n, G, rows·O, P] by [n, G, P, K].
-        g = np.stack([linear.outputs(row[adjoints[use.output]], batch)[:count] for row in rows], axis=2)
-        flat = g.reshape(count, linear.group, -1, g.shape[-1])
-        gradient = gradient + np.matmul(flat, x.swapaxes(-1, -2))
-    blocks = gradient.reshape(count, linear.group, len(rows), -1, gradient.shape[-1])
-    per_unit = linear.ungrouped(np.moveaxis(blocks, 2, 1)).reshape(-1, linear.channels, deltas.shape[1])
-    products = np.matmul(per_unit.swapaxes(0, 1), deltas)
-    sums: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1)
-    return sums
+    def add(self, rows: Sequence[dict[str, Array]], adjoints: Mapping[str, str], batch: int, count: int) -> None:
+        linear = self.layer.linear
+        gradient: Any = 0.0
+        for use in self.layer.uses:
+            x = linear.unfold(rows[0][use.data], batch)[:count]
+            # All rows in one product for each sample and group: [n, G, rows·O, P] by [n, G, P, K].
+            g = np.stack([linear.outputs(row[adjoints[use.output]], batch)[:count] for row in rows], axis=2)
+            flat = g.reshape(count, linear.group, -1, g.shape[-1])
+            gradient = gradient + flat @ x.swapaxes(-1, -2) - flat.sum(axis=-1, keepdims=True) * self._mean
+        blocks = gradient.reshape(count, linear.group, len(rows), -1, gradient.shape[-1])
+        per_unit = linear.ungrouped(np.moveaxis(blocks, 2, 1)).reshape(-1, linear.channels, self._deltas.shape[1])
+        products = per_unit.swapaxes(0, 1) @ self._deltas
+        sums = np.square(products, dtype=np.float64).sum(axis=1)
+        self.total += np.moveaxis(sums.reshape(self._shape[1], self._shape[0], self._shape[2]), 1, 0)
 
 
 def _activation_sums(

@@ -1,0 +1,74 @@
+"""Rows of a layer's weights as blocks: weights that see the same inputs, and so share one covariance.
+
+A block is a group of a convolution, or a part of the inputs of a very wide layer (moments.in_parts). One row, with its
+one scale, may lie in several blocks: in all parts, and for ConvTranspose in all groups.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.linear import Linear
+from rdoq_onnx.moments import in_parts
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of one layer: B of them, each with O rows of K weights."""
+
+    linear: Linear
+
+    @property
+    def shared(self) -> bool:
+        """Whether one scale serves all groups."""
+        return self.linear.op_type == "ConvTranspose"
+
+    @property
+    def row_length(self) -> int:
+        return int(np.prod(self.linear.shape)) // self.linear.channels
+
+    @property
+    def parts(self) -> int:
+        inputs = self.row_length // self.linear.group if self.shared else self.row_length
+        return in_parts(np.empty((1, inputs, 1))).shape[0]
+
+    @property
+    def single(self) -> bool:
+        """Whether any subset of rows can be cut into blocks on its own."""
+        return self.linear.group == 1
+
+    def cut(self, rows: Array) -> Array:
+        """[units, weights of a row] -> [B, O, K]."""
+        grouped = self._grouped(rows)
+        return np.ascontiguousarray(in_parts(grouped.swapaxes(1, 2)).swapaxes(1, 2))
+
+    def join(self, blocks: Array) -> Array:
+        """The inverse of `cut`."""
+        groups = self.linear.group
+        if self.parts > 1:
+            inputs = self.row_length // groups if self.shared else self.row_length
+            apart = blocks.reshape(groups, self.parts, *blocks.shape[1:])
+            blocks = np.moveaxis(apart, 1, 2).reshape(groups, blocks.shape[1], -1)[..., :inputs]
+        if self.shared:
+            return blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1)
+        return blocks.reshape(-1, blocks.shape[-1])
+
+    def spread(self, values: Array) -> Array:
+        """What each row has T of, [units, T] -> [B, O·T]."""
+        groups = self.linear.group
+        flat = np.broadcast_to(values.reshape(1, -1), (groups, values.size)) if self.shared else values.reshape(groups, -1)
+        return np.repeat(flat, self.parts, axis=0)
+
+    def gather(self, values: Array, trials: int) -> Array:
+        """Sums over the blocks of a row, [B, O·T] -> [units, T]."""
+        summed = values.reshape(self.linear.group, self.parts, -1).sum(axis=1)
+        return summed.sum(axis=0).reshape(-1, trials) if self.shared else summed.reshape(-1, trials)
+
+    def _grouped(self, rows: Array) -> Array:
+        if self.shared:
+            return rows.reshape(len(rows), self.linear.group, -1).swapaxes(0, 1)
+        return rows.reshape(self.linear.group, -1, rows.shape[1])

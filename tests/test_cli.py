@@ -1,0 +1,535 @@
+"""The command line as its users meet it: what a good run leaves, and how each bad input is refused."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper, parser
+
+from rdoq_onnx import __version__, cli
+from tests.conftest import ROOT, OrtRun
+
+MODELS = ROOT / "models"
+CNN, VIT, CALIBRATION = MODELS / "digits_cnn.onnx", MODELS / "digits_vit.onnx", MODELS / "digits_calib.npz"
+FEW = ("--calibration", str(CALIBRATION), "--samples", "8", "--threads", "1")
+BEFORE = b"what was here before"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one error line; that there is just one, and nothing like a traceback, is checked here."""
+        lines = [line for line in self.err.splitlines() if line.startswith("rdoq-onnx: error: ")]
+        assert len(lines) == 1, self.err
+        assert self.err.splitlines()[-1] == lines[0]
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+Main = Callable[..., Run]
+
+
+@pytest.fixture
+def main(capsys: pytest.CaptureFixture[str]) -> Main:
+    """`main(*arguments)`: the command, in this process."""
+
+    def run(*arguments: str | Path) -> Run:
+        code = 0
+        capsys.readouterr()
+        try:
+            cli.main([str(a) for a in arguments])
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            code = end.code
+        return Run(code, *capsys.readouterr())
+
+    return run
+
+
+def spawn(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> Run:
+    """The command in a process of its own, far from the repository."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rdoq_onnx", *map(str, arguments)],
+        cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def log_lines(err: str) -> list[str]:
+    """Standard error without the lines of the steps."""
+    return [line for line in err.splitlines() if not re.fullmatch(r"\d\d:\d\d:\d\d [a-z]+: \d+\.\d s(, \d+ parts)?", line)]
+
+
+# --- a good run
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a good run left."""
+
+    run: Run
+    original: Path
+    output: Path
+    modified: Path
+    report: dict[str, Any]
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        return onnx.load(self.output)
+
+
+@pytest.fixture(scope="module", params=[CNN, VIT], ids=["cnn", "vit"])
+def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    folder = tmp_path_factory.mktemp("done")
+    output, modified, report = folder / "out.onnx", folder / "modified.onnx", folder / "report.json"
+    run = spawn(request.param, output, "--bits", "4", *FEW, "--modified", modified, "--json", report, cwd=folder)
+    assert run.code == 0, run.err
+    return Done(run, request.param, output, modified, json.loads(report.read_text()))
+
+
+def digits(count: int) -> NDArray[np.float32]:
+    with np.load(MODELS / "digits_test.npz") as data:
+        scaled: NDArray[np.float32] = (data["x"][:count] / np.float32(255) - data["mean"]) / data["std"]
+    return scaled.transpose(0, 3, 1, 2).astype(np.float32)
+
+
+def keys(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The names in a JSON document, in order; what histograms, steps and lists hold is told elsewhere."""
+    free = ("histogram", "seconds")
+    return {k: keys(v) if isinstance(v, dict) and k not in free else None for k, v in document.items()}
+
+
+def test_main_job_writes_a_model_that_still_works(done: Done, ort_run: OrtRun) -> None:
+    onnx.checker.check_model(done.output)
+    x = digits(200)
+    expected, got = (ort_run(onnx.load(p), {"input": x}, "all")[0] for p in (done.original, done.output))
+    assert (expected.argmax(axis=1) == got.argmax(axis=1)).mean() > 0.8
+
+
+def test_json_has_the_keys_of_the_contract(done: Done) -> None:
+    assert keys(done.report) == {
+        "version": None, "input": None, "output": None,
+        "bits": {"weights": None, "activations": None},
+        "weights": {"channels": None, "elements": None, "payload_bytes": None, "histogram": None},
+        "activations": {"tensors": None, "elements": None, "histogram": None},
+        "distortion": {"predicted": None, "measured": None, "sqnr_db": None, "optimality_gap": None},
+        "file_bytes": {"input": None, "output": None},
+        "seconds": None,
+        "calibration": {"source": None, "samples": None},
+        "layers": None, "skipped": None,
+    }  # fmt: skip
+    assert {tuple(layer) for layer in done.report["layers"]} == {("name", "op", "channels", "bits", "activation_bits")}
+    assert {tuple(skip) for skip in done.report["skipped"]} <= {("node", "reason")}
+
+
+def test_json_tells_of_this_run(done: Done) -> None:
+    report = done.report
+    assert (report["version"], report["input"], report["output"]) == (__version__, str(done.original), str(done.output))
+    assert report["calibration"] == {"source": str(CALIBRATION), "samples": 8}
+    assert report["file_bytes"] == {"input": done.original.stat().st_size, "output": done.output.stat().st_size}
+    assert set(report["seconds"]) >= {"normalize", "observe", "candidates", "taylor", "allocate", "emit", "verify"}
+    assert min(report["distortion"].values()) >= 0
+
+
+def test_json_agrees_with_a_recount_of_the_file(done: Done) -> None:
+    graph, report = done.model.graph, done.report
+    nodes = {n.name: n for n in graph.node}
+    maker = {o: n for n in graph.node for o in n.output}
+    values = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    elements = spent = 0
+    for layer in report["layers"]:
+        node = nodes[layer["name"]]
+        assert node.op_type == layer["op"]
+        decoder = maker[node.input[1]]
+        assert decoder.op_type == "DequantizeLinear"
+        integers = values[decoder.input[0]].astype(int)
+        axis = next((a.i for a in decoder.attribute if a.name == "axis"), 1) % integers.ndim
+        channels = np.moveaxis(integers, axis, 0).reshape(integers.shape[axis], -1)
+        bits = np.array(layer["bits"])
+        assert layer["channels"] == len(bits) == len(channels)
+        assert (np.ptp(channels, axis=1) < 2**bits).all(), layer["name"]
+        assert layer["activation_bits"] == width_in_front(node.input[0], maker, values)
+        elements += integers.size
+        spent += int(bits.sum()) * channels.shape[1]
+    widths, counts = np.unique(np.concatenate([x["bits"] for x in report["layers"]]), return_counts=True)
+    weights = report["weights"]
+    assert weights["histogram"] == {str(w): n for w, n in zip(widths.tolist(), counts.tolist(), strict=True)}
+    assert weights["channels"] == counts.sum()
+    assert weights["elements"] == elements
+    assert weights["payload_bytes"] == -(-spent // 8)
+    assert report["bits"]["weights"] == pytest.approx(spent / elements) <= 4
+    assert report["bits"]["activations"] <= 4
+    assert report["activations"]["tensors"] == sum(report["activations"]["histogram"].values())
+
+
+def width_in_front(tensor: str, maker: Mapping[str, onnx.NodeProto], values: Mapping[str, NDArray[Any]]) -> int | None:
+    """The width of the quantizer whose values reach `tensor`: the highest integer that its Clip leaves."""
+    width = None
+    while (node := maker.get(tensor)) is not None and (width is None or node.op_type != "QuantizeLinear"):
+        if node.op_type == "DequantizeLinear":
+            width = 8
+        elif node.op_type == "Clip" and width is not None:
+            return int(values[node.input[2]]).bit_length()
+        elif node.op_type == "QuantizeLinear" or width is None and node.op_type not in ("Reshape", "Transpose"):
+            break
+        tensor = node.input[0]
+    return width
+
+
+def test_metadata_tells_how_the_file_was_made(done: Done) -> None:
+    metadata = {p.key: p.value for p in done.model.metadata_props}
+    assert metadata["rdoq_onnx.version"] == __version__
+    settings = json.loads(metadata["rdoq_onnx.settings"])
+    assert (settings["weight_bits"], settings["activation_bits"], settings["samples"]) == (4, 4, 8)
+    widths = json.loads(metadata["rdoq_onnx.widths"])["weights"]
+    assert widths == {x["name"]: x["bits"] for x in done.report["layers"]}
+    assert str(MODELS) not in "".join(metadata.values()), "folders of the machine are nobody's business"
+
+
+def test_modified_network_is_the_float_one_at_zero_and_takes_perturbations(done: Done, ort_run: OrtRun) -> None:
+    modified, x = onnx.load(done.modified), {"input": digits(4)}
+    onnx.checker.check_model(modified)
+    parameters = [i.name for i in modified.graph.input if i.name.startswith("s_")]
+    assert len(parameters) > len(done.report["layers"])
+    still = ort_run(modified, x)[0]
+    assert np.allclose(still, ort_run(onnx.load(done.original), x)[0], rtol=1e-4, atol=1e-4)
+    session = ort.InferenceSession(done.modified, providers=["CPUExecutionProvider"])
+    ranks = {i.name: len(i.shape) for i in session.get_overridable_initializers()}
+    assert set(parameters) <= set(ranks)
+    last = parameters[-1]
+    moved = session.run(None, {**x, last: np.ones((1,) * ranks[last], np.float32)})[0]
+    assert not np.allclose(moved, still)
+
+
+def test_log_is_plain_lines_and_the_table_goes_to_stdout(done: Done) -> None:
+    assert "\x1b" not in done.run.err + done.run.out
+    assert log_lines(done.run.err) == []
+    assert f"{done.report['distortion']['sqnr_db']:.2f} dB" in done.run.out
+
+
+def test_same_run_writes_the_same_bytes(done: Done, tmp_path: Path) -> None:
+    calibration = tmp_path / "elsewhere.npz"
+    calibration.write_bytes(CALIBRATION.read_bytes())
+    arguments = ("--calibration", calibration, "--samples", "8", "--threads", "1")
+    again = spawn(done.original, "again.onnx", "--bits", "4", *arguments, cwd=tmp_path, env={"PYTHONHASHSEED": "7"})
+    assert again.code == 0, again.err
+    assert (tmp_path / "again.onnx").read_bytes() == done.output.read_bytes()
+
+
+def test_quiet_prints_nothing(main: Main, tmp_path: Path) -> None:
+    run = main(CNN, tmp_path / "out.onnx", *FEW, "--quiet")
+    assert run == Run(0, "", "")
+    assert (tmp_path / "out.onnx").exists()
+
+
+def test_verbose_lists_every_layer(main: Main, tmp_path: Path) -> None:
+    run = main(CNN, tmp_path / "out.onnx", *FEW, "--verbose", "--json", tmp_path / "out.json", "--exclude", "/3/Conv")
+    report = json.loads((tmp_path / "out.json").read_text())
+    for layer in report["layers"]:
+        assert f"  {layer['op']} {layer['name']}: {layer['channels']} channels, " in run.out
+    assert report["skipped"] == [{"node": "/3/Conv", "reason": "excluded by --exclude"}]
+    assert "  Conv /3/Conv: excluded by --exclude" in run.out
+
+
+def test_synthetic_samples_come_with_a_warning(main: Main, tmp_path: Path) -> None:
+    run = main(CNN, tmp_path / "out.onnx", "--samples", "8", "--json", tmp_path / "out.json")
+    assert run.code == 0
+    assert log_lines(run.err) == [
+        "rdoq-onnx: warning: no --calibration: the samples are synthetic, so widths and figures mean less"
+    ]
+    assert json.loads((tmp_path / "out.json").read_text())["calibration"] == {"source": "synthetic", "samples": 8}
+
+
+def test_pins_float_activations_and_widths_are_obeyed(main: Main, tmp_path: Path) -> None:
+    report = tmp_path / "out.json"
+    options = ("--weight-bits", "4", "--activation-bits", "none", "--widths", "2,4,8", "--pin", "/0/.*=8")
+    assert main(CNN, tmp_path / "out.onnx", *FEW, *options, "--json", report).code == 0
+    told = json.loads(report.read_text())
+    assert told["bits"]["activations"] is None
+    assert set(told["weights"]["histogram"]) <= {"2", "4", "8"}
+    first = next(x for x in told["layers"] if x["name"] == "/0/Conv")
+    assert set(first["bits"]) == {8}
+    assert first["activation_bits"] is None
+
+
+def test_markup_in_a_path_is_no_markup(main: Main, tmp_path: Path) -> None:
+    odd = tmp_path / "[red]" / "[" 
+    odd.mkdir(parents=True)
+    run = main(CNN, odd / "b].onnx", *FEW)
+    assert run.code == 0
+    assert "[red]/[/b].onnx" in run.out
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rdoq_onnx", CNN, "out.onnx", *FEW]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait() == 0
+    assert (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version(main: Main, option: str) -> None:
+    run = main(option)
+    assert (run.code, run.err) == (0, "")
+    if option == "--version":
+        assert run.out.strip() == __version__
+    else:
+        assert all(text in run.out for text in ("--weight-bits", "decibels", "[default: 0-8]"))
+
+
+# --- bad input: one line, the exit code, and the output as it was
+
+
+def refused(main: Main, arguments: Sequence[str | Path], output: Path, code: int, *said: str) -> None:
+    """Run twice, onto nothing and onto a file: exit `code`, one line with all of `said`, the output untouched."""
+    for before in (None, BEFORE):
+        if before is not None:
+            output.write_bytes(before)
+        run = main(*arguments)
+        assert run.code == code, run.err
+        assert run.out == ""
+        for part in said:
+            assert part in run.error, run.error
+        assert (output.read_bytes() if output.exists() else None) == before
+    assert [p.name for p in output.parent.iterdir() if p.name.startswith(".")] == [], "temporary files are left"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read (No such file or directory); give an .onnx file"),
+        (CNN.read_bytes()[:5000], "is truncated; export or download it again"),
+        (b"no model at all", "is no ONNX model"),
+        (b"", "is empty"),
+    ],
+    ids=["missing", "truncated", "text", "empty"],
+)
+def test_unusable_model_files(main: Main, tmp_path: Path, content: bytes | None, said: str) -> None:
+    source, output = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    if content is not None:
+        source.write_bytes(content)
+    refused(main, [source, output, *FEW], output, 2, str(source), said)
+
+
+def test_model_without_a_layer(main: Main, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[N,4] x, float[4,3] w) => (float[N,3] y) { y = MatMul(x, w) }'
+    onnx.save(parser.parse_model(text), source)
+    refused(main, [source, output], output, 2, "no layer to quantize", "MatMul", "not constant")
+
+
+FITTING = np.linspace(-1, 1, 8 * 28 * 28, dtype=np.float32).reshape(8, 1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"image": FITTING, "other": FITTING}, "no array for input 'input'; rename"),
+        ({"input": FITTING[..., :20]}, "'input' has shape [8,1,28,20], but the model wants [?,1,28,28]; resize"),
+        ({"input": FITTING[:, 0]}, "'input' has shape [8,28,28]"),
+        ({"input": FITTING.astype(np.int64)}, "'input' is int64, but the model wants float32; convert it"),
+        ({"input": FITTING.astype(np.complex64)}, "'input' is complex64"),
+        ({"input": np.where(FITTING > 0.9, np.nan, FITTING)}, "'input' holds NaN or infinity; remove"),
+        ({"input": np.where(FITTING > 0.9, np.inf, FITTING)}, "'input' holds NaN or infinity; remove"),
+        ({"input": FITTING[:0]}, "'input' holds no samples; give at least one"),
+        ({"input": FITTING[:1]}, "holds 1 sample; at least 2 are needed"),
+        ({"input": np.array([{}], object)}, "holds an array of Python objects; save numbers only"),
+        ({}, "write it with numpy.savez"),
+    ],
+    ids=["names", "shape", "rank", "dtype", "complex", "nan", "inf", "zero", "one", "objects", "none"],
+)
+def test_unusable_samples(main: Main, tmp_path: Path, arrays: dict[str, NDArray[Any]], said: str) -> None:
+    samples, output = tmp_path / "samples.npz", tmp_path / "out.onnx"
+    np.savez(samples, **arrays)  # type: ignore[arg-type]  # numpy's stub takes any name for allow_pickle
+    refused(main, [CNN, output, "--calibration", samples], output, 2, str(samples), said)
+
+
+@pytest.mark.parametrize("content", [None, b"PK\x03\x04 but no archive", CNN.read_bytes()[:100]])
+def test_unusable_sample_files(main: Main, tmp_path: Path, content: bytes | None) -> None:
+    samples, output = tmp_path / "samples.npz", tmp_path / "out.onnx"
+    if content is not None:
+        samples.write_bytes(content)
+    refused(main, [CNN, output, "--calibration", samples], output, 2, str(samples), ".npz")
+
+
+@pytest.mark.parametrize("value", ["four", "-1", "8.1", "nan", "inf", "-inf", "", "2,3"])
+@pytest.mark.parametrize("option", ["--bits", "--weight-bits", "--activation-bits"])
+def test_impossible_bits(main: Main, tmp_path: Path, option: str, value: str) -> None:
+    output = tmp_path / "out.onnx"
+    refused(main, [CNN, output, *FEW, option, value], output, 2, option, value, "; give ", "to 8")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--bits", "0.5"], "--bits 0.5 is out of range; give 1 to 8"),
+        (["--bits", "0"], "--bits 0 is out of range; give 1 to 8"),
+        (["--widths", "nine"], "--widths 'nine' is no list of widths; give"),
+        (["--widths", "2-9"], "--widths 9 is out of range; give 0 to 8"),
+        (["--widths", "0-99999999999999"], "is no list of widths"),
+        (["--pin", "conv"], "--pin 'conv' is not PATTERN=BITS; give"),
+        (["--pin", "none_such=4"], "--pin none_such=4 matches no layer or activation; `--verbose`"),
+        (["--pin", "/0/Conv=0", "--widths", "2-8"], "--pin /0/Conv=0: '/0/Conv' offers [2, 3, 4, 5, 6, 7] bits"),
+        (["--exclude", "none_such"], "--exclude 'none_such' matches no layer; `--verbose`"),
+        (["--exclude", ".*"], "no layer to quantize"),
+        (["--exclude", "("], "--exclude '(' is no regular expression"),
+        (["--joint", "--weight-bits", "3"], "--joint takes one budget: give --bits alone"),
+        (["--measure", "guess"], "--measure 'guess': choose one of taylor, probe"),
+        (["--provider", "tpu"], "--provider 'tpu': choose one of auto, cpu, cuda"),
+        (["--samples", "1"], "--samples 1: at least 2"),
+        (["--samples", "many"], "'--samples': 'many' is not a valid integer"),
+        (["--seed", "-1"], "--seed -1: give 0 or more"),
+        (["--threads", "-2"], "--threads -2: give 0"),
+        (["--threads", "99999999999999999999"], "--threads 99999999999999999999: give 0"),
+        (["--min-sqnr", "nan"], "--min-sqnr nan: give a finite number"),
+        (["--quiet", "--verbose"], "--quiet and --verbose exclude each other; give one"),
+        (["--none-such"], "No such option '--none-such'; see rdoq-onnx --help"),
+        (["--dry-run"], "No such option '--dry-run'"),
+        (["--bits"], "'--bits' requires an argument"),
+        (["extra"], "unexpected extra argument (extra)"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_options(main: Main, tmp_path: Path, options: list[str], said: str) -> None:
+    output = tmp_path / "out.onnx"
+    refused(main, [CNN, output, *FEW, *options], output, 2, said)
+
+
+@pytest.mark.parametrize(("arguments", "missing"), [([], "INPUT"), (["in.onnx"], "OUTPUT")])
+def test_missing_arguments(main: Main, arguments: list[str], missing: str) -> None:
+    run = main(*arguments)
+    assert run.code == 2
+    assert run.err == f"rdoq-onnx: error: Missing argument '{missing}'; see rdoq-onnx --help\n"
+
+
+def test_budget_that_cannot_be_met(main: Main, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    said = ("--weight-bits 2 cannot be met", "narrowest allowed widths take 4 ", "ask for more bits or allow narrower")
+    refused(main, [CNN, output, *FEW, "--bits", "2", "--widths", "4-8"], output, 3, *said)
+
+
+def test_gate_that_is_missed(main: Main, tmp_path: Path) -> None:
+    output, report = tmp_path / "out.onnx", tmp_path / "out.json"
+    arguments = [CNN, output, *FEW, "--min-sqnr", "90", "--json", report]
+    refused(main, arguments, output, 4, "--min-sqnr 90: the emitted model has ", " dB; give more bits")
+    assert not report.exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("none_such/out.onnx", "its folder none_such does not exist; make it first"),
+        ("folder", "is a folder; give the path of a file"),
+        ("/proc/none_such.onnx", "cannot be written"),
+        ("/dev/null", "is a device or pipe; give the path of a file"),
+        ("x" * 300, "is no usable path"),
+    ],
+    ids=["no folder", "a folder", "proc", "device", "long name"],
+)
+def test_unwritable_output(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str
+) -> None:
+    if output.startswith("/") and not Path(output).parent.is_dir():
+        pytest.skip(f"no {Path(output).parent} here")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    run = main(CNN, output, *FEW)
+    assert (run.code, run.out) == (2, "")
+    assert output in run.error
+    assert said in run.error
+    assert [p.name for p in tmp_path.rglob("*")] == ["folder"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--modified"])
+def test_unwritable_side_output(main: Main, tmp_path: Path, option: str) -> None:
+    output = tmp_path / "out.onnx"
+    refused(main, [CNN, output, *FEW, option, tmp_path / "none_such" / "f"], output, 2, "does not exist; make it first")
+
+
+def test_no_output_may_replace_an_input_or_another_output(main: Main, tmp_path: Path) -> None:
+    model, samples, link = tmp_path / "in.onnx", tmp_path / "samples.npz", tmp_path / "link.onnx"
+    model.write_bytes(CNN.read_bytes())
+    samples.write_bytes(CALIBRATION.read_bytes())
+    link.symlink_to(model)
+    other = tmp_path / "out.onnx"
+    same = "output and input are the same file; give another output path"
+    for arguments, said in [
+        ([model, model], same),
+        ([model, link], same),
+        ([link, model], same),
+        ([model, other, "--modified", link], same),
+        ([model, other, "--json", model], same),
+        ([model, samples], "is the file of --calibration; give another output path"),
+        ([model, other, "--json", tmp_path / "." / "out.onnx"], "must be different files"),
+    ]:
+        run = main(*arguments, "--calibration", samples)
+        assert (run.code, run.out) == (2, "")
+        assert said in run.error
+        assert model.read_bytes() == CNN.read_bytes()
+        assert samples.read_bytes() == CALIBRATION.read_bytes()
+        assert link.is_symlink()
+        assert not other.exists()
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is here")
+def test_provider_that_is_not_there(main: Main, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    refused(main, [CNN, output, *FEW, "--provider", "cuda"], output, 2, "error: --provider cuda: ", "--provider cpu")
+
+
+def test_missing_onnxruntime(tmp_path: Path) -> None:
+    """A stub in front of the real one, whose import fails as if there were none."""
+    stub = tmp_path / "stub" / "onnxruntime.py"
+    stub.parent.mkdir()
+    stub.write_text("raise ModuleNotFoundError('No module named onnxruntime', name='onnxruntime')\n")
+    run = spawn(CNN, "out.onnx", *FEW, cwd=tmp_path, env={"PYTHONPATH": str(stub.parent)})
+    assert run.code == 2
+    assert "ONNX Runtime is not installed" in run.error
+    assert "rdoq-onnx[cpu]" in run.error
+    assert "rdoq-onnx[gpu]" in run.error
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_bad_input_to_a_process_of_its_own(tmp_path: Path) -> None:
+    run = spawn("none_such.onnx", "out.onnx", cwd=tmp_path)
+    assert (run.code, run.out) == (2, "")
+    assert run.error.startswith("rdoq-onnx: error: none_such.onnx: cannot be read")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_control_c(tmp_path: Path) -> None:
+    """Interrupted once the steps have begun: 130, no traceback, no file."""
+    command = [sys.executable, "-u", "-m", "rdoq_onnx", CNN, "out.onnx", "--measure", "probe", "--samples", "64"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        begun = "".join(iter(lambda: process.stderr.readline(), "")) if process.poll() is not None else ""
+        while "candidates" not in begun:
+            begun += process.stderr.readline()
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate()
+    assert process.returncode == 130
+    assert rest.split() == ["rdoq-onnx:", "interrupted"]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,102 @@
+"""Every setting is checked once, by Config and the two parsers beside it."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdoq_onnx.config import Config, parse_pin, parse_widths
+from rdoq_onnx.errors import ConfigError
+
+
+def test_defaults_are_eight_bits_and_all_widths() -> None:
+    config = Config()
+    assert (config.weight_bits, config.activation_bits) == (8, 8)
+    assert config.widths == (0, 1, 2, 3, 4, 5, 6, 7, 8)
+
+
+def test_config_is_frozen_and_refuses_unknown_settings() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 1  # type: ignore[misc]
+    with pytest.raises(TypeError, match="wieght_bits"):
+        Config(wieght_bits=4)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight_bits": -0.1}, "--weight-bits -0.1 is out of range; give 0 to 8"),
+        ({"weight_bits": 8.5}, "--weight-bits 8.5"),
+        ({"weight_bits": math.nan}, "--weight-bits nan"),
+        ({"weight_bits": math.inf}, "--weight-bits inf"),
+        ({"activation_bits": 0.5}, "--activation-bits 0.5 is out of range; give 1 to 8"),
+        ({"activation_bits": math.nan}, "--activation-bits nan"),
+        ({"activation_bits": 9.0}, "--activation-bits 9"),
+        ({"joint": True, "weight_bits": 4.0}, "--joint takes one budget"),
+        ({"joint": True, "activation_bits": None}, "--joint takes one budget"),
+        ({"widths": ()}, "--widths names no width"),
+        ({"widths": (2, 9)}, "--widths 9 is out of range"),
+        ({"widths": (4, 2)}, "in rising order"),
+        ({"widths": (2, 2)}, "each width once"),
+        ({"pins": (("conv", 9),)}, "--pin conv 9 is out of range"),
+        ({"pins": (("(", 4),)}, r"--pin '\(' is no regular expression"),
+        ({"exclude": ("(",)}, r"--exclude '\(' is no regular expression"),
+        ({"samples": 1}, "--samples 1: at least 2"),
+        ({"samples": 0}, "--samples 0: at least 2"),
+        ({"samples": 10**12}, "--samples 1000000000000: give at most 1000000"),
+        ({"measure": "guess"}, "choose one of taylor, probe"),
+        ({"provider": "tpu"}, "choose one of auto, cpu, cuda"),
+        ({"seed": -1}, "--seed -1: give 0 or more"),
+        ({"threads": -1}, "--threads -1"),
+        ({"threads": 2**40}, "--threads 1099511627776"),
+        ({"min_sqnr": math.nan}, "--min-sqnr nan"),
+        ({"min_sqnr": math.inf}, "--min-sqnr inf"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(**settings)  # type: ignore[arg-type]
+
+
+@given(st.floats(0, 8), st.floats(1, 8) | st.none())
+def test_every_budget_in_range_is_taken(weights: float, activations: float | None) -> None:
+    config = Config(weight_bits=weights, activation_bits=activations)
+    assert (config.weight_bits, config.activation_bits) == (weights, activations)
+
+
+@pytest.mark.parametrize(
+    ("text", "widths"),
+    [("0-8", tuple(range(9))), ("2,4,8", (2, 4, 8)), ("4", (4,)), ("8,2-3", (2, 3, 8)), (" 1 - 2 , 1", (1, 2))],
+)
+def test_widths_are_parsed(text: str, widths: tuple[int, ...]) -> None:
+    assert parse_widths(text) == widths
+
+
+@given(st.sets(st.integers(0, 8), min_size=1))
+def test_any_list_of_widths_is_parsed(widths: set[int]) -> None:
+    parsed = parse_widths(",".join(map(str, widths)))
+    assert parsed == tuple(sorted(widths))
+    assert Config(widths=parsed).widths == parsed
+
+
+@pytest.mark.parametrize("text", ["", "two", "2;4", "-1", "1.5", "2,,4", "0-999999999999", "²"])
+def test_what_is_no_list_of_widths_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--widths .* is no list of widths; give for example 0-8"):
+        parse_widths(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "pin"), [("conv=8", ("conv", 8)), ("a=b=0", ("a=b", 0)), ("/0/.*Conv=12", ("/0/.*Conv", 12))]
+)
+def test_pins_are_parsed(text: str, pin: tuple[str, int]) -> None:
+    assert parse_pin(text) == pin
+
+
+@pytest.mark.parametrize(
+    "text", ["", "conv", "conv=", "=8", "conv=x", "conv=-1", "conv=2.5", "conv=²", "conv=" + "9" * 5000]
+)
+def test_what_is_no_pin_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not PATTERN=BITS; give for example"):
+        parse_pin(text)
