@@ -17,8 +17,11 @@ def add_to_bias(graph: Graph, node: Node, shift: NDArray[np.float64], weight_sid
         scaled = shift / float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else shift
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is None or not bias.name:
-            del node.inputs[2:]
-            node.inputs.append(_constant(graph, f"{node.name}_bias", scaled))
+            added = _constant(graph, f"{node.name}_bias", scaled)
+            if bias is None:
+                node.inputs.append(added)
+            else:
+                node.inputs[2] = added
             return
         if isinstance(bias, Constant):
             node.inputs[2] = _constant(graph, f"{bias.name}_corrected", bias.values + scaled)

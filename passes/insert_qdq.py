@@ -8,7 +8,8 @@ Invariants, each with its reason:
 1. Activations are UINT8 whatever their width; fewer than 8 bits are a Clip on the integers. Kernels fuse around it;
    UINT4 quantizers make ONNX Runtime refuse the model.
 2. A Relu or Clip whose bounds the quantizer's saturation implies is removed: the integers are the same, and a clamp
-   between convolution and quantizer would keep the convolution in float at widths under 8.
+   between convolution and quantizer would keep the convolution in float at widths under 8. A Min by a ceiling for each
+   channel becomes a Min of the integers.
 3. A tensor behind operators that only move values is quantized once more with the same scale and zero point, which
    changes no value; the operator and what reads it then fuse.
 4. Weights have an explicit zero point of 0: the integer Gemm wants it.
@@ -91,23 +92,32 @@ def _quantize_activation(
     scale = _initializer(graph, f"{activation.tensor}_scale", np.array(quantizer.scale, np.float32))
     zero_point = _initializer(graph, f"{activation.tensor}_zero_point", np.array(quantizer.zero_point, np.uint8))
     made = activation.parts or (activation.tensor,)
-    again = (*((activation.tensor,) if activation.parts else ()), *activation.moved)
+    again: dict[str, NDArray[np.uint8] | None] = dict.fromkeys(activation.moved)
+    if activation.parts:
+        joined = {t.name for t in tensors[activation.tensor].inputs[0].inputs}
+        # What is joined beside the parts has a quantizer of its own, which may reach further.
+        highest = np.array(quantizer.high, np.uint8) if joined - set(activation.parts) else None
+        again = {activation.tensor: highest} | again
     for name in made:
-        _insert(graph, _without_clamp(graph, tensors[name], quantizer), scale, zero_point, quantizer)
-    for name in again:
-        _insert(graph, tensors[name], scale, zero_point, None)
+        source, highest = _without_clamps(graph, tensors[name], quantizer)
+        _insert(graph, source, scale, zero_point, highest)
+    for name, highest in again.items():
+        _insert(graph, tensors[name], scale, zero_point, highest)
 
 
 def _insert(
-    graph: Graph, tensor: Tensor, scale: Constant, zero_point: Constant, clip: Affine | None
+    graph: Graph, tensor: Tensor, scale: Constant, zero_point: Constant, highest: NDArray[np.uint8] | None
 ) -> None:
-    """Q, the integer Clip where `clip` leaves some of the 256 levels out, and DQ behind `tensor`."""
+    """Q, a ceiling on the integers where `highest` (one, or one a channel) leaves some of the 256 out, and DQ."""
 
     def build(source: Tensor) -> Tensor:
         q = surgeon.append(graph, "QuantizeLinear", [source, scale, zero_point], f"{source.name}_QuantizeLinear")
-        if clip is not None and clip.high < 255:
-            top = _initializer(graph, f"{source.name}_highest", np.array(clip.high, np.uint8))
-            q = surgeon.append(graph, "Clip", [q, Variable(""), top], f"{source.name}_Clip")
+        if highest is not None and highest.min() < 255:
+            top = _initializer(graph, f"{source.name}_highest", highest)
+            if highest.ndim:
+                q = surgeon.append(graph, "Min", [q, top], f"{source.name}_Min")
+            else:
+                q = surgeon.append(graph, "Clip", [q, Variable(""), top], f"{source.name}_Clip")
         return surgeon.append(
             graph, "DequantizeLinear", [q, scale, zero_point], f"{source.name}_DequantizeLinear", like=tensor
         )
@@ -115,24 +125,36 @@ def _insert(
     surgeon.insert_after(graph, tensor, build, outputs=False)
 
 
-def _without_clamp(graph: Graph, tensor: Tensor, quantizer: Affine) -> Tensor:
-    """The tensor to quantize in place of `tensor`: before its Relu or Clip, if the quantizer does their work."""
-    if not tensor.inputs or tensor.inputs[0].op not in CLAMPS or any(tensor is t for t in graph.outputs):
-        return tensor
-    clamp: Node = tensor.inputs[0]
-    source: Tensor = clamp.inputs[0]
-    low, high = _bounds(clamp)
-    least, greatest = quantizer.range
-    implied = least >= low and greatest <= high * (1 + _ROUNDING)
-    if not implied or len(source.outputs) > 1 or not surgeon.bypass(graph, clamp):
-        return tensor
-    return source
+def _without_clamps(graph: Graph, tensor: Tensor, quantizer: Affine) -> tuple[Tensor, NDArray[np.uint8]]:
+    """The tensor to quantize in place of `tensor`, before the clamps that the quantizer does the work of.
+
+    Also returns the highest integer: a Min by a ceiling for each channel becomes a Min of the integers, which gives
+    the same as rounding is monotone.
+    """
+    highest = np.array(quantizer.high, np.uint8)
+    while tensor.inputs and tensor.inputs[0].op in CLAMPS and not any(tensor is t for t in graph.outputs):
+        clamp: Node = tensor.inputs[0]
+        source: Tensor = clamp.inputs[0]
+        ceiling = surgeon.values(clamp.inputs[1]) if clamp.op == "Min" and len(clamp.inputs) == 2 else None
+        low, high = (-np.inf, np.inf) if ceiling is not None else _bounds(clamp)
+        least, greatest = quantizer.range
+        if least < low or greatest > high * (1 + _ROUNDING) or len(source.outputs) > 1:
+            break
+        if not surgeon.bypass(graph, clamp):
+            break
+        tensor = source
+        if ceiling is not None:
+            levels = np.rint(ceiling / np.float32(quantizer.scale)) + quantizer.zero_point
+            highest = np.minimum(highest, np.clip(levels, quantizer.low, quantizer.high)).astype(np.uint8)
+    return tensor, highest if highest.min() < quantizer.high else np.array(quantizer.high, np.uint8)
 
 
 def _bounds(clamp: Node) -> tuple[float, float]:
-    """What a Relu or Clip bounds its values to; nothing is known of bounds that are computed."""
+    """What a Relu or Clip bounds its values to; bounds that are computed, and a Min of other kind, imply nothing."""
     if clamp.op == "Relu":
         return 0.0, np.inf
+    if clamp.op == "Min":
+        return np.inf, -np.inf
     given = [surgeon.values(t) if t.name else None for t in clamp.inputs[1:]]
     absent = [not t.name for t in clamp.inputs[1:]]
     while len(given) < 2:

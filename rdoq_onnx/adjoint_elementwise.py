@@ -91,6 +91,16 @@ _SLOPES: dict[str, Callable[[Tape, NodeProto, str, str], str]] = {
 }
 
 
+@rule("Min")
+def _min(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
+    """A ceiling by a constant; anything else is onnx-ad's."""
+    if len(node.input) != 2 or tape.value(node.input[1]) is None or tape.wants(node.input[1]):
+        return NotImplemented
+    y = node.output[0]
+    mask = _positive(tape, tape.op("Sub", node.input[1], y))
+    return [tape.unbroadcast(tape.op("Mul", grads[0], mask), tape.shapes[y], node.input[0]), None]
+
+
 @rule("Clip")
 def _clip(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     y = node.output[0]

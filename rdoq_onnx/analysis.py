@@ -23,7 +23,7 @@ LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOVES = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice"})
 MOVES |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 # Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
-CLAMPS = frozenset({"Relu", "Clip"})
+CLAMPS = frozenset({"Relu", "Clip", "Min"})
 # Operators that ONNX Runtime runs on integers when all their inputs are quantized.
 FUSES = frozenset({"Add", "Concat"})
 FUSION_BITS = 8
@@ -269,9 +269,12 @@ def _convolution_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
 
 
 def behind_clamp(tensor: str, graph: Graph) -> str:
-    """The tensor behind the Relu or Clip that alone reads `tensor`, else `tensor` itself."""
-    reader = graph.sole_consumer(tensor)
-    return reader.output[0] if reader is not None and reader.op_type in CLAMPS else tensor
+    """The tensor behind the clamps by constants (Relu, Clip, Min) that alone read `tensor`, one after the other."""
+    while (reader := graph.sole_consumer(tensor)) is not None and reader.op_type in CLAMPS:
+        if any(i and i not in graph.constants for i in reader.input[1:]):
+            break
+        tensor = reader.output[0]
+    return tensor
 
 
 def _moved(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:

@@ -73,8 +73,7 @@ def allocate(
 
 def emit(model: Model, allocation: Allocation) -> onnx.ModelProto:
     """`model`, the one that was measured, quantized as `allocation` says. Raises ModelError if it is another model."""
-    measured = allocation.measurement.network.model
-    if pipeline.read_normalized(model)[1] != measured:
+    if pipeline.read_normalized(model)[1] != allocation.measurement.source:
         raise ModelError("this is not the model that the allocation was measured on; measure it first")
     return emit_model(allocation, {})
 

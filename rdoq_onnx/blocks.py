@@ -29,12 +29,13 @@ class Blocks:
 
     @property
     def row_length(self) -> int:
+        """Weights of a row."""
         return int(np.prod(self.linear.shape)) // self.linear.channels
 
     @property
     def parts(self) -> int:
         inputs = self.row_length // self.linear.group if self.shared else self.row_length
-        return in_parts(np.empty((1, inputs, 1))).shape[0]
+        return int(in_parts(np.empty((1, inputs, 1))).shape[0])
 
     @property
     def single(self) -> bool:
@@ -60,12 +61,12 @@ class Blocks:
     def spread(self, values: Array) -> Array:
         """What each row has T of, [units, T] -> [B, O·T]."""
         groups = self.linear.group
-        flat = np.broadcast_to(values.reshape(1, -1), (groups, values.size)) if self.shared else values.reshape(groups, -1)
-        return np.repeat(flat, self.parts, axis=0)
+        flat = values.reshape(1 if self.shared else groups, -1)
+        return np.repeat(np.broadcast_to(flat, (groups, flat.shape[1])), self.parts, axis=0)
 
     def gather(self, values: Array, trials: int) -> Array:
         """Sums over the blocks of a row, [B, O·T] -> [units, T]."""
-        summed = values.reshape(self.linear.group, self.parts, -1).sum(axis=1)
+        summed: Array = values.reshape(self.linear.group, self.parts, -1).sum(axis=1)
         return summed.sum(axis=0).reshape(-1, trials) if self.shared else summed.reshape(-1, trials)
 
     def _grouped(self, rows: Array) -> Array:

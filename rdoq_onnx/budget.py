@@ -82,7 +82,8 @@ def allocate_bits(measurement: Measurement, config: Config) -> Allocation:
 def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     """The curves with the widths of pinned layers and activations as the only ones allowed.
 
-    A width that a layer does not offer is taken as the nearest one under it. Raises ConfigError if there is none.
+    A width that a layer does not offer is taken as the nearest one under it. Raises ConfigError if there is none,
+    or if a pattern matches nothing.
     """
     distortion = measurement.curves.distortion
     mask = np.ones(distortion.shape, bool)
@@ -90,13 +91,16 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     names = [layer_names(x) for x in measurement.network.layers]
     activations = [((a.tensor,), rows[-1][k : k + 1]) for k, a in enumerate(measurement.network.activations)]
     for pattern, bits in pins:
-        for known, units in [*zip(names, rows[:-1], strict=True), *activations]:
-            if matches(pattern, known):
-                offered = np.flatnonzero(np.isfinite(distortion[units]).all(axis=0))
-                under = offered[offered <= bits]
-                if not len(under):
-                    raise ConfigError(f"--pin {pattern}={bits}: {known[0]!r} offers {offered.tolist()} bits")
-                mask[units] = np.arange(distortion.shape[1]) == under[-1]
+        fitting = [(k, u) for k, u in [*zip(names, rows[:-1], strict=True), *activations] if matches(pattern, k)]
+        if not fitting:
+            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation; `--verbose` lists their names")
+        for known, units in fitting:
+            offered = np.flatnonzero(np.isfinite(distortion[units]).all(axis=0))
+            under = offered[offered <= bits]
+            if not len(under):
+                found = f"--pin {pattern}={bits}: {known[0]!r} offers {offered.tolist()} bits"
+                raise ConfigError(f"{found}; give one of them or allow more --widths")
+            mask[units] = np.arange(distortion.shape[1]) == under[-1]
     return measurement.curves.restrict(mask)
 
 

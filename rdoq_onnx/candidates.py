@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
 
-from rdoq_onnx.analysis import FUSION_BITS, Layer, Network
+from rdoq_onnx.analysis import FUSION_BITS, Graph, Layer, Network
 from rdoq_onnx.blocks import Blocks
 from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.moments import Moments
@@ -137,19 +137,31 @@ def _scale_floors(
 ) -> list[Float | None]:
     """The least scale of each channel with which its bias still fits INT32 in the integer kernels."""
     sources = {feed: a.tensor for a in network.activations for feed in a.feeds}
-    nodes = {n.name: n for n in network.model.graph.node}
-    tensors = {t.name: t for t in network.model.graph.initializer}
+    graph = Graph(network.model)
+    nodes = {n.name: n for n in graph.nodes}
     floors: list[Float | None] = []
     for layer in network.layers:
         node, use = nodes[layer.uses[0].node], layer.uses[0]
-        bias = tensors.get(node.input[2]) if len(node.input) > 2 else None
+        bias = _bias(node, graph)
         if bias is None or use.data not in sources or layer.linear.op_type == "ConvTranspose":
             floors.append(None)
             continue
         low, high = ranges[sources[use.data]]
         step = max(high, 0.0) - min(low, 0.0)
-        values = np.abs(numpy_helper.to_array(bias).astype(np.float64)).reshape(-1)
-        spread = np.broadcast_to(values, (layer.linear.channels,)) if values.size == 1 else values
+        values = np.abs(numpy_helper.to_array(bias).astype(np.float64))
+        aligned = values.ndim and values.shape[-1] == layer.linear.channels
+        spread = values.reshape(-1, layer.linear.channels).max(axis=0) if aligned else values.max(initial=0.0)
         # The narrowest activation quantizer has the finest scale: a tenth of the range over 255 steps.
-        floors.append(spread / (_BIAS_LIMIT * max(step / 2550, 1e-30)) if step > 0 else None)
+        floor = spread / (_BIAS_LIMIT * max(step / 2550, 1e-30))
+        floors.append(np.broadcast_to(floor, (layer.linear.channels,)) if step > 0 else None)
     return floors
+
+
+def _bias(node: NodeProto, graph: Graph) -> TensorProto | None:
+    """A layer's bias. ONNX Runtime makes one Gemm of a MatMul and the Add behind it."""
+    if len(node.input) > 2:
+        return graph.initializers.get(node.input[2])
+    reader = graph.sole_consumer(node.output[0])
+    if node.op_type != "MatMul" or reader is None or reader.op_type != "Add":
+        return None
+    return next((graph.initializers[i] for i in reader.input if i in graph.initializers), None)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,7 @@ def mixed(codes: Mapping[int, WeightCodes], bits: NDArray[np.int64]) -> WeightCo
     return WeightCodes(integers, scales)
 
 
-def bias_shift(layer: Layer, change: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+def bias_shift(layer: Layer, change: NDArray[np.floating[Any]], mean: NDArray[np.float64]) -> NDArray[np.float64]:
     """-ΔW·E[x]: what the bias takes up of a change of the weights [units, K], for each of the layer's outputs."""
     shift: NDArray[np.float64] = -(layer.linear.grouped(change.astype(np.float64)) @ mean[..., None])
     return shift.reshape(-1)

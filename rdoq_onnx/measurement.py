@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Activation, Network
 from rdoq_onnx.candidates import Candidates, make_candidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
+from rdoq_onnx.equalization import equalize
 from rdoq_onnx.moments import collect, passes
 from rdoq_onnx.observation import Observation, observe
 from rdoq_onnx.parallel import Workers, workers
@@ -20,6 +22,7 @@ from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.taylor import Distortions, first_order
 
+EQUALIZING = 32  # samples that channel ranges are found on
 FITTING = 2 / 3  # share of the samples that rounding is fitted to
 
 
@@ -27,7 +30,7 @@ FITTING = 2 / 3  # share of the samples that rounding is fitted to
 class Measurement:
     """The curves of a network, and the candidates that they describe.
 
-    network: the normalized model and what there is to quantize in it.
+    source: the normalized model. network: the same with channel ranges evened out, and what there is to quantize in it.
     codes: for each layer, its channels at each width offered. means: for each layer, the mean input [G, K] that its
         bias is corrected for.
     quantizers: each activation's quantizer at each width, with the clipping of least distortion.
@@ -35,6 +38,7 @@ class Measurement:
     probed: tensors that could not be differentiated and were measured exactly instead, with the reason.
     """
 
+    source: onnx.ModelProto
     network: Network
     observation: Observation
     codes: tuple[Mapping[int, WeightCodes], ...]
@@ -65,6 +69,9 @@ def measure_network(
     fitting, measuring = samples.split(FITTING, config.seed + 1) if len(samples) > 1 else (samples, samples)
     offered = tuple(sorted({min(w, widest(bool(network.activations))) for w in config.widths}))
     with workers(config.threads) as pool:
+        source = network.model
+        with progress.step("equalize"):
+            network = equalize(network, config, fitting.take(slice(0, EQUALIZING)), runtime)
         with progress.step("observe"):
             observation = observe(network, samples, runtime)
         batching = observation.batching
@@ -73,7 +80,7 @@ def measure_network(
         with progress.step("candidates"):
             candidates = make_candidates(network, offered, observation.ranges, moments, pool)
         measured = _measure(network, config, candidates, measuring, observation, runtime, pool, progress)
-    return _chosen(network, observation, candidates, measured)
+    return _chosen(source, network, observation, candidates, measured)
 
 
 def _measure(
@@ -102,14 +109,19 @@ def _measure(
 
 
 def _chosen(
-    network: Network, observation: Observation, candidates: Candidates, measured: Distortions
+    source: onnx.ModelProto,
+    network: Network,
+    observation: Observation,
+    candidates: Candidates,
+    measured: Distortions,
 ) -> Measurement:
     """The best variant of rounding for each layer and width, the best clipping for each activation and width."""
     codes: list[dict[int, WeightCodes]] = []
     weights: list[NDArray[np.float64]] = []
     for variants, found in zip(candidates.weights, measured.weights, strict=True):
         best = found.sum(axis=1).argmin(axis=0)
-        codes.append({b: variants[k][column] for column, (b, k) in enumerate(zip(candidates.widths, best, strict=True))})
+        picks = zip(candidates.widths, best, strict=True)
+        codes.append({b: variants[k][column] for column, (b, k) in enumerate(picks)})
         weights.append(np.stack([found[k, :, column] for column, k in enumerate(best)], axis=1))
     quantizers: list[dict[int, Affine]] = []
     activations: list[dict[int, float]] = []
@@ -119,7 +131,7 @@ def _chosen(
         activations.append({bits: float(values[bits][k]) for bits, k in tightest.items()})
     curves = _curves(network, observation, candidates.widths, weights, activations)
     return Measurement(
-        network, observation, tuple(codes), candidates.means, tuple(quantizers), curves, measured.missing
+        source, network, observation, tuple(codes), candidates.means, tuple(quantizers), curves, measured.missing
     )
 
 

@@ -3,8 +3,9 @@
 Sums run over samples and positions, batch by batch; memory is set by the layers, not by the number of samples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def collect(
         sums = [_Sums(layer) for layer in layers]
         for count, feeds in samples.counted_batches(batching.size):
             values = dict(zip(session.outputs, session.run(feeds), strict=True))
-            workers.map(lambda s, v=values, n=count: s.add([v[u.data] for u in s.layer.uses], n), sums)
+            workers.map(partial(_Sums.add, values=values, samples=count), sums)
             advance(count)
         result += [s.result() for s in sums]
     return tuple(result)
@@ -94,9 +95,9 @@ class _Sums:
         width = in_parts(self.first[..., None]).shape[1]
         self.second = np.zeros((groups * -(-inputs // width), width, width))
 
-    def add(self, data: Sequence[NDArray[np.float32]], samples: int) -> None:
-        for x in data:
-            unfolded = self.layer.linear.unfold(x, samples)
+    def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> None:
+        for use in self.layer.uses:
+            unfolded = self.layer.linear.unfold(values[use.data], samples)
             flat = np.moveaxis(unfolded, 0, 2).reshape(*self.first.shape, -1)
             self.count += flat.shape[-1]
             self.first += flat.sum(axis=2, dtype=np.float64)

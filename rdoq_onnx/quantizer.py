@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
 
-# Shares of a channel's largest magnitude that its integer range may cover. Few bits gain from clipping more.
-_RANGE_SHARES = np.concatenate([np.geomspace(0.12, 0.7, 8, endpoint=False), np.linspace(0.7, 1.05, 8)])
-_CLIP_SHARES = (1.0, 0.85, 0.7, 0.55, 0.42, 0.32, 0.24, 0.18, 0.12, 0.08)
-_CLIPS_TRIED = 6
+# Shares of a channel's largest magnitude that its integer range may cover. Few bits gain from clipping more; over 1 the
+# outermost integer stays unused, which suits channels of few values.
+_RANGE_SHARES = np.concatenate([np.geomspace(0.12, 0.7, 8, endpoint=False), np.linspace(0.7, 1.05, 8), [1.2, 1.5, 2.0]])
+# The same for a tensor's range, by bits: (tightest, widest).
+_CLIPS = {1: (0.05, 0.5), 2: (0.1, 0.6), 3: (0.14, 0.8), 4: (0.2, 1.0), 5: (0.25, 1.0), 6: (0.3, 1.0), 7: (0.35, 1.0)}
+_CLIPS[8] = (0.4, 1.0)
+_CLIPS_TRIED = 8
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -112,8 +115,8 @@ def window(rows: FloatArray, bits: int, limit: int) -> tuple[NDArray[np.float64]
 def scale_floor(rows: FloatArray, least_scale: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """The least scale of each row: that asked for, and one that float32 and int8 can work with."""
     peak = np.abs(rows).max(axis=1)
-    floor: NDArray[np.float64] = np.maximum(0.0 if least_scale is None else least_scale, np.maximum(peak / 2**20, _TINY))
-    return floor
+    usable: NDArray[np.float64] = np.maximum(peak / 2**20, _TINY)
+    return usable if least_scale is None else np.maximum(usable, least_scale)
 
 
 def _stored(scales: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -139,9 +142,8 @@ def affine_candidates(low: float, high: float, bits: int) -> list[Affine]:
     """
     low, high = min(low, 0.0), max(high, 0.0)
     levels = (1 << bits) - 1
-    first = min(8 - bits, len(_CLIP_SHARES) - _CLIPS_TRIED)
     found = []
-    for share in _CLIP_SHARES[first : first + _CLIPS_TRIED]:
+    for share in np.geomspace(*_CLIPS[bits], _CLIPS_TRIED)[::-1]:
         scale = float(np.float32(max((high - low) * share / levels, _TINY * 2**20)))
         zero_point = int(np.clip(np.rint(-low * share / scale), 0, levels))
         found.append(Affine(scale, zero_point, 0, levels))

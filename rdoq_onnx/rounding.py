@@ -4,7 +4,7 @@ The error that a channel w leaves on the layer's output, bias corrected, is
 
     E[(wᵀx - ŵᵀx)²] = (w - ŵ)ᵀ H (w - ŵ),    H = Cov(x) + damping
 
-(OBQ; GPTQ, Frantar et al., ICLR 2023). With Uᵀ U = H⁻¹, U upper triangular, the weights are rounded one after the other;
+(OBQ; GPTQ, Frantar et al., ICLR 2023). With Uᵀ U = H⁻¹, U upper triangular, the weights are rounded one after another;
 the error e_k = (w_k - ŵ_k) / U_kk is spread over the rest, w_j -= e_k U_kj for j > k, and Σ e_k² is the error above.
 All channels, widths and trial scales of a layer are rows of one matrix; columns go in blocks, so that almost all the
 work is matrix products. Inputs of large variance go first, while there is most left to compensate with.

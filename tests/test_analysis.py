@@ -171,6 +171,15 @@ def test_part_of_a_concat_that_others_read_keeps_its_own_quantizer():
     assert network.activations[2].parts == ("a2",)
 
 
+def test_part_of_a_concat_that_no_layer_but_another_node_reads():
+    network = find("""g (float[1, 4, 8, 8] x) => (float y, float u)
+        { z1 = Conv (x, w1) z2 = Conv (x, w2) a1 = Relu (z1) a2 = Relu (z2)
+          c = Concat <axis = 1> (a1, a2) y = Conv (c, w3) u = Tanh (a1) }""",
+        w1=(4, 4, 1, 1), w2=(4, 4, 1, 1), w3=(4, 8, 1, 1))  # fmt: skip
+    assert tensors(network) == (["x", "c"], ["a1"])
+    assert network.activations[2].parts == ("a2",)
+
+
 RESIDUAL = """g (float[1, 4, 8, 8] x) => (float y)
     { z1 = Conv (x, w1) a1 = Relu (z1) z2 = Conv (a1, w2) r = Add (z2, a1) a2 = Relu (r) y = Conv (a2, w3) }"""
 RESIDUAL_WEIGHTS = {f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3)}

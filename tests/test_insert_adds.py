@@ -36,15 +36,17 @@ def test_bundled_models_unchanged_at_zero(ort_run, path, level):
     expect_same(ort_run, network, feeds, level)
 
 
-@pytest.mark.parametrize("level", ["none", "basic"])
 @pytest.mark.parametrize("path", [p for p in real_models() if p.values[0] not in SMALL])
-def test_zoo_unchanged_at_zero(ort_run, path, level):
+def test_zoo_unchanged_at_zero(ort_run, path):
     model = run_passes(NORMALIZE, read_model(path))
     try:
         network = analyse(model, Config())
     except ModelError as error:
         pytest.skip(str(error))
-    expect_same(ort_run, network, feeds_for(path, network.model), level)
+    feeds = feeds_for(path, network.model)
+    expect_same(ort_run, network, feeds, "none")
+    # At BASIC, ONNX Runtime makes one Gemm of a MatMul and the Add behind it; not so where an Add of F̃ is in between.
+    assert deviation(ort_run(modified(network), feeds, "basic"), ort_run(network.model, feeds, "basic")) < 1e-6
 
 
 def test_an_add_for_each_activation_and_each_layer():

@@ -5,14 +5,8 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from rdoq_onnx.analysis import analyse
-from rdoq_onnx.calibration import load_samples
-from rdoq_onnx.candidates import make_candidates
-from rdoq_onnx.config import Config
-from rdoq_onnx.observation import Batching, observe
-from rdoq_onnx.probe import Prober
-from rdoq_onnx.runtime import Runtime
-from rdoq_onnx.samples import input_specs
+from rdoq_onnx.observation import Batching
+from tests.cases import Case
 
 LAYERS = {
     "conv": "z = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w, b)",
@@ -28,7 +22,6 @@ SHAPES = {
     "matmul": (6, 5),
     "matmul on the left": (5, 6),
 }
-RUNTIME = Runtime("cpu", 1)
 
 
 def network(rng, kind):
@@ -45,14 +38,6 @@ def network(rng, kind):
     return model, samples
 
 
-def prober_for(model, samples, batching=None):
-    found = analyse(model, Config())
-    loaded = load_samples(samples, input_specs(model), None)
-    seen = observe(found, loaded, RUNTIME)
-    candidates = make_candidates(found, (0, 2, 5), seen.ranges)
-    return found, candidates, Prober(found, loaded, seen.metric, RUNTIME, batching or seen.batching)
-
-
 def distance(metric, ort_run, model, samples, changed, changed_samples=None):
     names = [o.name for o in model.graph.output]
     pick = [names.index(o) for o in metric.outputs]
@@ -64,40 +49,54 @@ def distance(metric, ort_run, model, samples, changed, changed_samples=None):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_channels_against_changed_weights(ort_run, kind):
     model, samples = network(np.random.default_rng(3), kind)
-    found, candidates, prober = prober_for(model, samples)
-    (layer,) = found.layers
-    curve = prober.layer(layer, candidates.weights[0])
+    case = Case(model, samples, widths=(0, 2, 5))
+    (layer,) = case.network.layers
+    codes = case.candidates.weights[0][0]
+    curve = case.prober.layer(layer, codes)
     assert curve.shape == (layer.linear.channels, 3)
     original = numpy_helper.to_array(model.graph.initializer[0])
     for unit in range(layer.linear.channels):
-        for column, codes in enumerate(candidates.weights[0]):
+        for column, code in enumerate(codes):
             rows = layer.linear.rows(original).copy()
-            rows[unit] = codes.values[unit]
+            rows[unit] = code.values[unit]
             changed = onnx.ModelProto()
             changed.CopyFrom(model)
             changed.graph.initializer[0].CopyFrom(numpy_helper.from_array(layer.linear.tensor(rows), "w"))
-            expected = distance(prober.metric, ort_run, model, samples, changed)
+            expected = distance(case.seen.metric, ort_run, model, samples, changed)
             assert curve[unit, column] == pytest.approx(expected, rel=1e-3)
 
 
 def test_activations_against_a_changed_input(ort_run):
     model, samples = network(np.random.default_rng(4), "conv")
-    found, candidates, prober = prober_for(model, samples)
-    index = next(k for k, a in enumerate(found.activations) if a.tensor == "x")
-    quantizers = [q for several in candidates.activations[index].values() for q in several]
-    curve = prober.activation(found.activations[index], quantizers)
+    case = Case(model, samples, widths=(4,))
+    index = next(k for k, a in enumerate(case.network.activations) if a.tensor == "x")
+    quantizers = [q for several in case.candidates.activations[index].values() for q in several]
+    curve = case.prober.activation(case.network.activations[index], quantizers)
     for quantizer, value in zip(quantizers, curve, strict=True):
-        expected = distance(prober.metric, ort_run, model, samples, model, {"x": quantizer(samples["x"])})
+        expected = distance(case.seen.metric, ort_run, model, samples, model, {"x": quantizer(samples["x"])})
         assert value == pytest.approx(expected, rel=1e-3)
 
 
 def test_stacking_perturbations_changes_nothing():
     model, samples = network(np.random.default_rng(5), "conv")
-    found, candidates, stacked = prober_for(model, samples)
+    stacked, alone = Case(model, samples), Case(model, samples, batching=Batching(1, False))
     assert stacked.batching.rides
-    _, _, alone = prober_for(model, samples, Batching(1, False))
-    arguments = found.layers[0], candidates.weights[0]
-    np.testing.assert_allclose(stacked.layer(*arguments), alone.layer(*arguments), rtol=1e-4)
+    arguments = stacked.network.layers[0], stacked.candidates.weights[0][0]
+    np.testing.assert_allclose(stacked.prober.layer(*arguments), alone.prober.layer(*arguments), rtol=1e-4)
+
+
+def test_a_corrected_bias_takes_up_the_mean():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 5] x) => (float[N, 6] y) { y = MatMul (x, w) }""")
+    rng = np.random.default_rng(7)
+    weight = rng.standard_normal((5, 6), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    samples = {"x": rng.standard_normal((8, 5), np.float32) + 2}
+    case = Case(model, samples, widths=(2,))
+    (code,), mean = case.candidates.weights[0][0], case.candidates.means[0]
+    curve = case.prober.layer(case.network.layers[0], (code,), mean)
+    moved = (samples["x"] - samples["x"].mean(axis=0)) @ (code.values.T - weight)
+    np.testing.assert_allclose(curve[:, 0], np.square(moved).mean(axis=0) / 6, rtol=1e-3)
 
 
 def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
@@ -110,10 +109,11 @@ def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
     for k, node in enumerate(model.graph.node):
         node.name = f"n{k}"
     samples = {"x": rng.standard_normal((7, 6), np.float32)}
-    found, candidates, prober = prober_for(model, samples)
-    (layer,) = found.layers
+    case = Case(model, samples, widths=(0, 2, 5))
+    (layer,) = case.network.layers
+    codes = case.candidates.weights[0][0]
     assert [use.node for use in layer.uses] == ["n0", "n2"]
-    change = candidates.weights[0][1].values.T - weight
+    change = codes[1].values.T - weight
     both = (samples["x"] + np.tanh(samples["x"])) @ change
-    curve = prober.layer(layer, candidates.weights[0])
+    curve = case.prober.layer(layer, codes)
     np.testing.assert_allclose(curve[:, 1], np.square(both).mean(axis=0) / 6, rtol=1e-3)

@@ -7,51 +7,16 @@ import pytest
 from onnx import numpy_helper, parser
 from scipy.stats import spearmanr
 
-from rdoq_onnx import pipeline
-from rdoq_onnx.analysis import analyse
-from rdoq_onnx.candidates import make_candidates
-from rdoq_onnx.config import Config
-from rdoq_onnx.measurement import measure_network
-from rdoq_onnx.observation import observe
-from rdoq_onnx.probe import Prober, exact
-from rdoq_onnx.progress import Progress
-from rdoq_onnx.runtime import Runtime
-from rdoq_onnx.taylor import first_order
+import rdoq_onnx
+from rdoq_onnx.probe import complete
+from tests.cases import Case
 
 MODELS = Path(__file__).parents[1] / "models"
-RUNTIME = Runtime("cpu", 2)
-WIDTHS = tuple(range(8))
-
-
-def ignore(done):
-    """Nobody watches."""
-
-
-class Case:
-    """A model with samples, observed, with all candidates."""
-
-    def __init__(self, model, calibration, count=None):
-        config = Config(samples=count)
-        self.model = pipeline.read_normalized(model)[1]
-        self.samples = pipeline.samples_for(self.model, calibration, config)
-        self.network = analyse(self.model, config)
-        self.seen = observe(self.network, self.samples, RUNTIME)
-        self.candidates = make_candidates(self.network, WIDTHS, self.seen.ranges)
-
-    def taylor(self, batch=None, seed=0):
-        return first_order(
-            self.network, self.candidates, self.samples, self.seen.metric, RUNTIME,
-            batch=batch or self.seen.batching.size, seed=seed, advance=ignore,
-        )  # fmt: skip
-
-    def probe(self):
-        prober = Prober(self.network, self.samples, self.seen.metric, RUNTIME, self.seen.batching)
-        return exact(self.network, self.candidates, prober, advance=ignore)
 
 
 def stacked(measured, least=2):
     """All points from `least` bits up, weights and activations."""
-    weights = [w[:, least:].ravel() for w in measured.weights]
+    weights = [w[..., least:].ravel() for w in measured.weights]
     activations = [v for table in measured.activations for bits, v in table.items() if bits >= least]
     return np.concatenate([*weights, *activations])
 
@@ -64,10 +29,11 @@ def digits():
 def test_ranks_as_the_exact_curves_do(digits):
     first, true = digits.taylor(), digits.probe()
     assert spearmanr(stacked(first), stacked(true)).statistic >= 0.98
-    weights = [np.concatenate([w[:, 2:].ravel() for w in m.weights]) for m in (first, true)]
+    weights = [np.concatenate([w[..., 2:].ravel() for w in m.weights]) for m in (first, true)]
     assert spearmanr(*weights).statistic >= 0.98
     # Where perturbations are small the curves agree in size, too.
-    ratio = np.concatenate([w[:, 7] for w in first.weights]) / np.concatenate([w[:, 7] for w in true.weights])
+    ends = [np.concatenate([w[..., 7].ravel() for w in m.weights]) for m in (first, true)]
+    ratio = ends[0] / ends[1]
     assert 0.95 < np.median(ratio) < 1.05
 
 
@@ -87,13 +53,13 @@ def wide_network(outputs):
 
 @pytest.mark.parametrize("outputs", [3, 16])
 def test_weights_against_the_jacobian(outputs):
-    """δ = E‖J Δ‖² / D, with J written out."""
+    """δ = E‖J Δ‖² / D, with J written out; Δz = ΔW(x - E[x]), as the bias takes up the mean."""
     model, arrays, samples = wide_network(outputs)
     case = Case(model, samples)
-    measured = case.taylor().weights[0]
+    measured = case.taylor().weights[0][0]
     slope = 1 - np.tanh(samples["x"] @ arrays["w"]) ** 2
-    for column, codes in enumerate(case.candidates.weights[0]):
-        change = samples["x"] @ (codes.values.T - arrays["w"])
+    for column, codes in enumerate(case.candidates.weights[0][0]):
+        change = (samples["x"] - samples["x"].mean(axis=0)) @ (codes.values.T - arrays["w"])
         for unit in range(7):
             moved = (change * slope)[:, unit, None] * arrays["v"][None, unit]
             expected = np.square(moved).sum(axis=1).mean() / outputs
@@ -117,10 +83,14 @@ def test_what_has_no_adjoint_is_probed_and_said():
     rng = np.random.default_rng(2)
     arrays = {"w": rng.standard_normal((5, 7), np.float32), "v": rng.standard_normal((9, 6), np.float32)}
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items())
-    case = Case(model, {"x": rng.standard_normal((6, 5), np.float32)})
-    measured = measure_network(case.network, Config(), case.samples, RUNTIME, Progress())
-    assert set(measured.probed) == {"a", "t", "x"}
-    assert all("Pad" in reason for reason in measured.probed.values())
-    exact_weights = case.probe().weights
-    np.testing.assert_allclose(measured.curves.distortion[:7, :8], exact_weights[0], rtol=1e-3)
-    np.testing.assert_allclose(measured.curves.distortion[7:13, 3:8], exact_weights[1][:, 3:], rtol=0.1)
+    samples = {"x": rng.standard_normal((9, 5), np.float32)}
+    case = Case(model, samples)
+    measured = case.taylor()
+    assert set(measured.missing) == {"a", "t", "x"}
+    assert all("Pad" in reason for reason in measured.missing.values())
+    completed, true = complete(measured, case.network, case.candidates, case.prober), case.probe()
+    np.testing.assert_allclose(completed.weights[0], true.weights[0])  # probed
+    np.testing.assert_array_equal(completed.weights[1], measured.weights[1])  # as it was
+    result = rdoq_onnx.quantize(model, samples, bits=6, provider="cpu")
+    assert set(result.report.probed) == {"a", "t", "x"}
+    assert result.report.sqnr_db > 15

@@ -1,0 +1,42 @@
+"""A model with samples, observed, with all its candidates: what tests of curves start from."""
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.analysis import analyse
+from rdoq_onnx.candidates import make_candidates
+from rdoq_onnx.config import Config
+from rdoq_onnx.moments import collect
+from rdoq_onnx.observation import observe
+from rdoq_onnx.parallel import workers
+from rdoq_onnx.probe import Prober, exact
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.taylor import first_order
+
+RUNTIME = Runtime("cpu", 2)
+
+
+def ignore(done):
+    """Nobody watches."""
+
+
+class Case:
+    def __init__(self, model, calibration, count=None, widths=tuple(range(8)), batching=None):
+        config = Config(samples=count)
+        self.model = pipeline.read_normalized(model)[1]
+        self.samples = pipeline.samples_for(self.model, calibration, config)
+        self.network = analyse(self.model, config)
+        self.seen = observe(self.network, self.samples, RUNTIME)
+        self.batching = batching or self.seen.batching
+        with workers(2) as pool:
+            moments = collect(self.network, self.samples, self.batching, RUNTIME, pool, ignore)
+            self.candidates = make_candidates(self.network, widths, self.seen.ranges, moments, pool)
+        self.prober = Prober(self.network, self.samples, self.seen.metric, RUNTIME, self.batching)
+
+    def taylor(self, batch=None, seed=0):
+        with workers(2) as pool:
+            return first_order(
+                self.network, self.candidates, self.samples, self.seen.metric, RUNTIME,
+                batch=batch or self.batching.size, seed=seed, workers=pool, advance=ignore,
+            )  # fmt: skip
+
+    def probe(self):
+        return exact(self.network, self.candidates, self.prober, advance=ignore)

@@ -1,0 +1,177 @@
+"""The public API: ten names, whatever calibration may be, and the steps one by one."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+import rdoq_onnx
+from tests.conftest import ROOT, OrtRun
+
+CNN, VIT = ROOT / "models" / "digits_cnn.onnx", ROOT / "models" / "digits_vit.onnx"
+CALIBRATION = ROOT / "models" / "digits_calib.npz"
+COUNT = 8
+
+
+def test_public_names() -> None:
+    assert rdoq_onnx.__all__ == [
+        "Allocation", "Measurement", "RdoqError", "Report", "Result", "__version__",
+        "allocate", "emit", "measure", "quantize",
+    ]  # fmt: skip
+    for name in rdoq_onnx.__all__:
+        value = getattr(rdoq_onnx, name)
+        assert isinstance(value, str) or value.__doc__, f"{name} has no docstring"
+
+
+@pytest.fixture(scope="module")
+def x() -> NDArray[np.float32]:
+    """Digits as the models take them, [COUNT, 1, 28, 28]."""
+    with np.load(CALIBRATION) as data:
+        scaled = (data["x"][:COUNT] / np.float32(255) - data["mean"]) / data["std"]
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)
+
+
+@pytest.fixture(scope="module")
+def model() -> onnx.ModelProto:
+    return onnx.load(CNN)
+
+
+@pytest.fixture(scope="module")
+def measurement(model: onnx.ModelProto, x: NDArray[np.float32]) -> rdoq_onnx.Measurement:
+    return rdoq_onnx.measure(model, {"input": x}, threads=1)
+
+
+class Reader:
+    """ONNX Runtime's CalibrationDataReader, three samples a feed at most."""
+
+    def __init__(self, x: NDArray[np.float32]) -> None:
+        self.feeds: Iterator[dict[str, Any]] = iter([{"input": x[i : i + 3]} for i in range(0, len(x), 3)])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.feeds, None)
+
+
+def as_path(x: NDArray[np.float32], folder: Path) -> Path:
+    np.savez(folder / "samples.npz", input=x)
+    return folder / "samples.npz"
+
+
+SOURCES: dict[str, Callable[[NDArray[np.float32], Path], Any]] = {
+    "path": as_path,
+    "string": lambda x, folder: str(as_path(x, folder)),
+    "arrays": lambda x, folder: {"input": x},
+    "list of feeds": lambda x, folder: [{"input": row[None]} for row in x],
+    "generator of feeds": lambda x, folder: ({"input": row[None]} for row in x),
+    "data reader": lambda x, folder: Reader(x),
+}
+
+
+@pytest.fixture(scope="module")
+def expected(model: onnx.ModelProto, x: NDArray[np.float32]) -> bytes:
+    return rdoq_onnx.quantize(model, {"input": x}, bits=4, threads=1).model.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_quantize_gives_the_same_from_every_kind_of_calibration(
+    model: onnx.ModelProto, x: NDArray[np.float32], expected: bytes, tmp_path: Path, source: str
+) -> None:
+    result = rdoq_onnx.quantize(model, SOURCES[source](x, tmp_path), bits=4, threads=1)
+    assert result.model.SerializeToString(deterministic=True) == expected
+    assert result.report.samples == COUNT
+
+
+def test_quantize_takes_a_path_as_well_as_a_model_which_it_leaves_alone(
+    model: onnx.ModelProto, x: NDArray[np.float32], expected: bytes
+) -> None:
+    before = model.SerializeToString(deterministic=True)
+    for path in (CNN, str(CNN)):
+        result = rdoq_onnx.quantize(path, {"input": x}, bits=4, threads=1)
+        assert result.model.SerializeToString(deterministic=True) == expected
+        assert result.report.input == str(CNN)
+    rdoq_onnx.emit(model, rdoq_onnx.allocate(rdoq_onnx.measure(model, {"input": x}, threads=1), bits=3))
+    assert model.SerializeToString(deterministic=True) == before
+
+
+def test_result_saves_what_it_holds_whole_or_not_at_all(
+    model: onnx.ModelProto, x: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = rdoq_onnx.quantize(model, {"input": x}, bits=4, threads=1)
+    path = tmp_path / "out.onnx"
+    result.save(path)
+    assert onnx.load(path) == result.model
+    assert path.stat().st_size == result.report.output_bytes
+    path.write_bytes(b"before")
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(rdoq_onnx.RdoqError, match="No space left"):
+        result.save(path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_measurement_serves_many_budgets(
+    model: onnx.ModelProto, x: NDArray[np.float32], measurement: rdoq_onnx.Measurement, ort_run: OrtRun
+) -> None:
+    target = ort_run(model, {"input": x})[0]
+    predicted, real = [], []
+    for bits in (6, 4, 2.5):
+        allocation = rdoq_onnx.allocate(measurement, bits=bits)
+        assert allocation.weight_average <= bits
+        assert allocation.activation_average is not None
+        assert allocation.activation_average <= bits
+        emitted = rdoq_onnx.emit(model, allocation)
+        onnx.checker.check_model(emitted)
+        predicted.append(allocation.predicted)
+        real.append(float(np.square(ort_run(emitted, {"input": x}, "all")[0] - target).mean()))
+    assert predicted == sorted(predicted)
+    assert real == sorted(real)
+
+
+def test_allocate_has_a_budget_for_each_side_one_for_both_and_pins(measurement: rdoq_onnx.Measurement) -> None:
+    apart = rdoq_onnx.allocate(measurement, weight_bits=3, activation_bits=6)
+    assert apart.weight_average <= 3 < (apart.activation_average or 0) <= 6
+    joint = rdoq_onnx.allocate(measurement, bits=4, joint=True)
+    assert joint.predicted <= rdoq_onnx.allocate(measurement, bits=4).predicted
+    pinned = rdoq_onnx.allocate(measurement, bits=4, pins=(("/0/Conv", 2),))
+    assert set(pinned.layer_bits[0].tolist()) == {2}
+
+
+def test_weights_only_leaves_activations_alone(model: onnx.ModelProto, x: NDArray[np.float32]) -> None:
+    measurement = rdoq_onnx.measure(model, {"input": x}, weights_only=True, threads=1)
+    allocation = rdoq_onnx.allocate(measurement, bits=8)
+    assert allocation.activation_average is None
+    assert max(bits.max() for bits in allocation.layer_bits) == 8
+    emitted = rdoq_onnx.emit(model, allocation)
+    assert "QuantizeLinear" not in {n.op_type for n in emitted.graph.node}
+
+
+def test_emit_refuses_another_model(model: onnx.ModelProto, measurement: rdoq_onnx.Measurement) -> None:
+    allocation = rdoq_onnx.allocate(measurement, bits=4)
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    weight = changed.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 2, weight.name))
+    for other in (changed, VIT):
+        with pytest.raises(rdoq_onnx.RdoqError, match="not the model that the allocation was measured on"):
+            rdoq_onnx.emit(other, allocation)
+
+
+def test_errors_are_of_one_family_and_misspelt_options_are_refused(
+    model: onnx.ModelProto, x: NDArray[np.float32], measurement: rdoq_onnx.Measurement
+) -> None:
+    for bits in (float("nan"), 9, -1):
+        with pytest.raises(rdoq_onnx.RdoqError, match="out of range"):
+            rdoq_onnx.quantize(model, {"input": x}, bits=bits)
+    with pytest.raises(rdoq_onnx.RdoqError, match="none_such"):
+        rdoq_onnx.quantize("none_such.onnx", {"input": x})
+    with pytest.raises(rdoq_onnx.RdoqError, match="matches no layer"):
+        rdoq_onnx.allocate(measurement, bits=4, pins=(("none_such", 4),))
+    with pytest.raises(TypeError, match="sede"):
+        rdoq_onnx.quantize(model, {"input": x}, sede=1)

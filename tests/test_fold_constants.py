@@ -1,0 +1,100 @@
+"""Constant operators between an initializer and its layer: computed once, others left alone."""
+
+import re
+
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from rdoq_onnx.io import read_model
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.fold_constants import FoldConstants
+from rdoq_onnx.passes.normalize import Normalize
+from tests.conftest import deviation, feeds_for, real_models
+
+
+def parse(nodes, outputs="float y", **values):
+    graph = f"g (float[5, 4] x) => ({outputs}) {{ {nodes} }}"
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}')
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in values.items())
+    return model
+
+
+def ops(model):
+    return [n.op_type for n in model.graph.node]
+
+
+WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) - 5
+FOLDED = {
+    "Transpose": "t = Transpose (w)",
+    "Transpose with axes": "t = Transpose <perm = [1, 0]> (w)",
+    "Cast": "c = Cast <to = 1> (h) t = Transpose (c)",
+    "Reshape": "t = Reshape (w, shape)",
+    "Unsqueeze and Squeeze": "u = Unsqueeze (w, first) s = Squeeze (u, first) t = Transpose (s)",
+    "Mul": "m = Mul (w, two) t = Transpose (m)",
+    "Concat": "a = Transpose (w) t = Concat <axis = 1> (a, a)",
+    "several": "a = Transpose (w) b = Reshape (a, shape) t = Identity (b)",
+}
+VALUES = {
+    "w": WEIGHT, "h": WEIGHT.astype(np.float16), "shape": np.array([4, 3]), "first": np.array([0]),
+    "two": np.float32(2) * np.ones((), np.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_weight_is_computed(ort_run, kind):
+    nodes = f"{FOLDED[kind]} y = MatMul (x, t)"
+    model = parse(nodes, **{k: v for k, v in VALUES.items() if re.search(rf"\b{k}\b", nodes)})
+    folded = run_passes([FoldConstants()], model)
+    assert ops(folded) == ["MatMul"]
+    (weight,) = folded.graph.initializer
+    assert weight.name == folded.graph.node[0].input[1]
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 4), np.float32)}
+    assert deviation(ort_run(folded, feeds), ort_run(model, feeds)) < 1e-6
+    assert ops(model)[-1] == "MatMul"
+    assert len(ops(model)) > 1
+
+
+def test_one_computed_weight_of_two_layers_is_stored_once():
+    model = parse("t = Transpose (w) y = MatMul (x, t) z = MatMul (x, t)", "float y, float z", w=WEIGHT)
+    folded = run_passes([FoldConstants()], model)
+    assert ops(folded) == ["MatMul", "MatMul"]
+    assert len(folded.graph.initializer) == 1
+
+
+def test_the_source_stays_for_others():
+    model = parse("t = Transpose (w) y = MatMul (x, t) z = Relu (w)", "float y, float z", w=WEIGHT)
+    folded = run_passes([FoldConstants()], model)
+    assert ops(folded) == ["MatMul", "Relu"]
+    assert len(folded.graph.initializer) == 2
+
+
+LEFT_ALONE = {
+    "what no layer reads": "t = Transpose (w) y = Mul (x, t)",
+    "operators that are no rearrangement": "e = Exp (w) t = Transpose (e) y = MatMul (x, t)",
+    "what is computed from the input": "a = Transpose (x) t = Concat <axis = 0> (a, a) y = MatMul (w2, t)",
+    "operators of others": "t = com.microsoft.Transpose (w) y = MatMul (x, t)",
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_ALONE)
+def test_left_alone(kind):
+    model = parse(LEFT_ALONE[kind], w=WEIGHT, w2=np.ones((2, 8), np.float32))
+    if "com.microsoft" in LEFT_ALONE[kind]:
+        model.opset_import.add(domain="com.microsoft", version=1)
+    assert ops(FoldConstants()(model)) == ops(model)
+
+
+def test_a_weight_that_is_a_graph_output_too():
+    model = parse("t = Transpose (w) y = MatMul (x, t)", "float y, float t", w=WEIGHT)
+    folded = run_passes([FoldConstants()], model)
+    assert ops(folded) == ["Transpose", "MatMul"]
+    assert [o.name for o in folded.graph.output] == ["y", "t"]
+
+
+@pytest.mark.parametrize("path", [p for p in real_models() if p.id in ("models/digits_vit.onnx", "magika/model.onnx")])
+def test_real_models_compute_the_same(ort_run, path):
+    model = run_passes([Normalize()], read_model(path))
+    folded = run_passes([FoldConstants()], model)
+    feeds = feeds_for(path, model)
+    assert deviation(ort_run(folded, feeds), ort_run(model, feeds)) < 1e-6

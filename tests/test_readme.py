@@ -1,0 +1,69 @@
+"""What the README shows is what happens: its commands run, its code runs, its tables name what there is."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from rdoq_onnx import cli
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, indented ones included."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [
+    command.group(1).strip()
+    for line in "\n".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    if (command := re.search(r"(?:^|&& |bin/)rdoq-onnx (.*?)(?: \|\||&&|$)", line))
+]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the bundled models (few samples, so that tests are quick) to run the README in."""
+    models = tmp_path / "models"
+    models.mkdir()
+    for model in (ROOT / "models").glob("*.onnx"):
+        (models / model.name).symlink_to(model)
+    with np.load(ROOT / "models" / "digits_calib.npz") as data:
+        np.savez(models / "digits_calib.npz", **{**data, "x": data["x"][:24]})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(COMMANDS) >= 3
+    assert len(blocks("python")) >= 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_runs(checkout: Path, command: str) -> None:
+    arguments = shlex.split(command)
+    cli.main([*arguments, "--threads", "1"])
+    (written,) = (a for a in arguments[1:] if a.endswith(".onnx") and not a.startswith("models/"))
+    onnx.checker.check_model(checkout / written)
+
+
+def test_python_blocks_run_one_after_the_other(checkout: Path) -> None:
+    scope: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), scope)
+    assert list(checkout.glob("*.onnx"))
+
+
+def test_table_of_options_is_the_list_of_options() -> None:
+    told = re.findall(r"^\| `(--[a-z0-9-]+)", README, re.MULTILINE)
+    assert sorted(told) == sorted(o for p in cli.command.params for o in p.opts if o.startswith("--"))
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
