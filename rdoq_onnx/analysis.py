@@ -7,12 +7,15 @@ layer, taken where its values are made: behind the activation function and befor
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ConfigError, ModelError
@@ -27,6 +30,7 @@ CLAMPS = frozenset({"Relu", "Clip", "Min"})
 # Operators that ONNX Runtime runs on integers when all their inputs are quantized.
 FUSES = frozenset({"Add", "Concat"})
 FUSION_BITS = 8
+_SMALL = 1024  # elements and nodes of a constant that is worth computing
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
+        self.opsets = list(model.opset_import)
         self.nodes = list(graph.node)
         self.producer = {o: n for n in graph.node for o in n.output if o}
         self.initializers = {t.name: t for t in graph.initializer}
@@ -105,6 +110,22 @@ class Graph:
         for node in graph.node:
             if node.op_type == "Constant" or (node.input and all(not i or i in self.constants for i in node.input)):
                 self.constants.update(node.output)
+
+    def constant(self, tensor: str) -> NDArray[Any] | None:
+        """The value of a small tensor that depends on no input, computed if it has to be; None for any other."""
+        if tensor not in self.constants:
+            return None
+        needed = _upstream(tensor, self.producer)
+        stored = [self.initializers[i] for n in needed for i in n.input if i in self.initializers]
+        stored += [self.initializers[tensor]] if tensor in self.initializers else []
+        if len(needed) > _SMALL or any(np.prod(t.dims) > _SMALL for t in stored):
+            return None
+        if tensor in self.initializers:
+            return numpy_helper.to_array(self.initializers[tensor])
+        body = helper.make_graph(needed, "constant", [], [onnx.ValueInfoProto(name=tensor)], stored)
+        model = helper.make_model(body, opset_imports=self.opsets)
+        (value,) = ReferenceEvaluator(model).run(None, {})
+        return np.asarray(value)
 
     def sole_consumer(self, tensor: str) -> onnx.NodeProto | None:
         """The one node that reads `tensor`, if there is just one and it is no graph output."""
@@ -326,6 +347,19 @@ def _pads_with_zero(node: onnx.NodeProto, graph: Graph) -> bool:
 def _maker(tensor: str, graph: Graph) -> str:
     node = graph.producer.get(tensor)
     return node.op_type if node is not None else "node outside this graph"
+
+
+def _upstream(tensor: str, producer: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes that `tensor` is computed by, in an order of execution."""
+    found: dict[int, onnx.NodeProto] = {}
+    pending = [tensor]
+    while pending:
+        node = producer.get(pending.pop())
+        if node is not None:
+            found.pop(id(node), None)
+            found[id(node)] = node
+            pending += [*node.input, *captured(node)]
+    return list(found.values())[::-1]
 
 
 def captured(node: onnx.NodeProto) -> list[str]:

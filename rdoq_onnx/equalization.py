@@ -1,22 +1,21 @@
 """Channel ranges that can be evened out without changing the network, and by how much.
 
 An activation has one scale for all its channels, so the channel of widest range sets the step for all. Through a
-positively homogeneous function f(r·x) = r·f(x) a channel's scale can move from the layer that makes it to those that
-read it:
+positively homogeneous function, f(r·x) = r·f(x), a channel's scale can move from the layer that makes it to those that
+read it (Nagel et al., ICCV 2019):
 
-    W₁ row c · r_c,  b₁ c · r_c,  ceiling c · r_c,  W₂ column c / r_c          (Nagel et al., ICCV 2019)
+    W₁ row c · r_c,  b₁ c · r_c,  ceiling c · r_c,  W₂ column c / r_c
 
-A *component* is a set of tensors that must share one vector r: those joined by such functions, by Add and by pooling.
-It is free if only layers make what enters it and only layers read what leaves it.
+Channels that an Add, a Pad or a Concat brings together must share one r: they are one *slot*. Tensors that share slots
+are one *component*. A slot is free if only layers make what enters it and only layers read what leaves it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from rdoq_onnx.analysis import Graph, Layer, Network, analyse, attribute
 from rdoq_onnx.config import Config
@@ -27,146 +26,229 @@ from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 
 HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
+# These pass channels on where axis 1 has as many before as after.
+SHAPES = frozenset({"Flatten", "Reshape", "Squeeze"})
 _SPATIAL_MEANS = ((2, 3), (-2, -1), (-1, -2), (3, 2))
 _MOST = 64.0  # a channel's scale is changed by this factor at most
 _NARROW = 5  # bits of activations up to which evening out pays even where weights suffer
 _QUIET = 1e-3  # channels under this share of the widest range are left alone: they may be dead on these samples
 
 Float = NDArray[np.float64]
+Slots = NDArray[np.int64]
 
 
 @dataclass
-class Component:
-    """Tensors that share one scale for each channel, and the nodes at their edge, by name.
+class Chains:
+    """Which channels are tied: the slot of each channel of each tensor, and the nodes at the edges.
 
-    made, read: layers whose output channels and whose input channels these are. capped: Clip nodes within.
+    made, read: layers by name, with the slots of their output and input channels. capped: Clip nodes, with their slots.
     """
 
-    tensors: list[str] = field(default_factory=list)
-    made: list[str] = field(default_factory=list)
-    read: list[str] = field(default_factory=list)
-    capped: list[str] = field(default_factory=list)
-    free: bool = True
-
-
-def find_components(network: Network) -> list[Component]:
-    """All free components of a network of convolutions, in graph order."""
-    graph = Graph(network.model)
-    single = {x.uses[0].node: x for x in network.layers if len(x.uses) == 1}
-    shared = _users_of_one_weight(graph)
-    parent: dict[str, str] = {}
-
-    def root(tensor: str) -> str:
-        while parent.setdefault(tensor, tensor) != tensor:
-            tensor = parent[tensor]
-        return tensor
-
-    for node in graph.nodes:
-        if _homogeneous(node, graph):
-            for other in [i for i in node.input if i and i not in graph.constants] + [node.output[0]]:
-                parent[root(other)] = root(node.output[0])
-    components: dict[str, Component] = {}
-
-    def component(tensor: str) -> Component:
-        return components.setdefault(root(tensor), Component())
-
-    for tensor in [*graph.inputs, *graph.outputs]:
-        component(tensor).free = False
-    for node in graph.nodes:
-        for name in node.output:
-            if name:
-                component(name).tensors.append(name)
-        if node.name in single and node.name not in shared and _scalable(single[node.name]):
-            component(node.input[0]).read.append(node.name)
-            component(node.output[0]).made.append(node.name)
-        elif _homogeneous(node, graph):
-            if node.op_type == "Clip":
-                component(node.output[0]).capped.append(node.name)
-        else:
-            for name in (*node.input, *node.output):
-                if name and name not in graph.constants:
-                    component(name).free = False
-    return [c for c in components.values() if c.free and c.made and c.read]
-
-
-def scales_for(
-    components: Sequence[Component], network: Network, ranges: Mapping[str, Float], exponent: float
-) -> list[Float | None]:
-    """The vector r of each component: its channels' ranges are raised towards the widest by `exponent`, 0 to 1.
-
-    ranges: of each tensor, the range of each channel. Where only depthwise convolutions read, both sides have a scale
-    for each channel, nothing is lost, and ranges are evened out in full.
-    """
-    layers = {x.uses[0].node: x for x in network.layers}
-    result: list[Float | None] = []
-    for component in components:
-        known = [ranges[t] for t in component.tensors if t in ranges]
-        if not known or len({len(r) for r in known}) > 1:
-            result.append(None)
-            continue
-        channels = np.max(known, axis=0)
-        power = 1.0 if all(_depthwise(layers[n]) for n in component.read) else exponent
-        top = channels.max()
-        loud = channels > _QUIET * top
-        if power == 0 or not loud.any():
-            result.append(None)
-            continue
-        r = np.where(loud, np.minimum((top / np.where(loud, channels, 1.0)) ** power, _MOST), 1.0)
-        result.append(r)
-    return result
+    slots: dict[str, Slots] = field(default_factory=dict)
+    made: dict[str, Slots] = field(default_factory=dict)
+    read: dict[str, Slots] = field(default_factory=dict)
+    capped: dict[str, Slots] = field(default_factory=dict)
+    fixed: set[int] = field(default_factory=set)
+    component: dict[int, int] = field(default_factory=dict)
 
 
 def exponent_for(config: Config) -> float:
     """How far to even out ranges that weights pay for: wide activations are worth less than the weights' bits."""
-    return 0.5 if config.activation_bits is not None and config.activation_bits <= _NARROW else 0.0
+    return 0.35 if config.activation_bits is not None and config.activation_bits <= _NARROW else 0.0
 
 
 def equalize(network: Network, config: Config, samples: Samples, runtime: Runtime) -> Network:
     """`network` with its channel ranges evened out, as they are on `samples`. The network's outputs stay the same."""
     if not network.activations:
         return network
-    exponent = exponent_for(config)
-    components = find_components(network)
-    tensors = list(dict.fromkeys(t for c in components for t in c.tensors))
-    if not tensors:
-        return network
-    session = runtime.session(with_outputs(network.model, tensors), "all")
+    ranges = channel_ranges(network, samples, runtime)
+    chains = find_chains(network, {name: len(r) for name, r in ranges.items()})
+    factors = slot_factors(chains, network, ranges, exponent_for(config))
+    scale = np.vectorize(lambda slot: factors.get(int(slot), 1.0), otypes=[float])
+    changed = [
+        {name: scale(slots) for name, slots in nodes.items() if any(int(s) in factors for s in slots)}
+        for nodes in (chains.made, chains.read, chains.capped)
+    ]
+    return analyse(run_passes([Equalize(*changed)], network.model), config) if any(changed) else network
+
+
+def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict[str, Float]:
+    """For tensors that could be part of a chain, each channel's largest magnitude in a sample, mean over samples."""
+    graph = Graph(network.model)
+    tensors = [n.output[0] for n in graph.nodes if n.op_type in _Tying.ALL or n.op_type in ("Conv", "Gemm")]
+    session = runtime.session(with_outputs(network.model, list(dict.fromkeys(tensors))), "all")
     sums: dict[str, Float] = {}
-    total = 0
-    for count, feeds in samples.counted_batches(1):
+    for feeds in samples.batches(1):
         for name, value in zip(session.outputs, session.run(feeds), strict=True):
-            if value.ndim >= 2:
-                axes = tuple(range(2, value.ndim))
-                peaks = np.abs(value).max(axis=axes) if axes else np.abs(value)
-                sums[name] = sums.get(name, 0.0) + peaks.astype(np.float64).sum(axis=0)
-        total += count
-    scales = scales_for(components, network, {n: s / total for n, s in sums.items()}, exponent)
-    made: dict[str, Float] = {}
-    read: dict[str, Float] = {}
-    capped: dict[str, Float] = {}
-    for component, r in zip(components, scales, strict=True):
-        if r is not None:
-            made.update(dict.fromkeys(component.made, r))
-            read.update(dict.fromkeys(component.read, r))
-            capped.update(dict.fromkeys(component.capped, r))
-    return analyse(run_passes([Equalize(made, read, capped)], network.model), config)
+            if value.ndim >= 2 and value.dtype.kind == "f":
+                peaks = np.abs(value).max(axis=tuple(range(2, value.ndim)))
+                sums[name] = sums.get(name, 0.0) + peaks.astype(np.float64).max(axis=0)
+    return {name: total / len(samples) for name, total in sums.items()}
 
 
-def _homogeneous(node: onnx.NodeProto, graph: Graph) -> bool:
-    """Whether scaling the channels (axis 1) of the inputs scales those of the output alike."""
-    if node.domain not in ("", "ai.onnx") or not node.input:
-        return False
-    if node.op_type == "Add":
-        return not any(i in graph.constants for i in node.input)
-    if node.op_type == "Clip":
-        bounds = [numpy_helper.to_array(graph.initializers[i]) for i in node.input[1:] if i in graph.initializers]
-        return len(bounds) == 2 and len(node.input) == 3 and float(bounds[0]) == 0 and float(bounds[1]) > 0
-    if node.op_type == "ReduceMean":
-        axes = attribute(node, "axes", ())
-        if len(node.input) > 1 and node.input[1] in graph.initializers:
-            axes = numpy_helper.to_array(graph.initializers[node.input[1]]).tolist()
-        return tuple(axes) in _SPATIAL_MEANS
-    return node.op_type in HOMOGENEOUS and len(node.output) == 1
+def find_chains(network: Network, channels: Mapping[str, int]) -> Chains:
+    """The slots of all tensors whose number of channels (axis 1) is given."""
+    graph = Graph(network.model)
+    single = {x.uses[0].node: x for x in network.layers if len(x.uses) == 1}
+    shared = _users_of_one_constant(graph)
+    tying = _Tying(graph, channels)
+    layers = []
+    for node in graph.nodes:
+        if node.name in single and node.name not in shared and _scalable(single[node.name]):
+            layers.append(node)
+        elif node.op_type not in ("Shape", "Size") and not tying.tie(node):
+            tying.fix([*node.input, *node.output])
+    tying.fix([*graph.inputs, *graph.outputs])
+    chains = Chains(tying.resolved(), component=tying.components())
+    for node in layers:
+        for edge, tensor in ((chains.read, node.input[0]), (chains.made, node.output[0])):
+            if tensor in chains.slots:
+                edge[node.name] = chains.slots[tensor]
+    chains.capped = {n.name: chains.slots[n.output[0]] for n in tying.clips if n.output[0] in chains.slots}
+    made = {int(s) for slots in chains.made.values() for s in slots}
+    read = {int(s) for slots in chains.read.values() for s in slots}
+    known = {int(s) for slots in chains.slots.values() for s in slots}
+    chains.fixed = {tying.find(s) for s in tying.fixed} | (known - (made & read))
+    return chains
+
+
+def slot_factors(
+    chains: Chains, network: Network, ranges: Mapping[str, Float], exponent: float
+) -> dict[int, float]:
+    """r of each free slot: its range is raised towards the widest of its component by `exponent`, 0 to 1.
+
+    Where only depthwise convolutions read a component, both sides have a scale for each channel, nothing is lost, and
+    ranges are evened out in full.
+    """
+    layers = {x.uses[0].node: x for x in network.layers}
+    spread: dict[int, float] = {}
+    for tensor, slots in chains.slots.items():
+        for slot, value in zip(slots.tolist(), ranges[tensor], strict=True):
+            spread[slot] = max(spread.get(slot, 0.0), float(value))
+    top: dict[int, float] = {}
+    for slot, value in spread.items():
+        group = chains.component[slot]
+        top[group] = max(top.get(group, 0.0), value)
+    costly = {
+        chains.component[int(s)]
+        for name, slots in chains.read.items()
+        if not _depthwise(layers[name])
+        for s in slots
+    }
+    factors = {}
+    for slot, value in spread.items():
+        group = chains.component[slot]
+        power = exponent if group in costly else 1.0
+        if slot not in chains.fixed and power and value > _QUIET * top[group]:
+            factors[slot] = min((top[group] / value) ** power, _MOST)
+    return factors
+
+
+class _Tying:
+    """Union-find over slots. Every tensor starts with slots of its own."""
+
+    ALL = HOMOGENEOUS | SHAPES | {"Add", "Clip", "ReduceMean", "Slice", "Pad", "Concat"}
+
+    def __init__(self, graph: Graph, channels: Mapping[str, int]) -> None:
+        self._graph = graph
+        self._slots: dict[str, Slots] = {}
+        self._parent: list[int] = []
+        self.fixed: set[int] = set()
+        self.clips: list[onnx.NodeProto] = []
+        for name, count in channels.items():
+            self._slots[name] = np.arange(len(self._parent), len(self._parent) + count)
+            self._parent += self._slots[name].tolist()
+
+    def find(self, slot: int) -> int:
+        while self._parent[slot] != slot:
+            self._parent[slot] = self._parent[self._parent[slot]]
+            slot = self._parent[slot]
+        return slot
+
+    def fix(self, tensors: list[str]) -> None:
+        for name in tensors:
+            self.fixed.update(self._slots.get(name, np.empty(0, np.int64)).tolist())
+
+    def tie(self, node: onnx.NodeProto) -> bool:
+        """Join the slots that `node` ties, or return False if it does not pass scales on."""
+        if node.domain not in ("", "ai.onnx") or node.op_type not in self.ALL or len(node.output) > 1:
+            return False
+        pairs = list(self._pairs(node))
+        if not pairs or any(len(a) != len(b) for a, b in pairs):
+            return False
+        for a, b in pairs:
+            for x, y in zip(a.tolist(), b.tolist(), strict=True):
+                self._parent[self.find(x)] = self.find(y)
+        if node.op_type == "Clip":
+            self.clips.append(node)
+        return True
+
+    def resolved(self) -> dict[str, Slots]:
+        return {
+            name: np.array([self.find(s) for s in slots.tolist()], np.int64) for name, slots in self._slots.items()
+        }
+
+    def components(self) -> dict[int, int]:
+        """For each slot the component that it is in: tensors that share a slot are in one."""
+        owner: dict[int, int] = {}
+        parent: dict[int, int] = {}
+
+        def find(group: int) -> int:
+            while parent[group] != group:
+                group = parent[group]
+            return group
+
+        for group, slots in enumerate(self._slots.values()):
+            parent[group] = group
+            for slot in slots.tolist():
+                other = owner.setdefault(self.find(slot), group)
+                parent[find(other)] = find(group)
+        return {slot: find(group) for slot, group in owner.items()}
+
+    def _pairs(self, node: onnx.NodeProto) -> Iterator[tuple[Slots, Slots]]:
+        """Arrays of slots that `node` ties, one to one; nothing where it ties none."""
+        out = self._slots.get(node.output[0])
+        data = [self._slots.get(i) for i in node.input]
+        if out is None or data[0] is None:
+            return
+        if node.op_type == "Add" or (node.op_type == "Concat" and attribute(node, "axis", 1) == 1):
+            if any(d is None for d in data):
+                return
+            known = [d for d in data if d is not None]
+            if node.op_type == "Concat":
+                known = [np.concatenate(known)]
+            yield from ((d, out) for d in known)
+        elif node.op_type == "Pad":
+            before, after = self._padding(node)
+            if before >= 0:
+                yield data[0], out[before : len(out) - after]
+        elif self._passes(node):
+            yield data[0], out
+
+    def _passes(self, node: onnx.NodeProto) -> bool:
+        """Whether the output's channels are the input's, scaled alike."""
+        if node.op_type == "Clip":
+            bounds = [self._graph.constant(i) for i in node.input[1:]]
+            if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
+                return False
+            return float(bounds[0]) == 0 and float(bounds[1]) > 0
+        if node.op_type == "ReduceMean":
+            axes = attribute(node, "axes", None)
+            given = self._graph.constant(node.input[1]) if len(node.input) > 1 else np.array(axes or ())
+            return given is not None and tuple(given.tolist()) in _SPATIAL_MEANS
+        if node.op_type == "Slice":
+            axes = self._graph.constant(node.input[3]) if len(node.input) > 3 else None
+            return axes is not None and bool((axes >= 2).all())
+        return node.op_type in HOMOGENEOUS or node.op_type in SHAPES
+
+    def _padding(self, node: onnx.NodeProto) -> tuple[int, int]:
+        """Channels of zeros before and after; (-1, -1) where it is another kind of padding."""
+        pads = self._graph.constant(node.input[1]) if len(node.input) in (2, 3) else None
+        value = self._graph.constant(node.input[2]) if len(node.input) == 3 and node.input[2] else np.zeros(1)
+        plain = attribute(node, "mode", b"constant") == b"constant" and value is not None and not value.any()
+        if pads is None or not plain or pads[0] or pads[len(pads) // 2]:
+            return -1, -1
+        return int(pads[1]), int(pads[len(pads) // 2 + 1])
 
 
 def _scalable(layer: Layer) -> bool:
@@ -177,11 +259,11 @@ def _depthwise(layer: Layer) -> bool:
     return layer.linear.op_type == "Conv" and layer.linear.shape[1] == 1 and layer.linear.group > 1
 
 
-def _users_of_one_weight(graph: Graph) -> set[str]:
+def _users_of_one_constant(graph: Graph) -> set[str]:
     """Nodes whose weight or bias another node reads, too."""
     names: set[str] = set()
-    for tensor in graph.initializers:
+    for tensor, proto in graph.initializers.items():
         readers = graph.consumers.get(tensor, [])
-        if len(readers) > 1 and numpy_helper.to_array(graph.initializers[tensor]).size > 1:
+        if len(readers) > 1 and np.prod(proto.dims) > 1:
             names.update(n.name for n in readers)
     return names

@@ -1,7 +1,8 @@
 """Samples in, curves out: candidates at every width, and what each would do to the network's output."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -16,13 +17,14 @@ from rdoq_onnx.moments import collect, passes
 from rdoq_onnx.observation import Observation, observe
 from rdoq_onnx.parallel import Workers, workers
 from rdoq_onnx.probe import Prober, complete, exact
-from rdoq_onnx.progress import Progress
-from rdoq_onnx.quantizer import Affine, WeightCodes
+from rdoq_onnx.progress import Advance, Progress
+from rdoq_onnx.quantizer import Affine, WeightCodes, refined
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.taylor import Distortions, first_order
 
 EQUALIZING = 32  # samples that channel ranges are found on
+CLIPPING = 32  # samples that the range of each activation's quantizer is first found on
 FITTING = 2 / 3  # share of the samples that rounding is fitted to
 
 
@@ -52,6 +54,11 @@ class Measurement:
         """Rows of `curves` that are weight channels; the rest are activations."""
         return sum(layer.linear.channels for layer in self.network.layers)
 
+    def unit_rows(self) -> list[slice]:
+        """The rows of `curves` that are each layer's channels."""
+        ends = np.cumsum([0, *(layer.linear.channels for layer in self.network.layers)])
+        return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+
     def per_layer(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Values of all weight channels -> one array for each layer."""
         ends = np.cumsum([layer.linear.channels for layer in self.network.layers])
@@ -79,8 +86,38 @@ def measure_network(
             moments = collect(network, fitting, batching, runtime, pool, advance)
         with progress.step("candidates"):
             candidates = make_candidates(network, offered, observation.ranges, moments, pool)
+        if network.activations and config.measure == "taylor":
+            with progress.step("clipping", CLIPPING) as advance:
+                candidates = _clipped(network, config, candidates, fitting, observation, runtime, pool, advance)
         measured = _measure(network, config, candidates, measuring, observation, runtime, pool, progress)
     return _chosen(source, network, observation, candidates, measured)
+
+
+def _clipped(
+    network: Network,
+    config: Config,
+    candidates: Candidates,
+    samples: Samples,
+    observation: Observation,
+    runtime: Runtime,
+    pool: Workers,
+    advance: Advance,
+) -> Candidates:
+    """`candidates` with fewer, finer quantizers for each activation: those around the best on some of `samples`."""
+    alone = replace(network, layers=())
+    found = first_order(
+        alone, replace(candidates, means=(), weights=()), samples.take(slice(0, CLIPPING)), observation.metric, runtime,
+        batch=observation.batching.size, seed=config.seed, workers=pool, advance=advance,
+    )  # fmt: skip
+    tables = [
+        {bits: tuple(refined(table[bits][int(np.argmin(values[bits]))])) for bits in table}
+        if activation.tensor not in found.missing
+        else table
+        for activation, table, values in zip(
+            network.activations, candidates.activations, found.activations, strict=True
+        )
+    ]
+    return replace(candidates, activations=tuple(tables))
 
 
 def _measure(

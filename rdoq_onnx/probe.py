@@ -66,6 +66,30 @@ class Prober:
                     total[j, w] += error
         return total / len(self.samples)
 
+    def whole_layer(
+        self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
+    ) -> NDArray[np.float64]:
+        """δ of all channels of `layer` at once, the rest float, for each of `codes`; [len(codes)]."""
+        weight = next(t for t in self.network.model.graph.initializer if t.name == layer.weight)
+        rows = layer.linear.rows(numpy_helper.to_array(weight))
+        deltas = [layer.linear.grouped((c.values - rows).astype(np.float32)) for c in codes]
+        suffix = _Suffix.of(self, "z", [u.output for u in layer.uses], [u.data for u in layer.uses])
+        total = np.zeros(len(codes))
+        for count, tensors in suffix.batches(self):
+            unfolded = {
+                u: layer.linear.unfold(tensors[u.data], count) - np.asarray(mean, np.float32)[..., None]
+                for u in layer.uses
+            }
+            for chunk in _chunks(range(len(codes)), count, self.batching.rides):
+                parameters = {
+                    u.output: np.concatenate(
+                        [layer.linear.refold(deltas[k] @ unfolded[u], tensors[u.output].shape) for k in chunk]
+                    )
+                    for u in layer.uses
+                }
+                total[list(chunk)] += suffix.errors(self, tensors, parameters, count)
+        return total / len(self.samples)
+
     def activation(self, activation: Activation, quantizers: Sequence[Affine]) -> NDArray[np.float64]:
         """δ of `activation` under each quantizer, the rest float; [len(quantizers)]."""
         suffix = _Suffix.of(self, "a", [activation.tensor], [])

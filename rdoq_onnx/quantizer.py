@@ -27,6 +27,7 @@ _RANGE_SHARES = np.concatenate([np.geomspace(0.12, 0.7, 8, endpoint=False), np.l
 _CLIPS = {1: (0.05, 0.5), 2: (0.1, 0.6), 3: (0.14, 0.8), 4: (0.2, 1.0), 5: (0.25, 1.0), 6: (0.3, 1.0), 7: (0.35, 1.0)}
 _CLIPS[8] = (0.4, 1.0)
 _CLIPS_TRIED = 8
+_REFINEMENTS = (0.82, 0.91, 1.1, 1.21)
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -134,22 +135,28 @@ def _fitted(
     return _stored(np.maximum(np.where(usable, product / np.where(usable, power, 1.0), scales), floor))
 
 
-def affine_candidates(low: float, high: float, bits: int) -> list[Affine]:
-    """Quantizers of `bits` bits for a tensor that spans low..high, from the whole range to a tight clip.
+def affine(low: float, high: float, bits: int) -> Affine:
+    """The quantizer of `bits` bits for values from low to high, which clips the others.
 
-    The fewer the bits, the tighter the clips that are tried. A tensor without negative values uses every integer for
-    the positive ones; zero is always represented exactly.
+    Zero is represented exactly; a range without negative values uses every integer for the positive ones.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     levels = (1 << bits) - 1
-    found = []
-    for share in np.geomspace(*_CLIPS[bits], _CLIPS_TRIED)[::-1]:
-        scale = float(np.float32(max((high - low) * share / levels, _TINY * 2**20)))
-        zero_point = int(np.clip(np.rint(-low * share / scale), 0, levels))
-        found.append(Affine(scale, zero_point, 0, levels))
-    return list(dict.fromkeys(found))
+    scale = float(np.float32(max((high - low) / levels, _TINY * 2**20)))
+    return Affine(scale, int(np.clip(np.rint(-low / scale), 0, levels)), 0, levels)
 
 
-def covering(low: float, high: float, bits: int = 8) -> Affine:
-    """The quantizer of `bits` bits that clips nothing of low..high."""
-    return affine_candidates(low, high, bits)[0]
+def affine_candidates(low: float, high: float, bits: int) -> list[Affine]:
+    """Quantizers of `bits` bits for a tensor that spans low..high, from the whole range to a tight clip.
+
+    The fewer the bits, the tighter the clips that are tried.
+    """
+    shares = np.geomspace(*_CLIPS[bits], _CLIPS_TRIED)[::-1]
+    return list(dict.fromkeys(affine(low * share, high * share, bits) for share in shares))
+
+
+def refined(quantizer: Affine) -> list[Affine]:
+    """`quantizer`, and others of its width whose range ends a little further in or out, on either side."""
+    low, high = quantizer.range
+    sides = [(1.0, f) for f in _REFINEMENTS] + ([(f, 1.0) for f in _REFINEMENTS] if low < 0 else [])
+    return list(dict.fromkeys([quantizer, *(affine(low * a, high * b, quantizer.bits) for a, b in sides)]))

@@ -1,5 +1,6 @@
 """The command line as its users meet it: what a good run leaves, and how each bad input is refused."""
 
+import functools
 import json
 import os
 import re
@@ -526,7 +527,9 @@ def test_control_c(tmp_path: Path) -> None:
     """Interrupted once the steps have begun: 130, no traceback, no file."""
     slow = ("--measure", "probe", "--calibration", CALIBRATION)
     command = [sys.executable, "-m", "rdoq_onnx", CNN, "out.onnx", *slow]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    # A shell that runs the tests in the background has its children ignore the signal.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         assert process.stderr is not None
         begun = next(line for line in process.stderr if "candidates" in line)
         process.send_signal(signal.SIGINT)

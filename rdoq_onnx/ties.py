@@ -1,0 +1,45 @@
+"""First-order curves tied to the truth at low widths, where perturbations are too large for a first order.
+
+Two cheap exact measurements: a whole layer at one width is one run, and so is an activation under one quantizer. The
+curves of a layer's channels at a width are scaled by the layer's exact δ over their sum (which holds what channels of
+one layer do to each other, too); an activation's δ is replaced.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.measurement import Measurement
+from rdoq_onnx.probe import Prober
+from rdoq_onnx.progress import Advance
+
+WEIGHT_BITS = 3  # the widest weights that are tied
+_MOST = 8.0  # a measured ratio beyond this says more of the few samples than of the layer
+
+
+def tie(measurement: Measurement, prober: Prober, advance: Advance) -> Measurement:
+    """`measurement` with its curves tied to exact measurements on the samples of `prober`."""
+    distortion = measurement.curves.distortion.copy()
+    for layer, rows, codes, mean in zip(
+        measurement.network.layers, measurement.unit_rows(), measurement.codes, measurement.means, strict=True
+    ):
+        low = {b: c for b, c in codes.items() if b <= WEIGHT_BITS}
+        if low and layer.name not in measurement.probed:
+            exact = prober.whole_layer(layer, list(low.values()), mean)
+            for bits, value in zip(low, exact, strict=True):
+                distortion[rows, bits] *= ratio(value, distortion[rows, bits])
+        advance(1)
+    first = measurement.channels
+    for row, (activation, table) in enumerate(
+        zip(measurement.network.activations, measurement.quantizers, strict=True), first
+    ):
+        distortion[row, list(table)] = prober.activation(activation, list(table.values()))
+        advance(1)
+    return replace(measurement, curves=replace(measurement.curves, distortion=distortion))
+
+
+def ratio(exact: float, first_order: NDArray[np.float64]) -> float:
+    """What a layer's curves are multiplied by."""
+    total = float(first_order.sum())
+    return float(np.clip(exact / total, 1 / _MOST, _MOST)) if total > 0 else 1.0
