@@ -13,8 +13,9 @@ def add_to_bias(graph: Graph, node: Node, shift: NDArray[np.float64], weight_sid
     It goes into the bias, which is made where there is none; for MatMul into the constant of the Add that alone reads
     it. Only if that cannot be, an Add is put behind the layer.
     """
-    if node.op != "MatMul":
-        scaled = shift / float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else shift
+    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+    if node.op != "MatMul" and beta:
+        scaled = shift / beta
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is None or not bias.name:
             added = _constant(graph, f"{node.name}_bias", scaled)

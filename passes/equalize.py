@@ -20,7 +20,7 @@ class Equalize(Pass):
 
     made: factor of each output channel, by the name of the Conv or Gemm. read: factor that each of its input channels
     has been given, by name; its weights are divided by it. capped: factor of each channel of a Clip to 0..c, which
-    becomes Relu and Min. No weight or bias may have other readers.
+    becomes Relu and Min; [C, 1, ...] as it broadcasts to the output. No weight or bias may have other readers.
     """
 
     made: Mapping[str, Float]
@@ -57,13 +57,11 @@ def _scale_layer(graph: Graph, node: Node, made: Float | None, read: Float | Non
 
 def _cap(graph: Graph, node: Node, factor: Float) -> None:
     """Clip(x, 0, c) of unscaled channels -> Min(Relu(x), c·r) of scaled ones."""
-    ceiling = float(node.inputs[2].values) * factor
-    rank = len(node.outputs[0].shape or node.inputs[0].shape or (0,) * 4)
-    shaped = ceiling.reshape(1, -1, *[1] * (rank - 2))
+    ceiling = float(node.inputs[2].values) * factor[None]
     output = node.outputs[0]
     floor = surgeon.append(graph, "Relu", [node.inputs[0]], f"{node.name}_Relu", like=output)
     node.op, node.attrs = "Min", {}
-    node.inputs = [floor, _constant(graph, f"{node.name}_ceiling", shaped)]
+    node.inputs = [floor, _constant(graph, f"{node.name}_ceiling", ceiling)]
 
 
 def _constant(graph: Graph, stem: str, value: Float) -> Constant:

@@ -10,7 +10,7 @@ from rdoq_onnx.budget import Allocation, allocate_bits
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import emit_model
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.measurement import Measurement, measure_network
+from rdoq_onnx.measurement import Measurement
 from rdoq_onnx.pipeline import Model, Result
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.runtime import Runtime
@@ -49,7 +49,7 @@ def measure(model: Model, calibration: Any = None, *, weights_only: bool = False
     normal = pipeline.read_normalized(model)[1]
     samples = pipeline.samples_for(normal, calibration, config)
     runtime = Runtime(config.provider, config.threads)
-    return measure_network(analyse(normal, config), config, samples, runtime, Progress())
+    return pipeline.measured(analyse(normal, config), config, samples, runtime, Progress())
 
 
 def allocate(

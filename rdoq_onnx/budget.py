@@ -1,7 +1,7 @@
 """Budgets and pins in, a width for every channel and activation out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,12 +44,35 @@ class Allocation:
         return _average(np.array(self.activation_bits)[feeding], elements[feeding])
 
 
-def allocate_bits(measurement: Measurement, config: Config) -> Allocation:
+def allocate_bits(measurement: Measurement, config: Config, weigh: NDArray[np.float64] | None = None) -> Allocation:
     """The widths of least predicted distortion within the budgets of `config`.
 
+    weigh: what each row of the curves counts when widths are chosen, 1 by default.
     Raises BudgetError if the narrowest widths allowed are over a budget.
     """
-    curves = pinned(measurement, config.pins)
+    return _allocate(measurement, config, pinned(measurement, config.pins), weigh)
+
+
+def uniform_bits(measurement: Measurement, config: Config) -> Allocation:
+    """One width for all weights and one for all activations, the widest within the budgets; pins hold."""
+    distortion, channels = measurement.curves.distortion, measurement.channels
+    mask = np.zeros(distortion.shape, bool)
+    for rows, bits in ((slice(0, channels), config.weight_bits), (slice(channels, None), config.activation_bits)):
+        for row, allowed in zip(distortion[rows], mask[rows], strict=True):
+            offered = np.flatnonzero(np.isfinite(row))
+            under = offered[offered <= (MAX_BITS if bits is None else bits)]
+            allowed[under[-1] if len(under) else offered[0]] = True
+    for pattern, _ in config.pins:
+        for known, rows in _named_rows(measurement):
+            if matches(pattern, known):
+                mask[rows] = True
+    return _allocate(measurement, config, pinned(measurement, config.pins).restrict(mask), None)
+
+
+def _allocate(
+    measurement: Measurement, config: Config, curves: Curves, weigh: NDArray[np.float64] | None
+) -> Allocation:
+    weighed = curves if weigh is None else replace(curves, distortion=curves.distortion * weigh[:, None])
     channels, total = measurement.channels, len(curves.elements)
     activations = measurement.network.activations
     weights = np.arange(channels)
@@ -57,7 +80,7 @@ def allocate_bits(measurement: Measurement, config: Config) -> Allocation:
     fusion = channels + np.array([k for k, a in enumerate(activations) if a.fusion], np.int64)
     choice = np.zeros(total, np.int64)
     choice[fusion] = MAX_BITS
-    solutions = []
+    slack = 0.0
     if config.joint and config.activation_bits is not None:
         groups = [("--bits", np.concatenate([weights, feeding]), config.weight_bits)]
     else:
@@ -65,11 +88,11 @@ def allocate_bits(measurement: Measurement, config: Config) -> Allocation:
         if len(feeding) and config.activation_bits is not None:
             groups.append(("--activation-bits", feeding, config.activation_bits))
     for option, rows, bits in groups:
-        solution = _solve(option, curves.take(rows), bits)
+        solution = _solve(option, weighed.take(rows), bits)
         choice[rows] = solution.choice
-        solutions.append(solution)
+        chosen = float(curves.distortion[rows, solution.choice].sum())
+        slack += chosen - (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
     predicted = float(curves.distortion[np.arange(total), choice].sum())
-    slack = sum(s.distortion - s.bound for s in solutions)
     return Allocation(
         measurement,
         tuple(measurement.per_layer(choice)),
@@ -87,11 +110,8 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     """
     distortion = measurement.curves.distortion
     mask = np.ones(distortion.shape, bool)
-    rows = np.split(np.arange(len(distortion)), np.cumsum([x.linear.channels for x in measurement.network.layers]))
-    names = [layer_names(x) for x in measurement.network.layers]
-    activations = [((a.tensor,), rows[-1][k : k + 1]) for k, a in enumerate(measurement.network.activations)]
     for pattern, bits in pins:
-        fitting = [(k, u) for k, u in [*zip(names, rows[:-1], strict=True), *activations] if matches(pattern, k)]
+        fitting = [(k, u) for k, u in _named_rows(measurement) if matches(pattern, k)]
         if not fitting:
             raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation; `--verbose` lists their names")
         for known, units in fitting:
@@ -102,6 +122,14 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
                 raise ConfigError(f"{found}; give one of them or allow more --widths")
             mask[units] = np.arange(distortion.shape[1]) == under[-1]
     return measurement.curves.restrict(mask)
+
+
+def _named_rows(measurement: Measurement) -> list[tuple[tuple[str, ...], slice]]:
+    """The names that patterns know each layer and activation by, with its rows of the curves."""
+    layers = zip(map(layer_names, measurement.network.layers), measurement.unit_rows(), strict=True)
+    first = measurement.channels
+    activations = measurement.network.activations
+    return [*layers, *(((a.tensor,), slice(first + k, first + k + 1)) for k, a in enumerate(activations))]
 
 
 def _solve(option: str, curves: Curves, bits: float) -> Solution:

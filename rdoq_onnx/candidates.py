@@ -53,6 +53,11 @@ def widest(integer_activations: bool) -> int:
     return 7 if integer_activations else MAX_BITS
 
 
+def integer_limit(network: Network) -> int:
+    """The bound on the magnitude of the weights' integers."""
+    return INTEGER_LIMIT if network.activations else FLOAT_LIMIT
+
+
 def make_candidates(
     network: Network,
     widths: tuple[int, ...],
@@ -72,7 +77,7 @@ def make_candidates(
         }
         for a in network.activations
     )
-    limit = INTEGER_LIMIT if network.activations else FLOAT_LIMIT
+    limit = integer_limit(network)
     tensors = {t.name: t for t in network.model.graph.initializer}
 
     def quantize(item: tuple[Layer, Moments, Float | None]) -> tuple[tuple[WeightCodes, ...], ...]:
@@ -81,7 +86,7 @@ def make_candidates(
         compensators = [Compensator.of(moment.covariance, damping) for damping in DAMPINGS]
         return tuple(layer_codes(Blocks(layer.linear), rows, c, widths, limit, floor) for c in compensators)
 
-    items = zip(network.layers, moments, _scale_floors(network, ranges), strict=True)
+    items = zip(network.layers, moments, scale_floors(network, ranges), strict=True)
     weights = tuple(workers.map(quantize, items))
     return Candidates(widths, tuple(m.mean for m in moments), weights, quantizers)
 
@@ -132,7 +137,7 @@ def _compensated(
     return WeightCodes(integers.astype(np.int8), chosen.astype(np.float32))
 
 
-def _scale_floors(
+def scale_floors(
     network: Network, ranges: Mapping[str, tuple[float, float]]
 ) -> list[Float | None]:
     """The least scale of each channel with which its bias still fits INT32 in the integer kernels."""

@@ -60,6 +60,13 @@ class Files:
               "[default: all, or 64 synthetic ones]")
 @click.option("--measure", default="taylor", metavar="taylor|probe",
               help="Curves to first order, or exact and slow.")
+@click.option(
+    "--effort",
+    default="default",
+    show_default=True,
+    metavar="fast|default|best",
+    help="How long to look for something better than the first allocation.",
+)
 @click.option("--seed", type=int, default=0, metavar="N", help="Seed of all that is random, 0 or more.")
 @click.option("--provider", default="auto", metavar="auto|cpu|cuda",
               help="Where ONNX Runtime measures; auto takes CUDA where it is there.")

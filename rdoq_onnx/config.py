@@ -9,6 +9,7 @@ from rdoq_onnx.errors import ConfigError
 
 Measure = Literal["taylor", "probe"]
 Provider = Literal["auto", "cpu", "cuda"]
+Effort = Literal["fast", "default", "best"]
 
 MAX_BITS = 8
 MAX_THREADS = 1024
@@ -28,6 +29,8 @@ class Config:
     samples: how many calibration samples to use, evenly spaced; None for all (64 where they are synthetic).
     measure: how curves are measured, "taylor" (first order) or "probe" (exact, slow).
     seed: of all that is random, 0 or more.
+    effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" ties curves to exact
+        measurements and swaps bits; "best" also rounds and measures again around the allocation, and swaps longer.
     threads: threads of ONNX Runtime, 0 to 1024; 0 lets it choose.
     min_sqnr: the least output SQNR in dB that the emitted model must have.
     """
@@ -40,6 +43,7 @@ class Config:
     exclude: tuple[str, ...] = ()
     samples: int | None = None
     measure: Measure = "taylor"
+    effort: Effort = "default"
     seed: int = 0
     provider: Provider = "auto"
     threads: int = 0
@@ -68,6 +72,8 @@ class Config:
             raise ConfigError(f"--samples {self.samples}: give at most {MAX_SAMPLES}")
         if self.measure not in get_args(Measure):
             raise ConfigError(f"--measure {self.measure!r}: choose one of {', '.join(get_args(Measure))}")
+        if self.effort not in get_args(Effort):
+            raise ConfigError(f"--effort {self.effort!r}: choose one of {', '.join(get_args(Effort))}")
         if self.provider not in get_args(Provider):
             raise ConfigError(f"--provider {self.provider!r}: choose one of {', '.join(get_args(Provider))}")
         if self.seed < 0:

@@ -19,6 +19,20 @@ from rdoq_onnx.version import __version__
 METADATA = "rdoq_onnx"
 
 
+def chosen_weights(allocation: Allocation) -> list[tuple[Layer, WeightCodes, NDArray[np.float64]]]:
+    """Each layer with its codes as allocated, and what its bias takes up."""
+    measurement = allocation.measurement
+    tensors = {t.name: t for t in measurement.network.model.graph.initializer}
+    result = []
+    parts = zip(measurement.codes, allocation.layer_bits, measurement.means, measurement.offsets, strict=True)
+    for layer, (codes, bits, mean, offset) in zip(measurement.network.layers, parts, strict=True):
+        chosen = mixed(codes, bits)
+        change = chosen.values - layer.linear.rows(numpy_helper.to_array(tensors[layer.weight]))
+        shift = bias_shift(layer, change, mean)
+        result.append((layer, chosen, shift if offset is None else shift + offset))
+    return result
+
+
 def mixed(codes: Mapping[int, WeightCodes], bits: NDArray[np.int64]) -> WeightCodes:
     """A layer's channels, each at its own width."""
     first = next(iter(codes.values()))
@@ -42,15 +56,10 @@ def emit_model(allocation: Allocation, settings: dict[str, object]) -> onnx.Mode
     """
     measurement = allocation.measurement
     network = measurement.network
-    tensors = {t.name: t for t in network.model.graph.initializer}
-    weights = []
-    for layer, bits, codes, mean in zip(
-        network.layers, allocation.layer_bits, measurement.codes, measurement.means, strict=True
-    ):
-        chosen = mixed(codes, bits)
-        change = chosen.values - layer.linear.rows(numpy_helper.to_array(tensors[layer.weight]))
-        shift = bias_shift(layer, change, mean)
-        weights.append(QuantizedWeight(layer, layer.linear.tensor(chosen.integers), chosen.scales, shift))
+    weights = [
+        QuantizedWeight(layer, layer.linear.tensor(codes.integers), codes.scales, shift)
+        for layer, codes, shift in chosen_weights(allocation)
+    ]
     quantizers = [
         (activation, table[bits])
         for activation, table, bits in zip(

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis import Graph, Layer, Network, analyse, attribute
+from rdoq_onnx.analysis import Graph, Layer, Network, analyse, attribute, captured
 from rdoq_onnx.config import Config
 from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.passes import run_passes
@@ -41,7 +41,8 @@ Slots = NDArray[np.int64]
 class Chains:
     """Which channels are tied: the slot of each channel of each tensor, and the nodes at the edges.
 
-    made, read: layers by name, with the slots of their output and input channels. capped: Clip nodes, with their slots.
+    made, read: layers by name, with the slots of their output and input channels. capped: Clip nodes, with their slots
+        [C, 1, ...] as they broadcast to the output.
     """
 
     slots: dict[str, Slots] = field(default_factory=dict)
@@ -62,49 +63,52 @@ def equalize(network: Network, config: Config, samples: Samples, runtime: Runtim
     if not network.activations:
         return network
     ranges = channel_ranges(network, samples, runtime)
-    chains = find_chains(network, {name: len(r) for name, r in ranges.items()})
+    chains = find_chains(network, {name: r.shape for name, r in ranges.items()})
     factors = slot_factors(chains, network, ranges, exponent_for(config))
     scale = np.vectorize(lambda slot: factors.get(int(slot), 1.0), otypes=[float])
     changed = [
-        {name: scale(slots) for name, slots in nodes.items() if any(int(s) in factors for s in slots)}
+        {name: scale(slots) for name, slots in nodes.items() if any(s in factors for s in slots.ravel().tolist())}
         for nodes in (chains.made, chains.read, chains.capped)
     ]
     return analyse(run_passes([Equalize(*changed)], network.model), config) if any(changed) else network
 
 
 def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict[str, Float]:
-    """For tensors that could be part of a chain, each channel's largest magnitude in a sample, mean over samples."""
+    """For tensors that could be part of a chain, each channel's largest magnitude in a sample, mean over samples.
+
+    Arrays are [C, 1, ...] and broadcast to the tensor. Tensors whose axis 0 does not run over the samples are left out.
+    """
     graph = Graph(network.model)
     tensors = [n.output[0] for n in graph.nodes if n.op_type in _Tying.ALL or n.op_type in ("Conv", "Gemm")]
     session = runtime.session(with_outputs(network.model, list(dict.fromkeys(tensors))), "all")
     sums: dict[str, Float] = {}
-    for feeds in samples.batches(1):
+    for count, feeds in samples.counted_batches(1):
         for name, value in zip(session.outputs, session.run(feeds), strict=True):
-            if value.ndim >= 2 and value.dtype.kind == "f":
-                peaks = np.abs(value).max(axis=tuple(range(2, value.ndim)))
+            if value.ndim >= 2 and value.dtype.kind == "f" and len(value) == count:
+                peaks = np.abs(value).max(axis=tuple(range(2, value.ndim)), keepdims=True)
                 sums[name] = sums.get(name, 0.0) + peaks.astype(np.float64).max(axis=0)
     return {name: total / len(samples) for name, total in sums.items()}
 
 
-def find_chains(network: Network, channels: Mapping[str, int]) -> Chains:
-    """The slots of all tensors whose number of channels (axis 1) is given."""
+def find_chains(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Chains:
+    """The slots of all tensors of `shapes`, whose channels (axis 1) broadcast as [C, 1, ...]."""
     graph = Graph(network.model)
     single = {x.uses[0].node: x for x in network.layers if len(x.uses) == 1}
     shared = _users_of_one_constant(graph)
-    tying = _Tying(graph, channels)
+    tying = _Tying(graph, shapes)
     layers = []
     for node in graph.nodes:
-        if node.name in single and node.name not in shared and _scalable(single[node.name]):
+        if node.name in single and node.name not in shared and _scalable(node, single[node.name], graph):
             layers.append(node)
         elif node.op_type not in ("Shape", "Size") and not tying.tie(node):
-            tying.fix([*node.input, *node.output])
+            tying.fix([*node.input, *captured(node), *node.output])
     tying.fix([*graph.inputs, *graph.outputs])
     chains = Chains(tying.resolved(), component=tying.components())
     for node in layers:
         for edge, tensor in ((chains.read, node.input[0]), (chains.made, node.output[0])):
             if tensor in chains.slots:
                 edge[node.name] = chains.slots[tensor]
-    chains.capped = {n.name: chains.slots[n.output[0]] for n in tying.clips if n.output[0] in chains.slots}
+    chains.capped = {n.name: chains.slots[n.output[0]].reshape(shapes[n.output[0]]) for n in tying.clips}
     made = {int(s) for slots in chains.made.values() for s in slots}
     read = {int(s) for slots in chains.read.values() for s in slots}
     known = {int(s) for slots in chains.slots.values() for s in slots}
@@ -123,8 +127,8 @@ def slot_factors(
     layers = {x.uses[0].node: x for x in network.layers}
     spread: dict[int, float] = {}
     for tensor, slots in chains.slots.items():
-        for slot, value in zip(slots.tolist(), ranges[tensor], strict=True):
-            spread[slot] = max(spread.get(slot, 0.0), float(value))
+        for slot, value in zip(slots.tolist(), ranges[tensor].ravel().tolist(), strict=True):
+            spread[slot] = max(spread.get(slot, 0.0), value)
     top: dict[int, float] = {}
     for slot, value in spread.items():
         group = chains.component[slot]
@@ -149,14 +153,14 @@ class _Tying:
 
     ALL = HOMOGENEOUS | SHAPES | {"Add", "Clip", "ReduceMean", "Slice", "Pad", "Concat"}
 
-    def __init__(self, graph: Graph, channels: Mapping[str, int]) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._graph, self._shapes = graph, shapes
         self._slots: dict[str, Slots] = {}
         self._parent: list[int] = []
         self.fixed: set[int] = set()
         self.clips: list[onnx.NodeProto] = []
-        for name, count in channels.items():
-            self._slots[name] = np.arange(len(self._parent), len(self._parent) + count)
+        for name, shape in shapes.items():
+            self._slots[name] = np.arange(len(self._parent), len(self._parent) + shape[0])
             self._parent += self._slots[name].tolist()
 
     def find(self, slot: int) -> int:
@@ -212,7 +216,8 @@ class _Tying:
         if out is None or data[0] is None:
             return
         if node.op_type == "Add" or (node.op_type == "Concat" and attribute(node, "axis", 1) == 1):
-            if any(d is None for d in data):
+            ranks = {len(self._shapes.get(name, ())) for name in (*node.input, node.output[0])}
+            if any(d is None for d in data) or len(ranks) > 1:  # other ranks do not broadcast channel to channel
                 return
             known = [d for d in data if d is not None]
             if node.op_type == "Concat":
@@ -251,8 +256,9 @@ class _Tying:
         return int(pads[1]), int(pads[len(pads) // 2 + 1])
 
 
-def _scalable(layer: Layer) -> bool:
-    return layer.linear.op_type == "Conv" or (layer.linear.op_type == "Gemm" and not layer.linear.trans_a)
+def _scalable(node: onnx.NodeProto, layer: Layer, graph: Graph) -> bool:
+    constant = all(not i or i in graph.initializers for i in node.input[2:])
+    return constant and (node.op_type == "Conv" or (node.op_type == "Gemm" and not layer.linear.trans_a))
 
 
 def _depthwise(layer: Layer) -> bool:

@@ -34,7 +34,7 @@ class Measurement:
 
     source: the normalized model. network: the same with channel ranges evened out, and what there is to quantize in it.
     codes: for each layer, its channels at each width offered. means: for each layer, the mean input [G, K] that its
-        bias is corrected for.
+        bias is corrected for. offsets: for each layer, what is added to its outputs besides, or None.
     quantizers: each activation's quantizer at each width, with the clipping of least distortion.
     curves: a row for each channel of each layer, in order, then one for each activation; columns are 0 to 8 bits.
     probed: tensors that could not be differentiated and were measured exactly instead, with the reason.
@@ -45,6 +45,7 @@ class Measurement:
     observation: Observation
     codes: tuple[Mapping[int, WeightCodes], ...]
     means: tuple[NDArray[np.float64], ...]
+    offsets: tuple[NDArray[np.float64] | None, ...]
     quantizers: tuple[Mapping[int, Affine], ...]
     curves: Curves
     probed: Mapping[str, str]
@@ -65,6 +66,12 @@ class Measurement:
         return np.split(rows[: self.channels], ends[:-1])
 
 
+def split(samples: Samples, config: Config) -> tuple[Samples, Samples]:
+    """Samples that rounding is fitted to, and samples that curves are measured on."""
+    first, second = samples.split(FITTING, config.seed + 1)
+    return (first, second) if len(second) else (samples, samples)
+
+
 def measure_network(
     network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress
 ) -> Measurement:
@@ -73,12 +80,12 @@ def measure_network(
     Rounding is fitted to one part of the samples and measured on the other: curves of the samples that made the
     rounding would promise too much.
     """
-    fitting, measuring = samples.split(FITTING, config.seed + 1) if len(samples) > 1 else (samples, samples)
+    fitting, measuring = split(samples, config)
     offered = tuple(sorted({min(w, widest(bool(network.activations))) for w in config.widths}))
     with workers(config.threads) as pool:
         source = network.model
         with progress.step("equalize"):
-            network = equalize(network, config, fitting.take(slice(0, EQUALIZING)), runtime)
+            network = equalize(network, config, fitting.some(EQUALIZING), runtime)
         with progress.step("observe"):
             observation = observe(network, samples, runtime)
         batching = observation.batching
@@ -106,7 +113,7 @@ def _clipped(
     """`candidates` with fewer, finer quantizers for each activation: those around the best on some of `samples`."""
     alone = replace(network, layers=())
     found = first_order(
-        alone, replace(candidates, means=(), weights=()), samples.take(slice(0, CLIPPING)), observation.metric, runtime,
+        alone, replace(candidates, means=(), weights=()), samples.some(CLIPPING), observation.metric, runtime,
         batch=observation.batching.size, seed=config.seed, workers=pool, advance=advance,
     )  # fmt: skip
     tables = [
@@ -166,9 +173,10 @@ def _chosen(
         tightest = {bits: int(np.argmin(v)) for bits, v in values.items()}
         quantizers.append({bits: table[bits][k] for bits, k in tightest.items()})
         activations.append({bits: float(values[bits][k]) for bits, k in tightest.items()})
-    curves = _curves(network, observation, candidates.widths, weights, activations)
+    curves = curves_of(network, observation, candidates.widths, weights, activations)
     return Measurement(
-        source, network, observation, tuple(codes), candidates.means, tuple(quantizers), curves, measured.missing
+        source, network, observation, tuple(codes), candidates.means, (None,) * len(codes), tuple(quantizers), curves,
+        measured.missing,
     )
 
 
@@ -177,7 +185,7 @@ def activation_elements(activation: Activation, sizes: Mapping[str, int]) -> int
     return sum(sizes[t] for t in activation.feeds) or sizes[activation.tensor]
 
 
-def _curves(
+def curves_of(
     network: Network,
     observation: Observation,
     offered: tuple[int, ...],

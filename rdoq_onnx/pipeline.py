@@ -13,20 +13,26 @@ from rdoq_onnx.calibration import load_samples, synthetic
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import emit_model
 from rdoq_onnx.errors import CalibrationError
-from rdoq_onnx.measurement import Measurement, measure_network
+from rdoq_onnx.measurement import Measurement, measure_network, split
+from rdoq_onnx.parallel import workers
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.fold_batchnorm import FoldBatchNorm
 from rdoq_onnx.passes.fold_constants import FoldConstants
 from rdoq_onnx.passes.insert_adds import InsertAdds
 from rdoq_onnx.passes.normalize import Normalize
+from rdoq_onnx.probe import Prober
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.report import Report, make_report
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples, input_specs
+from rdoq_onnx.second_look import Judge, Step, second_look, trials
+from rdoq_onnx.ties import tie
 from rdoq_onnx.verify import verify_model
 
 NORMALIZE = (Normalize(opset=13), FoldConstants(), FoldBatchNorm())
-HELD_OUT = 0.25
+HELD_OUT = 0.15  # share of the samples that only verification sees
+TYING = 32  # samples of exact measurements
+JUDGING = 128  # samples that the second look measures on
 SYNTHETIC_SAMPLES = 64
 
 Model = onnx.ModelProto | str | Path
@@ -63,17 +69,49 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress) -> R
         original, normal = read_normalized(model)
         samples = samples_for(normal, calibration, config)
         network = analyse(normal, config)
-    measuring, held_out = samples.split(1 - HELD_OUT, config.seed)
-    measurement = measure_network(network, config, measuring, runtime, progress)
+    seen, held_out = samples.split(1 - HELD_OUT, config.seed)
+    measurement = measured(network, config, seen, runtime, progress)
     with progress.step("allocate"):
         allocation = allocate_bits(measurement, config)
+    allocation, steps = looked_at(allocation, original, config, seen, runtime, progress)
     with progress.step("emit"):
         quantized = emit_model(allocation, settings(config, samples))
     with progress.step("verify"):
         verification = verify_model(original, quantized, allocation, held_out, runtime, config.min_sqnr)
     source = str(model) if not isinstance(model, onnx.ModelProto) else ""
-    report = make_report(source, original, quantized, allocation, verification, samples, progress.seconds)
+    report = make_report(source, original, quantized, allocation, verification, samples, progress.seconds, steps)
     return Result(quantized, report, allocation)
+
+
+def measured(
+    network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress
+) -> Measurement:
+    """The curves of `network`, tied to exact measurements unless the effort is "fast"."""
+    measurement = measure_network(network, config, samples, runtime, progress)
+    if config.effort == "fast" or config.measure == "probe":
+        return measurement
+    tying = split(samples, config)[1].some(TYING)
+    prober = Prober(
+        measurement.network, tying, measurement.observation.metric, runtime, measurement.observation.batching
+    )
+    with progress.step("ties", len(network.layers) + len(network.activations)) as advance:
+        return tie(measurement, prober, advance)
+
+
+def looked_at(
+    allocation: Allocation,
+    original: onnx.ModelProto,
+    config: Config,
+    samples: Samples,
+    runtime: Runtime,
+    progress: Progress,
+) -> tuple[Allocation, tuple[Step, ...]]:
+    """The allocation after the second look, judged on the samples that rounding was not fitted to."""
+    fitting, measuring = split(samples, config)
+    observation = allocation.measurement.observation
+    judge = Judge.of(original, measuring.some(JUDGING), observation.metric, runtime, observation.batching.size)
+    with progress.step("second look", trials(config, allocation)) as advance, workers(config.threads) as pool:
+        return second_look(allocation, config, judge, fitting, measuring, pool, advance)
 
 
 def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:

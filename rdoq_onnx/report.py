@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.analysis import Skip
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.samples import Samples
+from rdoq_onnx.second_look import Step
 from rdoq_onnx.verify import Verification
 from rdoq_onnx.version import __version__
 
@@ -54,6 +55,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     skipped: tuple[Skip, ...]
     probed: Mapping[str, str]
+    steps: tuple[Step, ...] = ()
 
     def to_json(self, output: str = "") -> str:
         """The document of `--json`."""
@@ -111,6 +113,12 @@ class Report:
             ("integer kernels", _kernels(self.kernels)),
             ("time", f"{sum(self.seconds.values()):.1f} s"),
         ]  # fmt: skip
+        for step in self.steps:
+            if step.name == "uniform":
+                worse = f"{_decibels(step.tried, step.after)} worse, same quantizer and budget"
+                lines.insert(3, ("uniform widths", worse))
+            else:
+                lines.insert(3, (step.name, f"{_decibels(step.before, step.after)} gained"))
         if self.fusion_tensors:
             lines.insert(2, ("8 bits for fusion", f"{len(self.fusion_tensors)} tensors between integer kernels"))
         return lines
@@ -124,6 +132,7 @@ def make_report(
     verification: Verification,
     samples: Samples,
     seconds: Mapping[str, float],
+    steps: Sequence[Step] = (),
 ) -> Report:
     """Gather the figures of a run."""
     measurement = allocation.measurement
@@ -165,7 +174,12 @@ def make_report(
         layers=layers,
         skipped=network.skipped,
         probed=measurement.probed,
+        steps=tuple(steps),
     )
+
+
+def _decibels(before: float, after: float) -> str:
+    return f"{10 * math.log10(before / after):.2f} dB" if before > 0 and after > 0 else "0 dB"
 
 
 def _count(bits: NDArray[np.int64]) -> dict[int, int]:

@@ -55,6 +55,15 @@ class Samples:
     def take(self, rows: Any) -> "Samples":
         return replace(self, arrays=self.feeds(rows))
 
+    def some(self, count: int) -> "Samples":
+        """At most `count` samples, evenly spaced, in whole batches where the model fixes their size."""
+        step = self.batch or 1
+        groups = len(self) // step
+        if groups * step <= count:
+            return self
+        picked = np.linspace(0, groups - 1, max(count // step, 1)).astype(int)
+        return self.take((picked[:, None] * step + np.arange(step)).reshape(-1))
+
     def split(self, fraction: float, seed: int) -> tuple["Samples", "Samples"]:
         """Two disjoint random parts, `fraction` in the first, in the order that the samples have here.
 

@@ -57,9 +57,13 @@ def first_order(
     seed: int,
     workers: Workers,
     advance: Advance,
+    around: onnx.ModelProto | None = None,
 ) -> Distortions:
-    """Measure all curves of `network` over `samples`, `batch` of them at a time; `advance(n)` is told of n done."""
-    reverse = _reverse(network, samples, metric, runtime, batch)
+    """Measure all curves of `network` over `samples`, `batch` of them at a time; `advance(n)` is told of n done.
+
+    around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default.
+    """
+    reverse = _reverse(network, around or network.model, samples, metric, runtime, batch)
     session = runtime.session(reverse.model, "all")
     sums = _Sums(network, candidates, reverse)
     for count, feeds in _full_batches(samples, batch):
@@ -88,11 +92,13 @@ def perturbed(network: Network) -> list[str]:
     return list(dict.fromkeys([*outputs, *(a.tensor for a in network.activations)]))
 
 
-def _reverse(network: Network, samples: Samples, metric: Metric, runtime: Runtime, batch: int) -> Reverse:
+def _reverse(
+    network: Network, model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, batch: int
+) -> Reverse:
     _, feeds = next(_full_batches(samples, batch))
     data = [u.data for layer in network.layers for u in layer.uses]
     return reverse_model(
-        static(network.model, feeds),
+        static(model, feeds),
         perturbed(network),
         metric.outputs,
         list(dict.fromkeys([*data, *(a.tensor for a in network.activations)])),

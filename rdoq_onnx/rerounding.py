@@ -1,0 +1,85 @@
+"""Rounding and measuring once more, at the point that was allocated."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from rdoq_onnx.blocks import Blocks
+from rdoq_onnx.budget import Allocation
+from rdoq_onnx.candidates import Candidates, integer_limit, layer_codes, scale_floors
+from rdoq_onnx.config import Config
+from rdoq_onnx.emission import chosen_weights, emit_model
+from rdoq_onnx.measurement import Measurement, curves_of
+from rdoq_onnx.moments import collect
+from rdoq_onnx.parallel import Workers
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.replace_weights import ReplaceWeights
+from rdoq_onnx.rounding import Compensator
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.samples import Samples
+from rdoq_onnx.taylor import first_order
+
+_DAMPING = 0.1
+
+
+def rerounded(
+    allocation: Allocation, portion: NDArray[np.int64], samples: Samples, runtime: Runtime, workers: Workers
+) -> Allocation:
+    """The layers of `portion` (indices) rounded again at their widths, their inputs those of the quantized network."""
+    measurement = allocation.measurement
+    network = measurement.network
+    emitted = emit_model(allocation, {})
+    nodes = {n.name: n for n in emitted.graph.node}
+    layers = []
+    for layer in (network.layers[k] for k in portion):
+        uses = (replace(u, data=nodes[u.node].input[1 - layer.linear.weight_side]) for u in layer.uses)
+        layers.append(replace(layer, uses=tuple(uses)))
+    moments = collect(
+        replace(network, model=emitted, layers=tuple(layers)),
+        samples, measurement.observation.batching, runtime, workers, _unwatched,
+    )  # fmt: skip
+    floors = scale_floors(network, measurement.observation.ranges)
+    tensors = {t.name: t for t in network.model.graph.initializer}
+    codes, means = list(measurement.codes), list(measurement.means)
+    for k, layer, moment in zip(portion.tolist(), layers, moments, strict=True):
+        rows = layer.linear.rows(numpy_helper.to_array(tensors[layer.weight])).astype(np.float64)
+        widths = tuple(np.unique(allocation.layer_bits[k]).tolist())
+        compensator = Compensator.of(moment.covariance, _DAMPING)
+        found = layer_codes(Blocks(layer.linear), rows, compensator, widths, integer_limit(network), floors[k])
+        codes[k] = {**codes[k], **dict(zip(widths, found, strict=True))}
+        means[k] = moment.mean
+    return replace(allocation, measurement=replace(measurement, codes=tuple(codes), means=tuple(means)))
+
+
+def remeasured(
+    allocation: Allocation, config: Config, samples: Samples, runtime: Runtime, workers: Workers
+) -> Measurement:
+    """The measurement of `allocation` with first-order curves around the network whose weights are quantized."""
+    measurement = allocation.measurement
+    network, observation = measurement.network, measurement.observation
+    weights = [
+        (layer, layer.linear.tensor(codes.values), shift) for layer, codes, shift in chosen_weights(allocation)
+    ]
+    widths = tuple(measurement.codes[0])
+    candidates = Candidates(
+        widths,
+        measurement.means,
+        tuple((tuple(codes[b] for b in widths),) for codes in measurement.codes),
+        tuple({b: (q,) for b, q in table.items()} for table in measurement.quantizers),
+    )
+    found = first_order(
+        network, candidates, samples, observation.metric, runtime,
+        batch=observation.batching.size, seed=config.seed, workers=workers, advance=_unwatched,
+        around=run_passes([ReplaceWeights(weights)], network.model),
+    )  # fmt: skip
+    if found.missing:  # exact curves stay what they are
+        return measurement
+    activations = [{b: float(v[0]) for b, v in table.items()} for table in found.activations]
+    curves = curves_of(network, observation, widths, [w[0] for w in found.weights], activations)
+    return replace(measurement, curves=curves)
+
+
+def _unwatched(done: int) -> None:
+    """Nobody is shown these steps' parts."""

@@ -1,0 +1,165 @@
+"""After a first allocation: try what curves cannot tell, and keep what lowers the real distortion.
+
+Every trial is emitted and run in ONNX Runtime on samples that rounding was not fitted to. A trial that does not lower
+the measured distortion leaves everything as it was, so no step makes the result worse than the step before.
+
+- swaps: the curves of one layer or activation count more or less, and widths are allocated anew; bits move between
+  groups, and the budgets hold.
+- re-round: the layers in order, a portion at a time, rounded again under the moments of the network quantized so far.
+- re-measure: curves around the network with its weights quantized, in place of those around the float network.
+- re-fit: scale and bias of each output channel, the layers in order, a portion at a time (refitting.py).
+- uniform: one width for all, the widest within the budgets. Mixed precision must not lose to it silently.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.budget import Allocation, allocate_bits, uniform_bits
+from rdoq_onnx.config import Config
+from rdoq_onnx.distortion import Metric
+from rdoq_onnx.emission import emit_model
+from rdoq_onnx.parallel import Workers
+from rdoq_onnx.progress import Advance
+from rdoq_onnx.refitting import refitted
+from rdoq_onnx.rerounding import remeasured, rerounded
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.samples import Samples
+
+# Trials of swaps: how often groups are gone through, and how many groups each time.
+_ROUNDS = {"fast": (0, 0), "default": (1, 12), "best": (3, 40)}
+_WEIGHS = (1.8, 0.55)  # what a group's curves count, relative to what they count now
+_PORTIONS = 6  # of the layers, in which they are rounded again
+_FITS = {"fast": 0, "default": 24, "best": 80}  # portions of the layers, in which scale and bias are fitted, at most
+_FITTING = 128  # samples that they are fitted on
+_ENOUGH = 0.998  # share of the distortion that a trial must fall to: less is noise
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did, in distortion measured on the trial samples: before it, after it, and of its last trial."""
+
+    name: str
+    before: float
+    after: float
+    tried: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures what is emitted, on samples with the float network's outputs."""
+
+    batches: tuple[tuple[int, dict[str, Any], list[NDArray[Any]]], ...]
+    metric: Metric
+    runtime: Runtime
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, size: int) -> "Judge":
+        session = runtime.session(model, "all")
+        batches = [(n, feeds, session.run(feeds, metric.outputs)) for n, feeds in samples.counted_batches(size)]
+        return cls(tuple(batches), metric, runtime)
+
+    def distortion(self, allocation: Allocation) -> float:
+        """δ of the emitted model."""
+        session = self.runtime.session(emit_model(allocation, {}), "all")
+        total = sum(
+            float(self.metric.errors(session.run(feeds, self.metric.outputs), target, n).sum())
+            for n, feeds, target in self.batches
+        )
+        return total / sum(n for n, _, _ in self.batches)
+
+
+def trials(config: Config, allocation: Allocation) -> int:
+    """How many trials `second_look` makes at most, for a progress bar."""
+    rounds, most = _ROUNDS[config.effort]
+    around = _PORTIONS + 1 if config.effort == "best" else 0
+    swaps = rounds * min(most, len(_groups(allocation))) * len(_WEIGHS)
+    return 2 + around + swaps + min(_FITS[config.effort], len(allocation.layer_bits))
+
+
+def second_look(
+    allocation: Allocation,
+    config: Config,
+    judge: Judge,
+    fitting: Samples,
+    measuring: Samples,
+    workers: Workers,
+    advance: Advance,
+) -> tuple[Allocation, tuple[Step, ...]]:
+    """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained."""
+    look = _Look(allocation, judge.distortion(allocation), judge, advance)
+    runtime = judge.runtime
+    if config.effort == "best":
+        for portion in np.array_split(np.arange(len(allocation.layer_bits)), _PORTIONS):
+            look.step("re-round", rerounded(look.allocation, portion, fitting, runtime, workers))
+        around = remeasured(look.allocation, config, measuring, runtime, workers)
+        look.step("re-measure", allocate_bits(around, config))
+    look.swap(config)
+    look.step("uniform", uniform_bits(look.allocation.measurement, config))
+    layers = np.arange(len(allocation.layer_bits))
+    for portion in np.array_split(layers, min(_FITS[config.effort], len(layers))) if _FITS[config.effort] else ():
+        look.step("re-fit", refitted(look.allocation, portion, fitting.some(_FITTING), runtime))
+    return look.allocation, look.steps
+
+
+class _Look:
+    """The best allocation so far, with its distortion."""
+
+    def __init__(self, allocation: Allocation, distortion: float, judge: Judge, advance: Advance) -> None:
+        self.allocation, self.distortion = allocation, distortion
+        self._judge, self._advance = judge, advance
+        self._steps: dict[str, Step] = {}
+        advance(1)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(self._steps.values())
+
+    def step(self, name: str, trial: Allocation) -> bool:
+        """Keep `trial` if it lowers the distortion."""
+        before = self.distortion
+        found = self._judge.distortion(trial)
+        self._advance(1)
+        better = found < _ENOUGH * before
+        if better:
+            self.allocation, self.distortion = trial, found
+        first = self._steps.get(name, Step(name, before, before, found))
+        self._steps[name] = replace(first, after=self.distortion, tried=found)
+        return better
+
+    def swap(self, config: Config) -> None:
+        """Move bits between layers and activations, those of most distortion first."""
+        rounds, most = _ROUNDS[config.effort]
+        measurement = self.allocation.measurement
+        weigh = np.ones(len(measurement.curves.elements))
+        for _ in range(rounds):
+            improved = False
+            for rows in _groups(self.allocation)[:most]:
+                for factor in _WEIGHS:
+                    tried = weigh.copy()
+                    tried[rows] *= factor
+                    trial = allocate_bits(measurement, config, tried)
+                    if not _same(trial, self.allocation) and self.step("swaps", trial):
+                        weigh, improved = tried, True
+                        break
+            if not improved:
+                return
+
+
+def _groups(allocation: Allocation) -> list[slice]:
+    """The rows of each layer and each activation within a budget, in the order of the distortion that they take."""
+    measurement = allocation.measurement
+    first = measurement.channels
+    rows = measurement.unit_rows()
+    rows += [slice(first + k, first + k + 1) for k, a in enumerate(measurement.network.activations) if not a.fusion]
+    bits = np.concatenate([*allocation.layer_bits, np.array(allocation.activation_bits, np.int64)])
+    taken = measurement.curves.distortion[np.arange(len(bits)), bits]
+    return sorted(rows, key=lambda r: -float(taken[r].sum()))
+
+
+def _same(one: Allocation, other: Allocation) -> bool:
+    pairs = zip(one.layer_bits, other.layer_bits, strict=True)
+    return one.activation_bits == other.activation_bits and all((a == b).all() for a, b in pairs)

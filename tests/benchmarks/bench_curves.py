@@ -1,0 +1,225 @@
+"""Whether curves tell the truth: first-order ones against exact ones, and their sum against the emitted model.
+
+    python tests/benchmarks/bench_curves.py [--only MODEL] [--samples N] [--channels N] [--same]
+
+Models: those of models/, and ResNet-20 where ../shared/zoo exists. Curves are measured as the command line measures
+them at effort "fast" (before) and tied to a few exact measurements by rdoq_onnx.ties (after).
+
+First table: Spearman's rank correlation with exact δ (Eq. 7), before and after ties: of a random sample of weight
+channels, each alone, at each width; of whole layers, all channels at once, with the sum of their curves, at the widths
+that are tied; of all activations. Then the geometric mean of curve over exact δ, 1 where levels are right. Exact δ are
+measured on held-out samples, so part of what is missing is the sample; with --same on those that the curves were
+measured on, some of which the ties saw.
+
+Second table: predicted is the sum of the chosen curves, measured is δ of the emitted model on held-out samples; their
+ratio is 1 where distortions add up (Eq. 6).
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from tables import write
+from targets import ROOT, ZOO
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.analysis import analyse
+from rdoq_onnx.budget import allocate_bits
+from rdoq_onnx.config import Config
+from rdoq_onnx.emission import emit_model
+from rdoq_onnx.errors import VerificationError
+from rdoq_onnx.measurement import Measurement, measure_network, split
+from rdoq_onnx.probe import Prober
+from rdoq_onnx.progress import Progress
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.samples import Samples
+from rdoq_onnx.ties import WEIGHT_BITS, tie
+from rdoq_onnx.verify import verify_model
+
+RUNTIME = Runtime("cpu", 2)
+WIDTHS = range(8)
+TIED = range(WEIGHT_BITS + 1)
+BUDGETS = (2, 3, 4, 6, 8)
+SEED = 0
+ROWS = (-14, -16, 7, 9, 9, 9, 9)
+SUMS = (-14, -8, 10, 10, 9, 10, 10, 9)
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its curves before and after ties, and samples to judge them on."""
+
+    name: str
+    original: onnx.ModelProto
+    before: Measurement
+    after: Measurement
+    measuring: Samples
+    held_out: Samples
+
+    @classmethod
+    def of(cls, name: str, model: Any, calibration: Any, count: int) -> "Subject":
+        config = Config(samples=count, effort="fast")
+        original, normal = pipeline.read_normalized(model)
+        samples = pipeline.samples_for(normal, calibration, config)
+        seen, held_out = samples.split(1 - pipeline.HELD_OUT, config.seed)
+        before = measure_network(analyse(normal, config), config, seen, RUNTIME, Progress())
+        measuring = split(seen, config)[1]
+        after = tie(before, prober(before, measuring.some(pipeline.TYING)), lambda done: None)
+        return cls(name, original, before, after, measuring, held_out)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Weights of a layer that are the original ones but for one channel; stands in for WeightCodes."""
+
+    values: Array
+
+
+def prober(measurement: Measurement, samples: Samples) -> Prober:
+    """Exact measurements of the network that `measurement` describes."""
+    seen = measurement.observation
+    return Prober(measurement.network, samples, seen.metric, RUNTIME, seen.batching)
+
+
+def exact_channels(measurement: Measurement, judge: Prober, channels: NDArray[np.int64]) -> Array:
+    """Exact δ of the `channels` (rows of the curves, rising), each alone, at all WIDTHS; [channels, widths]."""
+    tensors = {t.name: t for t in measurement.network.model.graph.initializer}
+    found = []
+    for layer, rows, codes, mean in zip(
+        measurement.network.layers, measurement.unit_rows(), measurement.codes, measurement.means, strict=True
+    ):
+        units = channels[(channels >= rows.start) & (channels < rows.stop)] - rows.start
+        original = layer.linear.rows(onnx.numpy_helper.to_array(tensors[layer.weight])).astype(np.float64)
+        changed = []
+        for unit, bits in itertools.product(units, WIDTHS):
+            changed.append(Alone(original.copy()))
+            changed[-1].values[unit] = codes[bits].values[unit]
+        if changed:
+            found.append(judge.whole_layer(layer, changed, mean).reshape(len(units), len(WIDTHS)))
+    return np.concatenate(found)
+
+
+def exact_layers(measurement: Measurement, judge: Prober) -> Array:
+    """Exact δ of each layer with all its channels at once, at each width that is tied; [layers, widths]."""
+    layers = zip(measurement.network.layers, measurement.codes, measurement.means, strict=True)
+    exact = [judge.whole_layer(layer, [codes[b] for b in TIED], mean) for layer, codes, mean in layers]
+    return np.stack(exact)
+
+
+def exact_activations(measurement: Measurement, judge: Prober) -> list[tuple[int, int, float]]:
+    """(row of the curves, bits, exact δ) of every activation at every width of its own."""
+    found = []
+    pairs = zip(measurement.network.activations, measurement.quantizers, strict=True)
+    for row, (activation, table) in enumerate(pairs, measurement.channels):
+        values = judge.activation(activation, list(table.values()))
+        found += [(row, bits, float(value)) for bits, value in zip(table, values, strict=True)]
+    return found
+
+
+def compared(first: Array, second: Array, exact: Array) -> tuple[str, ...]:
+    """Number of pairs, correlation before and after ties, mean ratio before and after."""
+    correlations = [f"{spearmanr(curve, exact).statistic:.4f}" for curve in (first, second)]
+    return str(len(exact)), *correlations, *(f"{level(curve, exact):.3f}" for curve in (first, second))
+
+
+def level(curve: Array, exact: Array) -> float:
+    """Geometric mean of curve over exact δ, where both are positive."""
+    alive = (curve > 0) & (exact > 0)
+    return float(np.exp(np.log(curve[alive] / exact[alive]).mean())) if alive.any() else np.nan
+
+
+def curve_rows(subject: Subject, count: int, same: bool) -> Iterator[tuple[str, ...]]:
+    """Rows of the first table."""
+    judge = prober(subject.before, subject.measuring if same else subject.held_out)
+    total = subject.before.channels
+    picked = np.sort(np.random.default_rng(SEED).choice(total, min(count, total), replace=False))
+    exact = exact_channels(subject.before, judge, picked)
+    curves = [m.curves.distortion[picked][:, list(WIDTHS)] for m in (subject.before, subject.after)]
+    for bits in WIDTHS:
+        yield f"weights, {bits} bits", *compared(*(c[:, bits] for c in curves), exact[:, bits])
+    yield "weights, all", *compared(*(c.ravel() for c in curves), exact.ravel())
+    yield from layer_rows(subject, judge)
+    rows, widths, values = map(np.array, zip(*exact_activations(subject.before, judge), strict=True))
+    tables = [m.curves.distortion[rows, widths] for m in (subject.before, subject.after)]
+    yield "activations, all", *compared(*tables, values)
+
+
+def layer_rows(subject: Subject, judge: Prober) -> Iterator[tuple[str, ...]]:
+    """Rows of the first table: the sum of a layer's curves against the layer as a whole."""
+    exact = exact_layers(subject.before, judge)
+    curves = [
+        np.stack([m.curves.distortion[rows][:, list(TIED)].sum(axis=0) for rows in m.unit_rows()])
+        for m in (subject.before, subject.after)
+    ]
+    for bits in TIED:
+        yield f"layers, {bits} bits", *compared(*(c[:, bits] for c in curves), exact[:, bits])
+
+
+def sum_rows(subject: Subject) -> Iterator[tuple[str, ...]]:
+    """Rows of the second table: weights beside 8-bit activations, then both at the same budget."""
+    budgets = [(b, 8) for b in BUDGETS] + [(b, b) for b in BUDGETS if b != 8]
+    for weights, activations in budgets:
+        config = Config(weight_bits=weights, activation_bits=activations)
+        parts = [sums(subject, m, config) for m in (subject.before, subject.after)]
+        yield f"W{weights}A{activations}", *itertools.chain(*parts)
+
+
+def sums(subject: Subject, measurement: Measurement, config: Config) -> tuple[str, ...]:
+    """Predicted δ, measured δ, and measured over predicted, of the widths that the curves give."""
+    allocation = allocate_bits(measurement, config)
+    predicted = allocation.predicted
+    try:
+        found = verify_model(subject.original, emit_model(allocation, {}), allocation, subject.held_out, RUNTIME)
+    except VerificationError:
+        return f"{predicted:.2e}", "refused", ""
+    return f"{predicted:.2e}", f"{found.measured:.2e}", f"{found.measured / predicted:.3f}"
+
+
+def sources() -> dict[str, tuple[Any, Any]]:
+    """Models at hand, with their calibration samples."""
+    own, cifar = ROOT / "models", ZOO / "cifar10"
+    found = {path.stem: (path, own / "digits_calib.npz") for path in sorted(own.glob("*.onnx"))}
+    if cifar.is_dir():
+        found["resnet20"] = cifar / "resnet20.onnx", cifar / "calib.npz"
+    return found
+
+
+def arguments(known: Iterable[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=list(known), help="may be repeated")
+    parser.add_argument("--samples", type=int, default=256, metavar="N", help="calibration samples (256)")
+    parser.add_argument("--channels", type=int, default=64, metavar="N", help="weight channels compared (64)")
+    parser.add_argument("--same", action="store_true", help="exact δ on the samples of the curves")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print both tables, one after the other."""
+    known = sources()
+    args = arguments(known)
+    picked = {name: paths for name, paths in known.items() if not args.only or name in args.only}
+    subjects = [Subject.of(name, *paths, args.samples) for name, paths in picked.items()]
+    write(("", "", "", "Spearman", "", "level", ""), ROWS)
+    write(("model", "curves", "pairs", "before", "after", "before", "after"), ROWS)
+    for subject in subjects:
+        for row in curve_rows(subject, args.channels, args.same):
+            write((subject.name, *row), ROWS)
+    sys.stdout.write("\n")
+    write(("", "", "before", "", "", "after", "", ""), SUMS)
+    write(("model", "setting", *("predicted", "measured", "ratio") * 2), SUMS)
+    for subject in subjects:
+        for row in sum_rows(subject):
+            write((subject.name, *row), SUMS)
+
+
+if __name__ == "__main__":
+    main()

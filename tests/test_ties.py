@@ -1,0 +1,179 @@
+"""Whole layers measured exactly, and first-order curves tied to them."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+from scipy.stats import spearmanr
+
+from rdoq_onnx import ties
+from rdoq_onnx.analysis import analyse
+from rdoq_onnx.config import Config
+from rdoq_onnx.measurement import measure_network
+from rdoq_onnx.observation import Batching
+from rdoq_onnx.pipeline import read_normalized, samples_for
+from rdoq_onnx.probe import Prober
+from rdoq_onnx.progress import Progress
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.ties import WEIGHT_BITS, tie
+from tests.cases import Case, ignore
+from tests.conftest import ROOT
+from tests.test_probe import LAYERS, distance, network
+
+RUNTIME = Runtime("cpu", 2)
+COUNT = 12
+
+
+def replaced(model, layer, code):
+    """`model` with all weights of `layer` as `code` decodes them."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    weight = next(t for t in changed.graph.initializer if t.name == layer.weight)
+    weight.CopyFrom(numpy_helper.from_array(layer.linear.tensor(code.values), layer.weight))
+    return changed
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_whole_layer_against_changed_weights(ort_run, kind):
+    model, samples = network(np.random.default_rng(3), kind)
+    case = Case(model, samples, widths=(0, 2, 5))
+    (layer,) = case.network.layers
+    codes = case.candidates.weights[0][0]
+    found = case.prober.whole_layer(layer, codes)
+    expected = [distance(case.seen.metric, ort_run, model, samples, replaced(model, layer, c)) for c in codes]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_a_whole_layer_whose_bias_takes_up_the_mean():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 5] x) => (float[N, 6] y) { y = MatMul (x, w) }""")
+    rng = np.random.default_rng(7)
+    weight = rng.standard_normal((5, 6), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    samples = {"x": rng.standard_normal((8, 5), np.float32) + 2}
+    case = Case(model, samples, widths=(0, 2))
+    codes, mean = case.candidates.weights[0][0], case.candidates.means[0]
+    moved = [(samples["x"] - samples["x"].mean(axis=0)) @ (c.values.T - weight) for c in codes]
+    expected = [np.square(m).mean() for m in moved]
+    np.testing.assert_allclose(case.prober.whole_layer(case.network.layers[0], codes, mean), expected, rtol=1e-3)
+
+
+def test_a_whole_layer_that_is_used_twice():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 6] x) => (float[N, 6] y) { a = MatMul (x, w) b = Tanh (x) c = MatMul (b, w) y = Add (a, c) }""")
+    rng = np.random.default_rng(6)
+    weight = rng.standard_normal((6, 6), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    samples = {"x": rng.standard_normal((7, 6), np.float32)}
+    case = Case(model, samples, widths=(0, 2, 5))
+    codes = case.candidates.weights[0][0]
+    moved = [(samples["x"] + np.tanh(samples["x"])) @ (c.values.T - weight) for c in codes]
+    found = case.prober.whole_layer(case.network.layers[0], codes)
+    np.testing.assert_allclose(found, [np.square(m).mean() for m in moved], rtol=1e-3)
+
+
+def test_stacking_widths_changes_nothing():
+    model, samples = network(np.random.default_rng(5), "conv")
+    stacked, alone = Case(model, samples), Case(model, samples, batching=Batching(1, False))
+    assert stacked.batching.rides
+    arguments = stacked.network.layers[0], stacked.candidates.weights[0][0]
+    np.testing.assert_allclose(
+        stacked.prober.whole_layer(*arguments), alone.prober.whole_layer(*arguments), rtol=1e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(first-order measurement of the small CNN, exact measurements on the same kind of samples)."""
+    config = Config(threads=2)
+    model = read_normalized(ROOT / "models" / "digits_cnn.onnx")[1]
+    samples = samples_for(model, ROOT / "models" / "digits_calib.npz", Config(samples=COUNT))
+    measured = measure_network(analyse(model, config), config, samples, RUNTIME, Progress())
+    seen = measured.observation
+    return measured, Prober(measured.network, samples, seen.metric, RUNTIME, seen.batching)
+
+
+@pytest.fixture(scope="module")
+def tied(digits):
+    done = []
+    found = tie(*digits, done.append)
+    assert done == [1] * (len(found.network.layers) + len(found.network.activations))
+    return found
+
+
+def test_curves_of_a_layer_sum_up_to_the_truth(digits, tied):
+    measured, prober = digits
+    inside = 0
+    for layer, rows, codes, mean in zip(
+        measured.network.layers, measured.unit_rows(), measured.codes, measured.means, strict=True
+    ):
+        low = [b for b in codes if b <= WEIGHT_BITS]
+        exact = prober.whole_layer(layer, [codes[b] for b in low], mean)
+        for bits, value in zip(low, exact, strict=True):
+            before, after = (m.curves.distortion[rows, bits] for m in (measured, tied))
+            # All channels of a layer by one factor, which keeps within its bounds.
+            factor = np.clip(value / before.sum(), 1 / ties._MOST, ties._MOST)
+            np.testing.assert_allclose(after, factor * before, rtol=1e-6)
+            inside += factor == value / before.sum()
+    assert inside > 0.8 * len(measured.network.layers) * (WEIGHT_BITS + 1)
+
+
+def test_wide_weights_are_left_alone(digits, tied):
+    measured, _ = digits
+    assert WEIGHT_BITS == 3
+    rows = slice(0, measured.channels)
+    np.testing.assert_array_equal(
+        tied.curves.distortion[rows, WEIGHT_BITS + 1 :], measured.curves.distortion[rows, WEIGHT_BITS + 1 :]
+    )
+    np.testing.assert_array_equal(tied.curves.elements, measured.curves.elements)
+    assert tied.codes is measured.codes
+    assert tied.quantizers is measured.quantizers
+
+
+def test_activations_are_replaced(digits, tied):
+    measured, prober = digits
+    rows = tied.curves.distortion[measured.channels :]
+    for activation, table, row in zip(measured.network.activations, measured.quantizers, rows, strict=True):
+        exact = prober.activation(activation, list(table.values()))
+        np.testing.assert_allclose(row[list(table)], exact, rtol=1e-9)
+        absent = [b for b in range(9) if b not in table]
+        assert np.isinf(row[absent]).all()
+
+
+def test_the_measurement_given_is_not_altered(digits):
+    measured, prober = digits
+    before = measured.curves.distortion.copy()
+    tie(measured, prober, ignore)
+    np.testing.assert_array_equal(measured.curves.distortion, before)
+
+
+def test_layers_that_were_measured_exactly_are_left_alone(digits):
+    measured, prober = digits
+    probed = replace(measured, probed={measured.network.layers[1].name: "for a test"})
+    again = tie(probed, prober, ignore)
+    rows = measured.unit_rows()
+    np.testing.assert_array_equal(again.curves.distortion[rows[1]], measured.curves.distortion[rows[1]])
+    assert not np.array_equal(again.curves.distortion[rows[0]], measured.curves.distortion[rows[0]])
+
+
+def test_closer_to_exact_curves_at_low_widths(digits, tied):
+    """Rank correlation over all channels at 0 to 3 bits, and the error of their sizes."""
+    measured, prober = digits
+    widths = list(range(WEIGHT_BITS + 1))
+    exact = np.concatenate([
+        prober.layer(layer, [codes[b] for b in widths], mean)
+        for layer, codes, mean in zip(measured.network.layers, measured.codes, measured.means, strict=True)
+    ])
+    before, after = (m.curves.distortion[: measured.channels, widths] for m in (measured, tied))
+    assert spearmanr(after.ravel(), exact.ravel()).statistic >= spearmanr(before.ravel(), exact.ravel()).statistic
+
+
+@pytest.mark.parametrize(
+    ("exact", "first_order", "expected"),
+    [(3.0, [1.0, 1.0], 1.5), (0.5, [1.0, 1.0], 0.25), (100.0, [1.0, 1.0], 8.0), (0.0, [1.0, 1.0], 0.125),
+     (5.0, [0.0, 0.0], 1.0), (0.0, [0.0, 0.0], 1.0)],
+)  # fmt: skip
+def test_ratio_keeps_within_bounds(exact, first_order, expected):
+    assert ties.ratio(exact, np.array(first_order)) == expected
