@@ -121,12 +121,15 @@ def slot_factors(
 ) -> dict[int, float]:
     """r of each free slot: its range is raised towards the widest of its component by `exponent`, 0 to 1.
 
+    Only the ranges of tensors that will be quantized count.
+
     Where only depthwise convolutions read a component, both sides have a scale for each channel, nothing is lost, and
     ranges are evened out in full.
     """
     layers = {x.uses[0].node: x for x in network.layers}
     spread: dict[int, float] = {}
-    for tensor, slots in chains.slots.items():
+    quantized = {t for a in network.activations for t in (a.tensor, *a.parts)}
+    for tensor, slots in ((t, s) for t, s in chains.slots.items() if t in quantized):
         for slot, value in zip(slots.tolist(), ranges[tensor].ravel().tolist(), strict=True):
             spread[slot] = max(spread.get(slot, 0.0), value)
     top: dict[int, float] = {}

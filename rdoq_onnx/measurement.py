@@ -117,7 +117,10 @@ def _clipped(
         batch=observation.batching.size, seed=config.seed, workers=pool, advance=advance,
     )  # fmt: skip
     tables = [
-        {bits: tuple(refined(table[bits][int(np.argmin(values[bits]))])) for bits in table}
+        {
+            bits: tuple(refined(table[bits][int(np.argmin(values[bits]))], *observation.ranges[activation.tensor]))
+            for bits in table
+        }
         if activation.tensor not in found.missing
         else table
         for activation, table, values in zip(

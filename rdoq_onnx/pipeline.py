@@ -26,12 +26,13 @@ from rdoq_onnx.report import Report, make_report
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples, input_specs
 from rdoq_onnx.second_look import Judge, Step, second_look, trials
-from rdoq_onnx.ties import tie
+from rdoq_onnx.ties import runs, tie
 from rdoq_onnx.verify import verify_model
 
 NORMALIZE = (Normalize(opset=13), FoldConstants(), FoldBatchNorm())
 HELD_OUT = 0.15  # share of the samples that only verification sees
 TYING = 32  # samples of exact measurements
+TYING_WORK = 3e10  # elements that they may compute at default effort; larger networks go without
 JUDGING = 128  # samples that the second look measures on
 SYNTHETIC_SAMPLES = 64
 
@@ -86,11 +87,13 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress) -> R
 def measured(
     network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress
 ) -> Measurement:
-    """The curves of `network`, tied to exact measurements unless the effort is "fast"."""
+    """The curves of `network`, tied to exact measurements where the effort allows."""
     measurement = measure_network(network, config, samples, runtime, progress)
-    if config.effort == "fast" or config.measure == "probe":
-        return measurement
     tying = split(samples, config)[1].some(TYING)
+    # Each exact measurement runs half of the network on average.
+    work = runs(measurement) * len(tying) * sum(measurement.observation.sizes.values())
+    if config.effort == "fast" or config.measure == "probe" or (config.effort == "default" and work > TYING_WORK):
+        return measurement
     prober = Prober(
         measurement.network, tying, measurement.observation.metric, runtime, measurement.observation.batching
     )

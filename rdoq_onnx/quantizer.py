@@ -155,8 +155,12 @@ def affine_candidates(low: float, high: float, bits: int) -> list[Affine]:
     return list(dict.fromkeys(affine(low * share, high * share, bits) for share in shares))
 
 
-def refined(quantizer: Affine) -> list[Affine]:
-    """`quantizer`, and others of its width whose range ends a little further in or out, on either side."""
+def refined(quantizer: Affine, least: float, greatest: float) -> list[Affine]:
+    """`quantizer`, and others of its width whose range ends a little further in or out, on either side.
+
+    No range goes beyond least..greatest, those of the tensor: a Relu6 would then no longer be implied.
+    """
     low, high = quantizer.range
     sides = [(1.0, f) for f in _REFINEMENTS] + ([(f, 1.0) for f in _REFINEMENTS] if low < 0 else [])
-    return list(dict.fromkeys([quantizer, *(affine(low * a, high * b, quantizer.bits) for a, b in sides)]))
+    ends = [(max(low * a, least), min(high * b, greatest)) for a, b in sides]
+    return list(dict.fromkeys([quantizer, *(affine(*end, quantizer.bits) for end in ends)]))

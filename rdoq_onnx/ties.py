@@ -25,7 +25,7 @@ def tie(measurement: Measurement, prober: Prober, advance: Advance) -> Measureme
         measurement.network.layers, measurement.unit_rows(), measurement.codes, measurement.means, strict=True
     ):
         low = {b: c for b, c in codes.items() if b <= WEIGHT_BITS}
-        if low and layer.name not in measurement.probed:
+        if low and not any(u.output in measurement.probed for u in layer.uses):
             exact = prober.whole_layer(layer, list(low.values()), mean)
             for bits, value in zip(low, exact, strict=True):
                 distortion[rows, bits] *= ratio(value, distortion[rows, bits])
@@ -37,6 +37,12 @@ def tie(measurement: Measurement, prober: Prober, advance: Advance) -> Measureme
         distortion[row, list(table)] = prober.activation(activation, list(table.values()))
         advance(1)
     return replace(measurement, curves=replace(measurement.curves, distortion=distortion))
+
+
+def runs(measurement: Measurement) -> int:
+    """How many perturbations `tie` measures."""
+    weights = sum(1 for codes in measurement.codes for b in codes if b <= WEIGHT_BITS)
+    return weights + sum(len(table) for table in measurement.quantizers)
 
 
 def ratio(exact: float, first_order: NDArray[np.float64]) -> float:

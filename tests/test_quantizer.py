@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import parser
 
-from rdoq_onnx.quantizer import Affine, affine_candidates, covering, quantize_rows
+from rdoq_onnx.quantizer import Affine, affine, affine_candidates, quantize_rows
 
 EPSILON = np.finfo(np.float32).eps
 
@@ -155,13 +155,13 @@ def onnx_quantizer(affine, ort_run):
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.3, 2.9), (-5.0, -1.0), (-1e-3, 1e-3), (0.0, 3e4)])
 def test_affine_is_what_onnx_computes(ort_run, bits, low, high):
     rng = np.random.default_rng(bits)
-    for affine in affine_candidates(low, high, bits):
-        scale = np.float32(affine.scale)
+    for candidate in affine_candidates(low, high, bits):
+        scale = np.float32(candidate.scale)
         ties = (np.arange(-300, 300) + np.float32(0.5)) * scale
         x = np.concatenate([rng.uniform(2 * low - high, 2 * high - low, 500), ties, [0]]).astype(np.float32)
         given_x = x.copy()
-        got = affine(x)
-        np.testing.assert_array_equal(got, onnx_quantizer(affine, ort_run)(x))
+        got = candidate(x)
+        np.testing.assert_array_equal(got, onnx_quantizer(candidate, ort_run)(x))
         assert got.dtype == np.float32
         np.testing.assert_array_equal(x, given_x)
 
@@ -174,14 +174,14 @@ def test_candidates_of_an_activation(span, bits):
     low, high = min(span[0], 0.0), max(span[1], 0.0)
     found = affine_candidates(*span, bits)
     assert len(found) == len(set(found)) >= 1
-    for affine in found:
-        assert (affine.low, affine.high, affine.bits) == (0, 2**bits - 1, bits)
-        assert 0 <= affine.zero_point <= affine.high
-        assert affine.scale > 0
-        assert affine.scale == np.float32(affine.scale)
-        np.testing.assert_array_equal(affine(np.zeros(3, np.float32)), 0)
+    for candidate in found:
+        assert (candidate.low, candidate.high, candidate.bits) == (0, 2**bits - 1, bits)
+        assert 0 <= candidate.zero_point <= candidate.high
+        assert candidate.scale > 0
+        assert candidate.scale == np.float32(candidate.scale)
+        np.testing.assert_array_equal(candidate(np.zeros(3, np.float32)), 0)
         if low == 0:
-            assert affine.zero_point == 0
+            assert candidate.zero_point == 0
     spans = [a.range[1] - a.range[0] for a in found]
     assert spans == sorted(spans, reverse=True)
     assert spans[0] <= (high - low) * (1 + 1e-5) + 1e-25
@@ -190,10 +190,10 @@ def test_candidates_of_an_activation(span, bits):
 @given(RANGES)
 def test_covering_clips_nothing_but_half_a_step(span):
     low, high = min(span[0], 0.0), max(span[1], 0.0)
-    affine = covering(*span)
-    assert affine.bits == 8
-    least, greatest = affine.range
-    half = 0.5 * affine.scale * (1 + 1e-4)
+    quantizer = affine(*span, 8)
+    assert quantizer.bits == 8
+    least, greatest = quantizer.range
+    half = 0.5 * quantizer.scale * (1 + 1e-4)
     assert least - low <= half
     assert high - greatest <= half
 

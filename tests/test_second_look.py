@@ -1,0 +1,131 @@
+"""The second look: steps that only ever help, budgets that hold, lines that fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.analysis import analyse
+from rdoq_onnx.budget import allocate_bits, uniform_bits
+from rdoq_onnx.config import Config
+from rdoq_onnx.measurement import measure_network, split
+from rdoq_onnx.parallel import workers
+from rdoq_onnx.progress import Progress
+from rdoq_onnx.refitting import refitted
+from rdoq_onnx.rerounding import remeasured, rerounded
+from rdoq_onnx.second_look import Judge, second_look, trials
+from tests.cases import RUNTIME, ignore
+
+MODELS = Path(__file__).parents[1] / "models"
+CONFIG = Config(samples=60, weight_bits=3, activation_bits=3, effort="default")
+
+
+class Digits:
+    def __init__(self):
+        self.model = pipeline.read_normalized(MODELS / "digits_cnn.onnx")[1]
+        self.samples = pipeline.samples_for(self.model, MODELS / "digits_calib.npz", CONFIG)
+        self.measurement = measure_network(analyse(self.model, CONFIG), CONFIG, self.samples, RUNTIME, Progress())
+        self.fitting, self.measuring = split(self.samples, CONFIG)
+        metric = self.measurement.observation.metric
+        self.judge = Judge.of(self.model, self.measuring, metric, RUNTIME, 32)
+        self.allocation = allocate_bits(self.measurement, CONFIG)
+
+    def look(self, allocation, config):
+        with workers(2) as pool:
+            return second_look(allocation, config, self.judge, self.fitting, self.measuring, pool, ignore)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits()
+
+
+STEPS = {
+    "fast": ["uniform"],
+    "default": ["swaps", "uniform", "re-fit"],
+    "best": ["re-round", "re-measure", "swaps", "uniform", "re-fit"],
+}
+
+
+@pytest.mark.parametrize("effort", STEPS)
+def test_no_step_makes_it_worse(digits, effort):
+    config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
+    found, steps = digits.look(digits.allocation, config)
+    assert [s.name for s in steps] == STEPS[effort]
+    distortion = digits.judge.distortion(digits.allocation)
+    for step in steps:
+        assert step.before == pytest.approx(distortion)
+        assert step.after <= step.before
+        distortion = step.after
+    assert digits.judge.distortion(found) == pytest.approx(distortion)
+    assert found.weight_average <= 3
+    assert found.activation_average <= 3
+
+
+def test_a_default_look_gains(digits):
+    _, steps = digits.look(digits.allocation, CONFIG)
+    assert steps[-1].after < 0.9 * steps[0].before
+
+
+def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
+    """Curves turned upside down make the worst of mixtures."""
+    rows = digits.measurement.curves.distortion
+    finite = np.where(np.isfinite(rows), rows, 0.0)
+    bad = allocate_bits(digits.measurement, CONFIG, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 2)
+    uniform = uniform_bits(digits.measurement, CONFIG)
+    assert digits.judge.distortion(bad) > digits.judge.distortion(uniform)
+    found, steps = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
+    assert found.activation_bits == uniform.activation_bits
+    assert all((a == b).all() for a, b in zip(found.layer_bits, uniform.layer_bits, strict=True))
+    assert steps[-1].after == steps[-1].tried < steps[-1].before
+
+
+def test_uniform_widths_are_uniform_and_keep_to_pins(digits):
+    name = digits.measurement.network.layers[2].name
+    config = Config(weight_bits=4.7, activation_bits=5, pins=((name, 6),))
+    found = uniform_bits(digits.measurement, config)
+    for layer, bits in zip(digits.measurement.network.layers, found.layer_bits, strict=True):
+        assert set(bits.tolist()) == ({6} if layer.name == name else {4})
+    kinds = [a.fusion for a in digits.measurement.network.activations]
+    assert [b for b, fusion in zip(found.activation_bits, kinds, strict=True) if not fusion] == [5] * kinds.count(False)
+
+
+def test_trials_are_an_upper_bound(digits):
+    for effort in STEPS:
+        config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
+        done = []
+        with workers(2) as pool:
+            second_look(
+                digits.allocation, config, digits.judge, digits.fitting, digits.measuring, pool, done.append
+            )
+        assert sum(done) <= trials(config, digits.allocation)
+
+
+def test_a_line_that_was_fitted_fits(digits):
+    """Fitted once, the gain is 1 and the rest 0: fitting again on the same samples changes nothing."""
+    portion = np.array([3])
+    once = refitted(digits.allocation, portion, digits.fitting, RUNTIME)
+    twice = refitted(once, portion, digits.fitting, RUNTIME)
+    first, second, third = (
+        next(iter(a.measurement.codes[3].values())).scales for a in (digits.allocation, once, twice)
+    )
+    assert not np.allclose(first, second, rtol=1e-3)
+    np.testing.assert_allclose(second, third, rtol=2e-2)
+    offsets = once.measurement.offsets[3], twice.measurement.offsets[3]
+    # Integer kernels hold a bias in steps of activation scale times weight scale, which are coarse at 3 bits.
+    np.testing.assert_allclose(*offsets, atol=0.02)
+    assert np.abs(offsets[0]).max() > 0.1
+
+
+def test_rounding_again_keeps_widths(digits):
+    with workers(2) as pool:
+        again = rerounded(digits.allocation, np.array([1, 4]), digits.fitting, RUNTIME, pool)
+        around = remeasured(digits.allocation, CONFIG, digits.measuring, RUNTIME, pool)
+    assert again.layer_bits is digits.allocation.layer_bits
+    same = [a is b for a, b in zip(again.measurement.codes, digits.measurement.codes, strict=True)]
+    assert [k for k, s in enumerate(same) if not s] == [1, 4]
+    assert np.isfinite(digits.judge.distortion(again))
+    before, after = digits.measurement.curves.distortion, around.curves.distortion
+    np.testing.assert_array_equal(np.isfinite(before), np.isfinite(after))
+    assert not np.allclose(before[np.isfinite(before)], after[np.isfinite(after)])
