@@ -1,6 +1,6 @@
 """Samples in, curves out: candidates at every width, and what each would do to the network's output."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.equalization import equalize
 from rdoq_onnx.moments import collect, passes
-from rdoq_onnx.observation import Observation, observe
+from rdoq_onnx.observation import Observation, observe, targets, with_outputs
 from rdoq_onnx.parallel import Workers, workers
 from rdoq_onnx.probe import Prober, complete, exact
 from rdoq_onnx.progress import Advance, Progress
@@ -51,6 +51,11 @@ class Measurement:
     probed: Mapping[str, str]
 
     @property
+    def aimed(self) -> Network:
+        """The network with the tensors whose distortion is measured as its outputs."""
+        return aimed_at(self.network, self.observation.metric.outputs)
+
+    @property
     def channels(self) -> int:
         """Rows of `curves` that are weight channels; the rest are activations."""
         return sum(layer.linear.channels for layer in self.network.layers)
@@ -72,6 +77,11 @@ def split(samples: Samples, config: Config) -> tuple[Samples, Samples]:
     return (first, second) if len(second) else (samples, samples)
 
 
+def aimed_at(network: Network, outputs: Sequence[str]) -> Network:
+    """`network` with the tensors whose distortion is measured as its outputs."""
+    return replace(network, model=with_outputs(network.model, outputs))
+
+
 def measure_network(
     network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress
 ) -> Measurement:
@@ -86,17 +96,18 @@ def measure_network(
         source = network.model
         with progress.step("equalize"):
             network = equalize(network, config, fitting.some(EQUALIZING), runtime)
+        aimed = aimed_at(network, targets(network.model))
         with progress.step("observe"):
-            observation = observe(network, samples, runtime)
+            observation = observe(aimed, samples, runtime)
         batching = observation.batching
         with progress.step("moments", len(fitting) * passes(network)) as advance:
-            moments = collect(network, fitting, batching, runtime, pool, advance)
+            moments = collect(aimed, fitting, batching, runtime, pool, advance)
         with progress.step("candidates"):
             candidates = make_candidates(network, offered, observation.ranges, moments, pool)
         if network.activations and config.measure == "taylor":
             with progress.step("clipping", CLIPPING) as advance:
-                candidates = _clipped(network, config, candidates, fitting, observation, runtime, pool, advance)
-        measured = _measure(network, config, candidates, measuring, observation, runtime, pool, progress)
+                candidates = _clipped(aimed, config, candidates, fitting, observation, runtime, pool, advance)
+        measured = _measure(aimed, config, candidates, measuring, observation, runtime, pool, progress)
     return _chosen(source, network, observation, candidates, measured)
 
 

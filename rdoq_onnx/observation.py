@@ -18,6 +18,7 @@ from rdoq_onnx.samples import Samples
 
 _MEMORY = 192 << 20  # bytes of tensors that one batch of the measurement may hold
 _MOST = 32
+_RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 Array = NDArray[Any]
 
@@ -64,6 +65,21 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
             before = ranges.get(name, (low, high))
             ranges[name] = min(low, before[0]), max(high, before[1])
     return Observation(ranges, sizes, metric_of(outputs, kept, len(samples)), batching)
+
+
+def targets(model: onnx.ModelProto) -> list[str]:
+    """The tensors whose distortion is measured: the outputs of `model`, for a Softmax the logits that it is made of.
+
+    A Softmax that is sure has no slope: around it no perturbation seems to matter, though large ones do.
+    """
+    producer = {o: n for n in model.graph.node for o in n.output}
+    names = []
+    for output in model.graph.output:
+        maker = producer.get(output.name)
+        while maker is not None and maker.op_type in _RESHAPES:
+            maker = producer.get(maker.input[0])
+        names.append(maker.input[0] if maker is not None and maker.op_type == "Softmax" else output.name)
+    return list(dict.fromkeys(names))
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -74,7 +74,7 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress) -> R
     measurement = measured(network, config, seen, runtime, progress)
     with progress.step("allocate"):
         allocation = allocate_bits(measurement, config)
-    allocation, steps = looked_at(allocation, original, config, seen, runtime, progress)
+    allocation, steps = looked_at(allocation, config, seen, runtime, progress)
     with progress.step("emit"):
         quantized = emit_model(allocation, settings(config, samples))
     with progress.step("verify"):
@@ -95,7 +95,7 @@ def measured(
     if config.effort == "fast" or config.measure == "probe" or (config.effort == "default" and work > TYING_WORK):
         return measurement
     prober = Prober(
-        measurement.network, tying, measurement.observation.metric, runtime, measurement.observation.batching
+        measurement.aimed, tying, measurement.observation.metric, runtime, measurement.observation.batching
     )
     with progress.step("ties", len(network.layers) + len(network.activations)) as advance:
         return tie(measurement, prober, advance)
@@ -103,7 +103,6 @@ def measured(
 
 def looked_at(
     allocation: Allocation,
-    original: onnx.ModelProto,
     config: Config,
     samples: Samples,
     runtime: Runtime,
@@ -112,7 +111,8 @@ def looked_at(
     """The allocation after the second look, judged on the samples that rounding was not fitted to."""
     fitting, measuring = split(samples, config)
     observation = allocation.measurement.observation
-    judge = Judge.of(original, measuring.some(JUDGING), observation.metric, runtime, observation.batching.size)
+    reference = allocation.measurement.aimed.model
+    judge = Judge.of(reference, measuring.some(JUDGING), observation.metric, runtime, observation.batching.size)
     with progress.step("second look", trials(config, allocation)) as advance, workers(config.threads) as pool:
         return second_look(allocation, config, judge, fitting, measuring, pool, advance)
 

@@ -70,9 +70,9 @@ def remeasured(
         tuple({b: (q,) for b, q in table.items()} for table in measurement.quantizers),
     )
     found = first_order(
-        network, candidates, samples, observation.metric, runtime,
+        measurement.aimed, candidates, samples, observation.metric, runtime,
         batch=observation.batching.size, seed=config.seed, workers=workers, advance=_unwatched,
-        around=run_passes([ReplaceWeights(weights)], network.model),
+        around=run_passes([ReplaceWeights(weights)], measurement.aimed.model),
     )  # fmt: skip
     if found.missing:  # exact curves stay what they are
         return measurement

@@ -22,6 +22,7 @@ from rdoq_onnx.budget import Allocation, allocate_bits, uniform_bits
 from rdoq_onnx.config import Config
 from rdoq_onnx.distortion import Metric
 from rdoq_onnx.emission import emit_model
+from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.progress import Advance
 from rdoq_onnx.refitting import refitted
@@ -64,7 +65,7 @@ class Judge:
 
     def distortion(self, allocation: Allocation) -> float:
         """δ of the emitted model."""
-        session = self.runtime.session(emit_model(allocation, {}), "all")
+        session = self.runtime.session(with_outputs(emit_model(allocation, {}), self.metric.outputs), "all")
         total = sum(
             float(self.metric.errors(session.run(feeds, self.metric.outputs), target, n).sum())
             for n, feeds, target in self.batches

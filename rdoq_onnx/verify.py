@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.distortion import sqnr_db
 from rdoq_onnx.errors import ModelError, VerificationError
+from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.runtime import Level, Runtime
 from rdoq_onnx.samples import Samples
 
@@ -51,26 +52,29 @@ def verify_model(
     another optimization level, or has an SQNR under `min_sqnr`.
     """
     check_widths(quantized, allocation)
-    metric, size = allocation.measurement.observation.metric, allocation.measurement.observation.batching.size
+    measurement = allocation.measurement
+    metric, size = measurement.observation.metric, measurement.observation.batching.size
+    outputs = [o.name for o in original.graph.output]
     try:
         reference = runtime.session(original, "all")
-        sessions = {level: runtime.session(quantized, level) for level in _LEVELS}
-        signal = noise = measured = gap = 0.0
+        basic, stock = (runtime.session(quantized, level) for level in _LEVELS)
+        aimed = runtime.session(measurement.aimed.model, "all")
+        found = runtime.session(with_outputs(quantized, metric.outputs), "all")
+        signal = noise = gap = measured = 0.0
         for count, feeds in samples.counted_batches(size):
-            target = reference.run(feeds, metric.outputs)
-            basic, stock = (sessions[level].run(feeds, metric.outputs) for level in _LEVELS)
-            measured += float(metric.errors(stock, target, count).sum())
-            gap += float(metric.errors(stock, basic, count).sum())
+            target, given = _floats(reference.run(feeds, outputs)), _floats(stock.run(feeds, outputs))
             signal += _power(target)
-            noise += _power([a.astype(np.float64) - b for a, b in zip(stock, target, strict=True)])
+            noise += _power([a - b for a, b in zip(given, target, strict=True)])
+            gap += _power([a - b for a, b in zip(given, _floats(basic.run(feeds, outputs)), strict=True)])
+            measured += float(metric.errors(found.run(feeds), aimed.run(feeds), count).sum())
         kernels = _kernels(runtime.optimized(quantized, "all"))
     except ModelError as error:
         raise VerificationError(f"the emitted model does not run: {error}") from error
-    found = Verification(
-        measured / len(samples), sqnr_db(signal, noise), gap / len(samples), kernels, len(samples)
-    )
-    _judge(found, min_sqnr)
-    return found
+    measured /= len(samples)
+    level_gap = measured * gap / noise if noise > 0 else gap
+    result = Verification(measured, sqnr_db(signal, noise), level_gap, kernels, len(samples))
+    _judge(result, min_sqnr)
+    return result
 
 
 def check_widths(quantized: onnx.ModelProto, allocation: Allocation) -> None:
@@ -108,6 +112,11 @@ def _kernels(model: onnx.ModelProto) -> dict[str, int]:
     for node in model.graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items()))
+
+
+def _floats(values: list[NDArray[Any]]) -> list[NDArray[np.float64]]:
+    """The floating-point ones of the outputs."""
+    return [v.astype(np.float64) for v in values if v.dtype.kind == "f"]
 
 
 def _power(values: list[NDArray[Any]]) -> float:

@@ -76,7 +76,7 @@ def spawn(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = Non
 
 def log_lines(err: str) -> list[str]:
     """Standard error without the lines of the steps."""
-    step = re.compile(r"\d\d:\d\d:\d\d [a-z]+: \d+\.\d s(, \d+ parts)?")
+    step = re.compile(r"\d\d:\d\d:\d\d [a-z ]+: \d+\.\d s(, \d+ parts)?")
     return [line for line in err.splitlines() if not step.fullmatch(line)]
 
 
