@@ -53,20 +53,35 @@ def allocate_bits(measurement: Measurement, config: Config, weigh: NDArray[np.fl
     return _allocate(measurement, config, pinned(measurement, config.pins), weigh)
 
 
-def uniform_bits(measurement: Measurement, config: Config) -> Allocation:
-    """One width for all weights and one for all activations, the widest within the budgets; pins hold."""
-    distortion, channels = measurement.curves.distortion, measurement.channels
-    mask = np.zeros(distortion.shape, bool)
-    for rows, bits in ((slice(0, channels), config.weight_bits), (slice(channels, None), config.activation_bits)):
-        for row, allowed in zip(distortion[rows], mask[rows], strict=True):
-            offered = np.flatnonzero(np.isfinite(row))
-            under = offered[offered <= (MAX_BITS if bits is None else bits)]
-            allowed[under[-1] if len(under) else offered[0]] = True
-    for pattern, _ in config.pins:
-        for known, rows in _named_rows(measurement):
-            if matches(pattern, known):
-                mask[rows] = True
-    return _allocate(measurement, config, pinned(measurement, config.pins).restrict(mask), None)
+def uniform_bits(measurement: Measurement, config: Config) -> Allocation | None:
+    """One width for all weights and one for all activations, the widest within the budgets; pins hold.
+
+    None where pins leave no room for that.
+    """
+    curves = pinned(measurement, config.pins)
+    first = measurement.channels
+    feeding = [first + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
+    mask = np.ones(curves.distortion.shape, bool)
+    for rows, bits in ((np.arange(first), config.weight_bits), (np.array(feeding, np.int64), config.activation_bits)):
+        if bits is not None and len(rows):
+            chosen = _one_width(curves.take(rows), bits)
+            if chosen is None:
+                return None
+            mask[rows] = False
+            mask[rows, chosen] = True
+    return _allocate(measurement, config, curves.restrict(mask), None)
+
+
+def _one_width(curves: Curves, bits: float) -> NDArray[np.int64] | None:
+    """The widest width within the budget, for each row; rows that do not offer it take the nearest under it."""
+    allowed = np.isfinite(curves.distortion)
+    columns = np.arange(allowed.shape[1])
+    for width in range(int(bits), -1, -1):
+        under = np.where(allowed & (columns <= width), columns, -1).max(axis=1)
+        chosen: NDArray[np.int64] = np.where(under >= 0, under, allowed.argmax(axis=1))
+        if (chosen * curves.elements).sum() <= bits * curves.elements.sum():
+            return chosen
+    return None
 
 
 def _allocate(

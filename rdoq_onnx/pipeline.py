@@ -136,13 +136,8 @@ def samples_for(model: onnx.ModelProto, calibration: Any, config: Config) -> Sam
     return samples
 
 
-def modified_network(model: Model, config: Config) -> onnx.ModelProto:
-    """F̃ of the supplement, with an Add behind every activation and every layer's output."""
-    network = analyse(read_normalized(model)[1], config)
-    return modified(network)
-
-
 def modified(network: Network) -> onnx.ModelProto:
+    """F̃ of the supplement, with an Add behind every activation and every layer's output."""
     outputs = [u.output for layer in network.layers for u in layer.uses]
     return run_passes([InsertAdds([a.tensor for a in network.activations], outputs)], network.model)
 

@@ -99,7 +99,9 @@ def second_look(
         around = remeasured(look.allocation, config, measuring, runtime, workers)
         look.step("re-measure", allocate_bits(around, config))
     look.swap(config)
-    look.step("uniform", uniform_bits(look.allocation.measurement, config))
+    uniform = uniform_bits(look.allocation.measurement, config)
+    if uniform is not None:
+        look.step("uniform", uniform)
     layers = np.arange(len(allocation.layer_bits))
     for portion in np.array_split(layers, min(_FITS[config.effort], len(layers))) if _FITS[config.effort] else ():
         look.step("re-fit", refitted(look.allocation, portion, fitting.some(_FITTING), runtime))
