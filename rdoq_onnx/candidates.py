@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from rdoq_onnx.analysis import FUSION_BITS, Graph, Layer, Network
+from rdoq_onnx.analysis import FUSION_BITS, Layer, Network
 from rdoq_onnx.blocks import Blocks
 from rdoq_onnx.config import MAX_BITS
+from rdoq_onnx.graph import Graph
 from rdoq_onnx.moments import Moments
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.quantizer import Affine, WeightCodes, affine_candidates, quantize_rows, scale_floor, window

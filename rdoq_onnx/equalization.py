@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis import Graph, Layer, Network, analyse, attribute, captured
+from rdoq_onnx.analysis import Layer, Network, analyse
 from rdoq_onnx.config import Config
+from rdoq_onnx.graph import Graph, attribute, captured
 from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.equalize import Equalize

@@ -13,9 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from rdoq_onnx.analysis import Activation, Layer, Network, captured
+from rdoq_onnx.analysis import Activation, Layer, Network
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.distortion import Metric
+from rdoq_onnx.graph import captured
 from rdoq_onnx.observation import Batching, with_outputs
 from rdoq_onnx.passes.insert_adds import InsertAdds, parameter
 from rdoq_onnx.progress import Advance

@@ -1,0 +1,111 @@
+"""Read-only look-ups into a graph: who makes a tensor, who reads it, what is constant, what only moves values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+# Operators whose output values are all input values (or the zero that every quantizer here represents).
+MOVES = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice"})
+MOVES |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+_SMALL = 1024  # elements and nodes of a constant that is worth computing
+
+
+class Graph:
+    """Read-only look-ups into a model's top-level graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.opsets = list(model.opset_import)
+        self.nodes = list(graph.node)
+        self.producer = {o: n for n in graph.node for o in n.output if o}
+        self.initializers = {t.name: t for t in graph.initializer}
+        self.outputs = [o.name for o in graph.output]
+        self.inputs = [i.name for i in graph.input if i.name not in self.initializers]
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in dict.fromkeys((*node.input, *captured(node))):
+                self.consumers.setdefault(name, []).append(node)
+        self.constants = set(self.initializers)
+        for node in graph.node:
+            if node.op_type == "Constant" or (node.input and all(not i or i in self.constants for i in node.input)):
+                self.constants.update(node.output)
+
+    def constant(self, tensor: str) -> NDArray[Any] | None:
+        """The value of a small tensor that depends on no input, computed if it has to be; None for any other."""
+        if tensor not in self.constants:
+            return None
+        needed = _upstream(tensor, self.producer)
+        stored = [self.initializers[i] for n in needed for i in n.input if i in self.initializers]
+        stored += [self.initializers[tensor]] if tensor in self.initializers else []
+        if len(needed) > _SMALL or any(np.prod(t.dims) > _SMALL for t in stored):
+            return None
+        if tensor in self.initializers:
+            return numpy_helper.to_array(self.initializers[tensor])
+        body = helper.make_graph(needed, "constant", [], [onnx.ValueInfoProto(name=tensor)], stored)
+        model = helper.make_model(body, opset_imports=self.opsets)
+        (value,) = ReferenceEvaluator(model).run(None, {})
+        return np.asarray(value)
+
+    def sole_consumer(self, tensor: str) -> onnx.NodeProto | None:
+        """The one node that reads `tensor`, if there is just one and it is no graph output."""
+        readers = self.consumers.get(tensor, [])
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
+    def root(self, tensor: str) -> str:
+        """Where the values of `tensor` are made: upstream past the operators that only move them."""
+        while (node := self.producer.get(tensor)) is not None and moves(node, self):
+            tensor = node.input[0]
+        return tensor
+
+
+def moves(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether `node` only moves the values of its first input."""
+    if node.domain not in ("", "ai.onnx") or (node.op_type == "MaxPool" and len(node.output) > 1):
+        return False
+    if node.op_type == "Pad":
+        return _pads_with_zero(node, graph)
+    if node.op_type == "Resize":
+        return bool(attribute(node, "mode", b"nearest") == b"nearest")
+    return node.op_type in MOVES and node.input[0] not in graph.constants
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def _pads_with_zero(node: onnx.NodeProto, graph: Graph) -> bool:
+    if attribute(node, "mode", b"constant") != b"constant":
+        return True
+    if len(node.input) < 3 or not node.input[2]:
+        return True
+    value = graph.initializers.get(node.input[2])
+    return value is not None and not onnx.numpy_helper.to_array(value).any()
+
+
+def _upstream(tensor: str, producer: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes that `tensor` is computed by, in an order of execution."""
+    found: dict[int, onnx.NodeProto] = {}
+    pending = [tensor]
+    while pending:
+        node = producer.get(pending.pop())
+        if node is not None:
+            found.pop(id(node), None)
+            found[id(node)] = node
+            pending += [*node.input, *captured(node)]
+    return list(found.values())[::-1]
+
+
+def captured(node: onnx.NodeProto) -> list[str]:
+    """Names that the bodies of an If, Loop or Scan may read from the graph around them."""
+    names: list[str] = []
+    for a in node.attribute:
+        for body in ([a.g] if a.HasField("g") else []) + list(a.graphs):
+            for inner in body.node:
+                names += [*inner.input, *captured(inner)]
+            names += [o.name for o in body.output]
+    return names
