@@ -135,8 +135,11 @@ def found(measured, level_gap, sqnr_db=20.0):
 
 def test_levels_that_disagree():
     """What 8-bit weights do on CPUs without VNNI; the judge is asked directly, for this CPU may have it."""
-    with pytest.raises(VerificationError, match=r"BASIC level than at its default level: distortion 2 between them, 3"):
-        verify._judge(found(3.0, 2.0), None)
+    with pytest.raises(VerificationError, match=r"BASIC level than at its default level: distortion 4 between them, 3"):
+        verify._judge(found(3.0, 4.0), None)
+    with pytest.raises(VerificationError, match=r"has 17.0 dB at ONNX Runtime's default level, 30.0 dB at its BASIC"):
+        verify._judge_fusion(1000.0, 20.0, 1.0)
+    verify._judge_fusion(1000.0, 1.2, 1.0)
 
 
 @pytest.mark.parametrize(("measured", "gap"), [(3.0, 0.5), (0.0, 0.0), (1e-12, 1e-10)])
