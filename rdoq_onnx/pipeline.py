@@ -25,14 +25,14 @@ from rdoq_onnx.progress import Progress
 from rdoq_onnx.report import Report, make_report
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples, input_specs
-from rdoq_onnx.second_look import Judge, Step, second_look, trials
+from rdoq_onnx.second_look import Judge, Plan, Step, second_look
 from rdoq_onnx.ties import runs, tie
 from rdoq_onnx.verify import verify_model
 
 NORMALIZE = (Normalize(opset=13), FoldConstants(), FoldBatchNorm())
 HELD_OUT = 0.15  # share of the samples that only verification sees
-TYING = 32  # samples of exact measurements
-TYING_WORK = 3e10  # elements that they may compute at default effort; larger networks go without
+TYING = (8, 32)  # samples of exact measurements, at least and at most
+TYING_WORK = {"fast": 0.0, "default": 3e10, "best": 1e11}  # elements that they may compute; larger networks go without
 JUDGING = 128  # samples that the second look measures on
 SYNTHETIC_SAMPLES = 64
 
@@ -89,14 +89,12 @@ def measured(
 ) -> Measurement:
     """The curves of `network`, tied to exact measurements where the effort allows."""
     measurement = measure_network(network, config, samples, runtime, progress)
-    tying = split(samples, config)[1].some(TYING)
-    # Each exact measurement runs half of the network on average.
-    work = runs(measurement) * len(tying) * sum(measurement.observation.sizes.values())
-    if config.effort == "fast" or config.measure == "probe" or (config.effort == "default" and work > TYING_WORK):
+    work = runs(measurement) * sum(measurement.observation.sizes.values())  # of one sample
+    affordable = min(int(TYING_WORK[config.effort] / work), TYING[1])
+    if config.measure == "probe" or affordable < TYING[0]:
         return measurement
-    prober = Prober(
-        measurement.aimed, tying, measurement.observation.metric, runtime, measurement.observation.batching
-    )
+    tying, observation = split(samples, config)[1].some(affordable), measurement.observation
+    prober = Prober(measurement.aimed, tying, observation.metric, runtime, observation.batching)
     with progress.step("ties", len(network.layers) + len(network.activations)) as advance:
         return tie(measurement, prober, advance)
 
@@ -112,9 +110,11 @@ def looked_at(
     fitting, measuring = split(samples, config)
     observation = allocation.measurement.observation
     reference = allocation.measurement.aimed.model
-    judge = Judge.of(reference, measuring.some(JUDGING), observation.metric, runtime, observation.batching.size)
-    with progress.step("second look", trials(config, allocation)) as advance, workers(config.threads) as pool:
-        return second_look(allocation, config, judge, fitting, measuring, pool, advance)
+    judging = measuring.some(JUDGING)
+    judge = Judge.of(reference, judging, observation.metric, runtime, observation.batching.size)
+    plan = Plan.of(config.effort, allocation, len(judging))
+    with progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
+        return second_look(allocation, config, plan, judge, fitting, measuring, pool, advance)
 
 
 def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:

@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.budget import Allocation, allocate_bits, uniform_bits
-from rdoq_onnx.config import Config
+from rdoq_onnx.config import Config, Effort
 from rdoq_onnx.distortion import Metric
 from rdoq_onnx.emission import emit_model
 from rdoq_onnx.observation import with_outputs
@@ -30,12 +30,11 @@ from rdoq_onnx.rerounding import remeasured, rerounded
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 
-# Trials of swaps: how often groups are gone through, and how many groups each time.
-_ROUNDS = {"fast": (0, 0), "default": (1, 12), "best": (3, 40)}
 _WEIGHS = (1.8, 0.55)  # what a group's curves count, relative to what they count now
-_PORTIONS = 6  # of the layers, in which they are rounded again
-_FITS = {"fast": 0, "default": 24, "best": 80}  # portions of the layers, in which scale and bias are fitted, at most
-_FITTING = 128  # samples that they are fitted on
+# For each effort: portions re-rounded, rounds of swaps, groups in each, portions re-fitted.
+_TRIALS = {"fast": (0, 0, 0, 0), "default": (0, 1, 12, 24), "best": (6, 3, 40, 80)}
+_FITTING = 128  # samples that scale and bias are fitted on
+_WORK = 8e10  # elements that the trials of swaps may compute: some minutes
 _ENOUGH = 0.998  # share of the distortion that a trial must fall to: less is noise
 
 
@@ -47,6 +46,37 @@ class Step:
     before: float
     after: float
     tried: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many trials to make, at most.
+
+    portions: of the layers, in which they are rounded again and curves are measured again after; 0 for neither.
+    rounds, groups: how often swaps are tried, and in how many layers and activations each time. fits: portions of the
+    layers, in which scale and bias are fitted.
+    """
+
+    portions: int
+    rounds: int
+    groups: int
+    fits: int
+
+    @classmethod
+    def of(cls, effort: Effort, allocation: Allocation, judging: int) -> "Plan":
+        """What `effort` asks for where each trial runs `judging` samples; fewer swaps on networks of much work."""
+        portions, rounds, groups, fits = _TRIALS[effort]
+        work = judging * sum(allocation.measurement.observation.sizes.values())
+        affordable = max(1, int(_WORK / (work * len(_WEIGHS))))
+        groups = min(groups, affordable, len(_groups(allocation)))
+        rounds = min(rounds, affordable // groups) if groups else 0
+        return cls(portions, rounds, groups, min(fits, len(allocation.layer_bits)))
+
+    @property
+    def trials(self) -> int:
+        """All of them, with the measurement of what is there and the trial of uniform widths."""
+        around = self.portions + 1 if self.portions else 0
+        return 2 + around + self.rounds * self.groups * len(_WEIGHS) + self.fits
 
 
 @dataclass(frozen=True)
@@ -73,17 +103,10 @@ class Judge:
         return total / sum(n for n, _, _ in self.batches)
 
 
-def trials(config: Config, allocation: Allocation) -> int:
-    """How many trials `second_look` makes at most, for a progress bar."""
-    rounds, most = _ROUNDS[config.effort]
-    around = _PORTIONS + 1 if config.effort == "best" else 0
-    swaps = rounds * min(most, len(_groups(allocation))) * len(_WEIGHS)
-    return 2 + around + swaps + min(_FITS[config.effort], len(allocation.layer_bits))
-
-
 def second_look(
     allocation: Allocation,
     config: Config,
+    plan: Plan,
     judge: Judge,
     fitting: Samples,
     measuring: Samples,
@@ -93,17 +116,16 @@ def second_look(
     """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained."""
     look = _Look(allocation, judge.distortion(allocation), judge, advance)
     runtime = judge.runtime
-    if config.effort == "best":
-        for portion in np.array_split(np.arange(len(allocation.layer_bits)), _PORTIONS):
+    if plan.portions:
+        for portion in np.array_split(np.arange(len(allocation.layer_bits)), plan.portions):
             look.step("re-round", rerounded(look.allocation, portion, fitting, runtime, workers))
         around = remeasured(look.allocation, config, measuring, runtime, workers)
         look.step("re-measure", allocate_bits(around, config))
-    look.swap(config)
+    look.swap(config, plan)
     uniform = uniform_bits(look.allocation.measurement, config)
     if uniform is not None:
         look.step("uniform", uniform)
-    layers = np.arange(len(allocation.layer_bits))
-    for portion in np.array_split(layers, min(_FITS[config.effort], len(layers))) if _FITS[config.effort] else ():
+    for portion in np.array_split(np.arange(len(allocation.layer_bits)), plan.fits) if plan.fits else ():
         look.step("re-fit", refitted(look.allocation, portion, fitting.some(_FITTING), runtime))
     return look.allocation, look.steps
 
@@ -133,14 +155,13 @@ class _Look:
         self._steps[name] = replace(first, after=self.distortion, tried=found)
         return better
 
-    def swap(self, config: Config) -> None:
+    def swap(self, config: Config, plan: Plan) -> None:
         """Move bits between layers and activations, those of most distortion first."""
-        rounds, most = _ROUNDS[config.effort]
         measurement = self.allocation.measurement
         weigh = np.ones(len(measurement.curves.elements))
-        for _ in range(rounds):
+        for _ in range(plan.rounds):
             improved = False
-            for rows in _groups(self.allocation)[:most]:
+            for rows in _groups(self.allocation)[: plan.groups]:
                 for factor in _WEIGHS:
                     tried = weigh.copy()
                     tried[rows] *= factor

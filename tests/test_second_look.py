@@ -14,7 +14,7 @@ from rdoq_onnx.parallel import workers
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.refitting import refitted
 from rdoq_onnx.rerounding import remeasured, rerounded
-from rdoq_onnx.second_look import Judge, second_look, trials
+from rdoq_onnx.second_look import Judge, Plan, second_look
 from tests.cases import RUNTIME, ignore
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -31,9 +31,13 @@ class Digits:
         self.judge = Judge.of(self.model, self.measuring, metric, RUNTIME, 32)
         self.allocation = allocate_bits(self.measurement, CONFIG)
 
-    def look(self, allocation, config):
+    def plan(self, effort):
+        return Plan.of(effort, self.allocation, len(self.measuring))
+
+    def look(self, allocation, config, advance=ignore):
+        plan = self.plan(config.effort)
         with workers(2) as pool:
-            return second_look(allocation, config, self.judge, self.fitting, self.measuring, pool, ignore)
+            return second_look(allocation, config, plan, self.judge, self.fitting, self.measuring, pool, advance)
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +99,15 @@ def test_trials_are_an_upper_bound(digits):
     for effort in STEPS:
         config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
         done = []
-        with workers(2) as pool:
-            second_look(
-                digits.allocation, config, digits.judge, digits.fitting, digits.measuring, pool, done.append
-            )
-        assert sum(done) <= trials(config, digits.allocation)
+        digits.look(digits.allocation, config, done.append)
+        assert sum(done) <= digits.plan(effort).trials
+
+
+def test_a_network_of_much_work_gets_fewer_swaps(digits):
+    plans = [Plan.of("best", digits.allocation, samples) for samples in (20, 20_000, 2_000_000)]
+    swaps = [p.rounds * p.groups for p in plans]
+    assert swaps[0] > swaps[1] > swaps[2] == 1
+    assert {(p.portions, p.fits) for p in plans} == {(6, plans[0].fits)}
 
 
 def test_a_line_that_was_fitted_fits(digits):
@@ -115,7 +123,7 @@ def test_a_line_that_was_fitted_fits(digits):
     offsets = once.measurement.offsets[3], twice.measurement.offsets[3]
     # Integer kernels hold a bias in steps of activation scale times weight scale, which are coarse at 3 bits.
     np.testing.assert_allclose(*offsets, atol=0.02)
-    assert np.abs(offsets[0]).max() > 0.1
+    assert np.abs(offsets[0]).max() > 0.05
 
 
 def test_rounding_again_keeps_widths(digits):
