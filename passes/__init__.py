@@ -16,7 +16,7 @@ from onnx.helper import make_tensor_value_info
 from rdoq_onnx.errors import ModelError, RdoqError
 from rdoq_onnx.protos import copy_fields
 
-__all__ = ["Pass", "check", "one_line", "run_passes", "tensor_bytes", "weights_as_inputs"]
+__all__ = ["Pass", "check", "model_bytes", "one_line", "run_passes", "tensor_bytes", "weights_as_inputs"]
 
 # The checker serialises the model, which protobuf refuses from 2 GiB on; what is not tensors is small.
 _CHECKER_LIMIT = 2**31 - 2**26
@@ -79,6 +79,14 @@ def tensor_bytes(model: ModelProto) -> int:
         + 8 * (len(t.int64_data) + len(t.double_data) + len(t.uint64_data))
         for t in _tensors(model.graph)
     )
+
+
+def model_bytes(model: ModelProto) -> int:
+    """Bytes of `model` in one file, also where protobuf could not write that file."""
+    stored = tensor_bytes(model)
+    if stored < _CHECKER_LIMIT:
+        return model.ByteSize()
+    return weights_as_inputs(model).ByteSize() + stored
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:

@@ -1,20 +1,25 @@
-"""QuantizeLinear and DequantizeLinear around what was allocated, where ONNX Runtime fuses integer kernels.
+"""QuantizeLinear and DequantizeLinear around what was allocated, where the target fuses integer kernels.
 
     activation   a ─ QuantizeLinear ─ [Clip to 0..2^b-1] ─ DequantizeLinear ─ all that read a
     weight       INT8 integers ─ DequantizeLinear (one scale per channel, zero point 0) ─ layer
+    bias         INT32 integers ─ DequantizeLinear (weight scale x activation scale) ─ layer
+    weights only INT8 integers ─ Cast ─ Mul by the scales ─ layer
 
 Invariants, each with its reason:
 
-1. Activations are UINT8 whatever their width; fewer than 8 bits are a Clip on the integers. Kernels fuse around it;
-   UINT4 quantizers make ONNX Runtime refuse the model.
+1. Activations are UINT8 whatever their width; fewer than 8 bits are a ceiling on the integers. Kernels fuse around it;
+   UINT4 quantizers make ONNX Runtime refuse the model. Signed ones (INT8, zero point 0) are for TensorRT, which wants
+   nothing between Q and DQ: their ceiling is a Clip before Q.
 2. A Relu or Clip whose bounds the quantizer's saturation implies is removed: the integers are the same, and a clamp
    between convolution and quantizer would keep the convolution in float at widths under 8. A Min by a ceiling for each
    channel becomes a Min of the integers.
 3. A tensor behind operators that only move values is quantized once more with the same scale and zero point, which
    changes no value; the operator and what reads it then fuse.
 4. Weights have an explicit zero point of 0: the integer Gemm wants it.
-5. Weights are bounded by the caller (|q| <= 64): u8 x s8 kernels of CPUs without VNNI add two products in 16 bits, and
-   2 x 255 x 64 still fits.
+5. Biases are rounded to the steps that integer kernels add them in, so that fused and unfused graphs give the same
+   numbers; before that to half precision, so that PackVectors can store them in two bytes. TensorRT wants float ones.
+6. Where activations stay in float, weights are multiplied out: that folds to a float weight when a session is made,
+   which a DequantizeLinear does not.
 """
 
 from collections.abc import Sequence
@@ -22,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from rdoq_onnx import surgeon
 from rdoq_onnx.analysis import CLAMPS, Activation, Layer
@@ -53,76 +58,129 @@ class InsertQDQ(Pass):
 
     weights: Sequence[QuantizedWeight]
     activations: Sequence[tuple[Activation, Affine]]
+    integer_biases: bool = True
 
     def __call__(self, model: ModelProto) -> ModelProto:
         def insert(graph: Graph) -> None:
             nodes = {n.name: n for n in graph.nodes}
             for weight in self.weights:
-                _quantize_weight(graph, weight, nodes)
+                _quantize_weight(graph, weight, nodes, bool(self.activations))
             tensors = graph.tensors()
             for activation, quantizer in self.activations:
                 _quantize_activation(graph, activation, quantizer, tensors)
+            if self.integer_biases:
+                for weight in self.weights:
+                    for use in weight.layer.uses:
+                        _quantize_bias(graph, nodes[use.node], weight)
 
         return surgeon.edit(model, insert)
 
 
-def _quantize_weight(graph: Graph, weight: QuantizedWeight, nodes: dict[str, Node]) -> None:
+def _quantize_weight(graph: Graph, weight: QuantizedWeight, nodes: dict[str, Node], integers: bool) -> None:
+    """integers: whether the weight meets quantized activations, which an integer kernel could use."""
     layer = weight.layer
     stem = layer.weight
-    decoded = surgeon.append(
-        graph,
-        "DequantizeLinear",
-        [
-            _initializer(graph, f"{stem}_quantized", weight.integers),
-            _initializer(graph, f"{stem}_scale", weight.scales),
-            _initializer(graph, f"{stem}_zero_point", np.zeros(weight.scales.shape, np.int8)),
-        ],
-        f"{stem}_DequantizeLinear",
-        attrs={"axis": layer.linear.axis},
-    )
+    stored = _initializer(graph, f"{stem}_quantized", weight.integers)
+    if integers:
+        zero_point = _initializer(graph, f"{stem}_zero_point", np.zeros(weight.scales.shape, np.int8))
+        decoded = surgeon.append(
+            graph,
+            "DequantizeLinear",
+            [stored, _initializer(graph, f"{stem}_scale", weight.scales), zero_point],
+            f"{stem}_DequantizeLinear",
+            attrs={"axis": layer.linear.axis},
+        )
+    else:
+        rest = len(layer.linear.shape) - layer.linear.axis - 1
+        scales = _initializer(graph, f"{stem}_scale", weight.scales.reshape(-1, *[1] * rest))
+        numbers = surgeon.append(graph, "Cast", [stored], f"{stem}_Cast", attrs={"to": TensorProto.FLOAT})
+        decoded = surgeon.append(graph, "Mul", [numbers, scales], f"{stem}_Mul")
     for use in layer.uses:
         nodes[use.node].inputs[layer.linear.weight_side] = decoded
         if weight.shift.any():
             add_to_bias(graph, nodes[use.node], weight.shift, layer.linear.weight_side)
 
 
+def _quantize_bias(graph: Graph, node: Node, weight: QuantizedWeight) -> None:
+    """Store the bias of a Conv or Gemm as its integer kernel adds it, where data and bias allow."""
+    source = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    bias = surgeon.values(node.inputs[2]) if node.op in ("Conv", "Gemm") and len(node.inputs) > 2 else None
+    plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
+    if bias is None or bias.shape != weight.scales.shape or not plain:
+        return
+    if source is None or source.op != "DequantizeLinear":
+        return
+    weight_scale, activation_scale = node.inputs[1].inputs[0].inputs[1], source.inputs[1]
+    steps = weight.scales * surgeon.values(activation_scale)
+    with np.errstate(over="ignore"):
+        half = bias.astype(np.float16).astype(np.float32)
+    integers = np.rint(np.where(np.isfinite(half), half, bias).astype(np.float64) / steps)
+    if np.abs(integers).max(initial=0) >= 2**31:
+        return
+    stem = node.inputs[2].name
+    scale = surgeon.append(graph, "Mul", [weight_scale, activation_scale], f"{stem}_scale")
+    stored = _initializer(graph, f"{stem}_quantized", integers.astype(np.int32))
+    node.inputs[2] = surgeon.append(
+        graph, "DequantizeLinear", [stored, scale], f"{stem}_DequantizeLinear", attrs={"axis": 0}
+    )
+
+
 def _quantize_activation(
     graph: Graph, activation: Activation, quantizer: Affine, tensors: dict[str, Tensor]
 ) -> None:
-    scale = _initializer(graph, f"{activation.tensor}_scale", np.array(quantizer.scale, np.float32))
-    zero_point = _initializer(graph, f"{activation.tensor}_zero_point", np.array(quantizer.zero_point, np.uint8))
+    byte = np.int8 if quantizer.signed else np.uint8
+    codes = (
+        _initializer(graph, f"{activation.tensor}_scale", np.array(quantizer.scale, np.float32)),
+        _initializer(graph, f"{activation.tensor}_zero_point", np.array(quantizer.zero_point, byte)),
+    )
     made = activation.parts or (activation.tensor,)
     again: dict[str, NDArray[np.uint8] | None] = dict.fromkeys(activation.moved)
     if activation.parts:
         joined = {t.name for t in tensors[activation.tensor].inputs[0].inputs}
         # What is joined beside the parts has a quantizer of its own, which may reach further.
-        highest = np.array(quantizer.high, np.uint8) if joined - set(activation.parts) else None
+        highest = _highest(quantizer) if joined - set(activation.parts) else None
         again = {activation.tensor: highest} | again
     for name in made:
         source, highest = _without_clamps(graph, tensors[name], quantizer)
-        _insert(graph, source, scale, zero_point, highest)
+        _insert(graph, source, quantizer, codes, highest)
     for name, highest in again.items():
-        _insert(graph, tensors[name], scale, zero_point, highest)
+        _insert(graph, tensors[name], quantizer, codes, highest)
 
 
 def _insert(
-    graph: Graph, tensor: Tensor, scale: Constant, zero_point: Constant, highest: NDArray[np.uint8] | None
+    graph: Graph,
+    tensor: Tensor,
+    quantizer: Affine,
+    codes: tuple[Constant, Constant],
+    highest: NDArray[np.uint8] | None,
 ) -> None:
     """Q, a ceiling on the integers where `highest` (one, or one a channel) leaves some of the 256 out, and DQ."""
 
     def build(source: Tensor) -> Tensor:
-        q = surgeon.append(graph, "QuantizeLinear", [source, scale, zero_point], f"{source.name}_QuantizeLinear")
-        if highest is not None and highest.min() < 255:
-            top = _initializer(graph, f"{source.name}_highest", highest)
+        stem = source.name
+        if highest is not None and _clips_before(quantizer):
+            bounds = [_initializer(graph, f"{stem}_{n}", np.array(v, np.float32))
+                      for n, v in zip(("least", "greatest"), quantizer.range, strict=True)]  # fmt: skip
+            source = surgeon.append(graph, "Clip", [source, *bounds], f"{stem}_Clip", like=tensor)
+        q = surgeon.append(graph, "QuantizeLinear", [source, *codes], f"{stem}_QuantizeLinear")
+        if highest is not None and not quantizer.signed and highest.min() < 255:
+            top = _initializer(graph, f"{stem}_highest", highest)
             if highest.ndim:
-                q = surgeon.append(graph, "Min", [q, top], f"{source.name}_Min")
+                q = surgeon.append(graph, "Min", [q, top], f"{stem}_Min")
             else:
-                q = surgeon.append(graph, "Clip", [q, Variable(""), top], f"{source.name}_Clip")
-        return surgeon.append(
-            graph, "DequantizeLinear", [q, scale, zero_point], f"{source.name}_DequantizeLinear", like=tensor
-        )
+                q = surgeon.append(graph, "Clip", [q, Variable(""), top], f"{stem}_Clip")
+        return surgeon.append(graph, "DequantizeLinear", [q, *codes], f"{stem}_DequantizeLinear", like=tensor)
 
     surgeon.insert_after(graph, tensor, build, outputs=False)
+
+
+def _clips_before(quantizer: Affine) -> bool:
+    """Whether values are clipped in float: nothing may stand behind a signed QuantizeLinear, which reaches further."""
+    return quantizer.signed and quantizer.high < 127
+
+
+def _highest(quantizer: Affine) -> NDArray[np.uint8]:
+    return np.array(quantizer.high, np.uint8)
 
 
 def _without_clamps(graph: Graph, tensor: Tensor, quantizer: Affine) -> tuple[Tensor, NDArray[np.uint8]]:
@@ -131,14 +189,17 @@ def _without_clamps(graph: Graph, tensor: Tensor, quantizer: Affine) -> tuple[Te
     Also returns the highest integer: a Min by a ceiling for each channel becomes a Min of the integers, which gives
     the same as rounding is monotone.
     """
-    highest = np.array(quantizer.high, np.uint8)
+    highest = _highest(quantizer)
+    saturates = quantizer.signed and not _clips_before(quantizer)
+    least, greatest = (-128 * quantizer.scale, 127 * quantizer.scale) if saturates else quantizer.range
     while tensor.inputs and tensor.inputs[0].op in CLAMPS and not any(tensor is t for t in graph.outputs):
         clamp: Node = tensor.inputs[0]
         source: Tensor = clamp.inputs[0]
         ceiling = surgeon.values(clamp.inputs[1]) if clamp.op == "Min" and len(clamp.inputs) == 2 else None
         low, high = (-np.inf, np.inf) if ceiling is not None else _bounds(clamp)
-        least, greatest = quantizer.range
         if least < low or greatest > high * (1 + _ROUNDING) or len(source.outputs) > 1:
+            break
+        if ceiling is not None and quantizer.signed:
             break
         if not surgeon.bypass(graph, clamp):
             break
@@ -146,7 +207,7 @@ def _without_clamps(graph: Graph, tensor: Tensor, quantizer: Affine) -> tuple[Te
         if ceiling is not None:
             levels = np.rint(ceiling / np.float32(quantizer.scale)) + quantizer.zero_point
             highest = np.minimum(highest, np.clip(levels, quantizer.low, quantizer.high)).astype(np.uint8)
-    return tensor, highest if highest.min() < quantizer.high else np.array(quantizer.high, np.uint8)
+    return tensor, highest if highest.min() < quantizer.high else _highest(quantizer)
 
 
 def _bounds(clamp: Node) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ConfigError, ModelError
 from rdoq_onnx.graph import MOVES, Graph, attribute, moves
 from rdoq_onnx.linear import Linear
+from rdoq_onnx.targets import TARGETS, Target
 
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
@@ -76,12 +77,13 @@ class Skip:
 
 @dataclass(frozen=True)
 class Network:
-    """The layers and activations of `model`, in graph order."""
+    """The layers and activations of `model`, in graph order, and the rules that they are quantized by."""
 
     model: onnx.ModelProto
     layers: tuple[Layer, ...]
     activations: tuple[Activation, ...]
     skipped: tuple[Skip, ...]
+    target: Target = TARGETS["onnxruntime"]
 
 
 def analyse(model: onnx.ModelProto, config: Config) -> Network:
@@ -98,7 +100,7 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
     activations: tuple[Activation, ...] = ()
     if config.activation_bits is not None:
         activations = _find_activations(graph, layers)
-    network = Network(model, layers, activations, skipped)
+    network = Network(model, layers, activations, skipped, TARGETS[config.target])
     _check_pins(network, config)
     return network
 
@@ -106,6 +108,15 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
 def matches(pattern: str, names: Iterable[str]) -> bool:
     """Whether `pattern`, a name or a regular expression for a whole name, fits one of `names`."""
     return any(pattern == n or re.fullmatch(pattern, n) for n in names)
+
+
+def channel_range(pattern: str) -> tuple[str, slice | None]:
+    """"NAME[2:8]" -> NAME and its channels 2 to 7; any other pattern -> itself and None."""
+    found = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", pattern)
+    if not found:
+        return pattern, None
+    first, last = (int(t) if t else None for t in found.group(2, 3))
+    return found[1], slice(first, last)
 
 
 def layer_names(layer: Layer) -> tuple[str, ...]:
@@ -261,7 +272,8 @@ def _check_pins(network: Network, config: Config) -> None:
     layers = [layer_names(layer) for layer in network.layers]
     tensors = [(a.tensor,) for a in network.activations]
     for pattern, bits in config.pins:
-        if not any(matches(pattern, n) for n in layers + tensors):
+        name, channels = channel_range(pattern)
+        if not any(matches(name, n) for n in (layers if channels else layers + tensors)):
             raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation; `--verbose` lists their names")
 
 

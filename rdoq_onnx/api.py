@@ -14,6 +14,7 @@ from rdoq_onnx.measurement import Measurement
 from rdoq_onnx.pipeline import Model, Result
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.targets import Storage
 
 
 def quantize(
@@ -71,11 +72,17 @@ def allocate(
     return allocate_bits(measurement, config)
 
 
-def emit(model: Model, allocation: Allocation) -> onnx.ModelProto:
-    """`model`, the one that was measured, quantized as `allocation` says. Raises ModelError if it is another model."""
+def emit(
+    model: Model, allocation: Allocation, *, storage: Storage | None = None, keep_channels: bool = False
+) -> onnx.ModelProto:
+    """`model`, the one that was measured, quantized as `allocation` says.
+
+    storage: "packed", "native" or "int8"; None for the default of the target that was measured for. keep_channels:
+    keep channels of 0 bits. Raises ModelError if `model` is another one.
+    """
     if pipeline.read_normalized(model)[1] != allocation.measurement.source:
         raise ModelError("this is not the model that the allocation was measured on; measure it first")
-    return emit_model(allocation, {})
+    return emit_model(allocation, {}, storage, keep_channels).model
 
 
 def _config(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.allocate import Solution, solve
-from rdoq_onnx.analysis import layer_names, matches
+from rdoq_onnx.analysis import channel_range, layer_names, matches
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.errors import BudgetError, ConfigError
@@ -126,10 +126,13 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     distortion = measurement.curves.distortion
     mask = np.ones(distortion.shape, bool)
     for pattern, bits in pins:
-        fitting = [(k, u) for k, u in _named_rows(measurement) if matches(pattern, k)]
+        name, channels = channel_range(pattern)
+        fitting = [(k, _part(u, channels)) for k, u in _named_rows(measurement) if matches(name, k)]
         if not fitting:
             raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation; `--verbose` lists their names")
         for known, units in fitting:
+            if units.start >= units.stop:
+                raise ConfigError(f"--pin {pattern}={bits}: {known[0]!r} has no such channels")
             offered = np.flatnonzero(np.isfinite(distortion[units]).all(axis=0))
             under = offered[offered <= bits]
             if not len(under):
@@ -137,6 +140,14 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
                 raise ConfigError(f"{found}; give one of them or allow more --widths")
             mask[units] = np.arange(distortion.shape[1]) == under[-1]
     return measurement.curves.restrict(mask)
+
+
+def _part(rows: slice, channels: slice | None) -> slice:
+    """The rows of some of a layer's channels."""
+    if channels is None:
+        return rows
+    first, last, _ = channels.indices(rows.stop - rows.start)
+    return slice(rows.start + first, rows.start + last)
 
 
 def _named_rows(measurement: Measurement) -> list[tuple[tuple[str, ...], slice]]:

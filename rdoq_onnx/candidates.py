@@ -13,12 +13,9 @@ from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.graph import Graph
 from rdoq_onnx.moments import Moments
 from rdoq_onnx.parallel import Workers
-from rdoq_onnx.quantizer import Affine, WeightCodes, affine_candidates, quantize_rows, scale_floor, window
+from rdoq_onnx.quantizer import Affine, WeightCodes, affine_candidates, quantize_rows, scale_floor, stored, window
 from rdoq_onnx.rounding import Compensator
 
-# u8 x s8 kernels without VNNI add two products in 16 bits: 2 x 255 x 64 fits, 2 x 255 x 127 does not. Weights beside
-# integer activations therefore take 7 bits at most, and the numbers are the same on every CPU.
-INTEGER_LIMIT = 64
 FLOAT_LIMIT = 127
 # Shares of its mean diagonal added to a layer's covariance. Few samples want much; curves on other samples decide.
 DAMPINGS = (0.02, 0.3)
@@ -49,14 +46,14 @@ class Candidates:
     activations: tuple[Mapping[int, tuple[Affine, ...]], ...]
 
 
-def widest(integer_activations: bool) -> int:
-    """The widest weights that are exact on every CPU."""
-    return 7 if integer_activations else MAX_BITS
+def widest(network: Network) -> int:
+    """The widest weights that the target computes exactly."""
+    return network.target.widest if network.activations else MAX_BITS
 
 
 def integer_limit(network: Network) -> int:
     """The bound on the magnitude of the weights' integers."""
-    return INTEGER_LIMIT if network.activations else FLOAT_LIMIT
+    return network.target.weight_limit if network.activations else FLOAT_LIMIT
 
 
 def make_candidates(
@@ -73,7 +70,7 @@ def make_candidates(
     """
     quantizers = tuple(
         {
-            bits: tuple(affine_candidates(*ranges[a.tensor], bits))
+            bits: tuple(affine_candidates(*ranges[a.tensor], bits, network.target.symmetric))
             for bits in ((FUSION_BITS,) if a.fusion else range(1, MAX_BITS + 1))
         }
         for a in network.activations
@@ -124,7 +121,7 @@ def _compensated(
     size = max(1, _WORKING_SET // (8 * rows.shape[1] * len(trials))) if blocks.single else len(rows)
     for first in range(0, len(rows), size):
         part = slice(first, first + size)
-        tried = np.maximum(scales[part, None] * trials, floor[part, None]).astype(np.float32).astype(np.float64)
+        tried = stored(np.maximum(scales[part, None] * trials, floor[part, None]))
         low, high = (np.broadcast_to(bound[part, None], tried.shape) for bound in bounds)
         weights = np.repeat(blocks.cut(rows[part]), len(trials), axis=1)
         q, loss = compensator.round(weights, blocks.spread(tried), blocks.spread(low), blocks.spread(high))
@@ -135,7 +132,7 @@ def _compensated(
     if blocks.parts == 1 and not blocks.shared:
         spread = blocks.spread(chosen[:, None]), blocks.spread(floor[:, None])
         chosen = blocks.gather(compensator.refit(blocks.cut(rows), blocks.cut(integers), *spread), 1)[:, 0]
-    return WeightCodes(integers.astype(np.int8), chosen.astype(np.float32))
+    return WeightCodes(integers.astype(np.int8), stored(chosen).astype(np.float32))
 
 
 def scale_floors(

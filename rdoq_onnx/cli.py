@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Files:
               "activations 8 means 7.")
 @click.option("--pin", multiple=True, metavar="PATTERN=BITS",
               help="Fix the width of the layers and activations whose name is PATTERN or matches it as a regular "
-              "expression; may be repeated.")
+              "expression; NAME[0:16] means channels 0 to 15 of a layer; may be repeated.")
 @click.option("--exclude", multiple=True, metavar="PATTERN",
               help="Leave the layers of that name or regular expression in float; may be repeated.")
 @click.option("--calibration", metavar="PATH",
@@ -67,6 +68,12 @@ class Files:
     metavar="fast|default|best",
     help="How long to look for something better than the first allocation.",
 )
+@click.option("--target", default="onnxruntime", metavar="NAME",
+              help="The runtime that the file is for: onnxruntime, openvino or tensorrt.")
+@click.option("--storage", metavar="packed|native|int8",
+              help="Weights at exactly their bits, decoded at load; as INT2, INT4 and INT8; or as INT8.  "
+              "[default: packed, openvino: native, tensorrt: int8]")
+@click.option("--keep-channels", is_flag=True, help="Keep channels of 0 bits instead of folding them away.")
 @click.option("--seed", type=int, default=0, metavar="N", help="Seed of all that is random, 0 or more.")
 @click.option("--provider", default="auto", metavar="auto|cpu|cuda",
               help="Where ONNX Runtime measures; auto takes CUDA where it is there.")
@@ -195,6 +202,11 @@ def _print(out: Console, result: Result, files: Files, verbose: bool) -> None:
         out.print(f"left in float: {len(report.skipped)} nodes", markup=False)
         for skip in report.skipped:
             out.print(f"  {skip.op_type} {skip.node}: {skip.reason}", markup=False)
+    for node, reason in report.float_layers.items():
+        out.print(f"quantized, runs in float: {node}: {reason}", markup=False)
+    for node, several in report.kept_channels.items():
+        for reason, count in Counter(reason for _, reason in several).items():
+            out.print(f"0 bits, kept: {count} channels of {node}: {reason}", markup=False)
     if not verbose:
         return
     for layer in report.layers:

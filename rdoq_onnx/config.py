@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.targets import TARGETS, Storage, TargetName
 
 Measure = Literal["taylor", "probe"]
 Provider = Literal["auto", "cpu", "cuda"]
@@ -24,13 +25,17 @@ class Config:
         float.
     joint: one budget for weights and activations together; both budgets must then be equal.
     widths: bit widths that a weight channel may take. Activations may take 1 to 8.
-    pins: (pattern, bits) of layers or activations whose width is given.
+    pins: (pattern, bits) of layers or activations whose width is given; "NAME[0:16]" means channels 0 to 15 of a layer.
     exclude: patterns of layers that stay in float.
     samples: how many calibration samples to use, evenly spaced; None for all (64 where they are synthetic).
     measure: how curves are measured, "taylor" (first order) or "probe" (exact, slow).
     seed: of all that is random, 0 or more.
     effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" ties curves to exact
         measurements and swaps bits; "best" also rounds and measures again around the allocation, and swaps longer.
+    target: the runtime that the file is for; targets.py has its rules.
+    storage: how weights are stored, "packed" (exactly their bits), "native" (INT2, INT4, INT8) or "int8"; None for the
+        target's default.
+    keep_channels: channels of 0 bits stay in the file instead of being folded away.
     threads: threads of ONNX Runtime, 0 to 1024; 0 lets it choose.
     min_sqnr: the least output SQNR in dB that the emitted model must have.
     """
@@ -46,6 +51,9 @@ class Config:
     effort: Effort = "default"
     seed: int = 0
     provider: Provider = "auto"
+    target: TargetName = "onnxruntime"
+    storage: Storage | None = None
+    keep_channels: bool = False
     threads: int = 0
     min_sqnr: float | None = None
 
@@ -76,6 +84,12 @@ class Config:
             raise ConfigError(f"--effort {self.effort!r}: choose one of {', '.join(get_args(Effort))}")
         if self.provider not in get_args(Provider):
             raise ConfigError(f"--provider {self.provider!r}: choose one of {', '.join(get_args(Provider))}")
+        if self.target not in TARGETS:
+            raise ConfigError(f"--target {self.target!r}: choose one of {', '.join(TARGETS)}")
+        storages = TARGETS[self.target].storages
+        if self.storage is not None and self.storage not in storages:
+            suffix = f" for --target {self.target}" if self.storage in get_args(Storage) else ""
+            raise ConfigError(f"--storage {self.storage!r}: choose one of {', '.join(storages)}{suffix}")
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed}: give 0 or more")
         if not 0 <= self.threads <= MAX_THREADS:

@@ -1,6 +1,6 @@
 """Read-only look-ups into a graph: who makes a tensor, who reads it, what is constant, what only moves values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Graph:
         """The value of a small tensor that depends on no input, computed if it has to be; None for any other."""
         if tensor not in self.constants:
             return None
-        needed = _upstream(tensor, self.producer)
+        needed = upstream([tensor], self.producer)
         stored = [self.initializers[i] for n in needed for i in n.input if i in self.initializers]
         stored += [self.initializers[tensor]] if tensor in self.initializers else []
         if len(needed) > _SMALL or any(np.prod(t.dims) > _SMALL for t in stored):
@@ -87,17 +87,16 @@ def _pads_with_zero(node: onnx.NodeProto, graph: Graph) -> bool:
     return value is not None and not onnx.numpy_helper.to_array(value).any()
 
 
-def _upstream(tensor: str, producer: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes that `tensor` is computed by, in an order of execution."""
-    found: dict[int, onnx.NodeProto] = {}
-    pending = [tensor]
+def upstream(tensors: Sequence[str], producer: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """The nodes that `tensors` are computed by, in the order of `producer`, which is one of execution."""
+    found: set[int] = set()
+    pending = list(tensors)
     while pending:
         node = producer.get(pending.pop())
-        if node is not None:
-            found.pop(id(node), None)
-            found[id(node)] = node
+        if node is not None and id(node) not in found:
+            found.add(id(node))
             pending += [*node.input, *captured(node)]
-    return list(found.values())[::-1]
+    return list({id(n): n for n in producer.values() if id(n) in found}.values())
 
 
 def captured(node: onnx.NodeProto) -> list[str]:

@@ -91,7 +91,7 @@ def measure_network(
     rounding would promise too much.
     """
     fitting, measuring = split(samples, config)
-    offered = tuple(sorted({min(w, widest(bool(network.activations))) for w in config.widths}))
+    offered = tuple(sorted({min(w, widest(network)) for w in config.widths}))
     with workers(config.threads) as pool:
         source = network.model
         with progress.step("equalize"):

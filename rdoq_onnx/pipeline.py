@@ -76,12 +76,12 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress) -> R
         allocation = allocate_bits(measurement, config)
     allocation, steps = looked_at(allocation, config, seen, runtime, progress)
     with progress.step("emit"):
-        quantized = emit_model(allocation, settings(config, samples))
+        emission = emit_model(allocation, settings(config, samples), config.storage, config.keep_channels)
     with progress.step("verify"):
-        verification = verify_model(original, quantized, allocation, held_out, runtime, config.min_sqnr)
+        verification = verify_model(original, emission, allocation, held_out, runtime, config.min_sqnr)
     source = str(model) if not isinstance(model, onnx.ModelProto) else ""
-    report = make_report(source, original, quantized, allocation, verification, samples, progress.seconds, steps)
-    return Result(quantized, report, allocation)
+    report = make_report(source, original, emission, allocation, verification, samples, progress.seconds, steps)
+    return Result(emission.model, report, allocation)
 
 
 def measured(

@@ -46,12 +46,13 @@ class WeightCodes:
 
 @dataclass(frozen=True)
 class Affine:
-    """A per-tensor quantizer to the integers low..high of an unsigned byte."""
+    """A per-tensor quantizer to the integers low..high of a byte, unsigned unless `signed`."""
 
     scale: float
     zero_point: int
     low: int
     high: int
+    signed: bool = False
 
     @property
     def bits(self) -> int:
@@ -91,13 +92,13 @@ def quantize_rows(
     peak = np.abs(rows).max(axis=1)
     if bits == 0:
         scales = np.maximum(np.maximum(peak / limit, floor), np.median(peak) / limit)
-        return WeightCodes(np.zeros(rows.shape, np.int8), scales.astype(np.float32))
+        return WeightCodes(np.zeros(rows.shape, np.int8), stored(scales).astype(np.float32))
     best = np.full(len(rows), np.inf)
     integers, scales = np.zeros(rows.shape), np.ones(len(rows))
     low, high = window(rows, bits, limit)
     reach = np.maximum(np.abs(low), np.abs(high))
     for share in _RANGE_SHARES:
-        trial = _stored(np.maximum(share * peak / reach, floor))
+        trial = stored(np.maximum(share * peak / reach, floor))
         q = np.clip(np.rint(rows / trial[:, None]), low[:, None], high[:, None])
         trial = _fitted(rows, q, trial, floor, importance)
         error = (importance * (rows - trial[:, None] * q) ** 2).sum(axis=1)
@@ -120,9 +121,11 @@ def scale_floor(rows: FloatArray, least_scale: NDArray[np.float64] | None) -> ND
     return usable if least_scale is None else np.maximum(usable, least_scale)
 
 
-def _stored(scales: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scales as the file holds them."""
-    return scales.astype(np.float32).astype(np.float64)
+def stored(scales: FloatArray) -> NDArray[np.float64]:
+    """Scales as the file holds them: with 11 significant bits, so that half precision is exact."""
+    mantissa, exponent = np.frexp(scales.astype(np.float64))
+    result: NDArray[np.float64] = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)
+    return result
 
 
 def _fitted(
@@ -132,27 +135,32 @@ def _fitted(
     power = (importance * q * q).sum(axis=1)
     product = (importance * rows * q).sum(axis=1)
     usable = (power > 0) & (product > 0)
-    return _stored(np.maximum(np.where(usable, product / np.where(usable, power, 1.0), scales), floor))
+    return stored(np.maximum(np.where(usable, product / np.where(usable, power, 1.0), scales), floor))
 
 
-def affine(low: float, high: float, bits: int) -> Affine:
+def affine(low: float, high: float, bits: int, symmetric: bool = False) -> Affine:
     """The quantizer of `bits` bits for values from low to high, which clips the others.
 
     Zero is represented exactly; a range without negative values uses every integer for the positive ones.
+    symmetric: signed integers and a zero point of 0; at 8 bits, positive values then have 127 of them.
     """
     low, high = min(low, 0.0), max(high, 0.0)
+    if symmetric:
+        least, greatest = (0, min((1 << bits) - 1, 127)) if low == 0 else (-(1 << bits - 1), (1 << bits - 1) - 1)
+        reach = max(high / max(greatest, 1), low / least if least else 0.0)
+        return Affine(float(np.float32(max(reach, _TINY * 2**20))), 0, least, greatest, signed=True)
     levels = (1 << bits) - 1
     scale = float(np.float32(max((high - low) / levels, _TINY * 2**20)))
     return Affine(scale, int(np.clip(np.rint(-low / scale), 0, levels)), 0, levels)
 
 
-def affine_candidates(low: float, high: float, bits: int) -> list[Affine]:
+def affine_candidates(low: float, high: float, bits: int, symmetric: bool = False) -> list[Affine]:
     """Quantizers of `bits` bits for a tensor that spans low..high, from the whole range to a tight clip.
 
     The fewer the bits, the tighter the clips that are tried.
     """
     shares = np.geomspace(*_CLIPS[bits], _CLIPS_TRIED)[::-1]
-    return list(dict.fromkeys(affine(low * share, high * share, bits) for share in shares))
+    return list(dict.fromkeys(affine(low * share, high * share, bits, symmetric) for share in shares))
 
 
 def refined(quantizer: Affine, least: float, greatest: float) -> list[Affine]:
@@ -163,4 +171,4 @@ def refined(quantizer: Affine, least: float, greatest: float) -> list[Affine]:
     low, high = quantizer.range
     sides = [(1.0, f) for f in _REFINEMENTS] + ([(f, 1.0) for f in _REFINEMENTS] if low < 0 else [])
     ends = [(max(low * a, least), min(high * b, greatest)) for a, b in sides]
-    return list(dict.fromkeys([quantizer, *(affine(*end, quantizer.bits) for end in ends)]))
+    return list(dict.fromkeys([quantizer, *(affine(*end, quantizer.bits, quantizer.signed) for end in ends)]))

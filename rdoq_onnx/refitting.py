@@ -16,9 +16,9 @@ from onnx import numpy_helper
 
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.budget import Allocation
-from rdoq_onnx.emission import chosen_weights, emit_model
+from rdoq_onnx.emission import chosen_weights, quantized_model
 from rdoq_onnx.observation import with_outputs
-from rdoq_onnx.quantizer import WeightCodes
+from rdoq_onnx.quantizer import WeightCodes, stored
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 
@@ -35,7 +35,7 @@ def refitted(allocation: Allocation, portion: NDArray[np.int64], samples: Sample
     layers = [(int(k), network.layers[k], chosen[k][2]) for k in portion if _fits(network.layers[k])]
     names = [layer.uses[0].output for _, layer, _ in layers]
     sums = [_Line(layer) for _, layer, _ in layers]
-    emitted = emit_model(allocation, {})
+    emitted = quantized_model(allocation)
     renamed = {n.name: n.output[0] for n in emitted.graph.node}
     pair = (
         runtime.session(with_outputs(network.model, names), "all"),
@@ -49,7 +49,7 @@ def refitted(allocation: Allocation, portion: NDArray[np.int64], samples: Sample
         bias = _bias(network, layer)
         # The Add behind a MatMul has the shift, so its z' does not.
         gain, rest = line.fit(shift if layer.linear.op_type == "MatMul" else np.zeros_like(shift))
-        codes[k] = {b: WeightCodes(c.integers, (c.scales * gain).astype(np.float32)) for b, c in codes[k].items()}
+        codes[k] = {b: WeightCodes(c.integers, stored(c.scales * gain).astype(np.float32)) for b, c in codes[k].items()}
         unscaled = _shift_without_offset(replace(allocation, measurement=replace(measurement, codes=tuple(codes))), k)
         offsets[k] = gain * (bias + shift) + rest - bias - unscaled
     return replace(allocation, measurement=replace(measurement, codes=tuple(codes), offsets=tuple(offsets)))

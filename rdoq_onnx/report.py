@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Skip
 from rdoq_onnx.budget import Allocation
+from rdoq_onnx.emission import Emission
+from rdoq_onnx.passes import model_bytes
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.second_look import Step
 from rdoq_onnx.verify import Verification
@@ -46,6 +48,10 @@ class Report:
     level_gap: float
     optimality_gap: float
     kernels: Mapping[str, int]
+    float_layers: Mapping[str, str]
+    storage: str
+    removed_channels: int
+    kept_channels: Mapping[str, tuple[tuple[int, str], ...]]
     input_bytes: int
     output_bytes: int
     seconds: Mapping[str, float]
@@ -110,6 +116,7 @@ class Report:
             ("distortion", f"{self.measured:.4g} measured, {self.predicted:.4g} predicted"),
             ("optimality gap", f"{100 * self.optimality_gap:.3g} % of the predicted distortion at most"),
             ("file", f"{_bytes(self.output_bytes)} from {_bytes(self.input_bytes)}"),
+            ("stored weights", f"{self.storage}; {_bytes(-(-self.payload_bits // 8))} at their nominal bits"),
             ("integer kernels", _kernels(self.kernels)),
             ("time", f"{sum(self.seconds.values()):.1f} s"),
         ]  # fmt: skip
@@ -119,6 +126,9 @@ class Report:
                 lines.insert(3, ("uniform widths", worse))
             else:
                 lines.insert(3, (step.name, f"{_decibels(step.before, step.after)} gained"))
+        if self.removed_channels or self.kept_channels:
+            kept = sum(map(len, self.kept_channels.values()))
+            lines.append(("channels of 0 bits", f"{self.removed_channels} removed, {kept} kept"))
         if self.fusion_tensors:
             lines.insert(2, ("8 bits for fusion", f"{len(self.fusion_tensors)} tensors between integer kernels"))
         return lines
@@ -127,7 +137,7 @@ class Report:
 def make_report(
     source: str,
     original: onnx.ModelProto,
-    quantized: onnx.ModelProto,
+    emission: Emission,
     allocation: Allocation,
     verification: Verification,
     samples: Samples,
@@ -165,8 +175,12 @@ def make_report(
         level_gap=verification.level_gap,
         optimality_gap=allocation.gap,
         kernels=verification.kernels,
-        input_bytes=original.ByteSize(),
-        output_bytes=quantized.ByteSize(),
+        float_layers=verification.float_layers,
+        storage=emission.storage,
+        removed_channels=sum(map(len, emission.removed.values())),
+        kept_channels=emission.kept,
+        input_bytes=model_bytes(original),
+        output_bytes=model_bytes(emission.model),
         seconds=dict(seconds),
         calibration=samples.source,
         samples=len(samples),

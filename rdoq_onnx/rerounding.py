@@ -10,7 +10,7 @@ from rdoq_onnx.blocks import Blocks
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.candidates import Candidates, integer_limit, layer_codes, scale_floors
 from rdoq_onnx.config import Config
-from rdoq_onnx.emission import chosen_weights, emit_model
+from rdoq_onnx.emission import chosen_weights, quantized_model
 from rdoq_onnx.measurement import Measurement, curves_of
 from rdoq_onnx.moments import collect
 from rdoq_onnx.parallel import Workers
@@ -30,7 +30,7 @@ def rerounded(
     """The layers of `portion` (indices) rounded again at their widths, their inputs those of the quantized network."""
     measurement = allocation.measurement
     network = measurement.network
-    emitted = emit_model(allocation, {})
+    emitted = quantized_model(allocation)
     nodes = {n.name: n for n in emitted.graph.node}
     layers = []
     for layer in (network.layers[k] for k in portion):

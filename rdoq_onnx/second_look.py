@@ -7,6 +7,7 @@ the measured distortion leaves everything as it was, so no step makes the result
   groups, and the budgets hold.
 - re-round: the layers in order, a portion at a time, rounded again under the moments of the network quantized so far.
 - re-measure: curves around the network with its weights quantized, in place of those around the float network.
+- clips: the range of one activation's quantizer a little further in or out.
 - re-fit: scale and bias of each output channel, the layers in order, a portion at a time (refitting.py).
 - uniform: one width for all, the widest within the budgets. Mixed precision must not lose to it silently.
 """
@@ -21,20 +22,22 @@ from numpy.typing import NDArray
 from rdoq_onnx.budget import Allocation, allocate_bits, uniform_bits
 from rdoq_onnx.config import Config, Effort
 from rdoq_onnx.distortion import Metric
-from rdoq_onnx.emission import emit_model
+from rdoq_onnx.emission import quantized_model
 from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.progress import Advance
+from rdoq_onnx.quantizer import Affine, refined
 from rdoq_onnx.refitting import refitted
 from rdoq_onnx.rerounding import remeasured, rerounded
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 
 _WEIGHS = (1.8, 0.55)  # what a group's curves count, relative to what they count now
-# For each effort: portions re-rounded, rounds of swaps, groups in each, portions re-fitted.
-_TRIALS = {"fast": (0, 0, 0, 0), "default": (0, 1, 12, 24), "best": (6, 3, 40, 80)}
+# For each effort: portions re-rounded, rounds of swaps, groups in each, activations clipped anew, portions re-fitted.
+_TRIALS = {"fast": (0, 0, 0, 0, 0), "default": (0, 1, 12, 0, 24), "best": (6, 3, 40, 80, 80)}
 _FITTING = 128  # samples that scale and bias are fitted on
-_WORK = 8e10  # elements that the trials of swaps may compute: some minutes
+_WORK = 8e10  # elements that the trials of swaps may compute, and those of clips: some minutes
+_CLIPS = 4  # trials for an activation, on average
 _ENOUGH = 0.998  # share of the distortion that a trial must fall to: less is noise
 
 
@@ -53,30 +56,32 @@ class Plan:
     """How many trials to make, at most.
 
     portions: of the layers, in which they are rounded again and curves are measured again after; 0 for neither.
-    rounds, groups: how often swaps are tried, and in how many layers and activations each time. fits: portions of the
-    layers, in which scale and bias are fitted.
+    rounds, groups: how often swaps are tried, and in how many layers and activations each time. clips: activations
+    whose range is tried anew. fits: portions of the layers, in which scale and bias are fitted.
     """
 
     portions: int
     rounds: int
     groups: int
+    clips: int
     fits: int
 
     @classmethod
     def of(cls, effort: Effort, allocation: Allocation, judging: int) -> "Plan":
         """What `effort` asks for where each trial runs `judging` samples; fewer swaps on networks of much work."""
-        portions, rounds, groups, fits = _TRIALS[effort]
+        portions, rounds, groups, clips, fits = _TRIALS[effort]
         work = judging * sum(allocation.measurement.observation.sizes.values())
-        affordable = max(1, int(_WORK / (work * len(_WEIGHS))))
-        groups = min(groups, affordable, len(_groups(allocation)))
-        rounds = min(rounds, affordable // groups) if groups else 0
-        return cls(portions, rounds, groups, min(fits, len(allocation.layer_bits)))
+        swaps = max(1, int(_WORK / (work * len(_WEIGHS))))
+        groups = min(groups, swaps, len(_groups(allocation)))
+        rounds = min(rounds, swaps // groups) if groups else 0
+        clips = min(clips, int(_WORK / (work * _CLIPS)), len(allocation.activation_bits))
+        return cls(portions, rounds, groups, clips, min(fits, len(allocation.layer_bits)))
 
     @property
     def trials(self) -> int:
         """All of them, with the measurement of what is there and the trial of uniform widths."""
         around = self.portions + 1 if self.portions else 0
-        return 2 + around + self.rounds * self.groups * len(_WEIGHS) + self.fits
+        return 2 + around + self.rounds * self.groups * len(_WEIGHS) + 2 * _CLIPS * self.clips + self.fits
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Judge:
 
     def distortion(self, allocation: Allocation) -> float:
         """δ of the emitted model."""
-        session = self.runtime.session(with_outputs(emit_model(allocation, {}), self.metric.outputs), "all")
+        session = self.runtime.session(with_outputs(quantized_model(allocation), self.metric.outputs), "all")
         total = sum(
             float(self.metric.errors(session.run(feeds, self.metric.outputs), target, n).sum())
             for n, feeds, target in self.batches
@@ -122,6 +127,7 @@ def second_look(
         around = remeasured(look.allocation, config, measuring, runtime, workers)
         look.step("re-measure", allocate_bits(around, config))
     look.swap(config, plan)
+    look.clip(plan)
     uniform = uniform_bits(look.allocation.measurement, config)
     if uniform is not None:
         look.step("uniform", uniform)
@@ -171,6 +177,25 @@ class _Look:
                         break
             if not improved:
                 return
+
+
+    def clip(self, plan: Plan) -> None:
+        """Move the ends of the activations' ranges, those of most distortion first."""
+        measurement, bits = self.allocation.measurement, self.allocation.activation_bits
+        taken = measurement.curves.distortion[measurement.channels :][np.arange(len(bits)), list(bits)]
+        for k in np.argsort(-taken, kind="stable")[: plan.clips]:
+            tensor = measurement.network.activations[k].tensor
+            chosen = measurement.quantizers[k][bits[k]]
+            for other in refined(chosen, *measurement.observation.ranges[tensor])[1:]:
+                if self.step("clips", _with_quantizer(self.allocation, int(k), other)):
+                    break
+
+
+def _with_quantizer(allocation: Allocation, k: int, quantizer: Affine) -> Allocation:
+    """`allocation` with another quantizer for activation `k`, at its width."""
+    tables = list(allocation.measurement.quantizers)
+    tables[k] = {**tables[k], allocation.activation_bits[k]: quantizer}
+    return replace(allocation, measurement=replace(allocation.measurement, quantizers=tuple(tables)))
 
 
 def _groups(allocation: Allocation) -> list[slice]:

@@ -6,7 +6,7 @@ from onnx import numpy_helper, parser
 
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.api import allocate, measure
-from rdoq_onnx.candidates import FLOAT_LIMIT, INTEGER_LIMIT, widest
+from rdoq_onnx.candidates import integer_limit, widest
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import emit_model
 from rdoq_onnx.passes import run_passes
@@ -39,10 +39,10 @@ def measured(request, network):
 
 def test_integers_fit_widths_and_kernels(measured):
     measurement, integer = measured
-    limit = INTEGER_LIMIT if integer else FLOAT_LIMIT
-    assert (INTEGER_LIMIT, FLOAT_LIMIT) == (64, 127)
+    limit = integer_limit(measurement.network)
+    assert limit == (64 if integer else 127)
     for layer, table in zip(measurement.network.layers, measurement.codes, strict=True):
-        assert list(table) == list(range(widest(integer) + 1)) == list(range(8 if integer else 9))
+        assert list(table) == list(range(widest(measurement.network) + 1)) == list(range(8 if integer else 9))
         for bits, codes in table.items():
             q = codes.integers.astype(int)
             assert q.shape == (layer.linear.channels, np.prod(layer.linear.shape) // layer.linear.channels)

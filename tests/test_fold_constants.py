@@ -69,8 +69,22 @@ def test_the_source_stays_for_others():
     assert len(folded.graph.initializer) == 2
 
 
+def test_arithmetic_of_shapes():
+    body = """s = Shape (w) r = Gather (s, zero) d = Add (r, minus)
+        e = ConstantOfShape <value = int64[1] {0}> (one) pads = Concat <axis = 0> (d, e, d, nothing) y = Pad (x, pads)"""
+    numbers = {"zero": [0], "minus": [1 - WEIGHT.shape[0]], "nothing": [0], "one": [1]}
+    model = parse(body, w=WEIGHT, **{k: np.array(v, np.int64) for k, v in numbers.items()})
+    folded = run_passes([FoldConstants()], model)
+    assert ops(folded) == ["Pad"]
+    (pads,) = folded.graph.initializer
+    assert numpy_helper.to_array(pads).tolist() == [1, 0, 1, 0]
+
+
+LARGE = np.ones((9, 9), np.float32)
+HUGE = np.array([1 << 40], np.int64)
 LEFT_ALONE = {
-    "what no layer reads": "t = Transpose (w) y = Mul (x, t)",
+    "what no layer reads": "t = Transpose (large) y = Mul (x, t)",
+    "a tensor that a few numbers blow up": "t = ConstantOfShape (huge) y = Mul (x, t)",
     "operators that are no rearrangement": "e = Exp (w) t = Transpose (e) y = MatMul (x, t)",
     "what is computed from the input": "a = Transpose (x) t = Concat <axis = 0> (a, a) y = MatMul (w2, t)",
     "operators of others": "t = com.microsoft.Transpose (w) y = MatMul (x, t)",
@@ -79,7 +93,7 @@ LEFT_ALONE = {
 
 @pytest.mark.parametrize("kind", LEFT_ALONE)
 def test_left_alone(kind):
-    model = parse(LEFT_ALONE[kind], w=WEIGHT, w2=np.ones((2, 8), np.float32))
+    model = parse(LEFT_ALONE[kind], w=WEIGHT, w2=np.ones((2, 8), np.float32), large=LARGE, huge=HUGE)
     if "com.microsoft" in LEFT_ALONE[kind]:
         model.opset_import.add(domain="com.microsoft", version=1)
     assert ops(FoldConstants()(model)) == ops(model)

@@ -14,7 +14,7 @@ from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_qdq import InsertQDQ, QuantizedWeight
 from rdoq_onnx.pipeline import NORMALIZE
-from rdoq_onnx.quantizer import Affine, quantize_rows
+from rdoq_onnx.quantizer import affine, quantize_rows
 from rdoq_onnx.runtime import Runtime
 from tests.conftest import deviation
 
@@ -39,7 +39,9 @@ def count(model):
     return {t: types.count(t) for t in sorted(set(types))}
 
 
-def quantized(graph, weights, ort_run, *, activation_bits=8, weight_bits=5, share=1.0, shifted=False):
+def quantized(graph, weights, ort_run, *, activation_bits=8, weight_bits=5, share=1.0, shifted=False, symmetric=False,
+    integer_biases=False,
+):  # fmt: skip
     """weights: shapes, or values. share: of an activation's range that its quantizer covers, for all or by name."""
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}')
     rng = np.random.default_rng(0)
@@ -59,7 +61,7 @@ def quantized(graph, weights, ort_run, *, activation_bits=8, weight_bits=5, shar
         bits = 8 if activation.fusion else activation_bits
         value = values[activation.tensor]
         covered = share.get(activation.tensor, 1.0) if isinstance(share, dict) else share
-        activations.append((activation, affine(covered * min(value.min(), 0), covered * value.max(), bits)))
+        activations.append((activation, affine(covered * min(value.min(), 0), covered * value.max(), bits, symmetric)))
     codes, decoded, shifts = [], {}, {}
     tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for layer in network.layers:
@@ -70,13 +72,8 @@ def quantized(graph, weights, ort_run, *, activation_bits=8, weight_bits=5, shar
         decoded[layer.weight] = layer.linear.tensor(rows.values)
         behind = {"Conv": 2, "ConvTranspose": 2, "MatMul": 1 - layer.linear.weight_side}.get(layer.linear.op_type, 0)
         shifts |= {use.output: shift.reshape(-1, *[1] * behind).astype(np.float32) for use in layer.uses}
-    emitted = run_passes([InsertQDQ(codes, activations)], model)
+    emitted = run_passes([InsertQDQ(codes, activations, integer_biases)], model)
     return Case(network, emitted, emulation(model, decoded, shifts, activations), feeds)
-
-
-def affine(low, high, bits):
-    scale = np.float32((high - low) / (2**bits - 1))
-    return Affine(float(scale), int(np.rint(-low / scale)), 0, 2**bits - 1)
 
 
 def emulation(model, decoded, shifts, activations):
@@ -170,6 +167,50 @@ def test_numbers(ort_run, net, bits, share):
     case = quantized(*NETS[net], ort_run, activation_bits=bits, share=share, shifted=share < 1)
     checker.check_model(case.emitted, full_check=True)
     expect_numbers(case, ort_run, tied={8: 0.03, 4: 0.12, 2: 0.3}[bits])
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("net", NETS)
+def test_numbers_around_a_zero_point_of_zero(ort_run, net, bits):
+    """As TensorRT wants them: INT8, nothing between Q and DQ."""
+    case = quantized(*NETS[net], ort_run, activation_bits=bits, share=0.8, symmetric=True)
+    checker.check_model(case.emitted, full_check=True)
+    expect_numbers(case, ort_run, tied={8: 0.03, 4: 0.12, 2: 0.3}[bits])
+    producer = {o: n for n in case.emitted.graph.node for o in n.output}
+    for node in case.emitted.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in producer:
+            assert producer[node.input[0]].op_type == "QuantizeLinear"
+    tensors = {t.name: numpy_helper.to_array(t) for t in case.emitted.graph.initializer}
+    zero_points = [tensors[n.input[2]] for n in case.emitted.graph.node if n.op_type.endswith("quantizeLinear")]
+    assert all(z.dtype == np.int8 and not z.any() for z in zero_points)
+
+
+@pytest.mark.parametrize("net", ["convolutions", "residual", "dense"])
+def test_integer_biases_are_those_of_the_kernels(ort_run, net):
+    """Fused and unfused graphs then differ by rounding ties alone, and biases by half a step."""
+    floats, integers = (
+        quantized(*NETS[net], ort_run, shifted=True, integer_biases=stored) for stored in (False, True)
+    )
+    tensors = {t.name: t for t in integers.emitted.graph.initializer}
+    nodes = {n.output[0]: n for n in integers.emitted.graph.node}
+    layers = [n for n in integers.emitted.graph.node if n.op_type in ("Conv", "Gemm") and len(n.input) > 2]
+    assert layers
+    before = {n.name: n for n in floats.emitted.graph.node}
+    known = {t.name: numpy_helper.to_array(t) for t in floats.emitted.graph.initializer}
+    for layer in layers:
+        q, scale = nodes[layer.input[2]].input
+        assert tensors[q].data_type == onnx.TensorProto.INT32
+        assert nodes[scale].op_type == "Mul"
+        weight_scale, activation_scale = (numpy_helper.to_array(tensors[i]) for i in nodes[scale].input)
+        steps = weight_scale * activation_scale
+        bias = known[before[layer.name].input[2]]
+        wrong = np.abs(numpy_helper.to_array(tensors[q]) * steps - bias) - steps / 2
+        assert (wrong <= np.abs(bias) * 2.0**-11).all(), "half a step, and half precision"
+    assert integers.kernels.get("QLinearConv") == floats.kernels.get("QLinearConv")
+    assert not {"Gemm", "MatMul", "Mul"} & set(integers.kernels), "also the last Gemm, whose output is float"
+    expected = ort_run(floats.emulated, floats.feeds, "none")
+    for level in ("none", "basic", "all"):
+        assert deviation(ort_run(integers.emitted, integers.feeds, level), expected) < 0.03
 
 
 @pytest.mark.parametrize("net", NETS)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import parser
 
-from rdoq_onnx.quantizer import Affine, affine, affine_candidates, quantize_rows
+from rdoq_onnx.quantizer import Affine, affine, affine_candidates, quantize_rows, refined, stored
 
 EPSILON = np.finfo(np.float32).eps
 
@@ -124,7 +124,7 @@ def test_least_scale_is_obeyed():
     rows = channels(0, 1)
     floor = np.abs(rows).max(axis=1) / 3
     for bits in range(9):
-        assert (quantize_rows(rows, bits, 127, floor).scales >= floor * (1 - EPSILON)).all()
+        assert (quantize_rows(rows, bits, 127, floor).scales >= floor * (1 - 2.0**-11)).all()
 
 
 def test_values_that_are_representable_are_kept():
@@ -132,10 +132,35 @@ def test_values_that_are_representable_are_kept():
     for bits in range(2, 8):
         integers = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (5, 60))
         integers[:, 0] = -(2 ** (bits - 1))
-        scales = 10.0 ** rng.uniform(-3, 2, (5, 1))
+        scales = stored(10.0 ** rng.uniform(-3, 2, (5, 1)))
         rows = (integers * scales).astype(np.float32)
         codes = quantize_rows(rows, bits, 64)
         np.testing.assert_allclose(codes.values, rows, rtol=1e-5)
+
+
+def test_scales_are_exact_in_half_precision():
+    scales = stored(10.0 ** np.random.default_rng(1).uniform(-4, 4, 1000))
+    np.testing.assert_array_equal(scales, scales.astype(np.float16).astype(np.float64))
+    tiny = stored(np.array([3e-20, 7e12]))
+    np.testing.assert_allclose(tiny, [3e-20, 7e12], rtol=2.0**-11)
+    for bits in range(9):
+        found = quantize_rows(channels(0, 1), bits, 127).scales.astype(np.float64)
+        np.testing.assert_array_equal(found, stored(found))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("span", [(-1.0, 2.0), (0.0, 2.0), (-3.0, 1.0)])
+def test_quantizers_around_a_zero_point_of_zero(bits, span):
+    found = affine(*span, bits, symmetric=True)
+    assert (found.signed, found.zero_point) == (True, 0)
+    whole, positive = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1), (0, min(2**bits - 1, 127))
+    assert (found.low, found.high) == (positive if span[0] == 0 else whole)
+    reached = found.range
+    if bits > 1:
+        assert reached[0] <= span[0] + 1e-6
+        assert reached[1] >= span[1] - 1e-6
+    for other in (*affine_candidates(*span, bits, symmetric=True), *refined(found, *span)):
+        assert (other.signed, other.low, other.high) == (True, found.low, found.high)
 
 
 def onnx_quantizer(affine, ort_run):

@@ -48,7 +48,7 @@ def digits():
 STEPS = {
     "fast": ["uniform"],
     "default": ["swaps", "uniform", "re-fit"],
-    "best": ["re-round", "re-measure", "swaps", "uniform", "re-fit"],
+    "best": ["re-round", "re-measure", "swaps", "clips", "uniform", "re-fit"],
 }
 
 

@@ -1,0 +1,49 @@
+"""What each deployment runtime asks of a quantized file: the one table that all steps read.
+
+- onnxruntime: its integer kernels multiply unsigned activations by signed weights. On CPUs without VNNI they add two
+  products in 16 bits, and 2 x 255 x 64 still fits, so |q| <= 64 is exact everywhere. They hold biases as INT32.
+  Whatever operators compute from constants is folded when a session is made.
+- openvino: its kernels without VNNI have the same 16 bit sums. It does not read INT2, and folds Cast, Concat and Gather
+  of weights, but no bit operations (OpenVINO 2026.4).
+- tensorrt: INT8 around a zero point of 0 for activations and weights, nothing between QuantizeLinear and
+  DequantizeLinear, weights behind nothing but a DequantizeLinear, float biases (NVIDIA TensorRT documentation, "Working
+  with Quantized Types"; tensorrt_rules.py checks them all).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Storage = Literal["packed", "native", "int8"]
+TargetName = Literal["onnxruntime", "openvino", "tensorrt"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The rules of one runtime.
+
+    symmetric: activations are INT8 with a zero point of 0; else UINT8 with any. weight_limit: greatest magnitude of
+    the integers of weights beside quantized activations. integer_biases: biases are INT32 in steps of activation scale
+    x weight scale; else float. storages: how weights may be stored, the default first. int2: whether INT2 is read.
+    """
+
+    name: TargetName
+    symmetric: bool
+    weight_limit: int
+    integer_biases: bool
+    storages: tuple[Storage, ...]
+    int2: bool
+
+    @property
+    def widest(self) -> int:
+        """The widest weights beside quantized activations, in bits."""
+        return (2 * self.weight_limit - 1).bit_length()
+
+
+TARGETS: dict[TargetName, Target] = {
+    t.name: t
+    for t in (
+        Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True),
+        Target("openvino", False, 64, True, ("native", "int8"), False),
+        Target("tensorrt", True, 127, False, ("int8",), False),
+    )
+}

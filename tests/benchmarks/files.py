@@ -1,0 +1,77 @@
+"""The files that bench_file.py compares: ours by the command line, and plain int8 by ONNX Runtime's own quantizer."""
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from bench_quality import calibration_file
+from judging import program
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static, shape_inference
+from targets import Model
+from turns import session
+
+PEER_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where files go and how they are made and timed."""
+
+    folder: Path
+    options: tuple[str, ...]
+    rounds: int
+    limit: int
+
+    def make(self, model: Model, *options: str) -> Path:
+        """The file that the command line makes, made once. Raises FailedError."""
+        return made(self, model, (*options, *self.options))
+
+
+@cache
+def made(bench: Bench, model: Model, options: tuple[str, ...]) -> Path:
+    output = bench.folder / f"{model.name}_{len(list(bench.folder.iterdir()))}.onnx"
+    calibration = calibration_file(model.calibration, subfolder(bench.folder, "calibration"))
+    arguments = [model.path, output, "--calibration", calibration, "--json", output.with_suffix(".json"), "--quiet"]
+    program(["-m", "rdoq_onnx", *arguments, *options])
+    return output
+
+
+@cache
+def peer(bench: Bench, model: Model) -> Path:
+    """Plain int8 with Q/DQ pairs, by onnxruntime.quantization: UINT8 activations, INT8 weights per channel."""
+    prepared, output = bench.folder / f"{model.name}_prepared.onnx", bench.folder / f"{model.name}_peer.onnx"
+    logging.disable(logging.WARNING)
+    shape_inference.quant_pre_process(str(model.path), str(prepared), skip_symbolic_shape=True)
+    name = session(model.path).get_inputs()[0].name
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter(images(model.calibration, bench.folder, PEER_SAMPLES))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.left, None)
+            return None if image is None else {name: image[None]}
+
+    quantize_static(
+        str(prepared), str(output), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return output
+
+
+def images(source: Path, folder: Path, limit: int) -> np.ndarray:
+    """So many samples of a file or folder of them, evenly spaced, as the model takes them: float32, channels first."""
+    with np.load(calibration_file(source, subfolder(folder, source.name))) as data:
+        key = "x" if "x" in data.files else data.files[0]
+        every = data[key]
+        values = every[np.linspace(0, len(every) - 1, min(limit or len(every), len(every))).astype(int)]
+        if values.dtype == np.uint8:
+            values = ((values.astype(np.float32) / 255 - data["mean"]) / data["std"]).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(values, np.float32)
+
+
+def subfolder(folder: Path, name: str) -> Path:
+    (folder / name).mkdir(exist_ok=True)
+    return folder / name

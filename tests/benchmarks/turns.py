@@ -1,0 +1,59 @@
+"""Times and memory of two files, taken in turns: what else the machine does then falls on both alike."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+from judging import program
+
+_ROUND = 0.05  # seconds of one turn, so that the clock and a switch of threads do not show
+_RESIDENT = """
+import sys, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Median seconds of each, and the median over rounds of first over second."""
+
+    first: float
+    second: float
+    ratio: float
+
+
+def in_turns(first: Callable[[], object], second: Callable[[], object], rounds: int) -> Turns:
+    """Both timed `rounds` times, now one ahead, now the other; a turn is as many runs as take a moment."""
+    runs = max(1, round(_ROUND / max(_seconds(first, 1), _seconds(second, 1), 1e-6)))
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds):
+        for which in (0, 1) if index % 2 else (1, 0):
+            times[which].append(_seconds((first, second)[which], runs))
+    ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
+    return Turns(statistics.median(times[0]), statistics.median(times[1]), ratio)
+
+
+def _seconds(work: Callable[[], object], runs: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(runs):
+        work()
+    return (time.perf_counter() - begin) / runs
+
+
+def session(path: Path, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
+    """`path` at the default level; `optimized` is where to write the graph that ONNX Runtime makes of it."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def resident(path: Path, runs: int = 3) -> float:
+    """Median bytes of memory that a process of its own holds once it has loaded `path`."""
+    return 1024 * statistics.median(float(program(["-c", _RESIDENT, path])) for _ in range(runs))
