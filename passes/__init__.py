@@ -85,8 +85,8 @@ def model_bytes(model: ModelProto) -> int:
     """Bytes of `model` in one file, also where protobuf could not write that file."""
     stored = tensor_bytes(model)
     if stored < _CHECKER_LIMIT:
-        return model.ByteSize()
-    return weights_as_inputs(model).ByteSize() + stored
+        return int(model.ByteSize())
+    return int(weights_as_inputs(model).ByteSize()) + stored
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:

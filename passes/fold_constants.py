@@ -51,7 +51,7 @@ def _known(node: Node) -> bool:
     given = [surgeon.values(t) for t in node.inputs if t.name]
     if any(v is None or (v.size > _INPUT and node.op != "Shape") for v in given):
         return False
-    return node.op != "ConstantOfShape" or bool(0 <= math.prod(given[0].tolist()) <= _SMALL)
+    return node.op != "ConstantOfShape" or bool(0 <= math.prod(np.asarray(given[0]).tolist()) <= _SMALL)
 
 
 def _freeze(graph: Graph, node: Node, opset: int, exposed: set[int]) -> bool:
@@ -59,7 +59,8 @@ def _freeze(graph: Graph, node: Node, opset: int, exposed: set[int]) -> bool:
     if node.op not in _FOLDED:
         return False
     for tensor in node.inputs:
-        if not isinstance(tensor, Constant) and not (tensor.inputs and _freeze(graph, tensor.inputs[0], opset, exposed)):
+        computed = not isinstance(tensor, Constant)
+        if computed and not (tensor.inputs and _freeze(graph, tensor.inputs[0], opset, exposed)):
             return False
     return _evaluate(node, opset, exposed)
 
@@ -80,7 +81,7 @@ def _evaluate(node: Node, opset: int, exposed: set[int], most: int | None = None
         [onnx.ValueInfoProto(name="o")],
     )
     single = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)])
-    value = np.asarray(ReferenceEvaluator(single).run(None, feeds)[0])
+    value = np.asarray(next(iter(ReferenceEvaluator(single).run(None, feeds))))
     if most is not None and value.size > most:
         return False
     surgeon.freeze(output, value)

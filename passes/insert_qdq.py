@@ -111,10 +111,11 @@ def _quantize_bias(graph: Graph, node: Node, weight: QuantizedWeight) -> None:
     if source is None or source.op != "DequantizeLinear":
         return
     weight_scale, activation_scale = node.inputs[1].inputs[0].inputs[1], source.inputs[1]
-    steps = weight.scales * surgeon.values(activation_scale)
+    steps = weight.scales * np.asarray(surgeon.values(activation_scale))
     with np.errstate(over="ignore"):
         half = bias.astype(np.float16).astype(np.float32)
-    integers = np.rint(np.where(np.isfinite(half), half, bias).astype(np.float64) / steps)
+    # In float32, as the decode of PackVectors divides.
+    integers = np.rint(np.where(np.isfinite(half), half, bias.astype(np.float32)) / steps)
     if np.abs(integers).max(initial=0) >= 2**31:
         return
     stem = node.inputs[2].name

@@ -50,10 +50,10 @@ class Normalize(Pass):
     def __call__(self, model: ModelProto) -> ModelProto:
         result = surgeon.edit(model, _tidy)
         _close_weights(result.graph)
-        _raise_ir_version(result)
+        raise_ir_version(result)
         if 0 < default_opset(result) < self.opset:
-            result = surgeon.edit(_raise_opset(result, self.opset), _tidy)
-            _raise_ir_version(result)
+            result = surgeon.edit(raise_opset(result, self.opset), _tidy)
+            raise_ir_version(result)
         _name_nodes(result.graph)
         return result
 
@@ -115,12 +115,12 @@ def _close_weights(graph: GraphProto) -> None:
             del graph.input[index]
 
 
-def _raise_ir_version(model: ModelProto) -> None:
+def raise_ir_version(model: ModelProto) -> None:
     needed: int = find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = max(model.ir_version, needed, _FREE_INITIALIZERS)
 
 
-def _raise_opset(model: ModelProto, opset: int) -> ModelProto:
+def raise_opset(model: ModelProto, opset: int) -> ModelProto:
     """onnx's converter, which gets large weights as inputs: it serialises, and protobuf ends at 2 GiB."""
     source = weights_as_inputs(model, larger_than=_SMALL)
     try:

@@ -40,7 +40,7 @@ from onnx.numpy_helper import to_array
 from rdoq_onnx import surgeon
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.passes.normalize import _raise_ir_version, _raise_opset, default_opset
+from rdoq_onnx.passes.normalize import default_opset, raise_ir_version, raise_opset
 from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor, Variable
 
 # Elements decoded together, unless one weight has more: 8 bytes each is the largest of the intermediate results.
@@ -82,8 +82,8 @@ class PackWeights(Pass):
         used = {size for sizes in parts.values() for size in sizes.tolist()}
         opset = max((_OPSETS[size] for size in used & _OPSETS.keys()), default=0)
         if default_opset(model) < opset:
-            model = _raise_opset(model, opset)
-            _raise_ir_version(model)
+            model = raise_opset(model, opset)
+            raise_ir_version(model)
         return surgeon.edit(model, partial(_store_parts, parts=parts))
 
 

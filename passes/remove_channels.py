@@ -109,7 +109,7 @@ def _select(found: ConstantChannels, multiple: int) -> tuple[set[int], dict[int,
 def _possible(
     found: ConstantChannels, roots: Mapping[str, NDArray[np.int64]], tensors: Sequence[set[int]], fixed: dict[int, str]
 ) -> tuple[set[int], dict[int, str]]:
-    """The slots that can go if those `fixed` stay. Outputs that go leave inputs unused, so more go in the next round."""
+    """The slots that go if those `fixed` stay. Outputs that go leave inputs unused, so more go in the next round."""
     obstacles = [(x, list(_obstacles(found, x))) for x in found.layers.values() if not x.depthwise]
     gone: set[int] = set()
     while True:

@@ -270,7 +270,7 @@ def _parts(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
 
 def _check_pins(network: Network, config: Config) -> None:
     layers = [layer_names(layer) for layer in network.layers]
-    tensors = [(a.tensor,) for a in network.activations]
+    tensors: list[tuple[str, ...]] = [(a.tensor,) for a in network.activations]
     for pattern, bits in config.pins:
         name, channels = channel_range(pattern)
         if not any(matches(name, n) for n in (layers if channels else layers + tensors)):

@@ -1,7 +1,6 @@
 """What the emitted model really does, on samples that no measurement has seen."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +11,12 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from rdoq_onnx import openvino_runtime
-from rdoq_onnx.analysis import Layer, Use, behind_clamp
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.distortion import sqnr_db
 from rdoq_onnx.emission import Emission
 from rdoq_onnx.errors import ModelError, VerificationError
-from rdoq_onnx.graph import Graph, upstream
+from rdoq_onnx.graph import upstream
+from rdoq_onnx.kernels import float_layers, kernel_counts
 from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.runtime import Feeds, Level, Runtime
 from rdoq_onnx.samples import Samples
@@ -31,9 +30,6 @@ _LEVEL_SHARE = 1.0
 _LEVEL_RATIO = 1.5
 _INAUDIBLE = 1e-5  # share of the signal, 50 dB: noise under that is no fault
 _LEVELS: tuple[Level, ...] = ("basic", "all")
-# What ONNX Runtime runs a layer by in float, and by integers.
-_FLOAT_KERNELS = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
-_INTEGER_KERNELS = frozenset({"QLinearConv", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul"})
 
 
 @dataclass(frozen=True)
@@ -105,8 +101,8 @@ def verify_model(
         measured,
         sqnr_db(signal, noise),
         measured * gap / noise if noise > 0 else gap,
-        _kernels(optimized),
-        _float_layers(optimized, allocation),
+        kernel_counts(optimized),
+        float_layers(optimized, allocation.measurement.network),
         len(samples),
     )
     _judge(result, min_sqnr)
@@ -171,13 +167,6 @@ def _judge(found: Verification, min_sqnr: float | None) -> None:
         )
 
 
-def _kernels(model: onnx.ModelProto) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in model.graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items()))
-
-
 def _in_openvino(model: onnx.ModelProto, threads: int) -> Run:
     loaded = openvino_runtime.load(model, threads)
 
@@ -186,31 +175,6 @@ def _in_openvino(model: onnx.ModelProto, threads: int) -> Run:
         return [values[name] for name in names]
 
     return run
-
-
-def _float_layers(optimized: onnx.ModelProto, allocation: Allocation) -> dict[str, str]:
-    """Nodes of quantized layers that have no integer kernel in the graph that ONNX Runtime runs, with the reason."""
-    network = allocation.measurement.network
-    graph = Graph(network.model)
-    found = {}
-    for layer in network.layers:
-        for use in layer.uses:
-            made_of_it = re.compile(re.escape(use.node) + r"($|_token_|/)")
-            kernels = {n.op_type for n in optimized.graph.node if made_of_it.match(n.name)}
-            if kernels & _FLOAT_KERNELS and not kernels & _INTEGER_KERNELS:
-                found[use.node] = _why_float(layer, use, graph, bool(network.activations))
-    return found
-
-
-def _why_float(layer: Layer, use: Use, graph: Graph, activations: bool) -> str:
-    if not activations:
-        return "activations are float"
-    if layer.linear.op_type == "ConvTranspose":
-        return "ONNX Runtime has no integer kernel for ConvTranspose"
-    if behind_clamp(use.output, graph) in graph.outputs:
-        return "its output is the model's, and the integer convolution wants a quantized one"
-    readers = ", ".join(sorted({n.op_type for n in graph.consumers.get(use.output, [])}))
-    return f"its output is read by {readers}, which stands before the quantizer"
 
 
 def _floats(values: list[NDArray[Any]]) -> list[NDArray[np.float64]]:

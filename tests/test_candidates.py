@@ -8,7 +8,7 @@ from rdoq_onnx.analysis import analyse
 from rdoq_onnx.api import allocate, measure
 from rdoq_onnx.candidates import integer_limit, widest
 from rdoq_onnx.config import Config
-from rdoq_onnx.emission import emit_model
+from rdoq_onnx.emission import quantized_model
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.pipeline import NORMALIZE
 from tests.conftest import deviation
@@ -112,7 +112,7 @@ def test_bias_fits_its_integer(ort_run, kind):
     step = min(q.scale for q in table.quantizers[0].values())
     for codes in table.codes[0].values():
         assert (np.abs(values["b1"]) / (codes.scales * step)).max() < 2**31
-    emitted = emit_model(allocate(table, bits=8), {})
+    emitted = quantized_model(allocate(table, bits=8))
     assert deviation(ort_run(emitted, samples, "all"), ort_run(model, samples)) < 0.03
 
 

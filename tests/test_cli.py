@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 from rdoq_onnx import __version__, cli
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.verify import constants
 from tests.conftest import ROOT, OrtRun
 
 MODELS = ROOT / "models"
@@ -102,9 +104,26 @@ class Done:
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("done")
     output, modified, report = folder / "out.onnx", folder / "modified.onnx", folder / "report.json"
-    run = spawn(request.param, output, "--bits", "4", *FEW, "--modified", modified, "--json", report, cwd=folder)
+    run = spawn(request.param, output, "--bits", "4", *FEW, "--keep-channels", "--modified", modified,
+                "--json", report, cwd=folder)  # fmt: skip
     assert run.code == 0, run.err
     return Done(run, request.param, output, modified, json.loads(report.read_text()))
+
+
+def test_channels_without_bits_are_removed(main: Any, tmp_path: Path, ort_run: OrtRun) -> None:
+    kept, removed = tmp_path / "kept.onnx", tmp_path / "removed.onnx"
+    options = ("--bits", "6", "--effort", "fast", "--pin", "/0/Conv[0:16]=0", *FEW)
+    assert main(CNN, kept, *options, "--keep-channels").code == 0
+    run = main(CNN, removed, *options)
+    assert run.code == 0, run.out
+    told = re.search(r"(\d+) removed, (\d+) kept", run.out)
+    assert told
+    assert int(told[1]) >= 8
+    assert run.out.count("0 bits, kept: ") >= (int(told[2]) > 0), "each that stays has a reason"
+    assert removed.stat().st_size < kept.stat().st_size
+    x = {"input": digits(8)}
+    before, after = (ort_run(onnx.load(path), x, "all")[0] for path in (kept, removed))
+    np.testing.assert_allclose(after, before, atol=1e-5)
 
 
 def digits(count: int) -> NDArray[np.float32]:
@@ -156,13 +175,15 @@ def test_json_agrees_with_a_recount_of_the_file(done: Done) -> None:
     nodes = {n.name: n for n in graph.node}
     maker = {o: n for n in graph.node for o in n.output}
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    sources = {x["name"]: maker[nodes[x["name"]].input[1]].input[0] for x in report["layers"]}
+    decoded = dict(zip(sources, constants(done.model, list(sources.values()), Runtime("cpu", 1)), strict=True))
     elements = spent = 0
     for layer in report["layers"]:
         node = nodes[layer["name"]]
         assert node.op_type == layer["op"]
         decoder = maker[node.input[1]]
         assert decoder.op_type == "DequantizeLinear"
-        integers = values[decoder.input[0]].astype(int)
+        integers = decoded[layer["name"]].astype(int)
         axis = next((a.i for a in decoder.attribute if a.name == "axis"), 1) % integers.ndim
         channels = np.moveaxis(integers, axis, 0).reshape(integers.shape[axis], -1)
         bits = np.array(layer["bits"])
@@ -202,8 +223,6 @@ def test_metadata_tells_how_the_file_was_made(done: Done) -> None:
     assert metadata["rdoq_onnx.version"] == __version__
     settings = json.loads(metadata["rdoq_onnx.settings"])
     assert (settings["weight_bits"], settings["activation_bits"], settings["samples"]) == (4, 4, 8)
-    widths = json.loads(metadata["rdoq_onnx.widths"])["weights"]
-    assert widths == {x["name"]: x["bits"] for x in done.report["layers"]}
     assert str(MODELS) not in "".join(metadata.values()), "folders of the machine are nobody's business"
 
 

@@ -71,7 +71,8 @@ def test_the_source_stays_for_others():
 
 def test_arithmetic_of_shapes():
     body = """s = Shape (w) r = Gather (s, zero) d = Add (r, minus)
-        e = ConstantOfShape <value = int64[1] {0}> (one) pads = Concat <axis = 0> (d, e, d, nothing) y = Pad (x, pads)"""
+        e = ConstantOfShape <value = int64[1] {0}> (one)
+        pads = Concat <axis = 0> (d, e, d, nothing) y = Pad (x, pads)"""
     numbers = {"zero": [0], "minus": [1 - WEIGHT.shape[0]], "nothing": [0], "one": [1]}
     model = parse(body, w=WEIGHT, **{k: np.array(v, np.int64) for k, v in numbers.items()})
     folded = run_passes([FoldConstants()], model)
