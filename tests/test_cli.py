@@ -17,10 +17,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper, parser
+from onnx import TensorProto, numpy_helper, parser
 
 from rdoq_onnx import __version__, cli
 from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.tensorrt_rules import violations
 from rdoq_onnx.verify import constants
 from tests.conftest import ROOT, OrtRun
 
@@ -124,6 +125,25 @@ def test_channels_without_bits_are_removed(main: Any, tmp_path: Path, ort_run: O
     x = {"input": digits(8)}
     before, after = (ort_run(onnx.load(path), x, "all")[0] for path in (kept, removed))
     np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "storage"), [("onnxruntime", "native"), ("openvino", None), ("openvino", "int8"), ("tensorrt", None)]
+)
+def test_targets(main: Any, tmp_path: Path, target: str, storage: str | None) -> None:
+    output, chosen = tmp_path / "out.onnx", ("--storage", storage) if storage else ()
+    assert main(CNN, output, "--bits", "6", "--effort", "fast", "--target", target, *chosen, *FEW).code == 0
+    emitted = onnx.load(output)
+    stored = {t.data_type for t in emitted.graph.initializer}
+    assert (TensorProto.INT4 in stored) == (storage != "int8" and target != "tensorrt")
+    assert (TensorProto.INT2 in stored) <= (target == "onnxruntime")
+    assert (TensorProto.UINT8 in stored) == (target != "tensorrt")
+    assert not violations(emitted) or target != "tensorrt"
+
+
+def test_storage_that_a_target_cannot_read(main: Any, tmp_path: Path) -> None:
+    output, options = tmp_path / "out.onnx", ["--target", "tensorrt", "--storage", "packed"]
+    refused(main, [CNN, output, *FEW, *options], output, 2, "--storage", "--target tensorrt")
 
 
 def digits(count: int) -> NDArray[np.float32]:
@@ -251,7 +271,8 @@ def test_same_run_writes_the_same_bytes(done: Done, tmp_path: Path) -> None:
     calibration = tmp_path / "elsewhere.npz"
     calibration.write_bytes(CALIBRATION.read_bytes())
     arguments = ("--calibration", calibration, "--samples", "8", "--threads", "1")
-    again = spawn(done.original, "again.onnx", "--bits", "4", *arguments, cwd=tmp_path, env={"PYTHONHASHSEED": "7"})
+    options, env = ("--bits", "4", "--keep-channels", *arguments), {"PYTHONHASHSEED": "7"}
+    again = spawn(done.original, "again.onnx", *options, cwd=tmp_path, env=env)
     assert again.code == 0, again.err
     assert (tmp_path / "again.onnx").read_bytes() == done.output.read_bytes()
 
