@@ -458,7 +458,7 @@ def expect_real(ort_run, model, samples):
 def quantized():
     """The MobileNet-like network, its weights in 8 bits and its activations in 4."""
     it = case("mobile")
-    return it, rdoq_onnx.quantize(it.model, it.feeds, bits=8, activation_bits=4, threads=2)
+    return it, rdoq_onnx.quantize(it.model, it.feeds, bits=8, activation_bits=4, threads=2, storage="int8")
 
 
 def test_ceilings_become_a_min_of_integers(quantized):
