@@ -102,7 +102,7 @@ def _quantize_weight(graph: Graph, weight: QuantizedWeight, nodes: dict[str, Nod
 
 
 def _quantize_bias(graph: Graph, node: Node, weight: QuantizedWeight) -> None:
-    """Store the bias of a Conv or Gemm as its integer kernel adds it, where data and bias allow."""
+    """Store the bias of a Conv or Gemm as its integer kernel adds it, where data, bias and what reads it allow."""
     source = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
     bias = surgeon.values(node.inputs[2]) if node.op in ("Conv", "Gemm") and len(node.inputs) > 2 else None
     plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
@@ -110,6 +110,8 @@ def _quantize_bias(graph: Graph, node: Node, weight: QuantizedWeight) -> None:
         return
     if source is None or source.op != "DequantizeLinear":
         return
+    if node.op == "Conv" and not any(n.op == "QuantizeLinear" for n in node.outputs[0].outputs):
+        return  # it stays in float, and would decode its bias at each inference
     weight_scale, activation_scale = node.inputs[1].inputs[0].inputs[1], source.inputs[1]
     steps = weight.scales * np.asarray(surgeon.values(activation_scale))
     with np.errstate(over="ignore"):
