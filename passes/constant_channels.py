@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from rdoq_onnx.analysis import LAYER_TYPES
 from rdoq_onnx.graph import Graph, attribute, captured
 from rdoq_onnx.passes import weights_as_inputs
 from rdoq_onnx.passes.channel_rules import BROADCASTING, Channels, Shapes, follow
-from rdoq_onnx.passes.stored_layers import LAYERS, StoredLayer, read_layer
+from rdoq_onnx.passes.stored_layers import StoredLayer, read_layer
 
 _SMALL = 1024  # elements of the tensors that shape inference may look into
 
@@ -104,7 +105,7 @@ class ConstantChannels:
 
     def _follow(self, node: onnx.NodeProto) -> Channels | None:
         """The channels of the output of `node`; None if what it does with those of its inputs is not known."""
-        if node.op_type in LAYERS:
+        if node.op_type in LAYER_TYPES:
             layer = read_layer(node, self._graph)
             return None if layer is None else self._layer(layer)
         inputs = {name: self.channels[name] for name in node.input if name in self.channels}

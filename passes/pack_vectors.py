@@ -54,7 +54,7 @@ def _halve_biases(graph: Graph, biases: Sequence[Constant], constants: Constants
     found: list[tuple[Constant, Tensor, NDArray[np.float16]]] = []
     for bias in biases:
         scales = {id(n.inputs[1]): n.inputs[1] for n in bias.outputs if n.op == "DequantizeLinear"}
-        step = next(iter(scales.values())) if len(scales) == 1 and len(bias.outputs) else None
+        step = next(iter(scales.values())) if len(scales) == 1 else None
         size = _step_size(step) if step is not None else None
         if size is None or size.shape != bias.values.shape or size.ndim != 1:
             continue

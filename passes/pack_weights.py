@@ -220,11 +220,7 @@ def split(graph: Graph, tensor: Tensor, sizes: Sequence[int], constants: Constan
 
 def replace(graph: Graph, old: Tensor, new: Tensor) -> None:
     """Have all that read `old` read `new`."""
-
-    def build(_: Tensor) -> Tensor:
-        return new
-
-    surgeon.insert_after(graph, old, build)
+    surgeon.insert_after(graph, old, lambda _: new)
 
 
 def _decode(graph: Graph, groups: Sequence[_Group], constants: Constants) -> list[Tensor]:

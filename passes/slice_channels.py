@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx import surgeon
+from rdoq_onnx.analysis import LAYER_TYPES
 from rdoq_onnx.passes.channel_rules import BROADCASTING
-from rdoq_onnx.passes.stored_layers import LAYERS
 from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor
 
 Mask = NDArray[np.bool_]
@@ -30,7 +30,7 @@ class Cut:
 def slice_channels(graph: Graph, cuts: Mapping[str, Cut], added: Mapping[str, NDArray[Any]]) -> None:
     """Leave only the channels in `cuts`, by tensor, after adding `added` to biases, by layer."""
     slicer = _Slicer(graph)
-    for node in [n for n in graph.nodes if n.op in LAYERS]:
+    for node in [n for n in graph.nodes if n.op in LAYER_TYPES]:
         slicer.slice_layer(node, cuts.get(node.inputs[0].name), cuts.get(node.outputs[0].name), added.get(node.name))
     for node in [n for n in graph.nodes if n.outputs[0].name in cuts]:
         slicer.slice_constants(node, cuts[node.outputs[0].name])
@@ -111,8 +111,10 @@ class _Slicer:
         total = total if stays is None else total[stays]
         in_steps = added is not None and added.dtype == np.int64 if stored is None else stored.values.dtype == np.int32
         total = total.astype(np.int32 if in_steps else np.float32)
-        new = surgeon.constant(surgeon.fresh(self._graph, f"{node.name}_bias"), total)
-        new = new if stored is None else self._put(stored, total)
+        if stored is None:
+            new = surgeon.constant(surgeon.fresh(self._graph, f"{node.name}_bias"), total)
+        else:
+            new = self._put(stored, total)
         if not in_steps:
             node.inputs = [*node.inputs[:2], new]
             return

@@ -13,9 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from rdoq_onnx.analysis import LAYER_TYPES
 from rdoq_onnx.graph import Graph, attribute
-
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def initializer(name: str, graph: Graph) -> NDArray[Any] | None:
 def _weight(name: str, graph: Graph) -> tuple[NDArray[Any], NDArray[np.float32] | None] | None:
     """The stored weight and its flat scales. What decodes it may serve nothing but weights of layers."""
     node = graph.producer.get(name)
-    others = [n for n in graph.consumers.get(name, []) if n.op_type not in LAYERS or n.input[1] != name]
+    others = [n for n in graph.consumers.get(name, []) if n.op_type not in LAYER_TYPES or n.input[1] != name]
     if node is not None and (others or name in graph.outputs):
         return None
     if node is None:

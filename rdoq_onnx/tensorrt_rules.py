@@ -26,10 +26,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from rdoq_onnx.analysis import LAYER_TYPES
 from rdoq_onnx.graph import Graph, attribute
 from rdoq_onnx.passes import weights_as_inputs
 
-_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 _OPSETS = range(9, 26)
 
@@ -56,7 +56,7 @@ class _Rules:
         self.element_types: dict[str, int] = _element_types(model) | {
             name: t.data_type for name, t in self.stored.items()
         }
-        self.layers = [n for n in self.graph.nodes if n.op_type in _LAYERS]
+        self.layers = [n for n in self.graph.nodes if n.op_type in LAYER_TYPES]
         bias = {n.input[2] for n in self.layers if len(n.input) > 2}
         self.quantizers = [n for n in self.graph.nodes if n.op_type == "QuantizeLinear"]
         # What feeds a bias has a rule of its own.
@@ -187,7 +187,7 @@ class _Rules:
 
     def _readers(self, node: NodeProto) -> Iterator[tuple[NodeProto, int]]:
         for reader in self.graph.consumers.get(node.output[0], []):
-            if reader.op_type in _LAYERS:
+            if reader.op_type in LAYER_TYPES:
                 yield from ((reader, side) for side in (0, 1) if reader.input[side] == node.output[0])
 
     def _decoded_type(self, tensor: str) -> int | None:

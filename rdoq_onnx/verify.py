@@ -41,7 +41,7 @@ class Verification:
     measured: δ of the emitted model, in the unit of the predicted one. sqnr_db: signal over noise of all floating
     outputs. level_gap: δ between ONNX Runtime's BASIC and default optimization levels. kernels: node counts of the
     graph that the default level makes. float_layers: nodes of quantized layers that the default level runs in float,
-    with the reason. samples: how many were used. target: the runtime whose figures these are.
+    with the reason. samples: how many were used.
     """
 
     measured: float
@@ -50,7 +50,6 @@ class Verification:
     kernels: Mapping[str, int]
     float_layers: Mapping[str, str]
     samples: int
-    target: str = "ONNX Runtime"
 
 
 def verify_model(
