@@ -119,6 +119,15 @@ def channel_range(pattern: str) -> tuple[str, slice | None]:
     return found[1], slice(first, last)
 
 
+def as_pattern(name: str) -> str:
+    """The pattern that matches just `name`."""
+    try:
+        re.compile(name)
+    except re.error:
+        return re.escape(name)
+    return re.escape(name) if channel_range(name)[1] is not None else name
+
+
 def layer_names(layer: Layer) -> tuple[str, ...]:
     """The names that `--pin` and `--exclude` know a layer by: its nodes' and its weight's."""
     return (*(u.node for u in layer.uses), layer.weight)

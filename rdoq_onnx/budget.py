@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.errors import BudgetError, ConfigError
 from rdoq_onnx.measurement import Measurement
+
+Side = Literal["weights", "activations", "both"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,23 @@ class Allocation:
         elements = self.measurement.curves.elements[self.measurement.channels :]
         return _average(np.array(self.activation_bits)[feeding], elements[feeding])
 
+    @property
+    def joint_average(self) -> float:
+        """Bits per element over weights and the activations that feed layers."""
+        counted = [True] * self.measurement.channels + [not a.fusion for a in self.measurement.network.activations]
+        return _average(self.bits[counted], self.measurement.curves.elements[counted])
+
+    @property
+    def bits(self) -> NDArray[np.int64]:
+        """The width of each row of the curves: all channels, then all activations."""
+        return np.concatenate([*self.layer_bits, np.array(self.activation_bits, np.int64)])
+
+    @property
+    def distortions(self) -> NDArray[np.float64]:
+        """The predicted δ of each row of the curves at its width."""
+        bits = self.bits
+        return self.measurement.curves.distortion[np.arange(len(bits)), bits]
+
 
 def allocate_bits(measurement: Measurement, config: Config, weigh: NDArray[np.float64] | None = None) -> Allocation:
     """The widths of least predicted distortion within the budgets of `config`.
@@ -53,17 +73,21 @@ def allocate_bits(measurement: Measurement, config: Config, weigh: NDArray[np.fl
     return _allocate(measurement, config, pinned(measurement, config.pins), weigh)
 
 
-def uniform_bits(measurement: Measurement, config: Config) -> Allocation | None:
+def uniform_bits(measurement: Measurement, config: Config, side: Side = "both") -> Allocation | None:
     """One width for all weights and one for all activations, the widest within the budgets; pins hold.
 
-    None where pins leave no room for that.
+    side: "weights" or "activations" for one width on that side alone. None where pins leave no room for that.
     """
     curves = pinned(measurement, config.pins)
     first = measurement.channels
     feeding = [first + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
     mask = np.ones(curves.distortion.shape, bool)
-    for rows, bits in ((np.arange(first), config.weight_bits), (np.array(feeding, np.int64), config.activation_bits)):
-        if bits is not None and len(rows):
+    sides = (
+        ("weights", np.arange(first), config.weight_bits),
+        ("activations", np.array(feeding, np.int64), config.activation_bits),
+    )
+    for name, rows, bits in sides:
+        if bits is not None and len(rows) and side in ("both", name):
             chosen = _one_width(curves.take(rows), bits)
             if chosen is None:
                 return None

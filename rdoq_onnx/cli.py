@@ -1,6 +1,8 @@
 """The command line: arguments -> Config -> pipeline; exit codes; the only module that prints."""
 
+import importlib.util
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -35,6 +37,7 @@ class Files:
     calibration: str | None
     modified: str | None
     json: str | None
+    report: str | None
 
 
 @click.command(context_settings={"max_content_width": 100, "show_default": True})
@@ -81,24 +84,26 @@ class Files:
 @click.option("--modified", metavar="FILE",
               help="Also write the modified network F~ (an Add behind everything perturbed) as ONNX.")
 @click.option("--json", metavar="FILE", help="Also write the report as JSON.")
+@click.option("--report", metavar="FILE", help="Also write a page of plots and tables, for a browser: FILE.html.")
 @click.option("--min-sqnr", type=float, metavar="DB",
               help="Write nothing and exit with 4 if the output SQNR is under DB decibels.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--verbose", is_flag=True, help="Also list all layers and activations with their widths.")
 @click.version_option(__version__, message="%(version)s")
-def command(quiet: bool, verbose: bool, **options: Any) -> None:
+@click.pass_obj
+def command(typed: Sequence[str], /, quiet: bool, verbose: bool, **options: Any) -> None:
     """Quantize the ONNX model INPUT into OUTPUT, each weight channel and activation at its own bit width."""
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; give one")
-    names = ("input", "output", "calibration", "modified", "json")
+    names = ("input", "output", "calibration", "modified", "json", "report")
     files = Files(**{name: options.pop(name) for name in names})
     config = make_config(**options)
     _check_files(files)
     progress = Progress() if quiet else _Bars() if sys.stderr.isatty() else _Lines()
     if files.calibration is None:
         _say(quiet, "warning: no --calibration: the samples are synthetic, so widths and figures mean less")
-    result = pipeline.run(files.input, files.calibration, config, progress)
-    _write(result, files)
+    result = pipeline.run(files.input, files.calibration, config, progress, additivity=files.report is not None)
+    _write(result, files, typed)
     if not quiet:
         _print(_Out(highlight=False, soft_wrap=True), result, files, verbose)
 
@@ -133,8 +138,9 @@ def make_config(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code; every expected error is one line."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        command.main(arguments, prog_name="rdoq-onnx", standalone_mode=False)
+        command.main(typed, prog_name="rdoq-onnx", standalone_mode=False, obj=tuple(typed))
     except click.ClickException as error:
         _fail(f"{error.format_message().rstrip('.')}; see rdoq-onnx --help", 2)
     except RdoqError as error:
@@ -172,20 +178,26 @@ def _number(option: str, text: str, least: int) -> float:
 
 
 def _check_files(files: Files) -> None:
-    written = [f for f in (files.output, files.modified, files.json) if f is not None]
+    if files.report is not None and importlib.util.find_spec("plotly") is None:
+        raise ConfigError("--report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'")
+    written = [f for f in (files.output, files.modified, files.json, files.report) if f is not None]
     for path in written:
         io.check_output(path, files.input)
         if files.calibration is not None and Path(path).resolve() == Path(files.calibration).resolve():
             raise ConfigError(f"{path}: is the file of --calibration; give another output path")
     if len({Path(f).resolve() for f in written}) < len(written):
-        raise ConfigError("OUTPUT, --modified and --json must be different files; give each its own path")
+        raise ConfigError("OUTPUT, --modified, --json and --report must be different files; give each its own path")
 
 
-def _write(result: Result, files: Files) -> None:
+def _write(result: Result, files: Files, typed: Sequence[str]) -> None:
     if files.modified is not None:
         io.write_model(pipeline.modified(result.curves.network), files.modified)
     if files.json is not None:
         io.write_text(result.report.to_json(files.output), files.json)
+    if files.report is not None:
+        from rdoq_onnx.html_report import html_report  # here: plotly is an extra, and slow to import
+
+        io.write_text(html_report(result, files.output, shlex.join(["rdoq-onnx", *typed])), files.report)
     result.save(files.output)
 
 
@@ -210,9 +222,9 @@ def _print(out: Console, result: Result, files: Files, verbose: bool) -> None:
     if not verbose:
         return
     for layer in report.layers:
-        mean = sum(layer.bits) / len(layer.bits)
         fed = "float" if layer.activation_bits is None else f"{layer.activation_bits} bits"
-        line = f"{layer.op} {layer.name}: {len(layer.bits)} channels, {mean:.2f} bits on average, fed by {fed}"
+        widths = f"{len(layer.bits)} channels, {layer.mean_bits:.2f} bits on average"
+        line = f"{layer.op} {layer.name}: {widths}, fed by {fed}"
         out.print(f"  {line}", markup=False)
     for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
         kind = "fusion" if activation.fusion else "activation"

@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 
 from rdoq_onnx import io
+from rdoq_onnx.additivity import Alone, affordable, measure_alone
 from rdoq_onnx.analysis import Network, analyse, integer_ranges
 from rdoq_onnx.budget import Allocation, allocate_bits
 from rdoq_onnx.calibration import load_samples, synthetic
@@ -44,12 +45,15 @@ class Result:
     """A quantized model, and how it came about.
 
     model: the emitted ONNX. report: its figures. allocation: the width of every channel and activation, and through
-    `allocation.measurement` the curves.
+    `allocation.measurement` the curves. config: the settings. alone: δ of each layer and activation by itself, where
+    that was asked for.
     """
 
     model: onnx.ModelProto
     report: Report
     allocation: Allocation
+    config: Config
+    alone: Alone | None = None
 
     @property
     def curves(self) -> Measurement:
@@ -60,8 +64,10 @@ class Result:
         io.write_model(self.model, path)
 
 
-def run(model: Model, calibration: Any, config: Config, progress: Progress) -> Result:
+def run(model: Model, calibration: Any, config: Config, progress: Progress, *, additivity: bool = False) -> Result:
     """All steps. `calibration` None means synthetic samples.
+
+    additivity: also measure each layer and activation by itself on the samples held out, for the report as a page.
 
     Raises RdoqError of the kind that errors.py lists.
     """
@@ -75,13 +81,14 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress) -> R
     with progress.step("allocate"):
         allocation = allocate_bits(measurement, config)
     allocation, steps = looked_at(allocation, config, seen, runtime, progress)
+    alone = measured_alone(allocation, measurement, held_out, runtime, progress) if additivity else None
     with progress.step("emit"):
         emission = emit_model(allocation, settings(config, samples), config.storage, config.keep_channels)
     with progress.step("verify"):
         verification = verify_model(original, emission, allocation, held_out, runtime, config.min_sqnr)
     source = str(model) if not isinstance(model, onnx.ModelProto) else ""
     report = make_report(source, original, emission, allocation, verification, samples, progress.seconds, steps)
-    return Result(emission.model, report, allocation)
+    return Result(emission.model, report, allocation, config, alone)
 
 
 def measured(
@@ -115,6 +122,22 @@ def looked_at(
     plan = Plan.of(config.effort, allocation, len(judging))
     with progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
         return second_look(allocation, config, plan, judge, fitting, measuring, pool, advance)
+
+
+def measured_alone(
+    allocation: Allocation, measurement: Measurement, held_out: Samples, runtime: Runtime, progress: Progress
+) -> Alone:
+    """δ of each layer and activation by itself, at the widths of `allocation`, as `measurement` describes them.
+
+    The second look has fitted scales and biases to what the layers in front do wrong; by itself a layer has no such
+    inputs.
+    """
+    described = replace(allocation, measurement=measurement)
+    observation = measurement.observation
+    samples = held_out.some(affordable(described))
+    prober = Prober(measurement.aimed, samples, observation.metric, runtime, observation.batching)
+    with progress.step("additivity", len(allocation.layer_bits) + len(allocation.activation_bits)) as advance:
+        return measure_alone(described, prober, advance)
 
 
 def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:

@@ -213,7 +213,7 @@ class _Suffix:
         sample = dict(zip(prefix.outputs, prefix.run(feeds), strict=True))
         shared: frozenset[str] = frozenset()
         if prober.batching.rides:
-            pair = (prefix.run(prober.samples.feeds(rows)) for rows in ([0], [0, 1]))
+            pair = (prefix.run(prober.samples.feeds(rows)) for rows in ([0], [0, 0]))
             shared = frozenset(n for n, one, two in zip(prefix.outputs, *pair, strict=True) if one.shape == two.shape)
         inputs = [_free(name, sample[name]) for name in edge]
         inputs += [_free(parameters[t], sample[t]) for t in tensors]

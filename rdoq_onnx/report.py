@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis import Skip
+from rdoq_onnx.analysis import Skip, as_pattern
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.emission import Emission
 from rdoq_onnx.passes import model_bytes
@@ -27,6 +28,10 @@ class LayerReport:
     op: str
     bits: tuple[int, ...]
     activation_bits: int | None
+
+    @property
+    def mean_bits(self) -> float:
+        return sum(self.bits) / len(self.bits)
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ class Report:
             ("output SQNR", f"{self.sqnr_db:.2f} dB on {self.held_out} held-out samples"),
             ("distortion", f"{self.measured:.4g} measured, {self.predicted:.4g} predicted"),
             ("optimality gap", f"{100 * self.optimality_gap:.3g} % of the predicted distortion at most"),
-            ("file", f"{_bytes(self.output_bytes)} from {_bytes(self.input_bytes)}"),
-            ("stored weights", f"{self.storage}; {_bytes(-(-self.payload_bits // 8))} at their nominal bits"),
+            ("file", f"{human_bytes(self.output_bytes)} from {human_bytes(self.input_bytes)}"),
+            ("stored weights", f"{self.storage}; {human_bytes(-(-self.payload_bits // 8))} at their nominal bits"),
             ("integer kernels", _kernels(self.kernels)),
             ("time", f"{sum(self.seconds.values()):.1f} s"),
         ]  # fmt: skip
@@ -192,6 +197,11 @@ def make_report(
     )
 
 
+def pin_of(name: str, bits: float) -> str:
+    """The option that fixes the width of the layer or activation `name`, as a shell reads it."""
+    return f"--pin {shlex.quote(f'{as_pattern(name)}={round(bits)}')}"
+
+
 def _decibels(before: float, after: float) -> str:
     return f"{10 * math.log10(before / after):.2f} dB" if before > 0 and after > 0 else "0 dB"
 
@@ -205,7 +215,8 @@ def _histogram(counts: Mapping[int, int]) -> str:
     return "  ".join(f"{bits}b:{n}" for bits, n in counts.items())
 
 
-def _bytes(count: int) -> str:
+def human_bytes(count: int) -> str:
+    """A file size in kB or MB of 1000."""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 

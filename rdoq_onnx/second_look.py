@@ -182,7 +182,7 @@ class _Look:
     def clip(self, plan: Plan) -> None:
         """Move the ends of the activations' ranges, those of most distortion first."""
         measurement, bits = self.allocation.measurement, self.allocation.activation_bits
-        taken = measurement.curves.distortion[measurement.channels :][np.arange(len(bits)), list(bits)]
+        taken = self.allocation.distortions[measurement.channels :]
         for k in np.argsort(-taken, kind="stable")[: plan.clips]:
             tensor = measurement.network.activations[k].tensor
             chosen = measurement.quantizers[k][bits[k]]
@@ -204,8 +204,7 @@ def _groups(allocation: Allocation) -> list[slice]:
     first = measurement.channels
     rows = measurement.unit_rows()
     rows += [slice(first + k, first + k + 1) for k, a in enumerate(measurement.network.activations) if not a.fusion]
-    bits = np.concatenate([*allocation.layer_bits, np.array(allocation.activation_bits, np.int64)])
-    taken = measurement.curves.distortion[np.arange(len(bits)), bits]
+    taken = allocation.distortions
     return sorted(rows, key=lambda r: -float(taken[r].sum()))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 from rdoq_onnx.analysis import analyse
-from rdoq_onnx.budget import allocate_bits, pinned
+from rdoq_onnx.budget import allocate_bits, pinned, uniform_bits
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.errors import BudgetError, ConfigError
@@ -183,3 +183,11 @@ def test_widths_that_are_over_the_budget():
         allocate_bits(measurement(0, widths=(4, 6)), Config(weight_bits=3, activation_bits=8))
     allocation = allocate_bits(measurement(0, widths=(4, 6)), Config(weight_bits=4, activation_bits=8))
     assert {int(b) for several in allocation.layer_bits for b in several} == {4}
+
+
+@pytest.mark.parametrize(("side", "uniform"), [("weights", [True, False]), ("activations", [False, True])])
+def test_uniform_widths_on_one_side(side, uniform):
+    measured = measurement()
+    found = uniform_bits(measured, Config(weight_bits=3.5, activation_bits=5.5), side)
+    widths = np.concatenate(found.layer_bits), np.array(found.activation_bits)[[0, 1, 3]]
+    assert [len(set(w.tolist())) == 1 for w in widths] == uniform

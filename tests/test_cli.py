@@ -506,7 +506,7 @@ def test_unwritable_output(
     assert [p.name for p in tmp_path.rglob("*")] == ["folder"]
 
 
-@pytest.mark.parametrize("option", ["--json", "--modified"])
+@pytest.mark.parametrize("option", ["--json", "--modified", "--report"])
 def test_unwritable_side_output(main: Main, tmp_path: Path, option: str) -> None:
     output = tmp_path / "out.onnx"
     refused(main, [CNN, output, *FEW, option, tmp_path / "none_such" / "f"], output, 2, "does not exist; make it first")
