@@ -7,6 +7,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from rdoq_onnx.adjoint_tape import Array, Grads, Tape, attribute, only, rule
+from rdoq_onnx.linear import halves
 
 
 def _transposed(tape: Tape, name: str) -> str:
@@ -133,9 +134,13 @@ def _conv_transpose(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     source, target = tape.shapes[x][2:], tape.shapes[node.output[0]][2:]
     strides = attribute(node, "strides") or [1] * rank
     dilations = attribute(node, "dilations") or [1] * rank
-    if attribute(node, "auto_pad", "NOTSET") != "NOTSET" or attribute(node, "output_shape"):
-        return NotImplemented
-    begins = (attribute(node, "pads") or [0] * 2 * rank)[:rank]
+    auto_pad, begins = attribute(node, "auto_pad", "NOTSET"), (attribute(node, "pads") or [0] * 2 * rank)[:rank]
+    if auto_pad.startswith("SAME") or attribute(node, "output_shape"):
+        extra = attribute(node, "output_padding") or [0] * rank
+        begins = [
+            halves(max(s * (n - 1) + (k - 1) * d + 1 + e - t, 0), auto_pad)[0]
+            for s, n, k, d, e, t in zip(strides, source, w.shape[2:], dilations, extra, target, strict=True)
+        ]
     ends = [
         s * (n - 1) + (k - 1) * d + 1 - b - t
         for s, n, k, d, b, t in zip(strides, source, w.shape[2:], dilations, begins, target, strict=True)

@@ -96,7 +96,7 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
     if not layers:
         reasons = "; ".join(f"{s.op_type} {s.node!r}: {s.reason}" for s in skipped[:3])
         raise ModelError("the model has no layer to quantize" + (f" ({reasons})" if reasons else
-                         ": no Conv, ConvTranspose, Gemm or MatMul with a constant weight"))
+                         ": no Conv, ConvTranspose, Gemm or MatMul with a constant weight in the main graph"))
     activations: tuple[Activation, ...] = ()
     if config.activation_bits is not None:
         activations = _find_activations(graph, layers)
@@ -179,18 +179,21 @@ def _read_layer(node: onnx.NodeProto, graph: Graph) -> tuple[str, Linear] | str:
     if not constant:
         return "both inputs are computed, so there is no weight"
     if len(constant) == 2:
-        return "both inputs are constant"
+        return "both inputs are constant; fold it when exporting"
     side = constant[0]
     if side == 0 and node.op_type != "MatMul":
-        return "the constant is the data input, not the weight"
+        return "the constant is the data input, not the weight; swap them if the operator allows it"
     tensor = graph.initializers.get(node.input[side])
     if tensor is None:
-        return f"its weight {node.input[side]!r} is computed from constants by a {_maker(node.input[side], graph)}"
+        maker = _maker(node.input[side], graph)
+        return f"its weight {node.input[side]!r} is computed from constants by a {maker}; fold it when exporting"
     if tensor.data_type != TensorProto.FLOAT:
-        return f"its weight is {TensorProto.DataType.Name(tensor.data_type)}, not FLOAT"
+        return f"its weight is {TensorProto.DataType.Name(tensor.data_type)}, not FLOAT; export it in float32"
     shape = tuple(tensor.dims)
-    if len(shape) < 2 or (node.op_type == "MatMul" and len(shape) > 2):
-        return f"its weight has {len(shape)} dimensions"
+    if len(shape) < 2:
+        return f"its weight has {len(shape)} dimensions, too few for a matrix; reshape it"
+    if node.op_type == "MatMul" and len(shape) > 2:
+        return f"its weight has {len(shape)} dimensions, too many for integer kernels; give each matrix its own MatMul"
     if 0 in shape:
         return "its weight is empty"
     return tensor.name, _linear(node, shape, side)
@@ -216,6 +219,7 @@ def _linear(node: onnx.NodeProto, shape: tuple[int, ...], side: int) -> Linear:
         pads=tuple(attribute(node, "pads", ())),
         auto_pad=attribute(node, "auto_pad", b"NOTSET").decode(),
         output_padding=tuple(attribute(node, "output_padding", ())),
+        output_shape=tuple(attribute(node, "output_shape", ())[-(len(shape) - 2) :]),
     )
 
 

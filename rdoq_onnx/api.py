@@ -5,7 +5,6 @@ from typing import Any
 import onnx
 
 from rdoq_onnx import pipeline
-from rdoq_onnx.analysis import analyse
 from rdoq_onnx.budget import Allocation, allocate_bits
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import emit_model
@@ -48,9 +47,9 @@ def measure(model: Model, calibration: Any = None, *, weights_only: bool = False
     """
     config = _config(8, None, None, weights_only, options)
     normal = pipeline.read_normalized(model)[1]
-    samples = pipeline.samples_for(normal, calibration, config)
     runtime = Runtime(config.provider, config.threads)
-    return pipeline.measured(analyse(normal, config), config, samples, runtime, Progress())
+    network, samples = pipeline.network_and_samples(normal, calibration, config, runtime)
+    return pipeline.measured(network, config, samples, runtime, Progress())
 
 
 def allocate(

@@ -64,10 +64,10 @@ def synthetic(
 ) -> Samples:
     """Random samples: dead leaves for images, normal floats, integers below `integer_ranges` or else 2.
 
-    There are `count` of them, or up to the next multiple of the model's own batch.
+    There are `count` of them, or up to the next multiple of the model's own batch, at least two batches.
     """
     batch = _model_batch(specs)
-    count = -(-count // (batch or 1)) * (batch or 1)
+    count = max(-(-count // (batch or 1)), 2) * (batch or 1)
     constants = frozenset(s.name for s in specs if not s.shape or s.shape[0] not in (None, batch))
     arrays = {}
     for position, spec in enumerate(specs):

@@ -81,11 +81,13 @@ def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict
     """
     graph = Graph(network.model)
     tensors = [n.output[0] for n in graph.nodes if n.op_type in _Tying.ALL or n.op_type in ("Conv", "Gemm")]
+    if not tensors:
+        return {}
     session = runtime.session(with_outputs(network.model, list(dict.fromkeys(tensors))), "all")
     sums: dict[str, Float] = {}
     for count, feeds in samples.counted_batches(1):
         for name, value in zip(session.outputs, session.run(feeds), strict=True):
-            if value.ndim >= 2 and value.dtype.kind == "f" and len(value) == count:
+            if value.ndim >= 2 and value.size and value.dtype.kind == "f" and len(value) == count:
                 peaks = np.abs(value).max(axis=tuple(range(2, value.ndim)), keepdims=True)
                 sums[name] = sums.get(name, 0.0) + peaks.astype(np.float64).max(axis=0)
     return {name: total / len(samples) for name, total in sums.items()}

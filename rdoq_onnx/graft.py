@@ -100,7 +100,7 @@ class Origin:
         constants: dict[str, Constant] = {}
         nodes = [self._node(node, constants) for node in graph.nodes]
         _collect(constants, graph.outputs)
-        keep = {index for index, node in enumerate(graph.nodes) if id(node) in self.useless}
+        keep = {index for index, node in enumerate(graph.nodes) if id(node) in self.useless and node.outputs}
         order = live_nodes(nodes, execution_order(nodes), {t.name for t in graph.outputs}, keep)
         for index in order:
             target.node.add().CopyFrom(nodes[index])

@@ -39,6 +39,7 @@ class Linear:
     pads: tuple[int, ...] = ()
     auto_pad: str = "NOTSET"
     output_padding: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
     trans_a: bool = False
     trans_b: bool = False
     alpha: float = 1.0
@@ -156,7 +157,7 @@ class Linear:
         result = []
         for n, k, d, s in zip(size, kernel, dilations, strides, strict=True):
             total = max((math.ceil(n / s) - 1) * s + d * (k - 1) + 1 - n, 0)
-            result.append(_halves(total, self.auto_pad))
+            result.append(halves(total, self.auto_pad))
         return result
 
     def _transposed_pads(
@@ -172,9 +173,11 @@ class Linear:
         result = []
         for axis, (n, k, d, s, e) in enumerate(zip(stretched, kernel, dilations, strides, extra, strict=True)):
             begin, end = pads[axis], pads[axis + len(kernel)]
-            if self.auto_pad.startswith("SAME"):
-                full = n + d * (k - 1) + e
-                begin, end = _halves(max(full - ((n - 1) // s + 1) * s, 0), self.auto_pad)
+            if self.output_shape or self.auto_pad.startswith("SAME"):
+                wanted = self.output_shape[axis] if self.output_shape else ((n - 1) // s + 1) * s
+                total = n + d * (k - 1) + e - wanted
+                begin, end = halves(max(total, 0), self.auto_pad)
+                e += max(-total, 0)
             result.append((d * (k - 1) - begin, d * (k - 1) - end + e))
         return result
 
@@ -206,6 +209,7 @@ def _pad(x: FloatArray, pads: list[tuple[int, int]]) -> FloatArray:
     return x
 
 
-def _halves(total: int, auto_pad: str) -> tuple[int, int]:
+def halves(total: int, auto_pad: str) -> tuple[int, int]:
+    """Padding (or cropping) before and after; what is odd goes to the end with SAME_UPPER alone."""
     small, large = total // 2, total - total // 2
     return (small, large) if auto_pad == "SAME_UPPER" else (large, small)

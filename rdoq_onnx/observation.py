@@ -47,10 +47,8 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
     Raises CalibrationError if the network does not run on them or its outputs are not finite.
     """
     activations = [a.tensor for a in network.activations]
-    feeding = [f for a in network.activations for f in a.feeds]
-    layers = [n for x in network.layers for u in x.uses for n in (u.data, u.output)]
     outputs = [o.name for o in network.model.graph.output]
-    names = list(dict.fromkeys([*activations, *feeding, *layers]))
+    names = _observed(network)
     session = runtime.session(with_outputs(network.model, [*dict.fromkeys([*outputs, *names])]), "all")
     batching, sizes = _batching(session, samples, names)
     ranges: dict[str, tuple[float, float]] = {}
@@ -65,6 +63,52 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
             before = ranges.get(name, (low, high))
             ranges[name] = min(low, before[0]), max(high, before[1])
     return Observation(ranges, sizes, metric_of(outputs, kept, len(samples)), batching)
+
+
+def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
+    """`samples`, with all rows of a run as one sample if the network does not keep them apart.
+
+    Where the model fixes the size of axis 0, that need not be a batch. It is one if rows fed in another order come out
+    of the network in that order. Raises CalibrationError if too few are left to hold some out.
+    """
+    result = samples if _separate(network, samples, runtime) else samples.inseparable()
+    runs = len(result) // (result.batch or 1)
+    if runs < 2:
+        size = result.rows * (result.batch or 1)
+        kind = "sample" if size == 1 else f"batch of {size}"
+        raise CalibrationError(
+            f"{samples.source} holds {runs} {kind}; at least 2 are needed, one to measure and one to verify"
+        )
+    return result
+
+
+def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
+    if samples.batch is None or samples.batch == 1:
+        return True
+    names = list(dict.fromkeys([o.name for o in network.model.graph.output] + _observed(network)))
+    session = runtime.session(with_outputs(network.model, names), "all")
+    feeds = samples.feeds(slice(0, samples.batch))
+    turned = {k: v if k in samples.constants else np.roll(v, 1, axis=0) for k, v in feeds.items()}
+    try:
+        pairs = zip(session.run(feeds), session.run(turned), strict=True)
+    except RdoqError as error:
+        raise CalibrationError(f"the float model does not run on the samples from {samples.source}: {error}") from error
+    return all(_turned(np.asarray(value), np.asarray(other), samples.batch) for value, other in pairs)
+
+
+def _observed(network: Network) -> list[str]:
+    """The tensors that are quantized, what reaches the layers with their values, and the layers' ends."""
+    activations = [a.tensor for a in network.activations]
+    feeding = [f for a in network.activations for f in a.feeds]
+    layers = [n for x in network.layers for u in x.uses for n in (u.data, u.output)]
+    return list(dict.fromkeys([*activations, *feeding, *layers]))
+
+
+def _turned(value: Array, other: Array, batch: int) -> bool:
+    """Whether `other` is `value` with the last sample moved to the front."""
+    if value.ndim == 0 or value.shape != other.shape or len(value) % batch:
+        return False
+    return _close(np.roll(value, len(value) // batch, axis=0), other)
 
 
 def targets(model: onnx.ModelProto) -> list[str]:
@@ -118,8 +162,11 @@ def _rows(both: Array, first: Array, second: Array) -> bool:
     both, first, second = np.asarray(both), np.asarray(first), np.asarray(second)
     if first.ndim == 0 or both.shape != (len(first) + len(second), *first.shape[1:]):
         return False
-    joined = np.concatenate([first, second])
-    if joined.dtype.kind != "f":
-        return bool((joined == both).all())
-    scale = float(np.abs(joined).max(initial=0)) or 1.0
-    return bool(np.abs(joined - both).max(initial=0) <= 1e-3 * scale)
+    return _close(np.concatenate([first, second]), both)
+
+
+def _close(expected: Array, found: Array) -> bool:
+    if expected.dtype.kind != "f":
+        return bool((expected == found).all())
+    scale = float(np.abs(expected).max(initial=0)) or 1.0
+    return bool(np.abs(expected - found).max(initial=0) <= 1e-3 * scale)

@@ -13,8 +13,8 @@ from rdoq_onnx.budget import Allocation, allocate_bits
 from rdoq_onnx.calibration import load_samples, synthetic
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import emit_model
-from rdoq_onnx.errors import CalibrationError
 from rdoq_onnx.measurement import Measurement, measure_network, split
+from rdoq_onnx.observation import separated
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.fold_batchnorm import FoldBatchNorm
@@ -74,8 +74,7 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress, *, a
     runtime = Runtime(config.provider, config.threads)
     with progress.step("normalize"):
         original, normal = read_normalized(model)
-        samples = samples_for(normal, calibration, config)
-        network = analyse(normal, config)
+        network, samples = network_and_samples(normal, calibration, config, runtime)
     seen, held_out = samples.split(1 - HELD_OUT, config.seed)
     measurement = measured(network, config, seen, runtime, progress)
     with progress.step("allocate"):
@@ -146,17 +145,23 @@ def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     return original, run_passes(NORMALIZE, original)
 
 
+def network_and_samples(
+    model: onnx.ModelProto, calibration: Any, config: Config, runtime: Runtime
+) -> tuple[Network, Samples]:
+    """What there is to quantize in a normalized model, and the samples of a run.
+
+    Raises ModelError, ConfigError or CalibrationError.
+    """
+    network = analyse(model, config)
+    return network, separated(network, samples_for(model, calibration, config), runtime)
+
+
 def samples_for(model: onnx.ModelProto, calibration: Any, config: Config) -> Samples:
-    """The samples of a run. Raises CalibrationError if they are too few to hold some out."""
+    """The samples of a run. Raises CalibrationError where they do not fit the model."""
     specs = input_specs(model)
     if calibration is None:
         return synthetic(specs, config.samples or SYNTHETIC_SAMPLES, config.seed, integer_ranges(model))
-    samples = load_samples(calibration, specs, config.samples, config.seed)
-    if len(samples) < 2:
-        raise CalibrationError(
-            f"{samples.source} holds {len(samples)} sample; at least 2 are needed, one to measure and one to verify"
-        )
-    return samples
+    return load_samples(calibration, specs, config.samples, config.seed)
 
 
 def modified(network: Network) -> onnx.ModelProto:

@@ -28,19 +28,28 @@ class Samples:
     """Samples by input name, on axis 0 of all arrays but the `constants`.
 
     source: where they come from, for the user. batch: how many a run takes, None if the model leaves it free.
+    rows: of axis 0 that make one sample; more than one where the model does not keep them apart.
     """
 
     source: str
     arrays: Mapping[str, Array]
     constants: frozenset[str] = frozenset()
     batch: int | None = None
+    rows: int = 1
 
     def __len__(self) -> int:
-        return next((len(a) for name, a in self.arrays.items() if name not in self.constants), 0)
+        return next((len(a) // self.rows for name, a in self.arrays.items() if name not in self.constants), 0)
 
-    def feeds(self, rows: Any) -> dict[str, Array]:
-        """What to feed for the samples `rows` (indices or a slice)."""
-        return {name: a if name in self.constants else a[rows] for name, a in self.arrays.items()}
+    def feeds(self, chosen: Any) -> dict[str, Array]:
+        """What to feed for the samples `chosen` (indices or a slice)."""
+        if self.rows > 1:
+            first = self.rows * np.arange(len(self))[chosen]
+            chosen = (first[:, None] + np.arange(self.rows)).reshape(-1)
+        return {name: a if name in self.constants else a[chosen] for name, a in self.arrays.items()}
+
+    def inseparable(self) -> "Samples":
+        """All rows of a run as one sample."""
+        return replace(self, rows=self.rows * (self.batch or 1), batch=1)
 
     def counted_batches(self, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
         """(number of samples, feeds) by `size`, or by the model's own `batch`; the last may be smaller."""
@@ -52,8 +61,8 @@ class Samples:
         """The feeds of `counted_batches`."""
         return (feeds for _, feeds in self.counted_batches(size))
 
-    def take(self, rows: Any) -> "Samples":
-        return replace(self, arrays=self.feeds(rows))
+    def take(self, chosen: Any) -> "Samples":
+        return replace(self, arrays=self.feeds(chosen))
 
     def some(self, count: int) -> "Samples":
         """At most `count` samples, evenly spaced, in whole batches where the model fixes their size."""
@@ -109,7 +118,8 @@ def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
             raise ModelError(f"input {value.name!r} has no known rank and type; export it with both")
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         if dtype.kind not in "fiub":
-            raise ModelError(f"input {value.name!r} is of type {dtype}; export it as float or integer")
+            found = "string" if dtype.kind == "O" else dtype
+            raise ModelError(f"input {value.name!r} is of type {found}; export it as float or integer")
         shape = tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)
         specs.append(InputSpec(value.name, dtype, shape))
     return tuple(specs)

@@ -37,14 +37,14 @@ def edit(model: ModelProto, change: Callable[[Graph], None]) -> ModelProto:
     """
     with G_LOGGER.suppress():
         graph = gs.import_onnx(skeleton(model))
-    origin = Origin(taken=set(all_names(model.graph)))
-    origin.remember(graph, model.graph, outer={}, weights={})
-    opset = graph.opset
-    change(graph)
+        origin = Origin(taken=set(all_names(model.graph)))
+        origin.remember(graph, model.graph, outer={}, weights={})
+        opset = graph.opset
+        change(graph)
 
-    result = ModelProto(ir_version=graph.ir_version)
-    copy_fields(model, result, skip={"graph", "ir_version", "opset_import"})
-    new = origin.export(graph, result.graph)
+        result = ModelProto(ir_version=graph.ir_version)
+        copy_fields(model, result, skip={"graph", "ir_version", "opset_import"})
+        new = origin.export(graph, result.graph)
     for tensor in new.values():
         result.graph.initializer.add().CopyFrom(tensor_proto(tensor))
     import_opsets(result, graph, raised=graph.opset != opset)

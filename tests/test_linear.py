@@ -26,6 +26,9 @@ TRANSPOSED = [
     ({"group": 2, "strides": [2, 2]}, (4, 3, 2, 2), (2, 4, 5, 6)),
     ({"auto_pad": "SAME_UPPER", "strides": [2, 2]}, (4, 3, 3, 3), (2, 4, 5, 6)),
     ({"pads": [3, 3]}, (4, 3, 3), (2, 4, 8)),
+    ({"output_shape": [8], "strides": [2]}, (4, 3, 3), (2, 4, 4)),
+    ({"output_shape": [8, 9], "strides": [2, 2], "auto_pad": "SAME_UPPER"}, (4, 3, 3, 3), (2, 4, 4, 4)),
+    ({"output_shape": [10], "strides": [2]}, (4, 3, 3), (2, 4, 4)),
 ]
 
 

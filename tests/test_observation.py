@@ -8,7 +8,7 @@ from rdoq_onnx import observation
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import CalibrationError
-from rdoq_onnx.observation import Batching, observe, with_outputs
+from rdoq_onnx.observation import Batching, observe, separated, with_outputs
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.pipeline import NORMALIZE, samples_for
 from rdoq_onnx.runtime import Runtime
@@ -140,3 +140,29 @@ def test_outputs_as_asked_for():
     assert [o.name for o in changed.graph.output] == ["z", "x", "y"]
     assert changed.graph.output[2] == model.graph.output[0]
     assert [o.name for o in model.graph.output] == ["y"]
+
+
+FIXED = "(float[3, 6] x) => (float[3, 4] y)"
+
+
+@pytest.mark.parametrize("kind", MIXING)
+def test_rows_of_a_fixed_axis_that_mix_are_one_sample(kind, x):
+    slices = {"last": np.array([-1]), "past": np.array([-(2**31)]), "zero": np.array([0]), "back": np.array([-1])}
+    net = network(MIXING[kind], FIXED, **slices)
+    samples = separated(net, samples_for(net.model, {"x": x}, Config()), RUNTIME)
+    assert (len(samples), samples.rows, samples.batch) == (3, 3, 1)
+    np.testing.assert_array_equal(samples.feeds([2, 0])["x"], x[[6, 7, 8, 0, 1, 2]])
+    assert [n for n, _ in samples.counted_batches(8)] == [1, 1, 1]
+    assert observe(net, samples, RUNTIME).metric.elements == 12
+
+
+def test_rows_of_a_fixed_batch_stay_samples(x):
+    net = network("z = MatMul (x, w) y = Softmax (z)", FIXED)
+    samples = samples_for(net.model, {"x": x}, Config())
+    assert separated(net, samples, RUNTIME) is samples
+
+
+def test_one_batch_is_not_enough(x):
+    net = network("y = MatMul (x, w)", FIXED)
+    with pytest.raises(CalibrationError, match="arrays holds 1 batch of 3; at least 2 are needed"):
+        separated(net, samples_for(net.model, {"x": x[:3]}, Config()), RUNTIME)

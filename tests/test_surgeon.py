@@ -235,6 +235,14 @@ def test_useless_nodes_and_weights_go_those_useless_before_stay() -> None:
     assert [t.name for t in changed.graph.initializer] == ["unused"]
 
 
+def test_a_useless_node_that_becomes_a_constant_goes() -> None:
+    model = parse("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x) => (float[2] y) { unused = Constant<value = float[1] {1}>()  y = Relu(x) }""")
+    changed = surgeon.edit(model, lambda graph: surgeon.freeze(graph.nodes[0].outputs[0], np.ones(1, np.float32)))
+    onnx.checker.check_model(changed)
+    assert [n.op_type for n in changed.graph.node] == ["Relu"]
+
+
 def test_edits_of_attributes_types_inputs_and_opsets() -> None:
     model = parse("""<ir_version: 8, opset_import: ["" : 17]>
         g (float[2, 3] x) => (float[3, 2] y) { t = Relu(x)  y = Transpose<perm = [1, 0]>(t) }""")
