@@ -68,8 +68,8 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
 def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
     """`samples`, with all rows of a run as one sample if the network does not keep them apart.
 
-    Where the model fixes the size of axis 0, that need not be a batch. It is one if rows fed in another order come out
-    of the network in that order. Raises CalibrationError if too few are left to hold some out.
+    Where the model fixes the size of axis 0, that need not be a batch. It is one if another first or last row changes
+    nothing of the others. Raises CalibrationError if too few are left to hold some out.
     """
     result = samples if _separate(network, samples, runtime) else samples.inseparable()
     runs = len(result) // (result.batch or 1)
@@ -87,13 +87,13 @@ def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
         return True
     names = list(dict.fromkeys([o.name for o in network.model.graph.output] + _observed(network)))
     session = runtime.session(with_outputs(network.model, names), "all")
-    feeds = samples.feeds(slice(0, samples.batch))
-    turned = {k: v if k in samples.constants else np.roll(v, 1, axis=0) for k, v in feeds.items()}
+    last = samples.batch - 1
+    orders = (np.arange(last + 1), np.array([last, *range(1, last + 1)]), np.array([*range(last), 0]))
     try:
-        pairs = zip(session.run(feeds), session.run(turned), strict=True)
+        runs = [session.run(samples.feeds(order)) for order in orders]
     except RdoqError as error:
         raise CalibrationError(f"the float model does not run on the samples from {samples.source}: {error}") from error
-    return all(_turned(np.asarray(value), np.asarray(other), samples.batch) for value, other in pairs)
+    return all(_apart(*map(np.asarray, values), samples.batch) for values in zip(*runs, strict=True))
 
 
 def _observed(network: Network) -> list[str]:
@@ -104,11 +104,12 @@ def _observed(network: Network) -> list[str]:
     return list(dict.fromkeys([*activations, *feeding, *layers]))
 
 
-def _turned(value: Array, other: Array, batch: int) -> bool:
-    """Whether `other` is `value` with the last sample moved to the front."""
-    if value.ndim == 0 or value.shape != other.shape or len(value) % batch:
+def _apart(value: Array, first: Array, last: Array, batch: int) -> bool:
+    """Whether `first` is `value` but for the first sample, and `last` but for the last."""
+    if value.ndim == 0 or not value.shape == first.shape == last.shape or len(value) % batch:
         return False
-    return _close(np.roll(value, len(value) // batch, axis=0), other)
+    rows = len(value) // batch
+    return _close(value[rows:], first[rows:]) and _close(value[:-rows], last[:-rows])
 
 
 def targets(model: onnx.ModelProto) -> list[str]:
