@@ -1,28 +1,27 @@
-"""The command line: arguments -> Config -> pipeline; exit codes; the only module that prints."""
+"""The command line: arguments -> Config -> pipeline; exit codes. With terminal.py, what prints."""
 
 import importlib.util
 import os
 import shlex
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import rich.progress
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rdoq_onnx import io, pipeline
+from rdoq_onnx.advice import advise
 from rdoq_onnx.config import MAX_BITS, Config, parse_pin, parse_widths
 from rdoq_onnx.errors import ConfigError, RdoqError
 from rdoq_onnx.pipeline import Result
-from rdoq_onnx.progress import Advance, Progress
+from rdoq_onnx.report import pin_of
+from rdoq_onnx.terminal import Out, shown
 from rdoq_onnx.version import __version__
 
 INTERRUPTED = 130
@@ -99,13 +98,13 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, **options: Any)
     files = Files(**{name: options.pop(name) for name in names})
     config = make_config(**options)
     _check_files(files)
-    progress = Progress() if quiet else _Bars() if sys.stderr.isatty() else _Lines()
     if files.calibration is None:
         _say(quiet, "warning: no --calibration: the samples are synthetic, so widths and figures mean less")
-    result = pipeline.run(files.input, files.calibration, config, progress, additivity=files.report is not None)
+    with shown(quiet) as progress:
+        result = pipeline.run(files.input, files.calibration, config, progress, additivity=files.report is not None)
     _write(result, files, typed)
     if not quiet:
-        _print(_Out(highlight=False, soft_wrap=True), result, files, verbose)
+        _print(Out(highlight=False, soft_wrap=True), result, files, verbose)
 
 
 def make_config(
@@ -208,6 +207,8 @@ def _print(out: Console, result: Result, files: Files, verbose: bool) -> None:
     for figure, value in report.rows():
         table.add_row(figure, value)
     out.print(table)
+    for line in advise(result.allocation, result.config, report):
+        out.print(f"next: {line}", markup=False)
     for tensor, reason in report.probed.items():
         out.print(f"measured exactly, {reason}: {tensor}", markup=False)
     if report.skipped:
@@ -224,48 +225,10 @@ def _print(out: Console, result: Result, files: Files, verbose: bool) -> None:
     for layer in report.layers:
         fed = "float" if layer.activation_bits is None else f"{layer.activation_bits} bits"
         widths = f"{len(layer.bits)} channels, {layer.mean_bits:.2f} bits on average"
-        line = f"{layer.op} {layer.name}: {widths}, fed by {fed}"
-        out.print(f"  {line}", markup=False)
+        line = f"{layer.op}, {widths}, fed by {fed}"
+        out.print(f"  {pin_of(layer.name, layer.mean_bits)}  # {line}", markup=False)
     for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
-        kind = "fusion" if activation.fusion else "activation"
-        out.print(f"  {kind} {activation.tensor}: {bits} bits", markup=False)
-
-
-class _Out(Console):
-    """Standard output; that its reader has gone is no error, since the model is already written."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _Lines(Progress):
-    """A plain line at the end of each step, for logs."""
-
-    @contextmanager
-    def show(self, name: str, total: int) -> Iterator[Advance]:
-        begin = time.perf_counter()
-        yield lambda done: None
-        parts = f", {total} parts" if total > 1 else ""
-        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {name}: {time.perf_counter() - begin:.1f} s{parts}\n")
-
-
-class _Bars(Progress):
-    """A bar for each step, for terminals."""
-
-    def show(self, name: str, total: int) -> AbstractContextManager[Advance]:
-        return self._bar(name, total)
-
-    @contextmanager
-    def _bar(self, name: str, total: int) -> Iterator[Advance]:
-        columns = (
-            rich.progress.TextColumn("{task.description:12}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TimeRemainingColumn(),
-        )
-        with rich.progress.Progress(*columns, console=Console(stderr=True)) as bars:
-            task = bars.add_task(name, total=total)
-            yield lambda done: bars.advance(task, done)
-            bars.update(task, completed=total)
+        if activation.fusion:
+            out.print(f"  # {activation.tensor}: {bits} bits for fusion", markup=False)
+        else:
+            out.print(f"  {pin_of(activation.tensor, bits)}  # activation", markup=False)

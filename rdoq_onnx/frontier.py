@@ -49,7 +49,7 @@ def _frontier(allocation: Allocation, config: Config, side: Side) -> Frontier:
 
     def at(bits: float, find: Callable[[Measurement, Config], Allocation | None]) -> Point | None:
         try:
-            found = find(measurement, _with_budget(config, side, bits))
+            found = find(measurement, with_budget(config, side, bits))
         except BudgetError:
             return None
         return None if found is None else Point(average(found, side), found.predicted)
@@ -61,7 +61,8 @@ def _frontier(allocation: Allocation, config: Config, side: Side) -> Frontier:
     )
 
 
-def _with_budget(config: Config, side: Side, bits: float) -> Config:
+def with_budget(config: Config, side: Side, bits: float) -> Config:
+    """`config` with another budget for `side`."""
     return replace(
         config,
         weight_bits=config.weight_bits if side == "activations" else bits,

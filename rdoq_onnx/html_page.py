@@ -50,6 +50,7 @@ footer { color: var(--soft); font-size: 13px; padding: 4px 0 32px }
 <main>
 <div class="cards">@CARDS@</div>
 
+@ADVICE@
 <section><h2>Rate and distortion</h2>
 <p>What a budget buys, predicted from the curves: the widths of least distortion beside one width for all. The budget of
 the other side stays as it is.</p>

@@ -13,6 +13,7 @@ import plotly.io
 import plotly.offline
 
 from rdoq_onnx import figures
+from rdoq_onnx.advice import advise
 from rdoq_onnx.emission import METADATA
 from rdoq_onnx.frontier import frontiers
 from rdoq_onnx.html_page import PAGE
@@ -39,6 +40,7 @@ def html_report(result: Result, output: str, command: str = "") -> str:
         "PATHS": f"{html.escape(result.report.input or 'a model in memory')} → {html.escape(output)}",
         "VERSION": html.escape(__version__),
         "CARDS": _cards(result),
+        "ADVICE": _advice(result),
         "FRONTIERS": "".join(f"<figure><h3>{_SIDES[f.side]}</h3><div id='frontier-{f.side}'></div></figure>"
                              for f in found),
         "ADDITIVITY": _additivity(result),
@@ -70,6 +72,12 @@ def _cards(result: Result) -> str:
         f"<div class='card'><b>{html.escape(value)}</b><span>{name}</span><small>{html.escape(aside)}</small></div>"
         for value, name, aside in cards
     )
+
+
+def _advice(result: Result) -> str:
+    lines = advise(result.allocation, result.config, result.report)
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<section><h2>What to try next</h2><ul>{items}</ul></section>" if items else ""
 
 
 def _additivity(result: Result) -> str:

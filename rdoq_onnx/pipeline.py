@@ -76,10 +76,14 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress, *, a
         original, normal = read_normalized(model)
         network, samples = network_and_samples(normal, calibration, config, runtime)
     seen, held_out = samples.split(1 - HELD_OUT, config.seed)
+    progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
     measurement = measured(network, config, seen, runtime, progress)
     with progress.step("allocate"):
         allocation = allocate_bits(measurement, config)
+    progress.note(f"{allocation.weight_average:.2f} bits a weight, distortion {allocation.predicted:.4g} predicted")
     allocation, steps = looked_at(allocation, config, seen, runtime, progress)
+    if steps:
+        progress.note(f"second look: distortion {steps[0].before:.4g} -> {steps[-1].after:.4g} measured")
     alone = measured_alone(allocation, measurement, held_out, runtime, progress) if additivity else None
     with progress.step("emit"):
         emission = emit_model(allocation, settings(config, samples), config.storage, config.keep_channels)

@@ -21,6 +21,9 @@ class Progress:
             yield advance
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
+    def note(self, text: str) -> None:
+        """Tell something that is known by now; nothing here."""
+
     def show(self, name: str, total: int) -> AbstractContextManager[Advance]:
         """Show a step while its block runs; nothing here."""
         del name, total

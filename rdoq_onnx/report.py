@@ -123,7 +123,7 @@ class Report:
             ("file", f"{human_bytes(self.output_bytes)} from {human_bytes(self.input_bytes)}"),
             ("stored weights", f"{self.storage}; {human_bytes(-(-self.payload_bits // 8))} at their nominal bits"),
             ("integer kernels", _kernels(self.kernels)),
-            ("time", f"{sum(self.seconds.values()):.1f} s"),
+            ("time", _times(self.seconds)),
         ]  # fmt: skip
         for step in self.steps:
             if step.name == "uniform":
@@ -218,6 +218,13 @@ def _histogram(counts: Mapping[int, int]) -> str:
 def human_bytes(count: int) -> str:
     """A file size in kB or MB of 1000."""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _times(seconds: Mapping[str, float]) -> str:
+    """The time of the run, and that of each step that takes a fiftieth of it or more."""
+    total = sum(seconds.values())
+    steps = ", ".join(f"{name} {s:.1f}" for name, s in seconds.items() if s >= total / 50)
+    return f"{total:.1f} s: {steps}"
 
 
 def _kernels(kernels: Mapping[str, int]) -> str:
