@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto
 
 from rdoq_onnx import surgeon
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.passes.pack_weights import Constants, replace, split
+from rdoq_onnx.passes.decoding import Decoding
 from rdoq_onnx.surgeon import Constant, Graph, Tensor
 
 # An Expand and its shape take about as many bytes of the file.
@@ -40,17 +40,17 @@ class PackVectors(Pass):
         def pack(graph: Graph) -> None:
             tensors = graph.tensors()
             stored = [t for n in sorted(self.added) if isinstance(t := tensors.get(n), Constant)]
-            constants = Constants(graph, {})
+            decoding = Decoding(graph)
             # Biases first, while the scales that their steps are made of are still there to be read.
-            _halve_biases(graph, [t for t in stored if t.dtype == np.int32], constants)
-            left = _merged(graph, [t for t in stored if t.dtype != np.int32])
-            _halve_vectors(graph, [t for t in left if t.dtype == np.float32 and t.values.size > 1], constants)
-            _expand_zeros(graph, [t for t in left if t.dtype == np.int8 and t.values.ndim == 1], constants)
+            _halve_biases(decoding, [t for t in stored if t.dtype == np.int32])
+            left = _merged(decoding, [t for t in stored if t.dtype != np.int32])
+            _halve_vectors(decoding, [t for t in left if t.dtype == np.float32 and t.values.size > 1])
+            _expand_zeros(decoding, [t for t in left if t.dtype == np.int8 and t.values.ndim == 1])
 
         return surgeon.edit(model, pack)
 
 
-def _halve_biases(graph: Graph, biases: Sequence[Constant], constants: Constants) -> None:
+def _halve_biases(decoding: Decoding, biases: Sequence[Constant]) -> None:
     found: list[tuple[Constant, Tensor, NDArray[np.float16]]] = []
     for bias in biases:
         scales = {id(n.inputs[1]): n.inputs[1] for n in bias.outputs if n.op == "DequantizeLinear"}
@@ -66,11 +66,10 @@ def _halve_biases(graph: Graph, biases: Sequence[Constant], constants: Constants
     if not found:
         return
     steps = [step for _, step, _ in found]
-    joined = surgeon.append(graph, "Concat", steps, "unpack_Concat", attrs={"axis": 0}) if len(steps) > 1 else steps[0]
-    ratio = surgeon.append(graph, "Div", [_stored(graph, [h for _, _, h in found]), joined], "unpack_Div")
-    rounded = surgeon.append(graph, "Round", [ratio], "unpack_Round")
-    integers = surgeon.append(graph, "Cast", [rounded], "unpack_Cast", attrs={"to": TensorProto.INT32})
-    _replace(graph, [bias for bias, _, _ in found], integers, constants)
+    joined = decoding.op("Concat", *steps, axis=0) if len(steps) > 1 else steps[0]
+    ratio = decoding.op("Div", _stored(decoding, [h for _, _, h in found]), joined)
+    integers = decoding.op("Cast", decoding.op("Round", ratio), to=TensorProto.INT32)
+    _replace(decoding, [bias for bias, _, _ in found], integers)
 
 
 def _step_size(step: Tensor) -> NDArray[np.float32] | None:
@@ -84,21 +83,21 @@ def _step_size(step: Tensor) -> NDArray[np.float32] | None:
     return product
 
 
-def _merged(graph: Graph, tensors: Sequence[Constant]) -> list[Constant]:
+def _merged(decoding: Decoding, tensors: Sequence[Constant]) -> list[Constant]:
     """One of all that are equal; what read the others reads it."""
     first: dict[tuple[Any, ...], Constant] = {}
     for tensor in tensors:
         value = tensor.values
         one = first.setdefault((value.dtype.str, value.shape, value.tobytes()), tensor)
         if one is not tensor:
-            replace(graph, tensor, one)
+            decoding.replace(tensor, one)
     return list(first.values())
 
 
-def _halve_vectors(graph: Graph, vectors: Sequence[Constant], constants: Constants) -> None:
+def _halve_vectors(decoding: Decoding, vectors: Sequence[Constant]) -> None:
     exact = [v for v in vectors if np.array_equal(_half(v.values).astype(np.float32), v.values)]
     if exact:
-        _replace(graph, exact, _stored(graph, [_half(v.values).reshape(-1) for v in exact]), constants)
+        _replace(decoding, exact, _stored(decoding, [_half(v.values).reshape(-1) for v in exact]))
 
 
 def _half(values: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
@@ -106,25 +105,20 @@ def _half(values: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
         return values.astype(np.float16)
 
 
-def _stored(graph: Graph, halves: Sequence[NDArray[np.float16]]) -> Tensor:
-    stored = surgeon.constant(surgeon.fresh(graph, "unpack_half"), np.concatenate(halves))
-    return surgeon.append(graph, "Cast", [stored], "unpack_Cast", attrs={"to": TensorProto.FLOAT})
+def _stored(decoding: Decoding, halves: Sequence[NDArray[np.float16]]) -> Tensor:
+    return decoding.op("Cast", np.concatenate(halves), to=TensorProto.FLOAT)
 
 
-def _replace(graph: Graph, vectors: Sequence[Constant], joined: Tensor, constants: Constants) -> None:
+def _replace(decoding: Decoding, vectors: Sequence[Constant], joined: Tensor) -> None:
     """Have all that read `vectors` read their part of `joined`, in their shape."""
-    sizes = [v.values.size for v in vectors]
-    parts = split(graph, joined, sizes, constants)
+    parts = decoding.split(joined, [v.values.size for v in vectors])
     for vector, part in zip(vectors, parts, strict=True):
-        if vector.values.ndim != 1:
-            shape = constants(np.array(vector.values.shape, np.int64))
-            part = surgeon.append(graph, "Reshape", [part, shape], "unpack_Reshape")
-        replace(graph, vector, part)
+        shape = vector.values.shape
+        decoding.replace(vector, part if len(shape) == 1 else decoding.reshape(part, shape))
 
 
-def _expand_zeros(graph: Graph, vectors: Sequence[Constant], constants: Constants) -> None:
+def _expand_zeros(decoding: Decoding, vectors: Sequence[Constant]) -> None:
     for vector in vectors:
         if vector.values.size > _WORTH_AN_EXPAND and not vector.values.any():
-            inputs = [constants(np.zeros((), np.int8)), constants(np.array(vector.values.shape, np.int64))]
-            zeros = surgeon.append(graph, "Expand", inputs, "unpack_Expand")
-            replace(graph, vector, zeros)
+            zeros = decoding.op("Expand", np.zeros((), np.int8), np.array(vector.values.shape, np.int64))
+            decoding.replace(vector, zeros)

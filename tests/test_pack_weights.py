@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, checker, numpy_helper, parser
 
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.passes import pack_weights, run_passes
+from rdoq_onnx.passes import bit_rows, pack_weights, run_passes
 from rdoq_onnx.passes.pack_weights import PackWeights
 from rdoq_onnx.runtime import Runtime
 
@@ -67,11 +67,13 @@ def packed_equal(ort_run, weights, levels=LEVELS, **options):
     return packed
 
 
-def stream_and_codes(model):
-    """The bytes of the bits, and those of the channels."""
+def rows_and_codes(model):
+    """The rows of bytes of each group, by rising K, and the bytes of the channels."""
     tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    first = {n.op_type: tensors[n.input[0]] for n in reversed(model.graph.node) if n.input[0] in tensors}
-    return first["BitShift"], first["Cast"]
+    stored = {op: [tensors[n.input[0]] for n in model.graph.node if n.op_type == op and n.input[0] in tensors]
+              for op in ("Gather", "Cast")}  # fmt: skip
+    rows = [tensor for tensor in stored["Gather"] if tensor.dtype == np.uint8]
+    return sorted(rows, key=lambda r: r.shape[1]), stored["Cast"][0]
 
 
 def ops(model):
@@ -116,47 +118,51 @@ def test_values_decide_not_widths(ort_run, storage):
     packed_equal(ort_run, weights, **STORAGES[storage])
 
 
-def test_stream_has_exactly_the_bits_of_the_channels(ort_run):
-    """One stream for all; a byte a channel; a row of zeros for those K that have a channel of 0 bits."""
+def test_rows_have_exactly_the_bits_of_the_channels(ort_run):
+    """Eight rows of bits in a row of bytes; a byte a channel, and one a group."""
     some, more, other = np.array([3, 1, 8, 5]), np.array([2, 7]), np.array([0, 4, 6, 0, 1])
     weights = {
         "a": (integers((4, 3, 3), 0, some, 0), 0),
-        "b": (integers((9, 2), 1, more, 1), 1),
+        "b": (integers((3, 2, 3), 1, more, 1), 1),
         "c": (integers((5, 7), 0, other, [0, 1, 0, 0, 1]), 0),
+        "d": (integers((5, 7), 0, 1, 1), 0),
     }
     packed = packed_equal(ort_run, weights)
-    bits = 9 * (some.sum() + more.sum()) + 7 * (other.sum() + 1)
-    stream, codes = stream_and_codes(packed)
-    assert stream.nbytes == math.ceil(bits / 8)
-    assert codes.nbytes == 4 + 2 + 5
-    assert not any(t.data_type == TensorProto.INT8 for t in packed.graph.initializer)
+    rows, codes = rows_and_codes(packed)
+    assert [r.shape for r in rows] == [(math.ceil((11 + 5) / 8), 7), (math.ceil((17 + 9) / 8), 9)]
+    assert codes.nbytes == (5 + 5 + 1) + (4 + 2 + 1)
+    assert not any(t.name in weights for t in packed.graph.initializer)
 
 
 def test_widths_are_the_least_that_hold_the_integers():
     rows = {(0, 0): 0, (-1, 0): 2, (0, 1): 3, (-1, 1): 4, (-1, 2): 5, (-2, 2): 6, (0, 64): 15, (-64, 64): 16}
     packed = run_passes([PackWeights(["w"])], decoders({"w": (np.array(list(rows), np.int8), 0)}))
-    assert stream_and_codes(packed)[1].ravel().tolist() == list(rows.values())
+    assert rows_and_codes(packed)[1].tolist()[:-1] == list(rows.values())
 
 
-def test_stream_is_laid_out_as_documented():
+def test_rows_are_laid_out_as_documented():
     """Read back in plain Python, from nothing but the numbered invariants."""
-    weights = {"a": (integers((3, 5), 0, [3, 0, 6], [1, 0, 0]), 0), "b": (integers((2, 5), 0, [1, 4], [1, 0]), 0)}
-    packed = run_passes([PackWeights(["a", "b"])], decoders(weights))
-    stream, codes = stream_and_codes(packed)
-    codes = codes.ravel().tolist()
-    total = 5 * (1 + sum(c // 2 for c in codes))
-    bit = [int(stream[i % len(stream)]) >> (i // len(stream)) & 1 for i in range(total)]
-    rows = [bit[5 * r : 5 * r + 5] for r in range(total // 5)]
-    assert rows.pop(0) == [0] * 5
-    got = []
-    for code in codes:
-        b, h = divmod(code, 2)
-        planes, rows = rows[:b], rows[b:]
-        weights_of_bits = [2**j for j in range(b)]
-        if b:
-            weights_of_bits[-1] *= -1
-        got.append([sum(w * p[k] for w, p in zip(weights_of_bits, planes, strict=True)) + h for k in range(5)])
-    np.testing.assert_array_equal(got, np.concatenate([w for w, _ in weights.values()]))
+    weights = {
+        "a": (integers((3, 5), 0, [3, 0, 6], [1, 0, 0]), 0),
+        "b": (integers((2, 5), 0, [1, 4], [1, 0]), 0),
+        "c": (integers((4, 2, 2), 0, [2, 7, 0, 8], [0, 1, 0, 0]), 0),
+    }
+    packed = run_passes([PackWeights(list(weights))], decoders(weights))
+    groups, codes = rows_and_codes(packed)
+    codes = codes.tolist()
+    for k, names, stored in ((4, "c", groups[0]), (5, "ab", groups[1])):
+        bits = [[int(byte) >> j & 1 for byte in row] for row in stored for j in range(8)]
+        got = []
+        for _ in range(sum(len(weights[n][0]) for n in names)):
+            b, h = divmod(codes.pop(0), 2)
+            planes, bits = bits[:b], bits[b:]
+            places = [2**j for j in range(b)]
+            if b:
+                places[-1] *= -1
+            got.append([(1 - 2 * h) * sum(w * p[i] for w, p in zip(places, planes, strict=True)) for i in range(k)])
+        assert codes.pop(0) // 2 == len(bits) < 8
+        assert not np.any(bits)
+        np.testing.assert_array_equal(got, np.concatenate([weights[n][0].reshape(-1, k) for n in names]))
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -170,17 +176,17 @@ def test_decode_is_folded(storage):
 def test_weights_beyond_the_cap_are_decoded_apart(ort_run, monkeypatch):
     weights = {f"w{k}": (integers((4, 5 + k % 2), 0, [0, 3, 5, 1 + k], 0, seed=k), 0) for k in range(5)}
     together = packed_equal(ort_run, weights)
-    monkeypatch.setattr(pack_weights, "_TOGETHER", 50)
+    monkeypatch.setattr(bit_rows, "_TOGETHER", 50)
     apart = packed_equal(ort_run, weights)
-    assert ops(together).count("CumSum") == 1
-    assert ops(apart).count("CumSum") == 3
+    assert ops(together).count("QLinearMatMul") == 2
+    assert ops(apart).count("QLinearMatMul") == 3
 
 
 def test_weight_too_large_to_fold_stays(ort_run, monkeypatch):
     monkeypatch.setattr(pack_weights, "_FOLDABLE", 30)
     weights = {"small": (integers((4, 5), 0, 2, 0), 0), "large": (integers((4, 8), 0, 2, 0), 0)}
     packed = packed_equal(ort_run, weights)
-    assert [t.name for t in packed.graph.initializer if t.data_type == TensorProto.INT8] == ["large"]
+    assert [t.name for t in packed.graph.initializer if t.name in weights] == ["large"]
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -191,12 +197,16 @@ def test_nothing_to_pack(storage):
     assert run_passes([PackWeights(["w"], **STORAGES[storage])], model) == model
 
 
-def test_channels_of_zero_bits_alone(ort_run):
-    weights = {"w": (np.zeros((16, 3, 3), np.int8), 0), "v": (np.zeros((4, 6), np.int8), 1)}
-    packed = packed_equal(ort_run, weights)
-    stream, codes = stream_and_codes(packed)
-    assert stream.nbytes == math.ceil((9 + 4) / 8)
-    assert codes.nbytes == 16 + 6
+def test_channels_of_zero_bits_alone_and_last(ort_run):
+    """A group has two rows of bytes at least, so that what is fetched for a channel of no bits is there."""
+    weights = {
+        "w": (np.zeros((16, 3, 3), np.int8), 0),
+        "v": (np.zeros((4, 6), np.int8), 1),
+        "u": (integers((6, 7), 0, [3, 5, 0, 0, 0, 0], 0), 0),
+    }
+    rows, codes = rows_and_codes(packed_equal(ort_run, weights))
+    assert [r.shape for r in rows] == [(2, 4), (2, 7), (2, 9)]
+    assert codes.nbytes == 6 + 1 + 6 + 1 + 16 + 1
 
 
 @pytest.mark.parametrize("bad", ["s", "gone", "x"])
@@ -279,7 +289,7 @@ def test_layers_compute_and_fuse_as_with_int8(ort_run, kind, storage):
         assert sorted(kernels) == sorted(ops(RUNTIME.optimized(model, "all")))
     fused = NETS[kind][-1]
     assert fused is None or fused in kernels
-    assert not {"BitShift", "Gather", "MatMulInteger", "Split", "Cast", "Concat"} & set(kernels)
+    assert not {"BitShift", "Gather", "CumSum", "Split", "Cast", "Concat"} & set(kernels)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -293,7 +303,7 @@ def test_float_activations(ort_run, shape, axis, storage):
     model = model_of(graph, {"w": w, "s": scales})
     packed = run_passes([PackWeights(["w"], **STORAGES[storage])], model)
     if storage == "packed":
-        assert (stream_and_codes(packed)[1].ravel() // 2).tolist() == [0, 1, 2, 3, 5, 6]
+        assert (rows_and_codes(packed)[1][:-1] // 2).tolist() == [0, 1, 2, 3, 5, 6]
     feeds = {"x": np.zeros(shape, np.float32)}
     for level in LEVELS:
         np.testing.assert_array_equal(ort_run(packed, feeds, level)[0], (w * scales).astype(np.float32))
@@ -320,5 +330,5 @@ def test_other_weights_and_metadata_stay():
     onnx.helper.set_model_props(model, {"key": "value"})
     for options in STORAGES.values():
         packed = run_passes([PackWeights(["w"], **options)], model)
-        assert [t.name for t in packed.graph.initializer if t.data_type == TensorProto.INT8] == ["v"]
+        assert [t.name for t in packed.graph.initializer if t.name in "wv"] == ["v"]
         assert {p.key: p.value for p in packed.metadata_props} == {"key": "value"}
