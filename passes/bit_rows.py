@@ -44,13 +44,16 @@ from rdoq_onnx.surgeon import Graph, Tensor
 
 # Elements decoded together, unless one weight has more: memory of this size goes back to the system when it is freed.
 _TOGETHER = 2**24
-_WIDTHS = np.arange(2 * MAX_BITS + 1) // 2
-_SIGNS = 1 - 2 * (np.arange(2 * MAX_BITS + 1) % 2)
+# Bytes of the nodes that decode a group, and of those that all groups share: what saves less stays INT8.
+_GROUP_NODES = 350
+_SHARED_NODES = 650
+# What each code 2b + h is multiplied by, less 1 for the zero point.
+_FACTORS = np.array([(1 - 2 * h) * (2**b >> 1) - 1 for b in range(MAX_BITS + 1) for h in (0, 1)][:-1], np.int8)
 
 
 @dataclass(frozen=True)
 class _Group:
-    """codes: uint8 [C + 1], see 6; rows: uint8 [., K]; begin: of its first row, where all groups stand in one row."""
+    """codes: uint8 [C + 1], see 6; rows: of bytes, uint8 [., K]."""
 
     weights: list[Weight]
     codes: NDArray[np.uint8]
@@ -60,12 +63,17 @@ class _Group:
     def sizes(self) -> list[int]:
         return [len(w.bits) for w in self.weights]
 
+    @property
+    def saved(self) -> int:
+        """Bytes of the file."""
+        return sum(w.integers.size for w in self.weights) - self.rows.nbytes - self.codes.nbytes - _GROUP_NODES
+
 
 def store_rows(graph: Graph, weights: Sequence[Weight]) -> None:
-    """Replace the initializers of `weights` by stored rows and nodes that decode them."""
-    if not weights:
+    """Replace the initializers of `weights` by stored rows and nodes that decode them, where that is smaller."""
+    groups = [group for members in _members(weights) if (group := _group(members)).saved > 0]
+    if sum(group.saved for group in groups) <= _SHARED_NODES * bool(groups):
         return
-    groups = [_group(members) for members in _members(weights)]
     tensors, decoding = graph.tensors(), Decoding(graph)
     for group, decoded in zip(groups, _decode(decoding, groups), strict=True):
         shape = group.weights[0].channels_first.shape[1:]
@@ -107,16 +115,15 @@ def _group(weights: list[Weight]) -> _Group:
 def _decode(decoding: Decoding, groups: Sequence[_Group]) -> list[Tensor]:
     """The integers of each group, [C, 1, K]."""
     op = decoding.op
-    codes = np.concatenate([g.codes for g in groups])
-    code = op("Cast", codes, to=TensorProto.INT32)
-    width = op("Gather", _WIDTHS.astype(np.int32)[:, None, None], code)
+    code = op("Cast", np.concatenate([g.codes for g in groups])[:, None, None], to=TensorProto.INT32)
+    width = op("Div", code, np.array(2, np.int32))
     begin = op("CumSum", width, np.array(0, np.int32), exclusive=1)
     row = decoding.reshape(op("Div", begin, np.array(8, np.int32)), [-1, 1])
     right = op("Cast", op("Mod", begin, np.array([[8], [1]], np.int32)), to=TensorProto.UINT8)
-    most = op("Gather", np.stack([8 - _WIDTHS, 16 - _WIDTHS], axis=1).astype(np.int32)[..., None], code)
-    left = op("Cast", op("Sub", most, op("Mod", begin, np.array([[1], [8]], np.int32))), to=TensorProto.UINT8)
-    factors = np.where(_WIDTHS > 0, _SIGNS << np.maximum(_WIDTHS - 1, 0), 0) - 1
-    factor = op("Gather", np.repeat(factors.astype(np.int8), 2).reshape(-1, 1, 2), code)
+    used = op("Add", width, op("Mod", begin, np.array([[1], [8]], np.int32)))
+    left = op("Cast", op("Sub", np.array([[8], [16]], np.int32), used), to=TensorProto.UINT8)
+    factor = op("Gather", _FACTORS, code)
+    factor = op("Concat", factor, factor, axis=2)
 
     sizes = [size for g in groups for size in (len(g.codes) - 1, 1)]
     of_groups = zip(groups, *(decoding.split(t, sizes)[::2] for t in (row, right, left, factor)), strict=True)
@@ -124,7 +131,7 @@ def _decode(decoding: Decoding, groups: Sequence[_Group]) -> list[Tensor]:
     end = 0
     for group, r, to_right, to_left, f in of_groups:
         start = end
-        end += int(_WIDTHS[group.codes].sum()) // 8
+        end += int((group.codes // 2).sum()) // 8
         index = op("Add", r, np.array([0, 1], np.int32) - (start + len(group.rows)))
         moved = op("BitShift", op("Gather", group.rows, index), to_right, direction="RIGHT")
         moved = op("Cast", op("BitShift", moved, to_left, direction="LEFT"), to=TensorProto.INT8)

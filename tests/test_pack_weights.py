@@ -23,6 +23,15 @@ LEVELS = ("none", "basic", "all")
 RUNTIME = Runtime("cpu", 1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_weights_too():
+    """Weights as small as those of these tests save less than the nodes take that decode them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bit_rows, "_GROUP_NODES", -1000)
+        patch.setattr(bit_rows, "_SHARED_NODES", 0)
+        yield
+
+
 def integers(shape, axis, bits, shift, seed=0):
     """Random integers, each channel's from its window, and both ends of it where the channel has room for them."""
     bits, shift = np.broadcast_to(bits, shape[axis]), np.broadcast_to(shift, shape[axis])
@@ -73,7 +82,7 @@ def rows_and_codes(model):
     stored = {op: [tensors[n.input[0]] for n in model.graph.node if n.op_type == op and n.input[0] in tensors]
               for op in ("Gather", "Cast")}  # fmt: skip
     rows = [tensor for tensor in stored["Gather"] if tensor.dtype == np.uint8]
-    return sorted(rows, key=lambda r: r.shape[1]), stored["Cast"][0]
+    return sorted(rows, key=lambda r: r.shape[1]), stored["Cast"][0].ravel()
 
 
 def ops(model):
@@ -195,6 +204,16 @@ def test_nothing_to_pack(storage):
     model = decoders(weights)
     assert run_passes([PackWeights([], **STORAGES[storage])], model) == model
     assert run_passes([PackWeights(["w"], **STORAGES[storage])], model) == model
+
+
+def test_what_saves_less_than_its_nodes_take_stays(ort_run, monkeypatch):
+    weights = {"small": (integers((4, 9), 0, 3, 0), 0), "large": (integers((50, 60), 0, 3, 0), 0)}
+    monkeypatch.setattr(bit_rows, "_GROUP_NODES", 350)
+    packed = packed_equal(ort_run, weights)
+    assert [t.name for t in packed.graph.initializer if t.name in weights] == ["small"]
+    monkeypatch.setattr(bit_rows, "_SHARED_NODES", 2000)
+    model = decoders(weights)
+    assert run_passes([PackWeights(list(weights))], model) == model
 
 
 def test_channels_of_zero_bits_alone_and_last(ort_run):
