@@ -28,8 +28,9 @@ def quantize(
 ) -> Result:
     """Quantize `model` and verify the result.
 
-    model: a path or a ModelProto, which is not altered. calibration: a path (.npz, .npy), a dict of arrays with the
-    samples on axis 0, an iterable of feeds, or an object with ONNX Runtime's `get_next()`; None for synthetic samples.
+    model: a path or a ModelProto, which is not altered. calibration: a path of an .npz, .npy or folder (the README
+    tells of what), "module:function", a dict of arrays with the samples on axis 0, an iterable of feeds, or an object
+    with ONNX Runtime's `get_next()`; None for synthetic samples.
     bits: average bits per weight and per activation element, 0 to 8; `weight_bits` and `activation_bits` override it
     for one side, `weights_only` leaves activations in float. options: the other fields of `config.Config`.
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from rdoq_onnx import io, pipeline
 from rdoq_onnx.advice import advise
-from rdoq_onnx.config import MAX_BITS, Config, parse_pin, parse_widths
+from rdoq_onnx.config import MAX_BITS, Config, parse_numbers, parse_pin, parse_widths
 from rdoq_onnx.errors import ConfigError, RdoqError
 from rdoq_onnx.pipeline import Result
 from rdoq_onnx.report import pin_of
@@ -57,10 +57,16 @@ class Files:
 @click.option("--exclude", multiple=True, metavar="PATTERN",
               help="Leave the layers of that name or regular expression in float; may be repeated.")
 @click.option("--calibration", metavar="PATH",
-              help="Samples: an .npz with one array per input, or an .npy; axis 0 counts them.  [default: synthetic]")
+              help="Samples: an .npz with one array per input, or an .npy; axis 0 counts them. Or a folder of images, "
+              ".npy, .npz or test_data_set_*/input_*.pb files; or module:function, which gives feeds.  "
+              "[default: synthetic]")
 @click.option("--samples", type=int, metavar="N",
-              help="Use N samples, evenly spaced, a quarter of them to verify; at least 2.  "
+              help="Use N samples, evenly spaced, a seventh of them to verify; at least 2.  "
               "[default: all, or 64 synthetic ones]")
+@click.option("--image-mean", metavar="LIST",
+              help="Images become (x * scale - mean) / std; a number for each channel, or one.  [default: ImageNet's]")
+@click.option("--image-std", metavar="LIST", help="See --image-mean.  [default: ImageNet's]")
+@click.option("--image-scale", type=float, metavar="X", help="See --image-mean.  [default: 1/255]")
 @click.option("--measure", default="taylor", metavar="taylor|probe",
               help="Curves to first order, or exact and slow.")
 @click.option(
@@ -115,6 +121,8 @@ def make_config(
     widths: str,
     pin: Sequence[str],
     exclude: Sequence[str],
+    image_mean: str | None,
+    image_std: str | None,
     **rest: Any,
 ) -> Config:
     """Options, as they were typed, -> Config. Raises ConfigError."""
@@ -131,6 +139,8 @@ def make_config(
         widths=parse_widths(widths),
         pins=tuple(parse_pin(p) for p in pin),
         exclude=tuple(exclude),
+        image_mean=parse_numbers("--image-mean", image_mean),
+        image_std=parse_numbers("--image-std", image_std),
         **rest,
     )
 

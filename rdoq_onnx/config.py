@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.images import Pixels
 from rdoq_onnx.targets import TARGETS, Storage, TargetName
 
 Measure = Literal["taylor", "probe"]
@@ -28,6 +29,7 @@ class Config:
     pins: (pattern, bits) of layers or activations whose width is given; "NAME[0:16]" means channels 0 to 15 of a layer.
     exclude: patterns of layers that stay in float.
     samples: how many calibration samples to use, evenly spaced; None for all (64 where they are synthetic).
+    image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for what `images.Pixels` takes.
     measure: how curves are measured, "taylor" (first order) or "probe" (exact, slow).
     seed: of all that is random, 0 or more.
     effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" ties curves to exact
@@ -47,6 +49,9 @@ class Config:
     pins: tuple[tuple[str, int], ...] = ()
     exclude: tuple[str, ...] = ()
     samples: int | None = None
+    image_scale: float | None = None
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
     measure: Measure = "taylor"
     effort: Effort = "default"
     seed: int = 0
@@ -56,6 +61,10 @@ class Config:
     keep_channels: bool = False
     threads: int = 0
     min_sqnr: float | None = None
+
+    @property
+    def pixels(self) -> Pixels:
+        return Pixels(self.image_scale, self.image_mean, self.image_std)
 
     def __post_init__(self) -> None:
         _within("--weight-bits", self.weight_bits, 0, MAX_BITS)
@@ -78,6 +87,10 @@ class Config:
             raise ConfigError(f"--samples {self.samples}: at least 2 are needed, one to measure and one to verify")
         if self.samples is not None and self.samples > MAX_SAMPLES:
             raise ConfigError(f"--samples {self.samples}: give at most {MAX_SAMPLES}")
+        if self.image_scale is not None:
+            _numbers("--image-scale", (self.image_scale,), zero=False)
+        _numbers("--image-mean", self.image_mean, zero=True)
+        _numbers("--image-std", self.image_std, zero=False)
         if self.measure not in get_args(Measure):
             raise ConfigError(f"--measure {self.measure!r}: choose one of {', '.join(get_args(Measure))}")
         if self.effort not in get_args(Effort):
@@ -110,12 +123,25 @@ def parse_widths(text: str) -> tuple[int, ...]:
     return tuple(sorted(widths))
 
 
+def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """"0.485,0.456,0.406" -> numbers. Raises ConfigError on anything else."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is no list of numbers; give for example 0.485,0.456,0.406") from None
+
+
 def parse_pin(text: str) -> tuple[str, int]:
     """"PATTERN=BITS" -> (pattern, bits). Raises ConfigError on anything else."""
     pattern, equals, bits = text.rpartition("=")
     if not equals or not pattern or not re.fullmatch(r"\d{1,3}", bits):
         raise ConfigError(f"--pin {text!r} is not PATTERN=BITS; give for example --pin 'conv1.*=8'")
     return pattern, int(bits)
+
+
+def _numbers(option: str, numbers: tuple[float, ...] | None, zero: bool) -> None:
+    if numbers is not None and not (numbers and all(math.isfinite(n) and (n or zero) for n in numbers)):
+        raise ConfigError(f"{option} {numbers}: give finite numbers{'' if zero else ' other than 0'}, one a channel")
 
 
 def _within(option: str, value: float, low: float, high: float) -> None:

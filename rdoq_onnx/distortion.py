@@ -4,7 +4,7 @@ D is the number of output elements of one sample. With several outputs each is f
 over the calibration samples, so that none drowns the others. Outputs that are not floating point are left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,24 +33,28 @@ class Metric:
         return total / self.elements
 
 
-def metric_of(names: Sequence[str], outputs: Sequence[Sequence[Array]], samples: int) -> Metric:
-    """The metric of a network from what it gave: `outputs[batch][output]`, `samples` in all.
+def metric_of(names: Sequence[str], batches: Iterable[Sequence[Array]], samples: int) -> Metric:
+    """The metric of a network from its outputs on each of `batches`, `samples` in all.
 
     Raises CalibrationError if there is no floating-point output to compare, or one is not finite.
     """
-    floating = [k for k, value in enumerate(outputs[0]) if np.asarray(value).dtype.kind == "f"]
+    power, count = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+    floating: list[str] = []
+    for outputs in batches:
+        floating = [name for name, value in zip(names, outputs, strict=True) if np.asarray(value).dtype.kind == "f"]
+        for name, value in zip(names, outputs, strict=True):
+            if name in floating:
+                power[name] += float(np.square(value.astype(np.float64)).sum())
+                count[name] += value.size
     if not floating:
         raise CalibrationError("the model has no floating-point output, so there is no distortion to measure")
-    weights, elements = [], 0
-    for k in floating:
-        power = sum(float(np.square(batch[k].astype(np.float64)).sum()) for batch in outputs)
-        count = sum(batch[k].size for batch in outputs)
-        if not np.isfinite(power):
-            raise CalibrationError(f"output {names[k]!r} of the float model is not finite on the samples given")
-        rms = (power / max(count, 1)) ** 0.5
+    weights = []
+    for name in floating:
+        if not np.isfinite(power[name]):
+            raise CalibrationError(f"output {name!r} of the float model is not finite on the samples given")
+        rms = (power[name] / max(count[name], 1)) ** 0.5
         weights.append(1.0 / rms if len(floating) > 1 and rms > 0 else 1.0)
-        elements += count // samples
-    return Metric(tuple(names[k] for k in floating), tuple(weights), elements)
+    return Metric(tuple(floating), tuple(weights), sum(count[name] // samples for name in floating))
 
 
 def sqnr_db(signal: float, noise: float) -> float:

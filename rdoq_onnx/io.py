@@ -1,4 +1,4 @@
-"""The only module that touches the disk: models with their external data, sample files, atomic writes.
+"""Models with their external data, and atomic writes; with sample_files.py the only module that touches the disk.
 
 What is read is untrusted: no pickle, and external data comes from the model's own folder only. What is
 written appears whole or not at all.
@@ -11,13 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, set_external_data, uses_external_data
 
-from rdoq_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError
+from rdoq_onnx.errors import ConfigError, ModelError, OutputError
 
 LIMIT = 2**31 - 2**24  # bytes: protobuf writes less than 2 GiB, and names and nodes need some
 PAGE = 4096  # bytes: external data that starts on a page can be mapped into memory
@@ -97,25 +95,6 @@ def write_text(text: str, path: PathLike) -> None:
     """Write UTF-8 atomically. Raises OutputError."""
     with _atomic(Path(path)) as file:
         file.write(text.encode())
-
-
-def read_arrays(path: PathLike) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz by name, or that of an .npy as `x`. Raises CalibrationError."""
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            stored = {"x": loaded} if isinstance(loaded, np.ndarray) else loaded
-            arrays = {name: stored[name] for name in stored}
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read ({_reason(error)}); give an .npz") from error
-    except Exception as error:  # numpy, zipfile and zlib meet any bytes whatever
-        if "Object arrays" in str(error):
-            raise CalibrationError(f"{path}: holds an array of Python objects; save numbers only") from error
-        raise CalibrationError(f"{path}: is no .npz or .npy, or is truncated; use numpy.savez") from error
-    if not arrays or not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise CalibrationError(f"{path}: is an archive of something else than arrays; write it with numpy.savez")
-    return arrays
 
 
 def _read_bytes(path: Path) -> bytes:

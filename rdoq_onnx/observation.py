@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +52,24 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
     session = runtime.session(with_outputs(network.model, [*dict.fromkeys([*outputs, *names])]), "all")
     batching, sizes = _batching(session, samples, names)
     ranges: dict[str, tuple[float, float]] = {}
-    kept: list[list[Array]] = []
-    for feeds in samples.batches(batching.size):
-        values = dict(zip(session.outputs, session.run(feeds), strict=True))
-        kept.append([np.asarray(values[o]) for o in outputs])
-        for name in activations:
-            low, high = float(values[name].min()), float(values[name].max())
-            if not np.isfinite(low) or not np.isfinite(high):
-                raise CalibrationError(f"tensor {name!r} of the float model is not finite on the samples given")
-            before = ranges.get(name, (low, high))
-            ranges[name] = min(low, before[0]), max(high, before[1])
-    return Observation(ranges, sizes, metric_of(outputs, kept, len(samples)), batching)
+
+    def run() -> Iterator[list[Array]]:
+        for feeds in samples.batches(batching.size):
+            values = dict(zip(session.outputs, session.run(feeds), strict=True))
+            for name in activations:
+                _widen(ranges, name, values[name])
+            yield [np.asarray(values[o]) for o in outputs]
+
+    metric = metric_of(outputs, run(), len(samples))
+    return Observation(ranges, sizes, metric, batching)
+
+
+def _widen(ranges: dict[str, tuple[float, float]], name: str, value: Array) -> None:
+    low, high = float(value.min()), float(value.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise CalibrationError(f"tensor {name!r} of the float model is not finite on the samples given")
+    before = ranges.get(name, (low, high))
+    ranges[name] = min(low, before[0]), max(high, before[1])
 
 
 def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
@@ -93,7 +100,7 @@ def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
         runs = [session.run(samples.feeds(order)) for order in orders]
     except RdoqError as error:
         raise CalibrationError(f"the float model does not run on the samples from {samples.source}: {error}") from error
-    return all(_apart(*map(np.asarray, values), samples.batch) for values in zip(*runs, strict=True))
+    return all(_apart(samples.batch, *map(np.asarray, values)) for values in zip(*runs, strict=True))
 
 
 def _observed(network: Network) -> list[str]:
@@ -104,7 +111,7 @@ def _observed(network: Network) -> list[str]:
     return list(dict.fromkeys([*activations, *feeding, *layers]))
 
 
-def _apart(value: Array, first: Array, last: Array, batch: int) -> bool:
+def _apart(batch: int, value: Array, first: Array, last: Array) -> bool:
     """Whether `first` is `value` but for the first sample, and `last` but for the last."""
     if value.ndim == 0 or not value.shape == first.shape == last.shape or len(value) % batch:
         return False

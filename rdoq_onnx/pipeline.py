@@ -35,6 +35,7 @@ HELD_OUT = 0.15  # share of the samples that only verification sees
 TYING = (8, 32)  # samples of exact measurements, at least and at most
 TYING_WORK = {"fast": 0.0, "default": 3e10, "best": 1e11}  # elements that they may compute; larger networks go without
 JUDGING = 128  # samples that the second look measures on
+JUDGING_MEMORY = 1 << 27  # bytes of the float network's outputs that it holds
 SYNTHETIC_SAMPLES = 64
 
 Model = onnx.ModelProto | str | Path
@@ -120,7 +121,7 @@ def looked_at(
     fitting, measuring = split(samples, config)
     observation = allocation.measurement.observation
     reference = allocation.measurement.aimed.model
-    judging = measuring.some(JUDGING)
+    judging = measuring.some(min(JUDGING, max(1, JUDGING_MEMORY // (4 * observation.metric.elements))))
     judge = Judge.of(reference, judging, observation.metric, runtime, observation.batching.size)
     plan = Plan.of(config.effort, allocation, len(judging))
     with progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
@@ -165,7 +166,7 @@ def samples_for(model: onnx.ModelProto, calibration: Any, config: Config) -> Sam
     specs = input_specs(model)
     if calibration is None:
         return synthetic(specs, config.samples or SYNTHETIC_SAMPLES, config.seed, integer_ranges(model))
-    return load_samples(calibration, specs, config.samples, config.seed)
+    return load_samples(calibration, specs, config.samples, config.pixels)
 
 
 def modified(network: Network) -> onnx.ModelProto:
@@ -177,5 +178,5 @@ def modified(network: Network) -> onnx.ModelProto:
 def settings(config: Config, samples: Samples) -> dict[str, Any]:
     """What a reader of the file needs to make it again."""
     # By content: the same samples from another path, or from memory, make the same file.
-    source = samples.source if samples.source == "synthetic" else f"sha256:{samples.digest()}"
+    source = samples.source if samples.source == "synthetic" else f"sha256:{samples.digest}"
     return asdict(replace(config, provider="auto")) | {"calibration": source, "samples": len(samples)}

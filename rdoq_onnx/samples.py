@@ -1,15 +1,18 @@
 """What a model's inputs want, and the samples that go there."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from rdoq_onnx.errors import ModelError
+
+_BLOCK = 1 << 24  # bytes of samples that are read at a time where all are read one after another
 
 Array = NDArray[Any]
 
@@ -23,29 +26,59 @@ class InputSpec:
     shape: tuple[int | None, ...]
 
 
+class Rows(Protocol):
+    """Samples of one input, which are read when they are asked for: an array, a file, what is made of either."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, rows: Any, /) -> Array:
+        """The samples `rows` (indices or a slice)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Converted:
+    """What `convert` makes of `rows`, a few at a time; each of the result has `sample` as its shape."""
+
+    rows: Rows
+    sample: tuple[int, ...]
+    dtype: np.dtype[Any]
+    convert: Callable[[Array], Array]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows.shape[0], *self.sample)
+
+    def __getitem__(self, rows: Any, /) -> Array:
+        return self.convert(self.rows[rows])
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples by input name, on axis 0 of all arrays but the `constants`.
+    """Samples by input name, on axis 0. No more of them are in memory than are asked for at a time.
 
-    source: where they come from, for the user. batch: how many a run takes, None if the model leaves it free.
-    rows: of axis 0 that make one sample; more than one where the model does not keep them apart.
+    source: where they come from, for the user. constants: inputs that are the same in every run. batch: how many a run
+    takes, None if the model leaves it free. rows: of axis 0 that make one sample; more than one where the model does
+    not keep them apart. picked: the rows of the arrays that count, in order; None for all.
     """
 
     source: str
-    arrays: Mapping[str, Array]
-    constants: frozenset[str] = frozenset()
+    arrays: Mapping[str, Rows]
+    constants: Mapping[str, Array] = field(default_factory=dict)
     batch: int | None = None
     rows: int = 1
+    picked: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return next((len(a) // self.rows for name, a in self.arrays.items() if name not in self.constants), 0)
+        return len(self._picked) // self.rows
 
     def feeds(self, chosen: Any) -> dict[str, Array]:
         """What to feed for the samples `chosen` (indices or a slice)."""
-        if self.rows > 1:
-            first = self.rows * np.arange(len(self))[chosen]
-            chosen = (first[:, None] + np.arange(self.rows)).reshape(-1)
-        return {name: a if name in self.constants else a[chosen] for name, a in self.arrays.items()}
+        rows = self._rows_of(chosen)
+        return {name: a[rows] for name, a in self.arrays.items()} | dict(self.constants)
 
     def inseparable(self) -> "Samples":
         """All rows of a run as one sample."""
@@ -62,7 +95,7 @@ class Samples:
         return (feeds for _, feeds in self.counted_batches(size))
 
     def take(self, chosen: Any) -> "Samples":
-        return replace(self, arrays=self.feeds(chosen))
+        return replace(self, picked=self._rows_of(chosen))
 
     def some(self, count: int) -> "Samples":
         """At most `count` samples, evenly spaced, in whole batches where the model fixes their size."""
@@ -86,12 +119,15 @@ class Samples:
         rows = np.repeat(chosen, step)
         return self.take(np.flatnonzero(rows)), self.take(np.flatnonzero(~rows))
 
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, dtypes, shapes and values, in hexadecimal."""
+        """SHA-256 over names, dtypes, shapes and values, in hexadecimal. Reads every sample once."""
         state = hashlib.sha256()
-        for name, array in sorted(self.arrays.items()):
-            state.update(repr((name, array.dtype.str, array.shape)).encode())
-            state.update(np.ascontiguousarray(array).tobytes())
+        for name, rows in sorted((*self.arrays.items(), *self.constants.items())):
+            shape = rows.shape if name in self.constants else (len(self._picked), *rows.shape[1:])
+            state.update(repr((name, rows.dtype.str, shape)).encode())
+            for block in [rows[...]] if name in self.constants else blocks(rows, self._picked):
+                state.update(np.ascontiguousarray(block).tobytes())
         return state.hexdigest()
 
     def fixed_batch(self, specs: Sequence[InputSpec]) -> int | None:
@@ -99,10 +135,27 @@ class Samples:
 
         One at a time where a constant has a dimension of 1, since that may stand for the batch.
         """
-        if any(1 in self.arrays[name].shape for name in self.constants):
+        if any(1 in value.shape for value in self.constants.values()):
             return 1
         fixed = [s.shape[0] for s in specs if s.name not in self.constants and s.shape[0] is not None]
         return min(fixed, default=None)
+
+    @property
+    def _picked(self) -> NDArray[np.int64]:
+        count = next((a.shape[0] for a in self.arrays.values()), 0)
+        return np.arange(count) if self.picked is None else self.picked
+
+    def _rows_of(self, chosen: Any) -> NDArray[np.int64]:
+        whole = self._picked[: len(self) * self.rows].reshape(-1, self.rows)
+        rows: NDArray[np.int64] = whole[chosen].reshape(-1)
+        return rows
+
+
+def blocks(rows: Rows, picked: NDArray[np.int64]) -> Iterator[Array]:
+    """The samples `picked` of `rows`, some at a time."""
+    size = max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1)
+    for part in np.array_split(picked, -(-len(picked) * size // _BLOCK) or 1):
+        yield rows[part]
 
 
 def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:

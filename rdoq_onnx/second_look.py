@@ -86,26 +86,28 @@ class Plan:
 
 @dataclass(frozen=True)
 class Judge:
-    """Measures what is emitted, on samples with the float network's outputs."""
+    """Measures what is emitted, on `samples`, `size` at a time, against the float network's outputs `targets`."""
 
-    batches: tuple[tuple[int, dict[str, Any], list[NDArray[Any]]], ...]
+    samples: Samples
+    size: int
+    targets: tuple[list[NDArray[Any]], ...]
     metric: Metric
     runtime: Runtime
 
     @classmethod
     def of(cls, model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, size: int) -> "Judge":
         session = runtime.session(model, "all")
-        batches = [(n, feeds, session.run(feeds, metric.outputs)) for n, feeds in samples.counted_batches(size)]
-        return cls(tuple(batches), metric, runtime)
+        targets = tuple(session.run(feeds, metric.outputs) for feeds in samples.batches(size))
+        return cls(samples, size, targets, metric, runtime)
 
     def distortion(self, allocation: Allocation) -> float:
         """δ of the emitted model."""
         session = self.runtime.session(with_outputs(quantized_model(allocation), self.metric.outputs), "all")
         total = sum(
             float(self.metric.errors(session.run(feeds, self.metric.outputs), target, n).sum())
-            for n, feeds, target in self.batches
+            for (n, feeds), target in zip(self.samples.counted_batches(self.size), self.targets, strict=True)
         )
-        return total / sum(n for n, _, _ in self.batches)
+        return total / len(self.samples)
 
 
 def second_look(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rdoq_onnx.images import channel_axis
 from rdoq_onnx.samples import InputSpec
 
 SIDE = 224  # pixels of a synthetic image where the model leaves them free
@@ -23,7 +24,7 @@ Array = NDArray[Any]
 
 def draw(rng: np.random.Generator, spec: InputSpec, count: int | None, ranges: Mapping[str, int]) -> Array:
     """Random values for one input; `count` None makes a constant."""
-    axis = None if count is None else _channel_axis(spec)
+    axis = None if count is None or spec.dtype.kind != "f" else channel_axis(spec)
     if count is not None and axis is not None:
         sizes = [SIDE if size is None else size for k, size in enumerate(spec.shape) if k not in (0, axis)]
         images = _dead_leaves(rng, count, spec.shape[axis] or 1, *sizes)
@@ -38,17 +39,6 @@ def draw(rng: np.random.Generator, spec: InputSpec, count: int | None, ranges: M
         return rng.random(shape) < 0.5
     high = min(max(ranges.get(spec.name, 2), 1), np.iinfo(spec.dtype).max)
     return rng.integers(0, high, shape, spec.dtype)
-
-
-def _channel_axis(spec: InputSpec) -> int | None:
-    """Where an image has its 1 or 3 channels, None if the input looks like no image."""
-    if spec.dtype.kind != "f" or len(spec.shape) != 4:
-        return None
-    spatial = {1: spec.shape[2:], 3: spec.shape[1:3]}
-    for axis, sizes in spatial.items():
-        if spec.shape[axis] in (1, 3) and all(size is None or size >= 8 for size in sizes):
-            return axis
-    return None
 
 
 def _dead_leaves(rng: np.random.Generator, count: int, channels: int, height: int, width: int) -> Array:

@@ -1,9 +1,7 @@
 """Reading what is broken or hostile, writing all or nothing."""
 
 import os
-import pickle  # makes the file that must be refused
 import stat
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import pytest
 from onnx import TensorProto, numpy_helper, parser
 
 from rdoq_onnx import io
-from rdoq_onnx.errors import CalibrationError, ConfigError, ModelError, OutputError
+from rdoq_onnx.errors import ConfigError, ModelError, OutputError
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>'
 TEXT = HEADER + "g (float[N,3] x) => (float[N,3] y) { y = Add(x, w) }"
@@ -247,37 +245,3 @@ def test_write_refuses_paths(model, tmp_path):
     assert "is a folder" in refusal(OutputError, io.write_model, model, tmp_path)
     assert "No such file" in refusal(OutputError, io.write_text, "a", tmp_path / "no" / "a.txt")
     assert "null byte" in refusal(OutputError, io.write_text, "a", tmp_path / "a\0b")
-
-
-def test_read_arrays(tmp_path):
-    np.savez(tmp_path / "a.npz", one=np.arange(3), two=np.ones(2))
-    np.save(tmp_path / "b.npy", np.arange(4))
-    read = io.read_arrays(tmp_path / "a.npz")
-    assert list(read) == ["one", "two"]
-    assert read["one"].tolist() == [0, 1, 2]
-    assert io.read_arrays(str(tmp_path / "b.npy"))["x"].tolist() == [0, 1, 2, 3]
-
-
-def test_read_arrays_refuses(tmp_path):
-    objects = np.array([{}, []], dtype=object)
-    np.savez(tmp_path / "objects.npz", a=objects)
-    np.save(tmp_path / "objects.npy", objects)
-    np.savez(tmp_path / "none.npz")
-    np.savez(tmp_path / "cut.npz", a=np.arange(1000))
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:500])
-    np.save(tmp_path / "cut.npy", np.arange(1000))
-    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:500])
-    (tmp_path / "empty.npz").touch()
-    (tmp_path / "text.npz").write_text("hello")
-    (tmp_path / "code.npy").write_bytes(pickle.dumps([1]))
-    with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
-        archive.writestr("a.txt", "hello")
-    (tmp_path / "folder").mkdir()
-    cases = {"objects.npz": "Python objects", "objects.npy": "Python objects", "none.npz": "archive of something",
-             "zip.npz": "archive of something", "cut.npz": "truncated", "cut.npy": "truncated",
-             "empty.npz": "no .npz", "text.npz": "no .npz", "code.npy": "no .npz",
-             "missing.npz": "No such file", "folder": "directory"}  # fmt: skip
-    for name, found in cases.items():
-        message = refusal(CalibrationError, io.read_arrays, tmp_path / name)
-        assert message.startswith(f"{tmp_path / name}: ")
-        assert found in message

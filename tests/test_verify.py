@@ -61,7 +61,7 @@ def edit_integers(emission, layer, change):
 def test_measures_what_the_file_does(case, ort_run):
     original, emitted, allocation, samples = case
     found = verify_model(original, emitted, allocation, samples, RUNTIME)
-    feeds = dict(samples.arrays)
+    feeds = samples.feeds(slice(None))
     expected, got = (ort_run(m, feeds, "all")[0].astype(np.float64) for m in (original, emitted.model))
     assert found.samples == len(samples) == 12
     assert found.measured == pytest.approx(np.mean((got - expected) ** 2), rel=0.02)

@@ -20,12 +20,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from judging import FailedError, judge, judge_by_eval, program
 from tables import write
 from targets import EVAL, FLOORS, ROOT, Floor, Model, models
 
-MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 EFFORTS = ("fast", "default", "best")
 FIGURES = ("W bits", "A bits", "SQNR dB", "top-1", "float", "agree %", "file kB", "seconds")
 SIZES = (7, 7, 8, 7, 7, 8, 9, 8)
@@ -64,24 +62,11 @@ def parse_settings(text: str) -> tuple[str, ...]:
 
 
 @cache
-def calibration_file(source: Path, folder: Path) -> Path:
-    """`source`, or an .npz of its JPEGs where it is a folder: the command line reads no images yet."""
-    if not source.is_dir():
-        return source
-    from PIL import Image
-
-    made = folder / "images.npz"
-    pixels = np.stack([np.asarray(Image.open(p).convert("RGB")) for p in sorted(source.glob("*.jpg"))])
-    np.savez(made, input=((pixels.astype(np.float32) / 255 - MEAN) / STD).transpose(0, 3, 1, 2))
-    return made
-
-
-@cache
 def measured(case: Case, folder: Path, limit: int) -> dict[str, Any]:
     """Run the command line and judge its file: figures by name. Raises FailedError."""
-    calibration = calibration_file(case.model.calibration, folder)
     output, report = folder / "quantized.onnx", folder / "report.json"
-    arguments = [case.model.path, output, "--calibration", calibration, "--json", report, "--quiet", *case.options()]
+    calibration = ["--calibration", case.model.calibration]
+    arguments = [case.model.path, output, *calibration, "--json", report, "--quiet", *case.options()]
     begin = time.perf_counter()
     program(["-m", "rdoq_onnx", *arguments])
     seconds = time.perf_counter() - begin
