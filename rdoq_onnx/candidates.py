@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from rdoq_onnx.analysis import FUSION_BITS, Layer, Network
+from rdoq_onnx.analysis import FUSION_BITS, Network
 from rdoq_onnx.blocks import Blocks
 from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.graph import Graph
@@ -25,9 +26,11 @@ _FINE_TRIALS = (0.94, 1.0)
 _FINE_LEVELS = 31
 # ONNX Runtime stores a bias as INT32 in units of (activation scale x weight scale).
 _BIAS_LIMIT = 2.0**29
-_WORKING_SET = 1 << 26  # bytes of rows that are rounded at a time
+_TINY = 1e-30
+_TRIED_AT_ONCE = 1 << 12  # rows times trials that are rounded at a time: some columns of them fit the cache
 
 Float = NDArray[np.float64]
+Rows = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -78,61 +81,105 @@ def make_candidates(
     limit = integer_limit(network)
     tensors = {t.name: t for t in network.model.graph.initializer}
 
-    def quantize(item: tuple[Layer, Moments, Float | None]) -> tuple[tuple[WeightCodes, ...], ...]:
-        layer, moment, floor = item
-        rows = layer.linear.rows(numpy_helper.to_array(tensors[layer.weight])).astype(np.float64)
-        compensators = [Compensator.of(moment.covariance, damping) for damping in DAMPINGS]
-        return tuple(layer_codes(Blocks(layer.linear), rows, c, widths, limit, floor) for c in compensators)
-
-    items = zip(network.layers, moments, scale_floors(network, ranges), strict=True)
-    weights = tuple(workers.map(quantize, items))
+    layers = [
+        LayerRows(Blocks(layer.linear), layer.linear.rows(numpy_helper.to_array(tensors[layer.weight])), limit, floor)
+        for layer, floor in zip(network.layers, scale_floors(network, ranges), strict=True)
+    ]
+    # The largest first, or one thread would be left with it while the others are done.
+    largest = sorted(range(len(layers)), key=lambda k: -moments[k].covariance.size * len(layers[k].rows))
+    nearest = workers.map(lambda k: layers[k].starts(moments[k].covariance, widths), largest)
+    starts = dict(zip(largest, nearest, strict=True))
+    tasks = [(k, damping) for k in largest for damping in DAMPINGS]
+    codes = workers.map(lambda t: layers[t[0]].codes(moments[t[0]].covariance, t[1], starts[t[0]]), tasks)
+    found = dict(zip(tasks, codes, strict=True))
+    weights = tuple(tuple(tuple(found[k, d].values()) for d in DAMPINGS) for k in range(len(layers)))
     return Candidates(widths, tuple(m.mean for m in moments), weights, quantizers)
 
 
-def layer_codes(
-    blocks: Blocks,
-    rows: Float,
-    compensator: Compensator,
-    widths: tuple[int, ...],
-    limit: int,
-    least_scale: Float | None,
-) -> tuple[WeightCodes, ...]:
-    """`rows` [units, weights of a row] of a layer, rounded with error compensation at each width."""
-    diagonal = np.einsum("gkk->gk", compensator.hessian)[:, None, :]
-    units = blocks.cut(rows).shape[1]
-    importance = blocks.join(np.broadcast_to(diagonal, (len(diagonal), units, diagonal.shape[2])))
-    floor = scale_floor(rows, least_scale)
-    found = []
-    for bits in widths:
-        start = quantize_rows(rows, bits, limit, least_scale, importance)
-        if bits:
-            start = _compensated(blocks, rows, compensator, start.scales, window(rows, bits, limit), floor)
-        found.append(start)
-    return tuple(found)
+@dataclass(frozen=True)
+class LayerRows:
+    """A layer to round: its weights as rows [units, weights of a row].
+
+    limit: bound on the integers' magnitude. least_scale [units]: scales may not be smaller.
+    """
+
+    blocks: Blocks
+    rows: Rows
+    limit: int
+    least_scale: Float | None
+
+    def starts(self, covariance: Float, widths: tuple[int, ...]) -> dict[int, WeightCodes]:
+        """Rounded to nearest at each width; weights count as their inputs vary."""
+        diagonal = np.einsum("gkk->gk", covariance)
+        diagonal = diagonal + DAMPINGS[0] * np.maximum(diagonal.mean(axis=1, keepdims=True), _TINY)
+        blocks = self.blocks.cut(self.rows)
+        importance = self.blocks.join(np.broadcast_to(diagonal[:, None, :], blocks.shape))
+        return {b: quantize_rows(self.rows, b, self.limit, self.least_scale, importance) for b in widths}
+
+    def codes(self, covariance: Float, damping: float, starts: Mapping[int, WeightCodes]) -> dict[int, WeightCodes]:
+        """Rounded with error compensation at each width, at scales around those of `starts`."""
+        trials = {b: _Trials.around(c.scales, *window(self.rows, b, self.limit)) for b, c in starts.items() if b}
+        if not trials:
+            return dict(starts)
+        compensator = Compensator.of(covariance, damping)
+        floor = scale_floor(self.rows, self.least_scale)
+        found = _compensated(self.blocks, self.rows.astype(np.float32), compensator, list(trials.values()), floor)
+        return {**starts, **dict(zip(trials, found, strict=True))}
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Scales to try for each row at one width, [units, T], and the integers' bounds."""
+
+    scales: Float
+    low: Float
+    high: Float
+
+    @classmethod
+    def around(cls, scales: NDArray[np.float32], low: Float, high: Float) -> "_Trials":
+        factors = np.array(_TRIALS if high.max() - low.min() < _FINE_LEVELS else _FINE_TRIALS)
+        tried = scales[:, None] * factors
+        return cls(tried, *(np.broadcast_to(bound[:, None], tried.shape) for bound in (low, high)))
 
 
 def _compensated(
-    blocks: Blocks, rows: Float, compensator: Compensator, scales: NDArray[np.float32], bounds: tuple[Float, Float],
-    floor: Float,
-) -> WeightCodes:  # fmt: skip
-    """The best of several scales around `scales` for each row, by the error on the layer's output."""
-    integers, chosen = np.empty(rows.shape), np.empty(len(rows))
-    trials = np.array(_TRIALS if bounds[1].max() - bounds[0].min() < _FINE_LEVELS else _FINE_TRIALS)
-    size = max(1, _WORKING_SET // (8 * rows.shape[1] * len(trials))) if blocks.single else len(rows)
+    blocks: Blocks, rows: NDArray[np.float32], compensator: Compensator, widths: Sequence[_Trials], floor: Float
+) -> list[WeightCodes]:
+    """For each width the best of its trials for each row, by the error on the layer's output."""
+    low, high = (np.concatenate([getattr(w, name) for w in widths], axis=1) for name in ("low", "high"))
+    tried = stored(np.maximum(np.concatenate([w.scales for w in widths], axis=1), floor[:, None]))
+    ends = np.cumsum([w.scales.shape[1] for w in widths])
+    integers = np.empty((len(rows), len(widths), rows.shape[1]), np.int8)
+    picks = np.empty((len(rows), len(widths)), np.int64)
+    # Any subset of rows can be cut into blocks on its own where there is one group.
+    size = max(1, _TRIED_AT_ONCE // tried.shape[1]) if blocks.single else len(rows)
     for first in range(0, len(rows), size):
         part = slice(first, first + size)
-        tried = stored(np.maximum(scales[part, None] * trials, floor[part, None]))
-        low, high = (np.broadcast_to(bound[part, None], tried.shape) for bound in bounds)
-        weights = np.repeat(blocks.cut(rows[part]), len(trials), axis=1)
-        q, loss = compensator.round(weights, blocks.spread(tried), blocks.spread(low), blocks.spread(high))
-        pick = blocks.gather(loss, len(trials)).argmin(axis=1)
-        best = blocks.spread(pick[:, None])[:, :, None, None]
-        kept = np.take_along_axis(q.reshape(len(q), -1, len(trials), q.shape[2]), best, axis=2)[:, :, 0]
-        integers[part], chosen[part] = blocks.join(kept), tried[np.arange(len(pick)), pick]
+        bounds = (blocks.spread(v[part]).astype(np.float32) for v in (tried, low, high))
+        q, loss = compensator.round(blocks.cut(rows[part]), *bounds)
+        for w, losses in enumerate(np.split(blocks.gather(loss, tried.shape[1]), ends[:-1], axis=1)):
+            picks[part, w] = losses.argmin(axis=1) + ends[w] - losses.shape[1]
+        best = blocks.spread(picks[part]).reshape(len(q), 1, -1, len(widths))
+        kept = np.take_along_axis(q.swapaxes(1, 2).reshape(*q.shape[::2], -1, tried.shape[1]), best, axis=3)
+        for w in range(len(widths)):
+            integers[part, w] = blocks.join(kept[..., w].swapaxes(1, 2))
+    scales = np.take_along_axis(tried, picks, axis=1)
     if blocks.parts == 1 and not blocks.shared:
-        spread = blocks.spread(chosen[:, None]), blocks.spread(floor[:, None])
-        chosen = blocks.gather(compensator.refit(blocks.cut(rows), blocks.cut(integers), *spread), 1)[:, 0]
-    return WeightCodes(integers.astype(np.int8), stored(chosen).astype(np.float32))
+        scales = _refitted(blocks, rows, integers, compensator, scales, floor)
+    return [WeightCodes(q, s.astype(np.float32)) for q, s in zip(integers.swapaxes(0, 1), scales.T, strict=True)]
+
+
+def _refitted(
+    blocks: Blocks, rows: NDArray[np.float32], integers: NDArray[np.int8], compensator: Compensator, scales: Float,
+    floor: Float,
+) -> Float:  # fmt: skip
+    """The scales [units, W] of least error for integers [units, W, K]."""
+    count = integers.shape[1]
+    grouped = integers.reshape(blocks.linear.group, -1, integers.shape[2])
+    weights = np.repeat(blocks.cut(rows), count, axis=1)
+    least = blocks.spread(np.broadcast_to(floor[:, None], scales.shape))
+    found = compensator.refit(weights, grouped, blocks.spread(scales), least)
+    return stored(blocks.gather(found, count))
 
 
 def scale_floors(

@@ -28,6 +28,7 @@ _CLIPS = {1: (0.05, 0.5), 2: (0.1, 0.6), 3: (0.14, 0.8), 4: (0.2, 1.0), 5: (0.25
 _CLIPS[8] = (0.4, 1.0)
 _CLIPS_TRIED = 8
 _REFINEMENTS = (0.82, 0.91, 1.1, 1.21)
+_BLOCK = 1 << 15  # weights times trials that are rounded at once: they stay in the cache
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -93,18 +94,36 @@ def quantize_rows(
     if bits == 0:
         scales = np.maximum(np.maximum(peak / limit, floor), np.median(peak) / limit)
         return WeightCodes(np.zeros(rows.shape, np.int8), stored(scales).astype(np.float32))
-    best = np.full(len(rows), np.inf)
-    integers, scales = np.zeros(rows.shape), np.ones(len(rows))
     low, high = window(rows, bits, limit)
-    reach = np.maximum(np.abs(low), np.abs(high))
-    for share in _RANGE_SHARES:
-        trial = stored(np.maximum(share * peak / reach, floor))
-        q = np.clip(np.rint(rows / trial[:, None]), low[:, None], high[:, None])
-        trial = _fitted(rows, q, trial, floor, importance)
-        error = (importance * (rows - trial[:, None] * q) ** 2).sum(axis=1)
-        better = error < best
-        best[better], integers[better], scales[better] = error[better], q[better], trial[better]
-    return WeightCodes(integers.astype(np.int8), scales.astype(np.float32))
+    integers, scales = np.empty(rows.shape, np.int8), np.empty(len(rows))
+    importance = np.broadcast_to(importance, rows.shape)
+    size = max(1, _BLOCK // (len(_RANGE_SHARES) * max(rows.shape[1], 1)))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        bounds = low[part, None], high[part, None], floor[part, None]
+        integers[part], scales[part] = _least_error(rows[part], peak[part, None], importance[part], bounds)
+    return WeightCodes(integers, scales.astype(np.float32))
+
+
+def _least_error(
+    rows: FloatArray, peak: FloatArray, importance: FloatArray, bounds: tuple[FloatArray, FloatArray, FloatArray]
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Integers and scale of each row, for the best of all range shares; bounds: (low, high, least scale) [R, 1].
+
+    The error of q at scale s is Σ i w² - 2 s Σ i w q + s² Σ i q², i the importance.
+    """
+    low, high, floor = bounds
+    trials = stored(np.maximum(_RANGE_SHARES * peak / np.maximum(np.abs(low), np.abs(high)), floor))
+    q = rows[:, None, :] / trials[:, :, None]
+    np.rint(q, out=q)
+    np.clip(q, low[:, :, None], high[:, :, None], out=q)
+    product = (q @ (importance * rows)[:, :, None])[:, :, 0]
+    power = (np.square(q) @ importance[:, :, None])[:, :, 0]
+    usable = (power > 0) & (product > 0)
+    trials = stored(np.maximum(np.where(usable, product / np.where(usable, power, 1.0), trials), floor))
+    best = (trials * (trials * power - 2 * product)).argmin(axis=1)
+    rest = np.arange(len(rows))
+    return q[rest, best].astype(np.int8), trials[rest, best]
 
 
 def window(rows: FloatArray, bits: int, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -126,16 +145,6 @@ def stored(scales: FloatArray) -> NDArray[np.float64]:
     mantissa, exponent = np.frexp(scales.astype(np.float64))
     result: NDArray[np.float64] = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)
     return result
-
-
-def _fitted(
-    rows: FloatArray, q: FloatArray, scales: FloatArray, floor: NDArray[np.float64], importance: FloatArray
-) -> NDArray[np.float64]:
-    """The scale of least squared error for given integers: ⟨w, q⟩ / ⟨q, q⟩."""
-    power = (importance * q * q).sum(axis=1)
-    product = (importance * rows * q).sum(axis=1)
-    usable = (power > 0) & (product > 0)
-    return stored(np.maximum(np.where(usable, product / np.where(usable, power, 1.0), scales), floor))
 
 
 def affine(low: float, high: float, bits: int, symmetric: bool = False) -> Affine:

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 
 from rdoq_onnx.blocks import Blocks
 from rdoq_onnx.budget import Allocation
-from rdoq_onnx.candidates import Candidates, integer_limit, layer_codes, scale_floors
+from rdoq_onnx.candidates import Candidates, LayerRows, integer_limit, scale_floors
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import chosen_weights, quantized_model
 from rdoq_onnx.measurement import Measurement, curves_of
@@ -16,7 +16,6 @@ from rdoq_onnx.moments import collect
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
-from rdoq_onnx.rounding import Compensator
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.taylor import first_order
@@ -44,11 +43,11 @@ def rerounded(
     tensors = {t.name: t for t in network.model.graph.initializer}
     codes, means = list(measurement.codes), list(measurement.means)
     for k, layer, moment in zip(portion.tolist(), layers, moments, strict=True):
-        rows = layer.linear.rows(numpy_helper.to_array(tensors[layer.weight])).astype(np.float64)
+        weights = layer.linear.rows(numpy_helper.to_array(tensors[layer.weight]))
+        rows = LayerRows(Blocks(layer.linear), weights, integer_limit(network), floors[k])
         widths = tuple(np.unique(allocation.layer_bits[k]).tolist())
-        compensator = Compensator.of(moment.covariance, _DAMPING)
-        found = layer_codes(Blocks(layer.linear), rows, compensator, widths, integer_limit(network), floors[k])
-        codes[k] = {**codes[k], **dict(zip(widths, found, strict=True))}
+        starts = rows.starts(moment.covariance, widths)
+        codes[k] = {**codes[k], **rows.codes(moment.covariance, _DAMPING, starts)}
         means[k] = moment.mean
     return replace(allocation, measurement=replace(measurement, codes=tuple(codes), means=tuple(means)))
 

@@ -5,17 +5,20 @@ The error that a channel w leaves on the layer's output, bias corrected, is
     E[(wᵀx - ŵᵀx)²] = (w - ŵ)ᵀ H (w - ŵ),    H = Cov(x) + damping
 
 (OBQ; GPTQ, Frantar et al., ICLR 2023). With Uᵀ U = H⁻¹, U upper triangular, the weights are rounded one after another;
-the error e_k = (w_k - ŵ_k) / U_kk is spread over the rest, w_j -= e_k U_kj for j > k, and Σ e_k² is the error above.
-All channels, widths and trial scales of a layer are rows of one matrix; columns go in blocks, so that almost all the
-work is matrix products. Inputs of large variance go first, while there is most left to compensate with.
+the error e_k = w_k - ŵ_k is spread over the rest, w_j -= e_k U_kj / U_kk for j > k, and Σ (e_k / U_kk)² is the error
+above. All channels, widths and trial scales of a layer are rows of one matrix; what columns before a block have left to
+it is one matrix product. Inputs of large variance go first, while there is most left to compensate with.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
+Rows = NDArray[np.floating[Any]]
 _BLOCK = 32
 
 
@@ -45,35 +48,84 @@ class Compensator:
         factor = np.swapaxes(np.linalg.cholesky((inverse + np.swapaxes(inverse, 1, 2)) / 2), 1, 2)
         return cls(hessian, np.ascontiguousarray(factor), order)
 
-    def round(self, weights: Float, scales: Float, low: Float, high: Float) -> tuple[Float, Float]:
-        """Round rows of weights [G, R, K] at `scales` to integers low..high, [G, R] each.
+    def round(self, weights: Rows, scales: Rows, low: Rows, high: Rows) -> tuple[NDArray[np.int8], Float]:
+        """Round rows of weights [G, R, K] to integers low..high, in the precision of `weights`.
 
-        Returns integers [G, R, K] and the error of each row [G, R].
+        scales, low, high [G, R·T]: T trials of each row, one after another.
+        Returns integers [G, R·T, K] and the error of each trial [G, R·T].
         """
-        left = np.ascontiguousarray(np.take_along_axis(weights, self.order[:, None, :], axis=2).swapaxes(1, 2))
-        integers = np.empty_like(left)
-        loss = np.zeros_like(scales)
-        count = left.shape[1]
-        for start in range(0, count, _BLOCK):
-            stop = min(start + _BLOCK, count)
-            errors = np.empty((len(left), stop - start, left.shape[2]))
-            for k in range(start, stop):
-                column, pivot = left[:, k], self.factor[:, k, k, None]
-                q = np.clip(np.rint(column / scales), low, high)
-                error = (column - q * scales) / pivot
-                integers[:, k], errors[:, k - start] = q, error
-                loss += error * error
-                left[:, k + 1 : stop] -= self.factor[:, k, k + 1 : stop, None] * error[:, None]
-            if stop < count:
-                left[:, stop:] -= np.swapaxes(self.factor[:, start:stop, stop:], 1, 2) @ errors
-        result = np.empty_like(integers)
-        np.put_along_axis(result, self.order[:, :, None], integers, axis=1)
-        return result.swapaxes(1, 2), loss
+        trials = scales.shape[1] // weights.shape[1]
+        ordered = np.take_along_axis(weights, self.order[:, None, :], axis=2).swapaxes(1, 2)
+        pivots = np.einsum("gkk->gk", self.factor)
+        spread = (self.factor / pivots[:, :, None]).astype(weights.dtype)
+        if len(self.order) > 1 and weights.shape[2] <= _BLOCK:
+            return self._round_groups(ordered, trials, spread, pivots, (scales, low, high))
+        integers = np.empty((len(self.order), weights.shape[2], scales.shape[1]), np.int8)
+        loss = np.empty(scales.shape)
+        for g, order in enumerate(self.order):
+            rounded, errors = _round(ordered[g], trials, spread[g], (scales[g], low[g], high[g]))
+            integers[g, order] = rounded
+            loss[g] = _weighted_squares(errors, pivots[g])
+        return integers.swapaxes(1, 2), loss
 
-    def refit(self, weights: Float, integers: Float, scales: Float, floor: Float) -> Float:
-        """The scale of least error for given integers: qᵀ H w / qᵀ H q. Shapes as for `round`."""
-        weighted = integers @ self.hessian
+    def _round_groups(
+        self, ordered: Rows, trials: int, spread: Rows, pivots: Float, bounds: tuple[Rows, Rows, Rows]
+    ) -> tuple[NDArray[np.int8], Float]:
+        """Many small groups, as a depthwise convolution has them: groups along the last axis, all at once."""
+        turned = [np.ascontiguousarray(b.T) for b in bounds]
+        rounded, errors = _round(ordered.transpose(1, 2, 0), trials, spread.transpose(1, 2, 0), turned)
+        integers = np.empty(rounded.shape, np.int8)
+        np.put_along_axis(integers, self.order.T[:, None, :], rounded, axis=0)
+        loss = np.einsum("krg,krg,kg->gr", errors, errors, 1 / pivots.T**2)
+        return integers.transpose(2, 1, 0), loss
+
+    def refit(self, weights: Rows, integers: NDArray[np.number[Any]], scales: Float, floor: Float) -> Float:
+        """The scale of least error for given integers: qᵀ H w / qᵀ H q. Shapes as for `round`, one trial a row."""
+        weighted = integers.astype(weights.dtype) @ self.hessian.astype(weights.dtype)
         power = (weighted * integers).sum(axis=2)
         product = (weighted * weights).sum(axis=2)
         usable = (power > 0) & (product > 0)
         return np.maximum(np.where(usable, product / np.where(usable, power, 1.0), scales), floor)
+
+
+def _round(ordered: Rows, trials: int, spread: Rows, bounds: Sequence[Rows]) -> tuple[NDArray[np.int8], Rows]:
+    """Integers and errors w - ŵ of weights [K, R] with factors [K, K], or with a last axis of groups in each.
+
+    bounds: scales, least and greatest integers [R·T].
+    """
+    (scales, low, high), count = bounds, len(ordered)
+    inverse = 1 / scales
+    errors = np.empty((count, *scales.shape), ordered.dtype)
+    integers = np.empty(errors.shape, np.int8)
+    q = np.empty_like(scales)
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        block = np.repeat(ordered[start:stop], trials, axis=1)
+        if start:
+            block -= spread[:start, start:stop].T @ errors[:start]
+        for k in range(start, stop):
+            column = block[k - start]
+            if k > start:
+                column -= _carried(spread[start:k, k], errors[start:k])
+            np.multiply(column, inverse, out=q)
+            np.rint(q, out=q)
+            np.maximum(q, low, out=q)
+            np.minimum(q, high, out=q)
+            integers[k] = q
+            np.multiply(q, scales, out=q)
+            np.subtract(column, q, out=errors[k])
+    return integers, errors
+
+
+def _carried(spread: Rows, errors: Rows) -> Rows:
+    """What the weights rounded before have left to one column."""
+    return spread @ errors if spread.ndim == 1 else np.einsum("kg,krg->rg", spread, errors)
+
+
+def _weighted_squares(errors: Rows, pivots: Float) -> Float:
+    """Σ e² with e the errors [K, R] over the pivots [K]."""
+    total = np.zeros(errors.shape[1])
+    for start in range(0, len(errors), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        total += pivots[part] ** -2.0 @ np.square(errors[part], dtype=np.float64)
+    return total
