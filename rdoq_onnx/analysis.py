@@ -162,6 +162,8 @@ def _find_layers(graph: Graph, config: Config) -> tuple[tuple[Layer, ...], tuple
             unmatched.pop(pattern, None)
         if excluding and not isinstance(result, str):
             result = "excluded by --exclude"
+        if node.op_type in TARGETS[config.target].one_scale and not isinstance(result, str):
+            result = f"--target {config.target} wants one scale for its weight, channels have scales of their own here"
         if isinstance(result, str):
             skipped.append(Skip(node.name, node.op_type, result))
         else:

@@ -13,6 +13,7 @@ from rdoq_onnx.budget import Allocation, allocate_bits
 from rdoq_onnx.calibration import load_samples, synthetic
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import emit_model
+from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.measurement import Measurement, measure_network, split
 from rdoq_onnx.observation import separated
 from rdoq_onnx.parallel import workers
@@ -27,6 +28,7 @@ from rdoq_onnx.report import Report, make_report
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples, input_specs
 from rdoq_onnx.second_look import Judge, Plan, Step, second_look
+from rdoq_onnx.targets import CASTS_INT4, COMPLETE, TARGETS
 from rdoq_onnx.ties import runs, tie
 from rdoq_onnx.verify import verify_model
 
@@ -73,6 +75,7 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress, *, a
     Raises RdoqError of the kind that errors.py lists.
     """
     runtime = Runtime(config.provider, config.threads)
+    check_storage(config, runtime)
     with progress.step("normalize"):
         original, normal = read_normalized(model)
         network, samples = network_and_samples(normal, calibration, config, runtime)
@@ -93,6 +96,17 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress, *, a
     source = str(model) if not isinstance(model, onnx.ModelProto) else ""
     report = make_report(source, original, emission, allocation, verification, samples, progress.seconds, steps)
     return Result(emission.model, report, allocation, config, alone)
+
+
+def check_storage(config: Config, runtime: Runtime) -> None:
+    """Raise ConfigError if the ONNX Runtime at hand does not read the types that weights shall be stored in."""
+    target = TARGETS[config.target]
+    needed = COMPLETE if target.int2 else CASTS_INT4
+    if (config.storage or target.storages[0]) == "native" and runtime.version < needed:
+        found, first = (".".join(map(str, v)) for v in (runtime.version, needed))
+        raise ConfigError(
+            f"--storage native: its types need ONNX Runtime {first}, found {found}; upgrade it, or use --storage int8"
+        )
 
 
 def measured(

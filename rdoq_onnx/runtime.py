@@ -69,6 +69,12 @@ class Runtime:
             )
 
     @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor version of ONNX Runtime."""
+        major, minor = ort.__version__.split(".")[:2]
+        return int(major), int(minor)
+
+    @property
     def providers(self) -> list[str]:
         """Execution providers in the order of preference.
 

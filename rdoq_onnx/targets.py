@@ -6,8 +6,8 @@
 - openvino: its kernels without VNNI have the same 16 bit sums. It does not read INT2, and folds Cast, Concat and Gather
   of weights, but no bit operations (OpenVINO 2026.4).
 - tensorrt: INT8 around a zero point of 0 for activations and weights, nothing between QuantizeLinear and
-  DequantizeLinear, weights behind nothing but a DequantizeLinear, float biases (NVIDIA TensorRT documentation, "Working
-  with Quantized Types"; tensorrt_rules.py checks them all).
+  DequantizeLinear, weights behind nothing but a DequantizeLinear, one scale for all of a ConvTranspose, float biases
+  (NVIDIA TensorRT documentation, "Working with Quantized Types"; tensorrt_rules.py checks them all).
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,8 @@ class Target:
     symmetric: activations are INT8 with a zero point of 0; else UINT8 with any. weight_limit: greatest magnitude of
     the integers of weights beside quantized activations. integer_biases: biases are INT32 in steps of activation scale
     x weight scale; else float. storages: how weights may be stored, the default first. int2: whether INT2 is read.
+    one_scale: types of layers that have one scale for all channels of their weights, and stay in float as channels
+    have scales of their own here.
     """
 
     name: TargetName
@@ -32,6 +34,7 @@ class Target:
     integer_biases: bool
     storages: tuple[Storage, ...]
     int2: bool
+    one_scale: tuple[str, ...] = ()
 
     @property
     def widest(self) -> int:
@@ -39,11 +42,16 @@ class Target:
         return (2 * self.weight_limit - 1).bit_length()
 
 
+# The first ONNX Runtime that runs all that is emitted: INT2, and Min of UINT8, which holds ceilings for each channel.
+COMPLETE = (1, 24)
+# The first that casts INT4.
+CASTS_INT4 = (1, 23)
+
 TARGETS: dict[TargetName, Target] = {
     t.name: t
     for t in (
         Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True),
         Target("openvino", False, 64, True, ("native", "int8"), False),
-        Target("tensorrt", True, 127, False, ("int8",), False),
+        Target("tensorrt", True, 127, False, ("int8",), False, ("ConvTranspose",)),
     )
 }

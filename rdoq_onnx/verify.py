@@ -20,6 +20,7 @@ from rdoq_onnx.kernels import float_layers, kernel_counts
 from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.runtime import Feeds, Level, Runtime
 from rdoq_onnx.samples import Samples
+from rdoq_onnx.targets import COMPLETE
 from rdoq_onnx.tensorrt_rules import violations
 
 Run = Callable[[Feeds, Sequence[str]], list[NDArray[Any]]]
@@ -97,7 +98,8 @@ def verify_model(
             measured += float(metric.errors(found.run(feeds), aimed.run(feeds), count).sum())
         optimized = runtime.optimized(quantized, "all")
     except ModelError as error:
-        raise VerificationError(f"the emitted model does not run: {error}") from error
+        mend = f"; {'.'.join(map(str, COMPLETE))} runs all that is emitted" if runtime.version < COMPLETE else ""
+        raise VerificationError(f"the emitted model does not run: {error}{mend}") from error
     measured /= len(samples)
     noise, plain = float(sums[0]), float(sums[1])
     where = ("ONNX Runtime's default level", *others)

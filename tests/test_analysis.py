@@ -242,6 +242,15 @@ def test_reason_for_what_stays_in_float(reason):
     assert reason in skip.reason
 
 
+def test_layer_whose_scales_a_target_does_not_take():
+    """TensorRT wants one scale for the weight of a ConvTranspose."""
+    text = "g (float[1, 4, 8, 8] x) => (float z) { y = ConvTranspose (x, w) z = Conv (y, v) }"
+    network = find(text, Config(target="tensorrt"), w=(4, 5, 2, 2), v=(3, 5, 1, 1))
+    assert [layer.weight for layer in network.layers] == ["v"]
+    assert [(s.op_type, "one scale" in s.reason) for s in network.skipped] == [("ConvTranspose", True)]
+    assert len(find(text, w=(4, 5, 2, 2), v=(3, 5, 1, 1)).layers) == 2
+
+
 def test_nothing_to_quantize():
     with pytest.raises(ModelError, match="no Conv, ConvTranspose, Gemm or MatMul with a constant weight"):
         find("g (float[4, 4] x) => (float[4, 4] y) { y = Relu (x) }")

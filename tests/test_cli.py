@@ -145,6 +145,15 @@ def test_storage_that_a_target_cannot_read(main: Any, tmp_path: Path) -> None:
     refused(main, [CNN, output, *FEW, *options], output, 2, "--storage", "--target tensorrt")
 
 
+def test_storage_that_the_runtime_at_hand_cannot_read(
+    main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Runtime, "version", (1, 23))
+    output, options = tmp_path / "out.onnx", ["--bits", "6", "--effort", "fast", *FEW]
+    refused(main, [CNN, output, *options, "--storage", "native"], output, 2, "--storage native", "1.24", "1.23")
+    assert main(CNN, output, *options, "--target", "openvino").code == 0
+
+
 def digits(count: int) -> NDArray[np.float32]:
     with np.load(MODELS / "digits_test.npz") as data:
         scaled: NDArray[np.float32] = (data["x"][:count] / np.float32(255) - data["mean"]) / data["std"]
