@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import as_pattern
-from rdoq_onnx.budget import Allocation, Side, allocate_bits
-from rdoq_onnx.config import MAX_BITS, Config
+from rdoq_onnx.budget import Allocation, allocate_bits
+from rdoq_onnx.config import MAX_BITS, Config, Side
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.frontier import with_budget
 from rdoq_onnx.report import Report, pin_of
@@ -67,7 +67,7 @@ def _pin(allocation: Allocation, config: Config) -> list[str]:
     share = extra / float(spent[rows].sum())
     if not 0 < share <= _DEAR:
         return []
-    now = config.activation_bits if worst.side == "activations" else config.weight_bits
+    now = config.activation_bits if worst.side == "activations" else _weight_bits(allocation, config)
     budget = max(_up((int(spent[rows].sum()) + extra) / int(curves.elements[rows].sum())), now or 0.0)
     trial = with_budget(replace(config, pins=(*config.pins, (as_pattern(worst.name), width))), worst.side, budget)
     found = _predicted(allocation, trial)
@@ -85,7 +85,7 @@ def _more_bits(allocation: Allocation, config: Config) -> list[str]:
     if config.joint or config.activation_bits is None:
         sides = ("both",) if config.joint else ("weights",)
     side = max(sides, key=lambda s: float(taken[_rows_of(s, allocation)].sum()))
-    now = config.activation_bits if side == "activations" else config.weight_bits
+    now = config.activation_bits if side == "activations" else _weight_bits(allocation, config)
     if now is None or now >= MAX_BITS or total <= 0:
         return []
     budget = min(now + 1, MAX_BITS)
@@ -95,6 +95,10 @@ def _more_bits(allocation: Allocation, config: Config) -> list[str]:
     who = "weights and activations take" if side == "both" else f"{side} take"
     share = 100 * float(taken[_rows_of(side, allocation)].sum()) / total
     return [f"{who} {share:.0f} % of the distortion: {_budget_option(side, budget)} leaves {100 * found / total:.0f} %"]
+
+
+def _weight_bits(allocation: Allocation, config: Config) -> float:
+    return config.weight_bits if config.size is None else _up(allocation.weight_average)
 
 
 def _units(allocation: Allocation, config: Config) -> list[_Unit]:

@@ -6,6 +6,7 @@ layer, taken where its values are made: behind the activation function and befor
 8 bits for one reason: ONNX Runtime's integer convolution wants a quantized output.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -148,20 +149,32 @@ def integer_ranges(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
+def nearest(pattern: str, names: Iterable[str]) -> str:
+    """What to say of a pattern that matches none of `names`."""
+    found = difflib.get_close_matches(pattern, list(names), 1, 0.0)
+    return f"; the nearest is {found[0]!r}" if found else ""
+
+
 def _find_layers(graph: Graph, config: Config) -> tuple[tuple[Layer, ...], tuple[Skip, ...]]:
     found: dict[tuple[str, Linear], list[Use]] = {}
     skipped = []
     unmatched = dict.fromkeys(config.exclude)
+    known: list[str] = []
+    types: dict[str, None] = {}
     for node in graph.nodes:
         if node.op_type not in LAYER_TYPES or node.domain not in ("", "ai.onnx"):
             continue
         result = _read_layer(node, graph)
         names = (node.name,) if isinstance(result, str) else (node.name, result[0])
+        known += names
+        types[node.op_type] = None
         excluding = [p for p in config.exclude if matches(p, names)]
         for pattern in excluding:
             unmatched.pop(pattern, None)
         if excluding and not isinstance(result, str):
             result = "excluded by --exclude"
+        if node.op_type in config.exclude_ops and not isinstance(result, str):
+            result = "excluded by --exclude-op"
         if node.op_type in TARGETS[config.target].one_scale and not isinstance(result, str):
             result = f"--target {config.target} wants one scale for its weight, channels have scales of their own here"
         if isinstance(result, str):
@@ -170,7 +183,10 @@ def _find_layers(graph: Graph, config: Config) -> tuple[tuple[Layer, ...], tuple
             use = Use(node.name, node.input[1 - result[1].weight_side], node.output[0])
             found.setdefault(result, []).append(use)
     for pattern in unmatched:
-        raise ConfigError(f"--exclude {pattern!r} matches no layer; `--verbose` lists their names")
+        raise ConfigError(f"--exclude {pattern!r} matches no layer{nearest(pattern, known)}")
+    for kind in config.exclude_ops:
+        if kind not in types:
+            raise ConfigError(f"--exclude-op {kind!r} is the type of no layer{nearest(kind, types)}")
     layers = tuple(Layer(uses[0].node, w, linear, tuple(uses)) for (w, linear), uses in found.items())
     return layers, tuple(skipped)
 
@@ -289,7 +305,8 @@ def _check_pins(network: Network, config: Config) -> None:
     for pattern, bits in config.pins:
         name, channels = channel_range(pattern)
         if not any(matches(name, n) for n in (layers if channels else layers + tensors)):
-            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation; `--verbose` lists their names")
+            known = [n for names in (layers if channels else layers + tensors) for n in names]
+            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, known)}")
 
 
 def _maker(tensor: str, graph: Graph) -> str:

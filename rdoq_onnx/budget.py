@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.allocate import Solution, solve
-from rdoq_onnx.analysis import channel_range, layer_names, matches
-from rdoq_onnx.config import MAX_BITS, Config
+from rdoq_onnx.analysis import channel_range, layer_names, matches, nearest
+from rdoq_onnx.config import MAX_BITS, Config, Side
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.errors import BudgetError, ConfigError
 from rdoq_onnx.measurement import Measurement
-
-Side = Literal["weights", "activations", "both"]
 
 
 @dataclass(frozen=True)
@@ -76,14 +73,18 @@ def allocate_bits(measurement: Measurement, config: Config, weigh: NDArray[np.fl
 def uniform_bits(measurement: Measurement, config: Config, side: Side = "both") -> Allocation | None:
     """One width for all weights and one for all activations, the widest within the budgets; pins hold.
 
-    side: "weights" or "activations" for one width on that side alone. None where pins leave no room for that.
+    side: "weights" or "activations" for one width on that side alone. None where pins or --layer-limit leave no
+    room for that.
     """
     curves = pinned(measurement, config.pins)
     first = measurement.channels
     feeding = [first + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
     mask = np.ones(curves.distortion.shape, bool)
+    weight_bits = config.weight_bits
+    if config.size is not None:
+        weight_bits = min(8 * config.size / float(curves.elements[:first].sum()), MAX_BITS)
     sides = (
-        ("weights", np.arange(first), config.weight_bits),
+        ("weights", np.arange(first), weight_bits),
         ("activations", np.array(feeding, np.int64), config.activation_bits),
     )
     for name, rows, bits in sides:
@@ -93,7 +94,10 @@ def uniform_bits(measurement: Measurement, config: Config, side: Side = "both") 
                 return None
             mask[rows] = False
             mask[rows, chosen] = True
-    return _allocate(measurement, config, curves.restrict(mask), None)
+    try:
+        return _allocate(measurement, config, curves.restrict(mask), None)
+    except BudgetError:
+        return None
 
 
 def _one_width(curves: Curves, bits: float) -> NDArray[np.int64] | None:
@@ -124,6 +128,14 @@ def _allocate(
         groups = [("--bits", np.concatenate([weights, feeding]), config.weight_bits)]
     else:
         groups = [("--weight-bits", weights, config.weight_bits)]
+        if config.size is not None:
+            least = _least_bytes(curves.take(weights))
+            if config.size < least:
+                raise BudgetError(
+                    f"--size {config.size} cannot be met: the narrowest allowed widths take {least} bytes; "
+                    "give that much or allow narrower widths"
+                )
+            groups = [("--size", weights, 8 * config.size / int(curves.elements[weights].sum()))]
         if len(feeding) and config.activation_bits is not None:
             groups.append(("--activation-bits", feeding, config.activation_bits))
     for option, rows, bits in groups:
@@ -131,6 +143,10 @@ def _allocate(
         choice[rows] = solution.choice
         chosen = float(curves.distortion[rows, solution.choice].sum())
         slack += chosen - (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
+    if config.layer_limit is not None:
+        capped = _capped(measurement, config.layer_limit, curves, weighed, choice)
+        if capped is not None:
+            return _allocate(measurement, config, capped, weigh)
     predicted = float(curves.distortion[np.arange(total), choice].sum())
     return Allocation(
         measurement,
@@ -139,6 +155,36 @@ def _allocate(
         predicted,
         max(slack, 0.0) / max(predicted, 1e-300),
     )
+
+
+def _capped(
+    measurement: Measurement, limit: int, curves: Curves, weighed: Curves, choice: NDArray[np.int64]
+) -> Curves | None:
+    """`curves` with the layers that `choice` puts over `limit` bytes at the best widths within it; None if none is.
+
+    What they leave goes to the others, which may then be over it in turn. Their Lagrangian slope only falls, so a layer
+    that was over the limit stays at it. Raises BudgetError if the narrowest widths of a layer are over it.
+    """
+    mask = np.ones(curves.distortion.shape, bool)
+    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=True):
+        units = np.arange(rows.start, rows.stop)
+        if (choice[units] * curves.elements[units]).sum() <= 8 * limit:
+            continue
+        try:
+            within = solve(weighed.take(units), 8 * limit).choice
+        except BudgetError as error:
+            raise BudgetError(
+                f"--layer-limit {limit} cannot be met: the narrowest allowed widths of layer {layer.name!r} take "
+                f"{_least_bytes(curves.take(units))} bytes; give that much or allow narrower widths"
+            ) from error
+        mask[units] = np.arange(curves.distortion.shape[1]) == within[:, None]
+    return None if mask.all() else curves.restrict(mask)
+
+
+def _least_bytes(curves: Curves) -> int:
+    """What the narrowest allowed widths take."""
+    narrowest = np.isfinite(curves.distortion).argmax(axis=1)
+    return -(-int((curves.widths[narrowest] * curves.elements).sum()) // 8)
 
 
 def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
@@ -153,7 +199,8 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
         name, channels = channel_range(pattern)
         fitting = [(k, _part(u, channels)) for k, u in _named_rows(measurement) if matches(name, k)]
         if not fitting:
-            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation; `--verbose` lists their names")
+            known_names = [n for names, _ in _named_rows(measurement) for n in names]
+            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, known_names)}")
         for known, units in fitting:
             if units.start >= units.stop:
                 raise ConfigError(f"--pin {pattern}={bits}: {known[0]!r} has no such channels")

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rdoq_onnx import io, pipeline
+from rdoq_onnx import io, listing, pipeline
 from rdoq_onnx.advice import advise
-from rdoq_onnx.config import MAX_BITS, Config, parse_numbers, parse_pin, parse_widths
+from rdoq_onnx.config import MAX_BITS, Config, Side, parse_bytes, parse_numbers, parse_pin, parse_widths
+from rdoq_onnx.config_file import Kind, read_options, table_of
+from rdoq_onnx.dry_run import dry_run as dry_run_of
 from rdoq_onnx.errors import ConfigError, RdoqError
 from rdoq_onnx.pipeline import Result
 from rdoq_onnx.report import pin_of
@@ -25,6 +27,7 @@ from rdoq_onnx.terminal import Out, shown
 from rdoq_onnx.version import __version__
 
 INTERRUPTED = 130
+PYPROJECT = "pyproject.toml"
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,20 @@ class Files:
 
 @click.command(context_settings={"max_content_width": 100, "show_default": True})
 @click.argument("input", metavar="INPUT")
-@click.argument("output", metavar="OUTPUT")
+@click.argument("output", metavar="OUTPUT", required=False)
 @click.option("--bits", default="8", metavar="B",
               help="Average bits per weight and per activation element, 1 to 8; fractions are fine.")
 @click.option("--weight-bits", metavar="B", help="The same for weights alone, 0 to 8.  [default: --bits]")
 @click.option("--activation-bits", metavar="B|none",
               help="The same for activations alone, 1 to 8; none leaves them in float.  [default: --bits]")
 @click.option("--joint", is_flag=True, help="Spend --bits as one budget over weights and activations together.")
+@click.option("--size", metavar="BYTES",
+              help="Budget of the weights in all, in place of --weight-bits: 1.5MB, 800kB.")
+@click.option("--layer-limit", metavar="BYTES", help="The most bytes that the weights of any layer may take.")
+@click.option("--sqnr", type=float, metavar="DB",
+              help="Find the fewest bits with which the output SQNR is DB decibels or more.")
+@click.option("--top1-agreement", type=float, metavar="PERCENT",
+              help="Find the fewest bits with which the top class of that share of the samples stays.")
 @click.option("--widths", default="0-8", metavar="LIST",
               help="Widths that a weight channel may take, in bits, such as 0-8 or 2,4,8. Beside quantized "
               "activations 8 means 7.")
@@ -56,6 +66,8 @@ class Files:
               "expression; NAME[0:16] means channels 0 to 15 of a layer; may be repeated.")
 @click.option("--exclude", multiple=True, metavar="PATTERN",
               help="Leave the layers of that name or regular expression in float; may be repeated.")
+@click.option("--exclude-op", multiple=True, metavar="TYPE",
+              help="Leave the layers of that type, such as Gemm, in float; may be repeated.")
 @click.option("--calibration", metavar="PATH",
               help="Samples: an .npz with one array per input, or an .npy; axis 0 counts them. Or a folder of images, "
               ".npy, .npz or test_data_set_*/input_*.pb files; or module:function, which gives feeds.  "
@@ -92,17 +104,30 @@ class Files:
 @click.option("--report", metavar="FILE", help="Also write a page of plots and tables, for a browser: FILE.html.")
 @click.option("--min-sqnr", type=float, metavar="DB",
               help="Write nothing and exit with 4 if the output SQNR is under DB decibels.")
+@click.option("--max-bytes", metavar="BYTES", help="Write nothing and exit with 4 if the file would be larger.")
+@click.option("--config", metavar="FILE", is_eager=True, expose_value=False, callback=lambda *given: _defaults(*given),
+              help="Take options from a TOML file.  [default: [tool.rdoq-onnx] of ./pyproject.toml]")
+@click.option("--dry-run", is_flag=True,
+              help="List layers, activations, what stays in float and the time that it would take; write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--verbose", is_flag=True, help="Also list all layers and activations with their widths.")
 @click.version_option(__version__, message="%(version)s")
 @click.pass_obj
-def command(typed: Sequence[str], /, quiet: bool, verbose: bool, **options: Any) -> None:
+def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
     """Quantize the ONNX model INPUT into OUTPUT, each weight channel and activation at its own bit width."""
+    if options["output"] is None and not dry_run:
+        raise click.UsageError("Missing argument 'OUTPUT'")
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; give one")
+    options["output"] = options["output"] or ""
     names = ("input", "output", "calibration", "modified", "json", "report")
     files = Files(**{name: options.pop(name) for name in names})
     config = make_config(**options)
+    if dry_run:
+        out = Out(highlight=False, soft_wrap=True)
+        for line in listing.lines(dry_run_of(files.input, files.calibration, config)):
+            out.print(line, markup=False)
+        return
     _check_files(files)
     if files.calibration is None:
         _say(quiet, "warning: no --calibration: the samples are synthetic, so widths and figures mean less")
@@ -121,6 +146,10 @@ def make_config(
     widths: str,
     pin: Sequence[str],
     exclude: Sequence[str],
+    exclude_op: Sequence[str],
+    size: str | None,
+    layer_limit: str | None,
+    max_bytes: str | None,
     image_mean: str | None,
     image_std: str | None,
     **rest: Any,
@@ -131,6 +160,10 @@ def make_config(
         shared = 0 if activation_bits is not None else 1
         return _number("--bits", bits, shared) if text is None else _number(option, text, least)
 
+    if size is not None and weight_bits is not None:
+        raise ConfigError("--size and --weight-bits are both budgets of the weights; give one")
+    if (rest["sqnr"], rest["top1_agreement"]) != (None, None) and None not in (weight_bits, activation_bits):
+        raise ConfigError("--sqnr and --top1-agreement need a budget to lower: leave out --weight-bits")
     weights = side("--weight-bits", weight_bits, 0)
     activations = None if activation_bits == "none" else side("--activation-bits", activation_bits, 1)
     return Config(
@@ -139,10 +172,36 @@ def make_config(
         widths=parse_widths(widths),
         pins=tuple(parse_pin(p) for p in pin),
         exclude=tuple(exclude),
+        exclude_ops=tuple(exclude_op),
+        size=parse_bytes("--size", size),
+        layer_limit=parse_bytes("--layer-limit", layer_limit),
+        max_bytes=parse_bytes("--max-bytes", max_bytes),
+        moved=_moved(weight_bits, activation_bits),
         image_mean=parse_numbers("--image-mean", image_mean),
         image_std=parse_numbers("--image-std", image_std),
         **rest,
     )
+
+
+def _moved(weight_bits: str | None, activation_bits: str | None) -> Side:
+    """The budgets that --sqnr lowers: those that are not given one by one."""
+    if weight_bits is None and activation_bits is None:
+        return "both"
+    return "weights" if weight_bits is None else "activations"
+
+
+def _defaults(context: click.Context, _: click.Parameter, path: str | None) -> None:
+    """Take what the command line does not say from a TOML file."""
+    if path is None and not Path(PYPROJECT).is_file():
+        return
+    source = path or PYPROJECT
+    unfit = ("config", "version", "help", "input", "output")
+    kinds = {
+        option.name.replace("_", "-"): Kind(option.is_flag, option.multiple)
+        for option in context.command.params
+        if isinstance(option, click.Option) and option.name is not None and option.name not in unfit
+    }
+    context.default_map = read_options(table_of(io.read_toml(source), whole=path is not None), source, kinds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from rdoq_onnx.targets import TARGETS, Storage, TargetName
 Measure = Literal["taylor", "probe"]
 Provider = Literal["auto", "cpu", "cuda"]
 Effort = Literal["fast", "default", "best"]
+Side = Literal["weights", "activations", "both"]
 
 MAX_BITS = 8
 MAX_THREADS = 1024
@@ -24,10 +25,14 @@ class Config:
 
     weight_bits, activation_bits: budgets, bits per element on average; `activation_bits` None leaves activations in
         float.
+    sqnr, top1_agreement: in place of a budget, the output SQNR in dB, or the share of samples in percent whose top
+        class stays, that the emitted model must reach with the fewest bits. moved: the budgets that are lowered for it.
     joint: one budget for weights and activations together; both budgets must then be equal.
     widths: bit widths that a weight channel may take. Activations may take 1 to 8.
     pins: (pattern, bits) of layers or activations whose width is given; "NAME[0:16]" means channels 0 to 15 of a layer.
-    exclude: patterns of layers that stay in float.
+    exclude: patterns of layers that stay in float. exclude_ops: types of layers that stay in float.
+    size: bytes that all weights may take at their widths, in place of `weight_bits`. layer_limit: bytes that those of
+        each layer may take.
     samples: how many calibration samples to use, evenly spaced; None for all (64 where they are synthetic).
     image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for what `images.Pixels` takes.
     measure: how curves are measured, "taylor" (first order) or "probe" (exact, slow).
@@ -39,15 +44,21 @@ class Config:
         target's default.
     keep_channels: channels of 0 bits stay in the file instead of being folded away.
     threads: threads of ONNX Runtime, 0 to 1024; 0 lets it choose.
-    min_sqnr: the least output SQNR in dB that the emitted model must have.
+    min_sqnr: the least output SQNR in dB that the emitted model must have. max_bytes: the most bytes.
     """
 
     weight_bits: float = 8.0
     activation_bits: float | None = 8.0
+    sqnr: float | None = None
+    top1_agreement: float | None = None
+    moved: Side = "both"
     joint: bool = False
     widths: tuple[int, ...] = tuple(range(MAX_BITS + 1))
     pins: tuple[tuple[str, int], ...] = ()
     exclude: tuple[str, ...] = ()
+    exclude_ops: tuple[str, ...] = ()
+    size: int | None = None
+    layer_limit: int | None = None
     samples: int | None = None
     image_scale: float | None = None
     image_mean: tuple[float, ...] | None = None
@@ -61,6 +72,7 @@ class Config:
     keep_channels: bool = False
     threads: int = 0
     min_sqnr: float | None = None
+    max_bytes: int | None = None
 
     @property
     def pixels(self) -> Pixels:
@@ -109,6 +121,14 @@ class Config:
             raise ConfigError(f"--threads {self.threads}: give 0 (automatic) to {MAX_THREADS}")
         if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
             raise ConfigError(f"--min-sqnr {self.min_sqnr}: give a finite number of decibels")
+        if self.sqnr is not None and not math.isfinite(self.sqnr):
+            raise ConfigError(f"--sqnr {self.sqnr}: give a finite number of decibels")
+        if self.top1_agreement is not None:
+            _within("--top1-agreement", self.top1_agreement, 0, 100)
+        if sum(goal is not None for goal in (self.sqnr, self.top1_agreement, self.size)) > 1:
+            raise ConfigError("--size, --sqnr and --top1-agreement exclude each other; give one")
+        if self.size is not None and self.joint:
+            raise ConfigError("--size is a budget of weights alone; give it without --joint")
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
@@ -121,6 +141,16 @@ def parse_widths(text: str) -> tuple[int, ...]:
         first, last = int(found[1]), int(found[2] or found[1])
         widths.update(range(first, last + 1))
     return tuple(sorted(widths))
+
+
+def parse_bytes(option: str, text: str | None) -> int | None:
+    """"1.5MB", "800 kB", "2MiB" or "4096" -> bytes. Raises ConfigError on anything else."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?)(i?)B?\s*", text)
+    if not found or (found[3] and not found[2]) or not float(found[1]):
+        raise ConfigError(f"{option} {text!r} is no size; give for example 1.5MB, 800kB or 4096")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMG".index((found[2] or " ").upper()))
 
 
 def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:

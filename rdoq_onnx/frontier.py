@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rdoq_onnx.budget import Allocation, Side, allocate_bits, uniform_bits
-from rdoq_onnx.config import Config
+from rdoq_onnx.budget import Allocation, allocate_bits, uniform_bits
+from rdoq_onnx.config import Config, Side
 from rdoq_onnx.errors import BudgetError
 from rdoq_onnx.measurement import Measurement
 
@@ -65,6 +65,7 @@ def with_budget(config: Config, side: Side, bits: float) -> Config:
     """`config` with another budget for `side`."""
     return replace(
         config,
+        size=config.size if side == "activations" else None,
         weight_bits=config.weight_bits if side == "activations" else bits,
         activation_bits=config.activation_bits if side == "weights" else bits,
     )

@@ -7,6 +7,7 @@ written appears whole or not at all.
 import contextlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +17,11 @@ from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, set_external_data, uses_external_data
 
 from rdoq_onnx.errors import ConfigError, ModelError, OutputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 LIMIT = 2**31 - 2**24  # bytes: protobuf writes less than 2 GiB, and names and nodes need some
 PAGE = 4096  # bytes: external data that starts on a page can be mapped into memory
@@ -49,6 +55,16 @@ def read_model(path: PathLike) -> onnx.ModelProto:
     for tensor in external:
         _load_external(path, tensor)
     return model
+
+
+def read_toml(path: PathLike) -> dict[str, Any]:
+    """The TOML document in `path`. Raises ConfigError."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({_reason(error)}); give a TOML file") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no TOML ({_reason(error)}); correct it") from error
 
 
 def check_output(path: PathLike, input_path: PathLike | None = None) -> None:

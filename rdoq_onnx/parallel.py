@@ -19,9 +19,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Workers:
-    """A pool of threads."""
+    """A pool of so many threads."""
 
     pool: ThreadPoolExecutor
+    threads: int
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """`function` of each item, in order."""
@@ -31,5 +32,6 @@ class Workers:
 @contextmanager
 def workers(threads: int) -> Iterator[Workers]:
     """So many threads, 0 for one on each core; while they live, BLAS runs on one thread."""
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        yield Workers(pool)
+    count = threads or os.cpu_count() or 1
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as pool:
+        yield Workers(pool, count)

@@ -27,10 +27,11 @@ from rdoq_onnx.progress import Progress
 from rdoq_onnx.report import Report, make_report
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples, input_specs
+from rdoq_onnx.search import Goal, fewest_bits
 from rdoq_onnx.second_look import Judge, Plan, Step, second_look
 from rdoq_onnx.targets import CASTS_INT4, COMPLETE, TARGETS
 from rdoq_onnx.ties import runs, tie
-from rdoq_onnx.verify import verify_model
+from rdoq_onnx.verify import check_size, verify_model
 
 NORMALIZE = (Normalize(opset=13), FoldConstants(), FoldBatchNorm())
 HELD_OUT = 0.15  # share of the samples that only verification sees
@@ -82,17 +83,28 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress, *, a
     seen, held_out = samples.split(1 - HELD_OUT, config.seed)
     progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
     measurement = measured(network, config, seen, runtime, progress)
-    with progress.step("allocate"):
-        allocation = allocate_bits(measurement, config)
+    goal = None
+    if config.sqnr is None and config.top1_agreement is None:
+        with progress.step("allocate"):
+            allocation = allocate_bits(measurement, config)
+        allocation, steps = looked_at(allocation, config, seen, runtime, progress)
+    else:
+        goal = Goal.of(config, original, held_out, measurement.observation.batching.size, runtime)
+        allocation, steps = fewest_bits(
+            measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, progress)
+        )
     progress.note(f"{allocation.weight_average:.2f} bits a weight, distortion {allocation.predicted:.4g} predicted")
-    allocation, steps = looked_at(allocation, config, seen, runtime, progress)
     if steps:
         progress.note(f"second look: distortion {steps[0].before:.4g} -> {steps[-1].after:.4g} measured")
     alone = measured_alone(allocation, measurement, held_out, runtime, progress) if additivity else None
     with progress.step("emit"):
         emission = emit_model(allocation, settings(config, samples), config.storage, config.keep_channels)
+    check_size(emission.model, config.max_bytes)
     with progress.step("verify"):
         verification = verify_model(original, emission, allocation, held_out, runtime, config.min_sqnr)
+    if goal is not None:
+        found = goal.check(emission.model)
+        progress.note(f"{goal.option} {goal.least:g}: {found:.2f} {goal.unit} on {goal.samples} samples held out")
     source = str(model) if not isinstance(model, onnx.ModelProto) else ""
     report = make_report(source, original, emission, allocation, verification, samples, progress.seconds, steps)
     return Result(emission.model, report, allocation, config, alone)

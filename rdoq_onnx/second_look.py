@@ -69,13 +69,19 @@ class Plan:
     @classmethod
     def of(cls, effort: Effort, allocation: Allocation, judging: int) -> "Plan":
         """What `effort` asks for where each trial runs `judging` samples; fewer swaps on networks of much work."""
-        portions, rounds, groups, clips, fits = _TRIALS[effort]
         work = judging * sum(allocation.measurement.observation.sizes.values())
+        units = len(_groups(allocation))
+        return cls.within(effort, work, units, len(allocation.activation_bits), len(allocation.layer_bits))
+
+    @classmethod
+    def within(cls, effort: Effort, work: int, units: int, activations: int, layers: int) -> "Plan":
+        """The same from what a trial computes, in elements, and from what may be swapped, clipped and fitted."""
+        portions, rounds, groups, clips, fits = _TRIALS[effort]
         swaps = max(1, int(_WORK / (work * len(_WEIGHS))))
-        groups = min(groups, swaps, len(_groups(allocation)))
+        groups = min(groups, swaps, units)
         rounds = min(rounds, swaps // groups) if groups else 0
-        clips = min(clips, int(_WORK / (work * _CLIPS)), len(allocation.activation_bits))
-        return cls(portions, rounds, groups, clips, min(fits, len(allocation.layer_bits)))
+        clips = min(clips, int(_WORK / (work * _CLIPS)), activations)
+        return cls(portions, rounds, groups, clips, min(fits, layers))
 
     @property
     def trials(self) -> int:

@@ -18,6 +18,7 @@ from rdoq_onnx.errors import ModelError, VerificationError
 from rdoq_onnx.graph import upstream
 from rdoq_onnx.kernels import float_layers, kernel_counts
 from rdoq_onnx.observation import with_outputs
+from rdoq_onnx.passes import model_bytes
 from rdoq_onnx.runtime import Feeds, Level, Runtime
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.targets import COMPLETE
@@ -114,6 +115,13 @@ def verify_model(
     )
     _judge(result, min_sqnr)
     return result
+
+
+def check_size(model: onnx.ModelProto, max_bytes: int | None) -> None:
+    """Raise VerificationError if the file is larger than `max_bytes`."""
+    size = model_bytes(model)
+    if max_bytes is not None and size > max_bytes:
+        raise VerificationError(f"--max-bytes {max_bytes}: the emitted model has {size} bytes; give fewer bits")
 
 
 def check_widths(emission: Emission, allocation: Allocation, runtime: Runtime) -> None:

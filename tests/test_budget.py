@@ -191,3 +191,47 @@ def test_uniform_widths_on_one_side(side, uniform):
     found = uniform_bits(measured, Config(weight_bits=3.5, activation_bits=5.5), side)
     widths = np.concatenate(found.layer_bits), np.array(found.activation_bits)[[0, 1, 3]]
     assert [len(set(w.tolist())) == 1 for w in widths] == uniform
+
+
+def layer_bytes(allocation):
+    return [b.sum() * k / 8 for b, k in zip(allocation.layer_bits, (3, 4, 4), strict=True)]
+
+
+@given(st.integers(0, 50), st.integers(1, 10), st.booleans())
+def test_no_layer_is_over_its_limit(seed, limit, joint):
+    config = Config(weight_bits=4, activation_bits=4, joint=joint)
+    measured = measurement(seed)
+    free, found = (allocate_bits(measured, replace(config, layer_limit=x)) for x in (None, limit))
+    assert max(layer_bytes(found)) <= limit
+    assert found.predicted >= free.predicted * (1 - free.gap) - 1e-12
+    if max(layer_bytes(free)) <= limit:
+        assert found.predicted == free.predicted
+    uniform = uniform_bits(measured, replace(config, layer_limit=limit))
+    assert uniform is None or max(layer_bytes(uniform)) <= limit
+
+
+def test_what_a_limited_layer_leaves_goes_to_the_others():
+    measured = measurement(3)
+    free = allocate_bits(measured, Config(weight_bits=4))
+    limit = int(max(layer_bytes(free))) - 1
+    found = allocate_bits(measured, Config(weight_bits=4, layer_limit=limit))
+    assert weight_rate(found) > weight_rate(free) - 8
+
+
+def test_layer_limit_that_cannot_be_met():
+    config = Config(weight_bits=6, layer_limit=5, widths=(4, 6))
+    with pytest.raises(BudgetError, match=r"--layer-limit 5 cannot be met: .* layer 'first' take 6 bytes; give"):
+        allocate_bits(measurement(widths=(4, 6)), config)
+
+
+@given(st.integers(1, 42))
+def test_size_is_a_budget_in_bytes(size):
+    found = allocate_bits(measurement(), Config(size=size))
+    assert 8 * size - 32 < weight_rate(found) <= 8 * size or weight_rate(found) == 7 * 48
+    uniform = uniform_bits(measurement(), Config(size=size))
+    assert weight_rate(uniform) <= 8 * size
+
+
+def test_size_that_cannot_be_met():
+    with pytest.raises(BudgetError, match="--size 9 cannot be met: the narrowest allowed widths take 24 bytes; give"):
+        allocate_bits(measurement(widths=(4, 6)), Config(size=9))

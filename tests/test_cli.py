@@ -444,9 +444,14 @@ def test_impossible_bits(main: Main, tmp_path: Path, option: str, value: str) ->
         (["--widths", "2-9"], "--widths 9 is out of range; give 0 to 8"),
         (["--widths", "0-99999999999999"], "is no list of widths"),
         (["--pin", "conv"], "--pin 'conv' is not PATTERN=BITS; give"),
-        (["--pin", "none_such=4"], "--pin none_such=4 matches no layer or activation; `--verbose`"),
+        (["--pin", "/0/conv=4"], "--pin /0/conv=4 matches no layer or activation; the nearest is '/0/Conv'"),
         (["--pin", "/0/Conv=0", "--widths", "2-8"], "--pin /0/Conv=0: '/0/Conv' offers [2, 3, 4, 5, 6, 7] bits"),
-        (["--exclude", "none_such"], "--exclude 'none_such' matches no layer; `--verbose`"),
+        (["--exclude", "/0/Convs"], "--exclude '/0/Convs' matches no layer; the nearest is '/0/Conv'"),
+        (["--exclude-op", "gemm"], "--exclude-op 'gemm' is the type of no layer; the nearest is 'Gemm'"),
+        (["--size", "much"], "--size 'much' is no size; give for example 1.5MB"),
+        (["--size", "30kB", "--weight-bits", "4"], "--size and --weight-bits are both budgets"),
+        (["--sqnr", "25", "--weight-bits", "4", "--activation-bits", "8"], "need a budget to lower"),
+        (["--sqnr", "25", "--top1-agreement", "99"], "exclude each other; give one"),
         (["--exclude", ".*"], "no layer to quantize"),
         (["--exclude", "("], "--exclude '(' is no regular expression"),
         (["--joint", "--weight-bits", "3"], "--joint takes one budget: give --bits alone"),
@@ -460,7 +465,6 @@ def test_impossible_bits(main: Main, tmp_path: Path, option: str, value: str) ->
         (["--min-sqnr", "nan"], "--min-sqnr nan: give a finite number"),
         (["--quiet", "--verbose"], "--quiet and --verbose exclude each other; give one"),
         (["--none-such"], "No such option '--none-such'; see rdoq-onnx --help"),
-        (["--dry-run"], "No such option '--dry-run'"),
         (["--bits"], "'--bits' requires an argument"),
         (["extra"], "unexpected extra argument (extra)"),
     ],
@@ -489,6 +493,9 @@ def test_gate_that_is_missed(main: Main, tmp_path: Path) -> None:
     arguments = [CNN, output, *FEW, "--min-sqnr", "90", "--json", report]
     refused(main, arguments, output, 4, "--min-sqnr 90: the emitted model has ", " dB; give more bits")
     assert not report.exists()
+    output.unlink()
+    arguments = [CNN, output, *FEW, "--effort", "fast", "--max-bytes", "3kB", "--json", report]
+    refused(main, arguments, output, 4, "--max-bytes 3000: the emitted model has ", " bytes; give fewer bits")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""What a run would do, and about how long it would take: nothing is measured but a few passes.
+
+Each step is so many passes of the float network over so many samples, which are timed, and the rounding of so many
+weights, which is timed on one layer. Steps that pay by the call (sessions, emission) add what loading took.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.analysis import Layer, Network, analyse
+from rdoq_onnx.candidates import make_candidates
+from rdoq_onnx.config import Config
+from rdoq_onnx.measurement import CLIPPING, FITTING, activation_elements, aimed_at
+from rdoq_onnx.moments import Moments, in_parts, passes
+from rdoq_onnx.observation import Observation, observe, separated, targets
+from rdoq_onnx.parallel import workers
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.second_look import Plan
+from rdoq_onnx.taylor import EXACT_ROWS
+from rdoq_onnx.ties import WEIGHT_BITS
+
+TIMED = 8  # samples of the passes that are timed
+_REVERSE = 6.0  # a forward and reverse pass with its products, in forward passes
+_VERIFY = 7.0  # runs of each held-out sample
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What there is to quantize. elements: of each activation, of one sample. seconds: of each step, about."""
+
+    network: Network
+    elements: tuple[int, ...]
+    samples: int
+    source: str
+    seconds: Mapping[str, float]
+
+
+def dry_run(model: pipeline.Model, calibration: Any, config: Config) -> DryRun:
+    """Read and analyse all, run a few samples. Raises what a run would raise up to here."""
+    runtime = Runtime(config.provider, config.threads)
+    normal = pipeline.read_normalized(model)[1]
+    network = analyse(normal, config)
+    samples = separated(network, pipeline.samples_for(normal, calibration, config), runtime)
+    aimed = aimed_at(network, targets(network.model))
+    few = samples.some(TIMED)
+    begin = time.perf_counter()
+    observation = observe(aimed, few, runtime)
+    loaded = time.perf_counter()
+    observe(aimed, few, runtime)
+    again = time.perf_counter() - loaded
+    load = max(loaded - begin - again, again / 4)
+    seconds = _seconds(network, config, observation, len(samples), again / len(few), load)
+    seconds["candidates"] = _rounding(network, config, observation)
+    elements = tuple(activation_elements(a, observation.sizes) for a in network.activations)
+    return DryRun(network, elements, len(samples), samples.source, seconds)
+
+
+def _seconds(
+    network: Network, config: Config, observation: Observation, samples: int, one: float, load: float
+) -> dict[str, float]:
+    """one: seconds of one sample in a pass; load: of making a session."""
+    seen = samples * (1 - pipeline.HELD_OUT)
+    fitting, measuring = seen * FITTING, seen * (1 - FITTING)
+    units = len(network.layers) + len(network.activations)
+    rows = observation.metric.elements if observation.metric.elements <= EXACT_ROWS else 1
+    judging = min(measuring, pipeline.JUDGING)
+    work = sum(observation.sizes.values())
+    plan = Plan.within(config.effort, int(judging * work), units, len(network.activations), len(network.layers))
+    narrow = sum(b <= WEIGHT_BITS for b in config.widths)
+    runs = narrow * len(network.layers) + 8 * len(network.activations)
+    tying = min(pipeline.TYING_WORK[config.effort] / max(runs * work, 1), pipeline.TYING[1], measuring)
+    found = {
+        "observe": load + seen * one,
+        "moments": load + 2 * fitting * passes(network) * one,
+        "clipping": 2 * load + (CLIPPING * (_REVERSE + rows) * one if network.activations else 0.0),
+        "taylor": 2 * load + measuring * (_REVERSE + rows) * one,
+        "second look": plan.trials * (2 * load + judging * one),
+        "verify": 6 * load + samples * pipeline.HELD_OUT * _VERIFY * one,
+    }
+    if config.measure == "probe":
+        channels = sum(layer.linear.channels for layer in network.layers)
+        perturbed = 2 * channels * len(config.widths) + 8 * 8 * len(network.activations)
+        found["probe"] = 2 * load * units + measuring * perturbed * one / 2
+    elif tying >= pipeline.TYING[0]:
+        found["ties"] = 2 * load * units + tying * runs * one / 2
+    return found
+
+
+def _rounding(network: Network, config: Config, observation: Observation) -> float:
+    """Seconds to round all weights, from those of one layer of middling size."""
+    layer = sorted(network.layers, key=_work)[len(network.layers) // 2]
+    widths = tuple(sorted({min(w, 7 if network.activations else 8) for w in config.widths}))
+    groups = layer.linear.group
+    inputs = int(np.prod(layer.linear.shape)) // layer.linear.channels
+    if layer.linear.op_type == "ConvTranspose":
+        inputs //= groups
+    mean = np.zeros((groups, inputs))
+    width = in_parts(mean[..., None]).shape[1]
+    count = groups * -(-inputs // width)
+    covariance = np.broadcast_to(np.eye(width), (count, width, width)).copy()
+    alone = replace(network, layers=(layer,), activations=())
+    with workers(config.threads) as pool:
+        begin = time.perf_counter()
+        make_candidates(alone, widths, observation.ranges, [Moments(mean, covariance)], pool)
+        took = time.perf_counter() - begin
+        threads = min(pool.threads, len(network.layers))
+    return took * sum(map(_work, network.layers)) / (_work(layer) * threads)
+
+
+def _work(layer: Layer) -> float:
+    """What rounding a layer costs, in a unit of its own: each weight meets those of its row."""
+    elements = float(np.prod(layer.linear.shape))
+    return elements * (32 + elements / layer.linear.channels)

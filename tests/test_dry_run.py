@@ -1,0 +1,43 @@
+"""A dry run lists what a run would quantize, estimates its time, and writes nothing."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rdoq_onnx import cli, pipeline
+from rdoq_onnx.config import Config
+from rdoq_onnx.dry_run import dry_run
+from tests.conftest import ROOT
+
+CNN, CALIBRATION = ROOT / "models" / "digits_cnn.onnx", ROOT / "models" / "digits_calib.npz"
+
+
+def test_lists_all_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "run", None)
+    cli.main([str(CNN), "--dry-run", "--samples", "16", "--threads", "1", "--exclude-op", "Gemm"])
+    told = capsys.readouterr().out
+    assert told.startswith("10 layers, 392 channels, 68,176 weights (272.7 kB in float)\n")
+    assert "  --pin /0/Conv=7  # Conv, 16 channels, 144 weights, 16x1x3x3\n" in told
+    assert "11 activations" in told or "10 activations" in told
+    assert "3 tensors at 8 bits outside the budget" in told or "tensors at 8 bits" in told
+    assert "left in float: 1 nodes\n  Gemm /16/Gemm: excluded by --exclude-op\n" in told
+    assert re.search(r"about \d+ (s|min) with 16 samples from synthetic \(seconds: .*candidates \d+", told)
+    assert list(tmp_path.iterdir()) == []
+    pins = [shlex.split(pin)[1] for pin in re.findall(r"^  (--pin \S+)", told, re.MULTILINE)]
+    assert len(pins) >= 20
+
+
+def test_more_to_do_takes_longer() -> None:
+    def seconds(**config: object) -> dict[str, float]:
+        return dict(dry_run(CNN, CALIBRATION, Config(threads=1, **config)).seconds)  # type: ignore[arg-type]
+
+    few, many = seconds(samples=16, effort="fast"), seconds(samples=400, measure="probe", effort="best")
+    assert set(few) == {"observe", "moments", "clipping", "taylor", "second look", "verify", "candidates"}
+    assert min(few.values()) > 0
+    assert set(many) - set(few) == {"probe"}
+    assert "ties" in seconds(samples=400)
