@@ -1,7 +1,10 @@
 """What the README shows is what happens: its commands run, its code runs, its tables name what there is."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +53,27 @@ def test_command_runs(checkout: Path, command: str) -> None:
     cli.main([*arguments, "--threads", "1"])
     (written,) = (a for a in arguments[1:] if a.endswith(".onnx") and not a.startswith("models/"))
     onnx.checker.check_model(checkout / written)
+
+
+def test_ci_snippets_run_as_shell(checkout: Path) -> None:
+    scripts = [re.findall(r"^\s+(?:- )?((?:pip|rdoq-onnx) .*)", block, re.MULTILINE) for block in blocks("yaml")]
+    assert len(scripts) == 2
+    assert scripts[0] == scripts[1], "one command for both"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # What it installs is there already.
+    script = "\n".join(["pip() { :; }", *scripts[0]]) + " --threads 1 --quiet"
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], env={**os.environ, "PATH": path}, check=False)
+    assert done.returncode == 0
+    assert (checkout / "cnn.onnx").stat().st_size < 200_000
+    assert (checkout / "cnn.json").exists()
+
+
+def test_toml_blocks_are_options(checkout: Path) -> None:
+    (text,) = blocks("toml")
+    (checkout / "pyproject.toml").write_text(text)
+    found = cli.command.make_context("rdoq-onnx", ["in.onnx", "out.onnx"]).params
+    assert (found["bits"], found["min_sqnr"], found["max_bytes"]) == ("6", 5.0, "200kB")
+    assert found["pin"] == ("/0/Conv=7",)
 
 
 def test_python_blocks_run_one_after_the_other(checkout: Path) -> None:
