@@ -1,14 +1,9 @@
 """Hypothesis strategies, one for each kind of input; a new feature is added here."""
 
 import numpy as np
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from rdoq_onnx.curves import Curves
-
-# How long an example takes depends on what else the machine does; benchmarks judge speed.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 
 @st.composite
