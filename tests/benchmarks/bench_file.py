@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_file.py [--only sizes|speed|weights|removal|openvino] [--model MODEL]
                                           [--storage packed|native|int8] [--effort fast|default|best]
-                                          [--rounds N] [--limit N]
+                                          [--samples N] [--rounds N] [--limit N]
 
 Models: ResNet-20 and MobileNet-v2 where ../shared/zoo exists, else models/digits_cnn.onnx. Files come from the command
 line, ours at effort fast unless one is given: size and speed depend on widths, not on how well they were chosen.
@@ -13,6 +13,7 @@ import itertools
 import json
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,7 @@ def speed(bench: Bench, model: Model) -> None:
     widths = (-6, 8, 10, 10, 7)
     write(("batch", "threads", "ours ms", "int8 ms", "ratio"), widths)
     for size in (1, 8):
-        batch = images(model.calibration, bench.folder, size)
+        batch = images(model.calibration, size)
         for threads in (1, 0):
             turns = in_turns(runner(ours, batch, threads), runner(theirs, batch, threads), bench.rounds)
             write((str(size), str(threads or "all"), *milliseconds(turns)), widths)
@@ -92,13 +93,14 @@ def speed(bench: Bench, model: Model) -> None:
 
 def load_and_memory(bench: Bench, model: Model, ours: Path, theirs: Path) -> None:
     """The end of the second table: milliseconds to load, and megabytes that a fresh process holds then."""
-    turns = in_turns(lambda: session(ours), lambda: session(theirs), bench.rounds)
-    spent = 1e9 * (turns.first - turns.second) / weight_elements(model.path)
     held = [resident(path) / 1e6 for path in (ours, theirs)]
-    widths = (-7, 9, 9, 18, -6)
+    widths = (-11, 9, 9, 18, -6)
     write(("", "ours", "int8", "difference", ""), widths)
-    cells = (f"{1000 * t:.1f}" for t in (turns.first, turns.second))
-    write(("load ms", *cells, f"{spent:+.1f} ns an element", verdict(spent, 100)), widths)
+    for name, clock in (("load ms", time.perf_counter), ("load CPU ms", time.process_time)):
+        turns = in_turns(lambda: session(ours), lambda: session(theirs), bench.rounds, clock)
+        cells = (f"{1000 * t:.1f}" for t in (turns.first, turns.second))
+        spent = 1e9 * (turns.first - turns.second) / weight_elements(model.path)
+        write((name, *cells, f"{spent:+.1f} ns an element", verdict(spent, 100)), widths)
     ratio = held[0] / held[1]
     write(("MB", *(f"{h:.1f}" for h in held), f"ratio {ratio:.3f}", verdict(ratio, 1.1)), widths)
 
@@ -124,7 +126,7 @@ def weights(bench: Bench, model: Model) -> None:
     write(("batch", "ours ms", "float ms", "ratio", ""), widths)
     path = bench.make(model, "--weight-bits", "4", "--activation-bits", "none")
     for size in (1, 8):
-        batch = images(model.calibration, bench.folder, size)
+        batch = images(model.calibration, size)
         turns = in_turns(runner(path, batch), runner(model.path, batch), bench.rounds)
         write((str(size), *milliseconds(turns), verdict(turns.ratio, 1.02)), widths)
 
@@ -140,7 +142,7 @@ def removal(bench: Bench, model: Model) -> None:
     widths = (-6, 10, 10, 7, 12, 8, -6)
     write(("batch", "after ms", "before ms", "ratio", "MACs left %", "over %", ""), widths)
     for size in (1, 8):
-        batch = images(model.calibration, bench.folder, size)
+        batch = images(model.calibration, size)
         turns = in_turns(runner(after, batch), runner(before, batch), bench.rounds)
         over = 100 * (turns.ratio / share - 1)
         write((str(size), *milliseconds(turns), f"{100 * share:.1f}", f"{over:+.1f}", verdict(over, 20)), widths)
@@ -165,7 +167,7 @@ def multiply_adds(model: Model, path: Path, folder: Path) -> int:
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted - present))
     onnx.save(exposed, folder / "exposed.onnx")
     loaded = session(folder / "exposed.onnx")
-    feeds = {loaded.get_inputs()[0].name: images(model.calibration, folder, 1)}
+    feeds = {loaded.get_inputs()[0].name: images(model.calibration, 1)}
     values |= feeds | dict(zip((o.name for o in loaded.get_outputs()), loaded.run(None, feeds), strict=True))
     return sum(layer_multiply_adds(n, *(values[name].shape for name in (*n.input[:2], n.output[0]))) for n in layers)
 
@@ -181,7 +183,7 @@ def openvino(bench: Bench, model: Model) -> None:
     """How often OpenVINO and ONNX Runtime agree on the first class of a test image, for a file made for OpenVINO."""
     path = bench.make(model, *W4A8, "--target", "openvino")
     loaded, other = session(path), load(onnx.load(path))
-    name, same, inputs = loaded.get_inputs()[0].name, 0, images(model.test, bench.folder, bench.limit)
+    name, same, inputs = loaded.get_inputs()[0].name, 0, images(model.test, bench.limit)
     for start in range(0, len(inputs), 50):
         feeds = {name: inputs[start : start + 50]}
         found = (loaded.run(None, feeds)[0], next(iter(other.run(feeds).values())))
@@ -201,6 +203,7 @@ def arguments(known: list[Model]) -> argparse.Namespace:
     parser.add_argument("--model", action="append", choices=[m.name for m in known], help="may be repeated")
     parser.add_argument("--storage", choices=("packed", "native", "int8"), help="else what the target has by default")
     parser.add_argument("--effort", choices=EFFORTS, default="fast")
+    parser.add_argument("--samples", type=int, default=64, metavar="N", help="calibration samples of each run")
     parser.add_argument("--rounds", type=int, default=40, metavar="N", help="turns of each timing")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="test images; 0 for all")
     return parser.parse_args()
@@ -212,7 +215,8 @@ def main() -> int:
     args = arguments(known)
     zoo = [m for m in known if m.name in ("resnet20", "mobilenet_v2")]
     picked = [m for m in known if m.name in (args.model or [m.name for m in zoo] or ["digits_cnn"])]
-    options = ("--effort", args.effort, *(("--storage", args.storage) if args.storage else ()))
+    storage = ("--storage", args.storage) if args.storage else ()
+    options = ("--effort", args.effort, "--samples", str(args.samples), *storage)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options, args.rounds, args.limit)

@@ -6,13 +6,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from bench_quality import calibration_file
 from judging import program
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static, shape_inference
+from PIL import Image
 from targets import Model
 from turns import session
 
 PEER_SAMPLES = 64
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,8 @@ class Bench:
 @cache
 def made(bench: Bench, model: Model, options: tuple[str, ...]) -> Path:
     output = bench.folder / f"{model.name}_{len(list(bench.folder.iterdir()))}.onnx"
-    calibration = calibration_file(model.calibration, subfolder(bench.folder, "calibration"))
-    arguments = [model.path, output, "--calibration", calibration, "--json", output.with_suffix(".json"), "--quiet"]
-    program(["-m", "rdoq_onnx", *arguments, *options])
+    arguments = [model.path, output, "--calibration", model.calibration, "--json", output.with_suffix(".json")]
+    program(["-m", "rdoq_onnx", *arguments, "--quiet", *options])
     return output
 
 
@@ -48,7 +48,7 @@ def peer(bench: Bench, model: Model) -> Path:
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = iter(images(model.calibration, bench.folder, PEER_SAMPLES))
+            self.left = iter(images(model.calibration, PEER_SAMPLES))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.left, None)
@@ -61,17 +61,21 @@ def peer(bench: Bench, model: Model) -> Path:
     return output
 
 
-def images(source: Path, folder: Path, limit: int) -> np.ndarray:
-    """So many samples of a file or folder of them, evenly spaced, as the model takes them: float32, channels first."""
-    with np.load(calibration_file(source, subfolder(folder, source.name))) as data:
-        key = "x" if "x" in data.files else data.files[0]
-        every = data[key]
-        values = every[np.linspace(0, len(every) - 1, min(limit or len(every), len(every))).astype(int)]
-        if values.dtype == np.uint8:
-            values = ((values.astype(np.float32) / 255 - data["mean"]) / data["std"]).transpose(0, 3, 1, 2)
+@cache
+def images(source: Path, limit: int) -> np.ndarray:
+    """So many samples of a file or folder of JPEGs, evenly spaced, as the model takes them: float32, channels first."""
+    if source.is_dir():
+        names = sorted(source.glob("*.jpg"))
+        pixels = np.stack([np.asarray(Image.open(names[k]).convert("RGB")) for k in spread(len(names), limit)])
+        values = ((pixels.astype(np.float32) / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+    else:
+        with np.load(source) as data:
+            every = data["x" if "x" in data.files else data.files[0]]
+            values = every[spread(len(every), limit)]
+            if values.dtype == np.uint8:
+                values = ((values.astype(np.float32) / 255 - data["mean"]) / data["std"]).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(values, np.float32)
 
 
-def subfolder(folder: Path, name: str) -> Path:
-    (folder / name).mkdir(exist_ok=True)
-    return folder / name
+def spread(count: int, limit: int) -> np.ndarray:
+    return np.linspace(0, count - 1, min(limit or count, count)).astype(int)

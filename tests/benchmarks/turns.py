@@ -26,22 +26,27 @@ class Turns:
     ratio: float
 
 
-def in_turns(first: Callable[[], object], second: Callable[[], object], rounds: int) -> Turns:
+def in_turns(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Turns:
     """Both timed `rounds` times, now one ahead, now the other; a turn is as many runs as take a moment."""
-    runs = max(1, round(_ROUND / max(_seconds(first, 1), _seconds(second, 1), 1e-6)))
+    runs = max(1, round(_ROUND / max(_seconds(first, 1, clock), _seconds(second, 1, clock), 1e-6)))
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds):
         for which in (0, 1) if index % 2 else (1, 0):
-            times[which].append(_seconds((first, second)[which], runs))
+            times[which].append(_seconds((first, second)[which], runs, clock))
     ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
     return Turns(statistics.median(times[0]), statistics.median(times[1]), ratio)
 
 
-def _seconds(work: Callable[[], object], runs: int) -> float:
-    begin = time.perf_counter()
+def _seconds(work: Callable[[], object], runs: int, clock: Callable[[], float]) -> float:
+    begin = clock()
     for _ in range(runs):
         work()
-    return (time.perf_counter() - begin) / runs
+    return (clock() - begin) / runs
 
 
 def session(path: Path, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
