@@ -41,7 +41,7 @@ class Normalize(Pass):
 
     Assumes a valid model. Works on the main graph; bodies of subgraphs and functions stay as they are, but if
     the opset is raised, subgraphs are converted and functions inlined. Leaves a Constant that is sparse or a
-    graph output, and an Identity between a graph input or a weight and a graph output. Weights are no graph
+    graph output, and an Identity between a graph input or a weight and a graph output. Negative sizes are free. Weights are no graph
     inputs any more, so nobody can override them.
     """
 
@@ -50,6 +50,7 @@ class Normalize(Pass):
     def __call__(self, model: ModelProto) -> ModelProto:
         result = surgeon.edit(model, _tidy)
         _close_weights(result.graph)
+        _free_sizes(result.graph)
         raise_ir_version(result)
         if 0 < default_opset(result) < self.opset:
             result = surgeon.edit(raise_opset(result, self.opset), _tidy)
@@ -113,6 +114,14 @@ def _close_weights(graph: GraphProto) -> None:
     for index in reversed(range(len(graph.input))):
         if graph.input[index].name in weights:
             del graph.input[index]
+
+
+def _free_sizes(graph: GraphProto) -> None:
+    """Some exporters write -1 where they mean any size."""
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_value < 0:
+                size.ClearField("dim_value")
 
 
 def raise_ir_version(model: ModelProto) -> None:

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ConfigError, ModelError
@@ -214,6 +215,8 @@ def _read_layer(node: onnx.NodeProto, graph: Graph) -> tuple[str, Linear] | str:
         return f"its weight has {len(shape)} dimensions, too many for integer kernels; give each matrix its own MatMul"
     if 0 in shape:
         return "its weight is empty"
+    if not np.isfinite(numpy_helper.to_array(tensor)).all():
+        return "its weight holds NaN or infinity; train or export it again"
     return tensor.name, _linear(node, shape, side)
 
 

@@ -18,6 +18,7 @@ from rdoq_onnx.samples import Samples
 
 _MEMORY = 192 << 20  # bytes of tensors that one batch of the measurement may hold
 _MOST = 32
+_SATURATES = frozenset({"Sigmoid", "Softmax"})
 _RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 Array = NDArray[Any]
@@ -120,9 +121,9 @@ def _apart(batch: int, value: Array, first: Array, last: Array) -> bool:
 
 
 def targets(model: onnx.ModelProto) -> list[str]:
-    """The tensors whose distortion is measured: the outputs of `model`, for a Softmax the logits that it is made of.
+    """The tensors whose distortion is measured: the outputs of `model`, for a Softmax or Sigmoid what it is made of.
 
-    A Softmax that is sure has no slope: around it no perturbation seems to matter, though large ones do.
+    One that is sure has no slope: around it no perturbation seems to matter, though large ones do.
     """
     producer = {o: n for n in model.graph.node for o in n.output}
     names = []
@@ -130,7 +131,7 @@ def targets(model: onnx.ModelProto) -> list[str]:
         maker = producer.get(output.name)
         while maker is not None and maker.op_type in _RESHAPES:
             maker = producer.get(maker.input[0])
-        names.append(maker.input[0] if maker is not None and maker.op_type == "Softmax" else output.name)
+        names.append(maker.input[0] if maker is not None and maker.op_type in _SATURATES else output.name)
     return list(dict.fromkeys(names))
 
 

@@ -31,6 +31,7 @@ from rdoq_onnx.search import Goal, fewest_bits
 from rdoq_onnx.second_look import Judge, Plan, Step, second_look
 from rdoq_onnx.targets import CASTS_INT4, COMPLETE, TARGETS
 from rdoq_onnx.ties import runs, tie
+from rdoq_onnx.untrusted import check_model, check_sizes
 from rdoq_onnx.verify import check_size, verify_model
 
 NORMALIZE = (Normalize(opset=13), FoldConstants(), FoldBatchNorm())
@@ -173,6 +174,7 @@ def measured_alone(
 def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The model as it was given, and after the NORMALIZE passes. Raises ModelError."""
     original = model if isinstance(model, onnx.ModelProto) else io.read_model(model)
+    check_model(original)
     return original, run_passes(NORMALIZE, original)
 
 
@@ -184,6 +186,7 @@ def network_and_samples(
     Raises ModelError, ConfigError or CalibrationError.
     """
     network = analyse(model, config)
+    check_sizes(model)
     return network, separated(network, samples_for(model, calibration, config), runtime)
 
 

@@ -33,6 +33,8 @@ def refitted(allocation: Allocation, portion: NDArray[np.int64], samples: Sample
     network, size = measurement.network, measurement.observation.batching.size
     chosen = chosen_weights(allocation)
     layers = [(int(k), network.layers[k], chosen[k][2]) for k in portion if _fits(network.layers[k])]
+    if not layers:
+        return allocation
     names = [layer.uses[0].output for _, layer, _ in layers]
     sums = [_Line(layer) for _, layer, _ in layers]
     emitted = quantized_model(allocation)
