@@ -41,8 +41,8 @@ class Normalize(Pass):
 
     Assumes a valid model. Works on the main graph; bodies of subgraphs and functions stay as they are, but if
     the opset is raised, subgraphs are converted and functions inlined. Leaves a Constant that is sparse or a
-    graph output, and an Identity between a graph input or a weight and a graph output. Negative sizes are free. Weights are no graph
-    inputs any more, so nobody can override them.
+    graph output, and an Identity between a graph input or a weight and a graph output. Weights are no graph
+    inputs any more, so nobody can override them. Negative sizes of inputs and outputs are free ones.
     """
 
     opset: int = 13

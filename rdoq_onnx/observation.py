@@ -18,6 +18,7 @@ from rdoq_onnx.samples import Samples
 
 _MEMORY = 192 << 20  # bytes of tensors that one batch of the measurement may hold
 _MOST = 32
+_BATCHES = 4096  # the largest that a fixed axis 0 is taken for
 _SATURATES = frozenset({"Sigmoid", "Softmax"})
 _RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
@@ -93,6 +94,8 @@ def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
 def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
     if samples.batch is None or samples.batch == 1:
         return True
+    if samples.batch > _BATCHES:
+        return False
     names = list(dict.fromkeys([o.name for o in network.model.graph.output] + _observed(network)))
     session = runtime.session(with_outputs(network.model, names), "all")
     last = samples.batch - 1

@@ -18,12 +18,15 @@ from rdoq_onnx.protos import subgraphs_of
 DEEPEST = 16  # graphs within graphs; exporters stay under 8
 LARGEST = 2**33  # bytes of one tensor, for one sample where the model leaves its batch free
 _INFERABLE = 1024  # elements of a constant that shape inference may look at
-_PACKED = {TensorProto.INT4: 2, TensorProto.UINT4: 2, TensorProto.INT2: 4, TensorProto.UINT2: 4}
-_PACKED |= {TensorProto.FLOAT4E2M1: 2}
+_PACKED: dict[int, int] = {  # types of less than a byte, with how many share one
+    getattr(TensorProto, name): count
+    for name, count in {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}.items()
+    if hasattr(TensorProto, name)  # as far as this release of onnx has them
+}
 
 
 def check_model(model: ModelProto) -> None:
-    """Raise ModelError unless graphs are nested to a sane depth, names are unique and tensors have what they declare."""
+    """Raise ModelError unless graphs are nested to a sane depth, and tensors have their own names and data."""
     for graph, depth in _graphs(model.graph, 1):
         if depth > DEEPEST:
             raise ModelError(f"graphs are nested over {DEEPEST} deep (graph {graph.name!r}); export it flatter")
@@ -68,7 +71,7 @@ def _check_tensor(tensor: TensorProto) -> None:
     """Raise ModelError unless the tensor's data are as many as its shape says."""
     count = math.prod(tensor.dims)
     if any(size < 0 for size in tensor.dims):
-        raise ModelError(f"tensor {tensor.name!r} has a negative dimension, {list(tensor.dims)}; export the model again")
+        raise ModelError(f"tensor {tensor.name!r} has a negative dimension, {list(tensor.dims)}; export it again")
     if tensor.data_type == TensorProto.STRING:
         found, wanted = len(tensor.string_data), count
     elif tensor.HasField("raw_data"):

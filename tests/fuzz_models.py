@@ -1,11 +1,11 @@
-"""Broken models, made from good ones: whatever is done to a file, the program writes a model that loads, or says why not.
+"""Broken models made from good ones: the program writes a model that loads, or says in a line why not.
 
     python -m tests.fuzz_models --count 10000 --seed 0 [--jobs 2]
 
-Mutates bytes and protobuf fields of small models (below) and, with a smaller share, of the bundled and zoo models, and
-runs the command line on each (for the zoo's, which take long, all up to the measurement). A fault is a traceback, a death by a signal, a run of over a
-minute, or an output that ONNX Runtime does not load. Prints counts, and the faults with the number that makes them again:
-`--only NUMBER --keep FOLDER`.
+Mutates bytes and protobuf fields of small models (below), of the bundled and of the zoo's models, and runs the command
+line on each in a process apart; for the zoo's, which take long, all up to the measurement. A fault is a traceback, a
+death by a signal, a run of over a minute, or an output that ONNX Runtime does not load. Prints counts, and faults with
+the number that makes them again: `--only NUMBER --keep FOLDER`.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper, parser
 
@@ -357,8 +356,13 @@ def _work(numbers: range, seed: int, pipe: int) -> None:
     os._exit(0)
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description="Fuzz the command line with broken models.")
     options.add_argument("--count", type=int, default=10000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--jobs", type=int, default=2)
@@ -373,10 +377,10 @@ def main() -> int:
     for number, outcome, said in outcomes(count, given.seed, given.jobs if count > 1 else 1, first):
         counts[outcome] += 1
         if outcome.startswith("FAULT") or count == 1:
-            print(f"{number}: {outcome}\n{said}", flush=True)
+            _say(f"{number}: {outcome}\n{said}")
         if sum(counts.values()) % 500 == 0:
-            print(dict(counts), file=sys.stderr, flush=True)
-    print(f"{sum(counts.values())} mutants, seed {given.seed}: {dict(sorted(counts.items()))}")
+            _say(f"so far: {dict(counts)}")
+    _say(f"{sum(counts.values())} mutants, seed {given.seed}: {dict(sorted(counts.items()))}")
     return int(any(c.startswith("FAULT") for c in counts))
 
 
