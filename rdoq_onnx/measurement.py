@@ -13,6 +13,7 @@ from rdoq_onnx.candidates import Candidates, make_candidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.equalization import equalize
+from rdoq_onnx.errors import ModelError
 from rdoq_onnx.moments import collect, passes
 from rdoq_onnx.observation import Observation, observe, targets, with_outputs
 from rdoq_onnx.parallel import Workers, workers
@@ -163,7 +164,16 @@ def _measure(
     if measured.missing:
         with progress.step("probe"):
             measured = complete(measured, network, candidates, prober)
+    _check_finite(network, measured)
     return measured
+
+
+def _check_finite(network: Network, measured: Distortions) -> None:
+    found = [(x.name, list(w)) for x, w in zip(network.layers, measured.weights, strict=True)]
+    found += [(a.tensor, list(v.values())) for a, v in zip(network.activations, measured.activations, strict=True)]
+    for name, curves in found:
+        if not all(np.isfinite(c).all() for c in curves):
+            raise ModelError(f"the distortion of {name!r} is not finite; check its weights, or --exclude it")
 
 
 def _chosen(
