@@ -133,7 +133,8 @@ def measured(
         return measurement
     tying, observation = split(samples, config)[1].some(affordable), measurement.observation
     prober = Prober(measurement.aimed, tying, observation.metric, runtime, observation.batching)
-    with progress.step("ties", len(network.layers) + len(network.activations)) as advance:
+    parts = len(network.layers) + len(network.activations)
+    with progress.step("ties", parts) as advance, workers(config.threads):  # which keeps BLAS to one thread, too
         return tie(measurement, prober, advance)
 
 

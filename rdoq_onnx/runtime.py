@@ -7,11 +7,14 @@ between releases.
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from rdoq_onnx.errors import ModelError, ProviderError
 
@@ -76,25 +79,19 @@ class Runtime:
 
     @property
     def providers(self) -> list[str]:
-        """Execution providers in the order of preference.
+        """Execution providers in the order of preference: CUDA only where a small model has run on it.
 
-        Raises ProviderError if CUDA is asked for and this installation of ONNX Runtime has none.
+        Raises ProviderError if CUDA is asked for and does not work here.
         """
-        cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-        if self.provider == "cuda" and not cuda:
-            raise ProviderError(
-                "--provider cuda: this ONNX Runtime has no CUDA provider; pip install 'rdoq-onnx[gpu]' "
-                "after removing onnxruntime, or use --provider cpu"
-            )
-        if cuda and self.provider != "cpu":
-            ort.preload_dlls()
-            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        return ["CPUExecutionProvider"]
+        problem = "not asked for" if self.provider == "cpu" else cuda_problem()
+        if problem and self.provider == "cuda":
+            raise ProviderError(f"--provider cuda: {problem}, or use --provider cpu")
+        return ["CPUExecutionProvider"] if problem else ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     def session(self, model: onnx.ModelProto, level: Level = "basic") -> Session:
         """Load `model` at an optimization level.
 
-        Raises ModelError if ONNX Runtime refuses the model, ProviderError if CUDA was asked for and fails to start.
+        Raises ModelError if ONNX Runtime refuses the model, ProviderError as `providers` does.
         """
         return self._load(model, self._options(level))
 
@@ -119,12 +116,33 @@ class Runtime:
             handle = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
-        if self.provider == "cuda" and "CUDAExecutionProvider" not in handle.get_providers():
-            raise ProviderError(
-                "--provider cuda: the CUDA provider does not start (driver or CUDA libraries missing); "
-                "use --provider cpu"
-            )
         return Session(handle)
+
+
+@cache
+def cuda_problem() -> str:
+    """Why CUDA cannot be used, with the mend; empty if a model runs there."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this ONNX Runtime has no CUDA provider; pip install 'rdoq-onnx[gpu]' after removing onnxruntime"
+    ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    try:
+        handle = ort.InferenceSession(_one_product().SerializeToString(), options, providers=["CUDAExecutionProvider"])
+        (found,) = handle.run(None, {"x": np.full((2, 2), 3, np.float32)})
+    except Exception as error:  # whatever a driver that does not fit makes of it
+        return f"CUDA fails ({_first_line(error)}); mend the driver and the CUDA libraries"
+    if "CUDAExecutionProvider" not in handle.get_providers() or not (found == 18).all():
+        return "the CUDA provider does not start; install the driver, CUDA and cuDNN that this ONNX Runtime wants"
+    return ""
+
+
+def _one_product() -> onnx.ModelProto:
+    """y = x x for 2 x 2 matrices."""
+    value = helper.make_tensor_value_info
+    x, y = (value(name, TensorProto.FLOAT, [2, 2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "product", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
 def _first_line(error: Exception) -> str:

@@ -148,5 +148,11 @@ def _redirect(graph: Graph, old: Tensor, new: Tensor, readers: Iterable[Node]) -
         for index, tensor in enumerate(node.inputs):
             if tensor is old:
                 node.inputs[index] = new
-    for inner in graph.subgraphs(recursive=True):
+    for inner in _subgraphs(graph):
         inner.outputs = [new if t is old else t for t in inner.outputs]
+
+
+def _subgraphs(graph: Graph) -> list[Graph]:
+    """`graph.subgraphs(recursive=True)`, which asks every node's attributes many times over."""
+    inner = [a for n in graph.nodes for a in n.attrs.values() if isinstance(a, Graph)]
+    return [found for g in inner for found in (g, *_subgraphs(g))]

@@ -67,10 +67,10 @@ def first_order(
 
     around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default.
     """
-    reverse = _reverse(network, around or network.model, samples, metric, runtime, batch)
+    reverse = reverse_of(network, around or network.model, samples, metric, runtime, batch)
     session = runtime.session(reverse.model, "all")
     sums = _Sums(network, candidates, reverse)
-    for count, feeds in _full_batches(samples, batch):
+    for count, feeds in full_batches(samples, batch):
         rows = list(_gradients(session, reverse, feeds, metric, seed, sums.samples, batch))
         sums.add(rows, batch, count, workers)
         advance(count)
@@ -96,10 +96,10 @@ def perturbed(network: Network) -> list[str]:
     return list(dict.fromkeys([*outputs, *(a.tensor for a in network.activations)]))
 
 
-def _reverse(
+def reverse_of(
     network: Network, model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, batch: int
 ) -> Reverse:
-    _, feeds = next(_full_batches(samples, batch))
+    _, feeds = next(full_batches(samples, batch))
     data = [u.data for layer in network.layers for u in layer.uses]
     return reverse_model(
         static(model, feeds),
@@ -112,7 +112,7 @@ def _reverse(
     )
 
 
-def _full_batches(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
+def full_batches(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
     """(samples that count, feeds of `size` samples): the last batch is filled up with its last sample."""
     for count, feeds in samples.counted_batches(size):
         short = size - count

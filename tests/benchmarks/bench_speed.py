@@ -1,0 +1,264 @@
+"""Speed: ratios to the float forward pass of the same model, measured in the same run, and how times grow.
+
+    python tests/benchmarks/bench_speed.py [--only TABLE] [--model MODEL] [--samples N]
+
+Tables: adjoint, runs, equation7, growth; the allocation's own growth is in bench_allocate.py. README.md tells what each
+shows and what is asked.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from scipy.stats import spearmanr
+from tables import write
+from targets import ROOT, ZOO
+from turns import in_turns
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.analysis import analyse
+from rdoq_onnx.config import Config
+from rdoq_onnx.emission import bias_shift
+from rdoq_onnx.measurement import Measurement, aimed_at, measure_network, split
+from rdoq_onnx.observation import observe, targets
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.replace_weights import ReplaceWeights
+from rdoq_onnx.progress import Progress
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.samples import Samples
+from rdoq_onnx.taylor import full_batches, reverse_of, static
+
+RUNTIME = Runtime("cpu")
+ADJOINT = {"mobilenet_v2": 4.5, "squeezenet1_1": 3.2, "resnet20": 3.2}  # forward and reverse over forward, at most
+ROUNDING = 60.0  # seconds that rounding may take, beside FORWARDS passes over the samples
+FORWARDS = 120
+PEAK = 3 << 30  # bytes
+PLAIN_RUNS = 200
+ROWS = (-15, -30, 11, 11, 11, -8)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its samples, and how many of them a whole run takes."""
+
+    name: str
+    path: Path
+    calibration: Path
+    samples: int
+
+    def loaded(self, count: int) -> tuple[onnx.ModelProto, Samples]:
+        """The normalized model, and samples."""
+        normal = pipeline.read_normalized(self.path)[1]
+        return normal, pipeline.samples_for(normal, self.calibration, Config(samples=count))
+
+
+def subjects() -> dict[str, Subject]:
+    own = ROOT / "models"
+    found = [Subject(p.stem, p, own / "digits_calib.npz", 256) for p in sorted(own.glob("*.onnx"))]
+    if ZOO.is_dir():
+        imagenet, cifar = ZOO / "imagenet", ZOO / "cifar10"
+        found += [Subject(n, imagenet / f"{n}.onnx", imagenet / "calib", 64) for n in ("mobilenet_v2", "squeezenet1_1")]
+        found.append(Subject("resnet20", cifar / "resnet20.onnx", cifar / "calib.npz", 512))
+    return {s.name: s for s in found}
+
+
+def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
+    """Forward and reverse in one run, with all tensors that the measurement fetches, against forward alone."""
+    normal, samples = subject.loaded(count or 32)
+    network = aimed_at(analyse(normal, Config()), targets(normal))
+    seen = observe(network, samples, RUNTIME)
+    for batch in dict.fromkeys((seen.batching.size, 8)):
+        reverse = reverse_of(network, network.model, samples, seen.metric, RUNTIME, batch)
+        feeds = next(full_batches(samples, batch))[1]
+        forward = RUNTIME.session(static(network.model, feeds), "all")
+        both = RUNTIME.session(reverse.model, "all")
+        signs = np.random.default_rng(0)
+        seeds = {i.name: signs.choice(np.float32([-1, 1]), i.shape)
+                 for i in both.handle.get_inputs() if i.name not in feeds}  # fmt: skip
+        found = in_turns(lambda f=feeds, s=seeds, b=both: b.run({**f, **s}), lambda f=feeds, w=forward: w.run(f), 15)
+        yield row(subject, f"adjoint, batch {batch}", found.second, found.first, found.ratio, ADJOINT.get(subject.name))
+
+
+def run_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
+    """A whole run of the command line at W4A8, beside a forward pass over its samples just before and just after."""
+    count = count or subject.samples
+    normal, samples = subject.loaded(count)
+    session = RUNTIME.session(normal, "all")
+
+    def forward() -> float:
+        feeds = list(samples.batches(8))
+        return timed(lambda: [session.run(f) for f in feeds])
+
+    before = [forward() for _ in range(3)]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.json")
+        command = [sys.executable, "-m", "rdoq_onnx", subject.path, Path(folder, "out.onnx"), "--quiet",
+                   "--calibration", subject.calibration, "--samples", str(count),
+                   "--weight-bits", "4", "--activation-bits", "8", "--json", report]  # fmt: skip
+        begin = time.perf_counter()
+        child = subprocess.Popen([*map(str, command)], cwd=Path(__file__).parent)
+        _, status, usage = os.wait4(child.pid, 0)
+        whole = time.perf_counter() - begin
+        if status:
+            yield subject.name, "run failed", "", "", "", "FAILED"
+            return
+        steps = json.loads(report.read_text())["seconds"]
+    once = statistics.median([*before, *(forward() for _ in range(3))])
+    bound = FORWARDS * once + ROUNDING if subject.name == "mobilenet_v2" else None
+    yield row(subject, f"run, {count} samples", once, whole, (whole - steps["candidates"]) / once, None)
+    if bound:
+        yield subject.name, "  allowed", "", f"{bound:.1f} s", "", verdict(whole, bound)
+    peak = 1024 * usage.ru_maxrss
+    yield subject.name, "  peak", "", f"{peak / 2**30:.2f} GiB", "", verdict(peak, PEAK)
+    for name, seconds in steps.items():
+        yield row(subject, f"  {name}", once, seconds, seconds / once, None)
+
+
+def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
+    """All curves by first order against the plain reading of Eq. 7: a forward run for each channel and width."""
+    normal, samples = subject.loaded(count or 32)
+    progress, config = Progress(), Config(effort="fast")
+    measurement = measure_network(analyse(normal, config), config, samples, RUNTIME, progress)
+    judging = split(samples, config)[1]
+    widths = sorted(measurement.codes[0])
+    pairs = drawn(measurement, widths)
+    exact, runs = zip(*(plain(measurement, judging, *pair) for pair in pairs), strict=True)
+    rows = measurement.unit_rows()
+    curves = np.array([measurement.curves.distortion[rows[k].start + unit, b] for k, unit, b in pairs])
+    whole = statistics.fmean(runs) * measurement.channels * len(widths)
+    found = whole / progress.seconds["taylor"]
+    yield row(subject, f"Eq. 7, {len(pairs)} runs, {len(judging)} samples", progress.seconds["taylor"], whole, found,
+              1000 if subject.name == "mobilenet_v2" else None, least=True)  # fmt: skip
+    picked = np.array([b for _, _, b in pairs])
+    groups = {"2 to 8 bits": (picked >= 2, 0.98), "0 and 1 bit": (picked < 2, 0.9)}
+    for name, (some, bound) in groups.items():
+        rank = spearmanr(curves[some], np.array(exact)[some]).statistic
+        yield subject.name, f"  Spearman, {name}", "", "", f"{rank:.4f}", "ok" if rank >= bound else "MISSED"
+
+
+def drawn(measurement: Measurement, widths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(layer, channel, width): channels drawn at random, each at widths in turn."""
+    rng = np.random.default_rng(0)
+    rows = measurement.unit_rows()
+    starts = np.array([r.start for r in rows])
+    channels = rng.choice(measurement.channels, min(PLAIN_RUNS, measurement.channels), replace=False)
+    layers = np.searchsorted(starts, channels, side="right") - 1
+    return [(int(k), int(c - starts[k]), widths[n % len(widths)])
+            for n, (k, c) in enumerate(zip(layers, channels, strict=True))]  # fmt: skip
+
+
+def plain(measurement: Measurement, samples: Samples, k: int, unit: int, bits: int) -> tuple[float, float]:
+    """(δ, seconds of the forward run) of one channel at one width, the rest float."""
+    network, metric = measurement.aimed, measurement.observation.metric
+    layer, codes = network.layers[k], measurement.codes[k][bits]
+    tensor = next(t for t in network.model.graph.initializer if t.name == layer.weight)
+    original = layer.linear.rows(numpy_helper.to_array(tensor))
+    changed = original.copy()
+    changed[unit] = codes.values[unit]
+    shift = bias_shift(layer, changed - original, measurement.means[k])
+    model = run_passes([ReplaceWeights([(layer, layer.linear.tensor(changed), shift)])], network.model)
+    sessions = RUNTIME.session(network.model, "all"), RUNTIME.session(model, "all")
+    total = seconds = 0.0
+    for number, feeds in samples.counted_batches(8):
+        target = sessions[0].run(feeds, metric.outputs)
+        begin = time.perf_counter()
+        values = sessions[1].run(feeds, metric.outputs)
+        seconds += time.perf_counter() - begin
+        total += float(metric.errors(values, target, number).sum())
+    return total / len(samples), seconds
+
+
+def growth_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
+    """Times of the first-order measurement over samples and over layers, with the exponents fitted."""
+    counts = [32, 64, 128, 256]
+    normal, samples = subject.loaded(count or counts[-1])
+    yield from grown(subject.name, "samples", counts, lambda n: measured(normal, samples.some(n)))
+    depths = [4, 8, 16, 32]
+    yield from grown("chain", "layers", depths, lambda n: measured(*chain(n)))
+
+
+def grown(name: str, what: str, sizes: Sequence[int], work: Callable[[int], float]) -> Iterator[tuple[str, ...]]:
+    times = [work(n) for n in sizes]
+    exponent = np.polyfit(np.log(sizes), np.log(times), 1)[0]
+    for size, seconds in zip(sizes, times, strict=True):
+        yield name, f"{size} {what}", "", f"{seconds:.2f} s", "", ""
+    yield name, f"  exponent over {what}", "", "", f"{exponent:.2f}", ""
+
+
+def measured(model: onnx.ModelProto, samples: Samples) -> float:
+    """CPU seconds of `measure_network`."""
+    config = Config(effort="fast")
+    network = analyse(model, config)
+    begin = time.process_time()
+    measure_network(network, config, samples, RUNTIME, Progress())
+    return time.process_time() - begin
+
+
+def chain(depth: int) -> tuple[onnx.ModelProto, Samples]:
+    """`depth` convolutions of 16 channels with a Relu each, on 32 samples."""
+    rng = np.random.default_rng(0)
+    nodes, tensors = [], []
+    for k in range(depth):
+        weight = rng.standard_normal((16, 16, 3, 3), np.float32) / 8
+        tensors.append(numpy_helper.from_array(weight.astype(np.float32), f"w{k}"))
+        nodes.append(helper.make_node("Conv", [f"x{k}", f"w{k}"], [f"z{k}"], f"conv{k}", pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"z{k}"], [f"x{k + 1}"], f"relu{k}"))
+    value = helper.make_tensor_value_info
+    ends = [value(n, onnx.TensorProto.FLOAT, ["N", 16, 16, 16]) for n in ("x0", f"x{depth}")]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = {"x0": rng.standard_normal((32, 16, 16, 16), np.float32)}
+    normal = pipeline.read_normalized(model)[1]
+    return normal, pipeline.samples_for(normal, feeds, Config())
+
+
+def row(
+    subject: Subject, what: str, first: float, second: float, ratio: float, bound: float | None, least: bool = False
+) -> tuple[str, ...]:
+    kept = "" if bound is None else verdict(*((bound, ratio) if least else (ratio, bound)))
+    return subject.name, what, f"{first:.4f} s", f"{second:.4g} s", f"{ratio:.2f}", kept
+
+
+def verdict(found: float, bound: float) -> str:
+    return "ok" if found <= bound else "MISSED"
+
+
+def timed(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+TABLES: dict[str, Callable[[Subject, int], Iterator[tuple[str, ...]]]] = {
+    "adjoint": adjoint_rows, "runs": run_rows, "equation7": equation7_rows, "growth": growth_rows,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Print the tables asked for."""
+    known = subjects()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=list(TABLES), help="may be repeated")
+    parser.add_argument("--model", action="append", choices=list(known), help="may be repeated")
+    parser.add_argument("--samples", type=int, default=0, metavar="N", help="calibration samples")
+    args = parser.parse_args()
+    write(("model", "what", "first", "second", "ratio", ""), ROWS)
+    for table in args.only or TABLES:
+        for name in args.model or (["digits_cnn"] if table == "growth" else known):
+            for cells in TABLES[table](known[name], args.samples):
+                write(cells, ROWS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Where models run: CUDA only where a model has really run there."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import parser
+
+from rdoq_onnx import runtime
+from rdoq_onnx.errors import ProviderError
+from rdoq_onnx.runtime import Runtime, cuda_problem
+
+MODEL = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 3] x) => (float[N, 3] y) { y = Softmax (x) }""")
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+class Broken:
+    """An installation with a CUDA provider whose libraries are missing: ONNX Runtime falls back, or raises."""
+
+    SessionOptions = ort.SessionOptions
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def get_available_providers(self):
+        return [CUDA, CPU]
+
+    def preload_dlls(self):
+        pass
+
+    def InferenceSession(self, model, options, providers):  # noqa: N802 - ONNX Runtime's name
+        if self.error and CUDA in providers:
+            raise self.error
+        return ort.InferenceSession(model, options, providers=[CPU])
+
+
+@pytest.fixture(params=[None, RuntimeError("CUDA failure 35: old driver\nmore lines")], ids=["falls back", "raises"])
+def broken(request, monkeypatch):
+    monkeypatch.setattr(runtime, "ort", Broken(request.param))
+    cuda_problem.cache_clear()
+    yield
+    cuda_problem.cache_clear()
+
+
+@pytest.mark.usefixtures("broken")
+def test_cuda_that_does_not_start():
+    assert Runtime("auto").providers == [CPU]
+    with pytest.raises(ProviderError, match=r"--provider cuda: .*--provider cpu") as refusal:
+        Runtime("cuda").providers  # noqa: B018 - the property raises
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_cpu_when_asked_for():
+    assert Runtime("cpu").providers == [CPU]
+    assert Runtime("cpu").session(MODEL).handle.get_providers() == [CPU]
+
+
+def test_cuda_agrees_with_the_cpu():
+    if cuda_problem():
+        pytest.skip(f"no CUDA here: {cuda_problem()}")
+    feeds = {"x": np.random.default_rng(0).standard_normal((5, 3), np.float32)}
+    values = [Runtime(where).session(MODEL).run(feeds)[0] for where in ("cuda", "cpu")]
+    np.testing.assert_allclose(*values, rtol=1e-5)
