@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,12 +28,11 @@ from targets import ROOT, ZOO
 from turns import in_turns
 
 from rdoq_onnx import pipeline
-from rdoq_onnx.analysis import analyse
+from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import bias_shift
 from rdoq_onnx.measurement import Measurement, aimed_at, measure_network, split
 from rdoq_onnx.observation import observe, targets
-from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.runtime import Runtime
@@ -133,7 +133,10 @@ def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     judging = split(samples, config)[1]
     widths = sorted(measurement.codes[0])
     pairs = drawn(measurement, widths)
-    exact, runs = zip(*(plain(measurement, judging, *pair) for pair in pairs), strict=True)
+    network, metric = measurement.aimed, measurement.observation.metric
+    session = RUNTIME.session(network.model, "all")
+    batches = [(n, feeds, session.run(feeds, metric.outputs)) for n, feeds in judging.counted_batches(8)]
+    exact, runs = zip(*(plain(measurement, network, batches, *pair) for pair in pairs), strict=True)
     rows = measurement.unit_rows()
     curves = np.array([measurement.curves.distortion[rows[k].start + unit, b] for k, unit, b in pairs])
     whole = statistics.fmean(runs) * measurement.channels * len(widths)
@@ -158,25 +161,25 @@ def drawn(measurement: Measurement, widths: Sequence[int]) -> list[tuple[int, in
             for n, (k, c) in enumerate(zip(layers, channels, strict=True))]  # fmt: skip
 
 
-def plain(measurement: Measurement, samples: Samples, k: int, unit: int, bits: int) -> tuple[float, float]:
+def plain(
+    measurement: Measurement, network: Network, batches: Sequence[Any], k: int, unit: int, bits: int
+) -> tuple[float, float]:
     """(δ, seconds of the forward run) of one channel at one width, the rest float."""
-    network, metric = measurement.aimed, measurement.observation.metric
-    layer, codes = network.layers[k], measurement.codes[k][bits]
+    metric, layer, codes = measurement.observation.metric, network.layers[k], measurement.codes[k][bits]
     tensor = next(t for t in network.model.graph.initializer if t.name == layer.weight)
     original = layer.linear.rows(numpy_helper.to_array(tensor))
     changed = original.copy()
     changed[unit] = codes.values[unit]
     shift = bias_shift(layer, changed - original, measurement.means[k])
-    model = run_passes([ReplaceWeights([(layer, layer.linear.tensor(changed), shift)])], network.model)
-    sessions = RUNTIME.session(network.model, "all"), RUNTIME.session(model, "all")
+    replaced = ReplaceWeights([(layer, layer.linear.tensor(changed), shift)])(network.model)
+    session = RUNTIME.session(replaced, "all")
     total = seconds = 0.0
-    for number, feeds in samples.counted_batches(8):
-        target = sessions[0].run(feeds, metric.outputs)
+    for number, feeds, target in batches:
         begin = time.perf_counter()
-        values = sessions[1].run(feeds, metric.outputs)
+        values = session.run(feeds, metric.outputs)
         seconds += time.perf_counter() - begin
         total += float(metric.errors(values, target, number).sum())
-    return total / len(samples), seconds
+    return total / sum(n for n, _, _ in batches), seconds
 
 
 def growth_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
