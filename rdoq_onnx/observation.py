@@ -16,7 +16,7 @@ from rdoq_onnx.errors import CalibrationError, RdoqError
 from rdoq_onnx.runtime import Runtime, Session
 from rdoq_onnx.samples import Samples
 
-_MEMORY = 192 << 20  # bytes of tensors that one batch of the measurement may hold
+_MEMORY = 768 << 20  # bytes of tensors that one batch of the measurement may hold
 _MOST = 32
 _BATCHES = 4096  # the largest that a fixed axis 0 is taken for
 _SATURATES = frozenset({"Sigmoid", "Softmax"})
