@@ -3,6 +3,10 @@
 A pass is a frozen dataclass whose fields are its options. It may refuse in `requires`, rewrites in
 `__call__`, and states in `ensures` what it leaves; `run_passes` calls the three in this order and checks that
 the model is valid before and after each pass.
+
+Some modules hold no pass but what passes are made of: for remove_channels stored_layers, constant_channels,
+channel_rules and slice_channels, for pack_weights channel_widths, bit_rows and sub_byte_parts, for both that pack
+decoding, for all that touch biases correct_bias.
 """
 
 import math

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, shape_inference
 
 from rdoq_onnx import surgeon
+from rdoq_onnx.analysis import LAYER_TYPES
 from rdoq_onnx.passes import Pass, weights_as_inputs
 from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor
 
 Float64 = NDArray[np.float64]
-_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _AFFINE = {"BatchNormalization", "Mul", "Div", "Add", "Sub"}
 _STORED = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64)}
 
@@ -62,7 +62,7 @@ class _Affine:
 
 def _fold_behind(graph: Graph, layer: Node, ranks: dict[str, int]) -> bool:
     """Fold the only reader of `layer` into it; False if there is none that can be."""
-    if layer.op not in _LAYERS:
+    if layer.op not in LAYER_TYPES:
         return False
     reader = _only_reader(graph, layer.outputs[0])
     # An Add behind a MatMul is the layer's bias already.
@@ -171,7 +171,7 @@ def _only_reader(graph: Graph, tensor: Tensor) -> Node | None:
 
 def _weight(layer: Node, ranks: dict[str, int]) -> Float64 | None:
     """The constant weight of a linear layer whose channels are on axis 1 of input and output; else None."""
-    if layer.op not in _LAYERS or layer.domain not in (None, "", "ai.onnx"):
+    if layer.op not in LAYER_TYPES or layer.domain not in (None, "", "ai.onnx"):
         return None
     if layer.op == "MatMul" and ranks.get(layer.outputs[0].name) != 2:
         return None

@@ -19,7 +19,7 @@ from rdoq_onnx.passes import Pass
 from rdoq_onnx.passes.bit_rows import store_rows
 from rdoq_onnx.passes.channel_widths import MAX_BITS, read_weights
 from rdoq_onnx.passes.normalize import default_opset, raise_ir_version, raise_opset
-from rdoq_onnx.passes.sub_byte_parts import containers, opset_of, store_parts
+from rdoq_onnx.passes.sub_byte_parts import containers, is_smaller, opset_of, store_parts
 
 # ONNX Runtime does not fold what gives more than 1 GiB.
 _FOLDABLE = 2**29
@@ -27,7 +27,7 @@ _FOLDABLE = 2**29
 
 @dataclass(frozen=True)
 class PackWeights(Pass):
-    """Store each of the INT8 initializers `weights` in fewer bits; those that need 8 throughout stay.
+    """Store each of the INT8 initializers `weights` in fewer bits; those for which that makes no smaller file stay.
 
     A weight's channel axis is that of the DequantizeLinear that reads it, or the first of the scales that multiply its
     Cast. Any other axis is decoded as well, but costs bits.
@@ -52,6 +52,7 @@ class PackWeights(Pass):
             packed = [w for w in weights if w.integers.size < _FOLDABLE and w.bits.min() < MAX_BITS]
             return surgeon.edit(model, partial(store_rows, weights=packed))
         parts = {w: containers(w, (2, 4, 8) if self.int2 else (4, 8)) for w in weights}
+        parts = {w: sizes for w, sizes in parts.items() if is_smaller(w, sizes)}
         opset = opset_of(parts.values())
         if default_opset(model) < opset:
             model = raise_opset(model, opset)

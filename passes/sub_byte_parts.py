@@ -16,6 +16,8 @@ from rdoq_onnx.passes.decoding import Decoding
 from rdoq_onnx.surgeon import Graph, Tensor
 
 _OPSETS = {2: 25, 4: 21}
+# Bytes of the nodes for each container: what saves less stays INT8.
+_PART_NODES = 90
 
 
 def containers(weight: Weight, sizes: Sequence[int]) -> NDArray[np.uint8]:
@@ -23,6 +25,15 @@ def containers(weight: Weight, sizes: Sequence[int]) -> NDArray[np.uint8]:
     needed = weight.bits + weight.shift  # a window that reaches up to 2^(b-1) needs one bit more
     result: NDArray[np.uint8] = np.array(sizes, np.uint8)[np.searchsorted(sizes, needed)]
     return result
+
+
+def is_smaller(weight: Weight, sizes: NDArray[np.uint8]) -> bool:
+    """Whether the weight takes fewer bytes of the file in these containers."""
+    per_channel = weight.integers.size // len(sizes)
+    parts = len(np.unique(sizes))
+    order = len(sizes) if parts > 1 else 0
+    stored = int(sizes.sum()) * per_channel // 8 + order + parts * _PART_NODES
+    return bool(sizes.min() < MAX_BITS) and stored < weight.integers.size
 
 
 def opset_of(parts: Iterable[NDArray[np.uint8]]) -> int:
@@ -35,8 +46,7 @@ def store_parts(graph: Graph, parts: dict[Weight, NDArray[np.uint8]]) -> None:
     """Have each weight put together from its channels in the containers given."""
     tensors, decoding = graph.tensors(), Decoding(graph)
     for weight, sizes in parts.items():
-        if sizes.min() < MAX_BITS:
-            decoding.replace(tensors[weight.name], _joined(decoding, weight, sizes))
+        decoding.replace(tensors[weight.name], _joined(decoding, weight, sizes))
 
 
 def _joined(decoding: Decoding, weight: Weight, sizes: NDArray[np.uint8]) -> Tensor:

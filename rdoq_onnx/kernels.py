@@ -22,15 +22,23 @@ def kernel_counts(model: onnx.ModelProto) -> dict[str, int]:
 
 def float_layers(optimized: onnx.ModelProto, network: Network) -> dict[str, str]:
     """Nodes of quantized layers that have no integer kernel in the graph that ONNX Runtime runs, with the reason."""
-    graph = Graph(network.model)
+    graph, made = Graph(network.model), _made_of(optimized)
     found = {}
     for layer in network.layers:
         for use in layer.uses:
-            made_of_it = re.compile(re.escape(use.node) + r"($|_token_|/)")
-            kernels = {n.op_type for n in optimized.graph.node if made_of_it.match(n.name)}
+            kernels = made.get(use.node, set())
             if kernels & _FLOAT and not kernels & _INTEGER:
                 found[use.node] = _why_float(layer, use, graph, bool(network.activations))
     return found
+
+
+def _made_of(optimized: onnx.ModelProto) -> dict[str, set[str]]:
+    """Operators of the optimized graph by the node that they were made of, which their names begin with."""
+    made: dict[str, set[str]] = {}
+    for node in optimized.graph.node:
+        for name in (node.name, *(node.name[: end.start()] for end in re.finditer("_token_|/", node.name))):
+            made.setdefault(name, set()).add(node.op_type)
+    return made
 
 
 def _why_float(layer: Layer, use: Use, graph: Graph, activations: bool) -> str:

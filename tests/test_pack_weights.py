@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, checker, numpy_helper, parser
 
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.passes import bit_rows, pack_weights, run_passes
+from rdoq_onnx.passes import bit_rows, pack_weights, run_passes, sub_byte_parts
 from rdoq_onnx.passes.pack_weights import PackWeights
 from rdoq_onnx.runtime import Runtime
 
@@ -29,6 +29,7 @@ def small_weights_too():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bit_rows, "_GROUP_NODES", -1000)
         patch.setattr(bit_rows, "_SHARED_NODES", 0)
+        patch.setattr(sub_byte_parts, "_PART_NODES", -1000)
         yield
 
 
@@ -214,6 +215,9 @@ def test_what_saves_less_than_its_nodes_take_stays(ort_run, monkeypatch):
     monkeypatch.setattr(bit_rows, "_SHARED_NODES", 2000)
     model = decoders(weights)
     assert run_passes([PackWeights(list(weights))], model) == model
+    monkeypatch.setattr(sub_byte_parts, "_PART_NODES", 90)
+    native = packed_equal(ort_run, weights, storage="native")
+    assert [t.name for t in native.graph.initializer if t.name in weights] == ["small"]
 
 
 def test_channels_of_zero_bits_alone_and_last(ort_run):
