@@ -26,15 +26,23 @@ def quantize(
     weights_only: bool = False,
     **options: Any,
 ) -> Result:
-    """Quantize `model` and verify the result.
+    """Quantize `model` and verify the result (Wang et al., RDO-Q, ECCV 2022; README, "Method").
 
     model: a path or a ModelProto, which is not altered. calibration: a path of an .npz, .npy or folder (the README
     tells of what), "module:function", a dict of arrays with the samples on axis 0, an iterable of feeds, or an object
     with ONNX Runtime's `get_next()`; None for synthetic samples.
     bits: average bits per weight and per activation element, 0 to 8; `weight_bits` and `activation_bits` override it
-    for one side, `weights_only` leaves activations in float. options: the other fields of `config.Config`.
+    for one side, `weights_only` leaves activations in float. options: the other fields of `config.Config`, which are
+    the options of the command line: `samples`, `effort`, `target`, `pins`, `size`, `sqnr` and so on.
 
-    Raises RdoqError; errors.py lists its kinds.
+    Returns the emitted model with its report and allocation; nothing is written. Raises RdoqError; errors.py lists its
+    kinds.
+
+    >>> result = quantize("models/digits_cnn.onnx", "models/digits_calib.npz", bits=4, samples=24, effort="fast")
+    >>> result.report.weight_bits <= 4 and result.report.sqnr_db > 10
+    True
+    >>> result.report.layers[0].name, len(result.report.layers[0].bits)
+    ('/0/Conv', 16)
     """
     return pipeline.run(
         model, calibration, _config(bits, weight_bits, activation_bits, weights_only, options), Progress()
@@ -42,9 +50,20 @@ def quantize(
 
 
 def measure(model: Model, calibration: Any = None, *, weights_only: bool = False, **options: Any) -> Measurement:
-    """The slow step: the rate-distortion curve of every channel and activation of `model`.
+    """The slow step: the rate-distortion curve of every channel and activation of `model` (Eq. 3 to 8).
 
-    Arguments as for `quantize`. All samples are used; none is held out.
+    Arguments as for `quantize`. All samples are used; none is held out. The curves of what is returned are float64
+    [units, 9], δ at 0 to 8 bits, a row for each channel of each layer and then one for each activation; inf where a
+    width is not offered. Raises RdoqError.
+
+    >>> measurement = measure("models/digits_cnn.onnx", "models/digits_calib.npz", samples=24, effort="fast")
+    >>> measurement.curves.distortion.shape == (measurement.channels + len(measurement.network.activations), 9)
+    True
+    >>> allocation = allocate(measurement, weight_bits=3, activation_bits=6)
+    >>> allocation.weight_average <= 3, allocation.predicted > allocate(measurement, bits=6).predicted
+    (True, True)
+    >>> [opset.version >= 13 for opset in emit("models/digits_cnn.onnx", allocation).opset_import if not opset.domain]
+    [True]
     """
     config = _config(8, None, None, weights_only, options)
     normal = pipeline.read_normalized(model)[1]
@@ -61,14 +80,19 @@ def allocate(
     activation_bits: float | None = None,
     joint: bool = False,
     pins: tuple[tuple[str, int], ...] = (),
+    size: int | None = None,
+    layer_limit: int | None = None,
 ) -> Allocation:
-    """The widths of least predicted distortion within the budgets; arguments as for `quantize`.
+    """The widths of least predicted distortion within the budgets (Lagrangian; allocate.py proves the gap).
 
-    pins: (name or regular expression of a layer or activation, its width). Raises BudgetError if a budget cannot be
-    met.
+    Arguments as for `quantize`. pins: (name or regular expression of a layer or activation, its width). size: bytes of
+    all weights at their widths, in place of `weight_bits`; layer_limit: of those of any layer. Raises BudgetError if a
+    budget cannot be met, ConfigError if a pin matches nothing.
     """
     weights_only = not measurement.network.activations
-    config = _config(bits, weight_bits, activation_bits, weights_only, {"joint": joint, "pins": pins})
+    config = _config(bits, weight_bits, activation_bits, weights_only, {
+        "joint": joint, "pins": pins, "size": size, "layer_limit": layer_limit,
+    })  # fmt: skip
     return allocate_bits(measurement, config)
 
 

@@ -62,11 +62,16 @@ class Result:
 
     @property
     def curves(self) -> Measurement:
+        """What was measured: the curves, and the candidates that they describe."""
         return self.allocation.measurement
 
     def save(self, path: str | Path) -> None:
         """Write the model atomically. Raises OutputError."""
         io.write_model(self.model, path)
+
+    def _repr_html_(self) -> str:
+        """The report's table, for notebooks."""
+        return self.report.to_html()
 
 
 def run(model: Model, calibration: Any, config: Config, progress: Progress, *, additivity: bool = False) -> Result:

@@ -1,5 +1,6 @@
 """What a run did, as figures, as JSON and as text."""
 
+import html
 import json
 import math
 import shlex
@@ -109,6 +110,11 @@ class Report:
             "skipped": [{"node": s.node, "reason": s.reason} for s in self.skipped],
         }
         return json.dumps(document, indent=2) + "\n"
+
+    def to_html(self) -> str:
+        """The summary as an HTML table."""
+        rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self.rows())
+        return f"<table><caption>{html.escape(self.input)}</caption>{rows}</table>"
 
     def rows(self) -> list[tuple[str, str]]:
         """The summary as (figure, value) lines."""

@@ -1,5 +1,7 @@
 """The public API: ten names, whatever calibration may be, and the steps one by one."""
 
+import dataclasses
+import doctest
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import rdoq_onnx
+from rdoq_onnx import api
 from tests.conftest import ROOT, OrtRun
 
 CNN, VIT = ROOT / "models" / "digits_cnn.onnx", ROOT / "models" / "digits_vit.onnx"
@@ -71,8 +74,13 @@ SOURCES: dict[str, Callable[[NDArray[np.float32], Path], Any]] = {
 
 
 @pytest.fixture(scope="module")
-def expected(model: onnx.ModelProto, x: NDArray[np.float32]) -> bytes:
-    return rdoq_onnx.quantize(model, {"input": x}, bits=4, threads=1).model.SerializeToString(deterministic=True)
+def expected_result(model: onnx.ModelProto, x: NDArray[np.float32]) -> rdoq_onnx.Result:
+    return rdoq_onnx.quantize(model, {"input": x}, bits=4, threads=1)
+
+
+@pytest.fixture(scope="module")
+def expected(expected_result: rdoq_onnx.Result) -> bytes:
+    return expected_result.model.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -150,6 +158,21 @@ def test_weights_only_leaves_activations_alone(model: onnx.ModelProto, x: NDArra
     assert max(bits.max() for bits in allocation.layer_bits) == 8
     emitted = rdoq_onnx.emit(model, allocation)
     assert "QuantizeLinear" not in {n.op_type for n in emitted.graph.node}
+
+
+def test_examples_of_the_docstrings_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    done = doctest.testmod(api)
+    assert done.attempted > 5
+    assert done.failed == 0
+
+
+def test_a_notebook_shows_the_table(expected_result: rdoq_onnx.Result) -> None:
+    table = expected_result._repr_html_()
+    assert table.startswith("<table>")
+    assert f"{expected_result.report.sqnr_db:.2f} dB" in table
+    named = dataclasses.replace(expected_result.report, input="<b>")
+    assert "&lt;b&gt;" in named.to_html()
 
 
 def test_emit_refuses_another_model(model: onnx.ModelProto, measurement: rdoq_onnx.Measurement) -> None:
