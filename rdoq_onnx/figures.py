@@ -65,7 +65,8 @@ def channel_map(result: Result) -> go.Figure:
     values = np.concatenate(cells).astype(np.float32)
     scale = [(edge, colour) for k, colour in enumerate(WIDTHS) for edge in (k / len(WIDTHS), (k + 1) / len(WIDTHS))]
     trace = go.Heatmap(
-        z=values[:, :, 0], y=names, customdata=values[:, :, 1:], hoverongaps=False, xgap=0.5, ygap=1,
+        z=values[:, :, 0], y=names, customdata=values[:, :, 1:], hoverongaps=False,
+        xgap=0.5 if across <= 80 else 0, ygap=1,
         zmin=-0.5, zmax=MAX_BITS + 0.5, colorscale=scale,
         colorbar={"title": {"text": "bits"}, "tickvals": list(range(MAX_BITS + 1)), "thickness": 14, "outlinewidth": 0},
         hovertemplate="%{y}<br>channel %{customdata[0]}: %{z} bits, δ %{customdata[1]:.3g}<extra></extra>",
@@ -209,6 +210,6 @@ def _figure(traces: Sequence[go.Scatter], height: int, **layout: object) -> go.F
     for axis in ("xaxis", "yaxis", "yaxis2"):
         if isinstance(options := layout.get(axis), dict):
             layout[axis] = {"automargin": True, **options}
-    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
     margin = {"l": 10, "r": 10, "t": 54, "b": 10}
     return go.Figure(traces, {"template": None, "height": height, "legend": legend, "margin": margin, **layout})

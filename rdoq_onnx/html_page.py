@@ -37,6 +37,7 @@ th { position: sticky; top: 0; background: var(--card); color: var(--soft); font
 tr:last-child td { border-bottom: 0 }
 code, pre { font: 12.5px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace }
 td code { white-space: nowrap }
+.scroll td:last-child { min-width: 200px } .pair td:first-child { white-space: nowrap }
 .pair td { overflow-wrap: anywhere } .pair td code { white-space: pre-wrap }
 pre { overflow: auto; background: var(--back); border-radius: 8px; padding: 10px 12px; white-space: pre-wrap;
   overflow-wrap: anywhere }

@@ -1,5 +1,6 @@
 """What the README shows is what happens: its commands run, its code runs, its tables name what there is."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -68,6 +69,17 @@ def test_ci_snippets_run_as_shell(checkout: Path) -> None:
     assert (checkout / "cnn.json").exists()
 
 
+def test_completion_is_what_the_readme_says() -> None:
+    (line,) = re.findall(r'^eval "\$\(.*\)"$', README, re.MULTILINE)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", f"{line}; complete -p rdoq-onnx"], env={**os.environ, "PATH": path},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert "_rdoq_onnx_completion" in done.stdout
+    asked = {"_RDOQ_ONNX_COMPLETE": "bash_complete", "COMP_WORDS": "rdoq-onnx --top1", "COMP_CWORD": "1"}
+    words = subprocess.run(["rdoq-onnx"], env={**os.environ, "PATH": path, **asked}, capture_output=True, text=True)
+    assert words.stdout == "plain,--top1-agreement\n"
+
+
 def test_toml_blocks_are_options(checkout: Path) -> None:
     (text,) = blocks("toml")
     (checkout / "pyproject.toml").write_text(text)
@@ -78,7 +90,11 @@ def test_toml_blocks_are_options(checkout: Path) -> None:
 
 def test_python_blocks_run_one_after_the_other(checkout: Path) -> None:
     scope: dict[str, object] = {}
+    for command in (c for c in COMMANDS if "digits_openvino" in c and importlib.util.find_spec("openvino")):
+        cli.main([*shlex.split(command), "--threads", "1"])
     for block in blocks("python"):
+        if "import openvino" in block and not importlib.util.find_spec("openvino"):
+            continue
         exec(compile(block, "README.md", "exec"), scope)
     assert list(checkout.glob("*.onnx"))
 

@@ -1,0 +1,95 @@
+"""Whether distortions add up (Eq. 6): predicted sum, sum of what each part does alone, and all at once.
+
+    python tests/benchmarks/bench_additivity.py [--samples N] [--effort fast|default|best] [--svg FILE]
+
+Each row is one run on a model of models/ at one budget for weights and activations; all but the prediction is measured
+on samples held out. --svg draws the rows with plotly in Chromium.
+"""
+
+import argparse
+import base64
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import plotly.graph_objects as go
+import plotly.offline
+from tables import write
+from targets import ROOT
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.config import Config, Effort
+from rdoq_onnx.progress import Progress
+
+BUDGETS = (2.0, 3.0, 4.0, 5.0, 6.0)
+SIZES = (-12, 6, 12, 12, 12, 16, 16)
+COLOURS = {"digits_cnn": "#4c8dff", "digits_vit": "#f2a03d"}
+
+Row = tuple[str, float, float, float, float]
+
+
+def rows(samples: int, effort: Effort) -> list[Row]:
+    write(("model", "bits", "predicted", "each alone", "at once", "alone/predicted", "at once/alone"), SIZES)
+    found = []
+    for name in COLOURS:
+        for bits in BUDGETS:
+            config = Config(weight_bits=bits, activation_bits=bits, samples=samples, effort=effort, threads=1)
+            paths = (ROOT / "models" / f"{name}.onnx", ROOT / "models" / "digits_calib.npz")
+            result = pipeline.run(*paths, config, Progress(), additivity=True)
+            assert result.alone is not None
+            alone = sum(result.alone.layers) + sum(result.alone.activations)
+            predicted, measured = result.report.predicted, result.report.measured
+            figures = [f"{v:.4g}" for v in (predicted, alone, measured)]
+            ratios = [f"{alone / predicted:.2f}", f"{measured / alone:.2f}"]
+            write((name, f"{bits:g}", *figures, *ratios), SIZES)
+            found.append((name, bits, predicted, alone, measured))
+    return found
+
+
+def figure(found: list[Row]) -> go.Figure:
+    ends = [min(min(row[2:]) for row in found) / 1.5, max(max(row[2:]) for row in found) * 1.5]
+    line = go.Scatter(x=ends, y=ends, mode="lines", name="equal", line={"dash": "dash", "width": 1, "color": "#9aa3b2"})
+    plot = go.Figure([line])
+    for name, colour in COLOURS.items():
+        own = [row for row in found if row[0] == name]
+        for column, kind, symbol in ((3, "each alone", "circle-open"), (4, "all at once", "star")):
+            plot.add_scatter(x=[r[2] for r in own], y=[r[column] for r in own], mode="markers",
+                             name=f"{name}, {kind}", marker={"color": colour, "symbol": symbol, "size": 9})  # fmt: skip
+    axis = {"type": "log", "dtick": 1, "exponentformat": "power", "gridcolor": "#d9dee6", "linecolor": "#9aa3b2"}
+    plot.update_layout(
+        template=None, width=640, height=420, font={"color": "#6b7486"}, paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)", margin={"l": 60, "r": 10, "t": 10, "b": 50},
+        xaxis={**axis, "title": "predicted δ"}, yaxis={**axis, "title": "measured δ"},
+    )  # fmt: skip
+    return plot
+
+
+def draw(plot: go.Figure, path: Path) -> None:
+    """Have Chromium draw `plot` as SVG."""
+    script = f"const f = {plot.to_json()}; Plotly.toImage(f, {{format: 'svg', width: 640, height: 420}})"
+    page = f"<script>{plotly.offline.get_plotlyjs()}</script><script>{script}.then(url => document.body.textContent = "
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "page.html")
+        source.write_text(f"<meta charset=utf-8><body>{page}'SVG ' + btoa(unescape(url.split(',')[1])))</script>")
+        command = ["chromium", "--headless=new", "--no-sandbox", "--virtual-time-budget=9000", "--dump-dom"]
+        done = subprocess.run([*command, f"--user-data-dir={folder}", source.as_uri()], capture_output=True, text=True)
+    found = re.search(r"SVG ([A-Za-z0-9+/=]+)", done.stdout)
+    if found is None:
+        raise RuntimeError("Chromium drew nothing")
+    path.write_bytes(base64.b64decode(found[1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=120)
+    parser.add_argument("--effort", default="default")
+    parser.add_argument("--svg", type=Path)
+    options = parser.parse_args()
+    found = rows(options.samples, options.effort)
+    if options.svg is not None:
+        draw(figure(found), options.svg)
+
+
+if __name__ == "__main__":
+    main()
