@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from files import images
 from judging import FailedError, judge, program
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static, shape_inference
 from tables import write
@@ -37,7 +36,7 @@ def peer(model: Model, setting: str, output: Path) -> None:
     logging.disable(logging.WARNING)
     shape_inference.quant_pre_process(str(model.path), str(prepared), skip_symbolic_shape=True)
     name = session(model.path).get_inputs()[0].name
-    samples = iter(images(model.calibration, output.parent, 0))
+    samples = iter(images(model.calibration))
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
@@ -50,6 +49,13 @@ def peer(model: Model, setting: str, output: Path) -> None:
     )  # fmt: skip
     bits = {"weights": float(setting[1]), "activations": 8.0}
     output.with_suffix(".json").write_text(json.dumps({"bits": bits}))
+
+
+def images(path: Path) -> np.ndarray:
+    """Samples as the models take them, [N, 1, 28, 28] float32."""
+    with np.load(path) as data:
+        scaled = (data["x"].astype(np.float32) / 255 - data["mean"]) / data["std"]
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)
 
 
 TOOLS: dict[str, tuple[Callable[[Model, str, Path], None], list[str]]] = {
