@@ -20,6 +20,7 @@ from rdoq_onnx.errors import ConfigError, ModelError
 from rdoq_onnx.graph import MOVES, Graph, attribute, moves
 from rdoq_onnx.linear import Linear
 from rdoq_onnx.targets import TARGETS, Target
+from rdoq_onnx.unquantized import Skip, other_weights
 
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
@@ -66,15 +67,6 @@ class Activation:
     @property
     def fusion(self) -> bool:
         return not self.feeds
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A node left in float, and why."""
-
-    node: str
-    op_type: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -189,7 +181,7 @@ def _find_layers(graph: Graph, config: Config) -> tuple[tuple[Layer, ...], tuple
         if kind not in types:
             raise ConfigError(f"--exclude-op {kind!r} is the type of no layer{nearest(kind, types)}")
     layers = tuple(Layer(uses[0].node, w, linear, tuple(uses)) for (w, linear), uses in found.items())
-    return layers, tuple(skipped)
+    return layers, (*skipped, *other_weights(graph, LAYER_TYPES))
 
 
 def _read_layer(node: onnx.NodeProto, graph: Graph) -> tuple[str, Linear] | str:
@@ -205,6 +197,8 @@ def _read_layer(node: onnx.NodeProto, graph: Graph) -> tuple[str, Linear] | str:
     tensor = graph.initializers.get(node.input[side])
     if tensor is None:
         maker = _maker(node.input[side], graph)
+        if maker == "DequantizeLinear":
+            return "it is quantized already: its weight comes from a DequantizeLinear, and stays as it is"
         return f"its weight {node.input[side]!r} is computed from constants by a {maker}; fold it when exporting"
     if tensor.data_type != TensorProto.FLOAT:
         return f"its weight is {TensorProto.DataType.Name(tensor.data_type)}, not FLOAT; export it in float32"

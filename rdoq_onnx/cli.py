@@ -3,7 +3,10 @@
 import importlib.util
 import os
 import shlex
+import signal
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ from rdoq_onnx.terminal import Out, shown
 from rdoq_onnx.version import __version__
 
 INTERRUPTED = 130
+_GRACE = 0.6  # seconds for what was begun to clean up after itself
 PYPROJECT = "pyproject.toml"
 
 
@@ -207,6 +211,8 @@ def _defaults(context: click.Context, _: click.Parameter, path: str | None) -> N
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code; every expected error is one line."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        _heed_interrupts()
     try:
         command.main(typed, prog_name="rdoq-onnx", standalone_mode=False, obj=tuple(typed))
     except click.ClickException as error:
@@ -216,10 +222,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MemoryError as error:
         _fail(f"out of memory ({str(error) or 'no details'}); give fewer --samples", 2)
     except (KeyboardInterrupt, click.Abort):
-        # Threads of ONNX Runtime may still be busy: leave without waiting for them.
-        sys.stderr.write("rdoq-onnx: interrupted\n")
-        sys.stderr.flush()
-        os._exit(INTERRUPTED)
+        _leave()
+
+
+def _heed_interrupts() -> None:
+    """Leave within a second of Ctrl-C also where Python has no say: in a long call of ONNX Runtime."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signal.SIGINT not in os.read(reading, 16):
+            pass
+        time.sleep(_GRACE)
+        _leave()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _leave() -> None:
+    # Threads of ONNX Runtime may still be busy: leave without waiting for them.
+    sys.stderr.write("rdoq-onnx: interrupted\n")
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis import Skip, as_pattern
+from rdoq_onnx.analysis import as_pattern
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.emission import Emission
 from rdoq_onnx.passes import model_bytes
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.second_look import Step
+from rdoq_onnx.unquantized import Skip
 from rdoq_onnx.verify import Verification
 from rdoq_onnx.version import __version__
 

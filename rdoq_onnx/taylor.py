@@ -28,6 +28,7 @@ from rdoq_onnx.runtime import Runtime, Session
 from rdoq_onnx.samples import Samples
 
 EXACT_ROWS = 16
+LEAST_DRAWS = 32  # of v: fewer samples are gone over again, or the best of many quantizers would be the luckiest
 _CHUNK = 1 << 18  # elements of an activation that are sorted into bins at a time
 _BINS = (12, 16)  # log2 of the number of bins, at least and at most: a range may hold 650 steps of an 8-bit quantizer
 _BINNED = 10  # quantizers that take as long as one histogram
@@ -70,10 +71,12 @@ def first_order(
     reverse = reverse_of(network, around or network.model, samples, metric, runtime, batch)
     session = runtime.session(reverse.model, "all")
     sums = _Sums(network, candidates, reverse)
-    for count, feeds in full_batches(samples, batch):
-        rows = list(_gradients(session, reverse, feeds, metric, seed, sums.samples, batch))
-        sums.add(rows, batch, count, workers)
-        advance(count)
+    repeats = -(-LEAST_DRAWS // len(samples)) if metric.elements > EXACT_ROWS else 1
+    for _ in range(repeats):
+        for count, feeds in full_batches(samples, batch):
+            rows = list(_gradients(session, reverse, feeds, metric, seed, sums.samples, batch))
+            sums.add(rows, batch, count, workers)
+            advance(count)
     return sums.result(metric.elements)
 
 
