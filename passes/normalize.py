@@ -40,20 +40,23 @@ class Normalize(Pass):
     """Constants (a reshaped weight is one) as initializers, no Identity, no idle Dropout, unique node names.
 
     Assumes a valid model. Works on the main graph; bodies of subgraphs and functions stay as they are, but if
-    the opset is raised, subgraphs are converted and functions inlined. Leaves a Constant that is sparse or a
-    graph output, and an Identity between a graph input or a weight and a graph output. Weights are no graph
-    inputs any more, so nobody can override them. Negative sizes of inputs and outputs are free ones.
+    the opset is raised, or lowered to `latest`, subgraphs are converted and functions inlined. Leaves a Constant
+    that is sparse or a graph output, and an Identity between a graph input or a weight and a graph output. Weights
+    are no graph inputs any more, so nobody can override them. Negative sizes of inputs and outputs are free ones.
     """
 
     opset: int = 13
+    latest: int = 27  # ONNX Runtime 1.32 has no quantizers of opset 28
 
     def __call__(self, model: ModelProto) -> ModelProto:
         result = surgeon.edit(model, _tidy)
         _close_weights(result.graph)
         _free_sizes(result.graph)
         raise_ir_version(result)
-        if 0 < default_opset(result) < self.opset:
-            result = surgeon.edit(raise_opset(result, self.opset), _tidy)
+        found = default_opset(result)
+        wanted = min(max(found, self.opset), self.latest)
+        if found and found != wanted:
+            result = surgeon.edit(raise_opset(result, wanted), _tidy)
             raise_ir_version(result)
         _name_nodes(result.graph)
         return result
@@ -130,17 +133,25 @@ def raise_ir_version(model: ModelProto) -> None:
 
 
 def raise_opset(model: ModelProto, opset: int) -> ModelProto:
-    """onnx's converter, which gets large weights as inputs: it serialises, and protobuf ends at 2 GiB."""
-    source = weights_as_inputs(model, larger_than=_SMALL)
-    try:
+    """The model in the operators of `opset`, by onnx's converter. Functions are inlined. Raises ModelError."""
+
+    def convert(source: ModelProto) -> ModelProto:
         if source.functions:  # the converter drops them, and the checker wants one opset for all
             source = inliner.inline_local_functions(source)
-        result = version_converter.convert_version(source, opset)
+        return version_converter.convert_version(source, opset)
+
+    try:
+        return sparing_weights(model, convert)
     except Exception as error:  # the converter raises RuntimeError, ConvertError, and others
         raise ModelError(
             f"opset {default_opset(model)} could not be raised to {opset}: {one_line(error)}; "
             f"export the model again with opset {opset} or later"
         ) from error
+
+
+def sparing_weights(model: ModelProto, change: Callable[[ModelProto], ModelProto]) -> ModelProto:
+    """`change` of `model`, which gets large weights as inputs: onnx serialises, and protobuf ends at 2 GiB."""
+    result = change(weights_as_inputs(model, larger_than=_SMALL))
     large = [t for t in model.graph.initializer if math.prod(t.dims) > _SMALL]
     names = {t.name for t in large}
     for index in reversed(range(len(result.graph.input))):

@@ -20,6 +20,7 @@ _MEMORY = 768 << 20  # bytes of tensors that one batch of the measurement may ho
 _MOST = 32
 _BATCHES = 4096  # the largest that a fixed axis 0 is taken for
 _SATURATES = frozenset({"Sigmoid", "Softmax"})
+_NARROW = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 Array = NDArray[Any]
@@ -131,11 +132,19 @@ def targets(model: onnx.ModelProto) -> list[str]:
     producer = {o: n for n in model.graph.node for o in n.output}
     names = []
     for output in model.graph.output:
-        maker = producer.get(output.name)
+        made = _before_cast(output.name, producer)
+        maker = producer.get(made)
         while maker is not None and maker.op_type in _RESHAPES:
             maker = producer.get(maker.input[0])
-        names.append(maker.input[0] if maker is not None and maker.op_type in _SATURATES else output.name)
+        names.append(maker.input[0] if maker is not None and maker.op_type in _SATURATES else made)
     return list(dict.fromkeys(names))
+
+
+def _before_cast(output: str, producer: Mapping[str, onnx.NodeProto]) -> str:
+    """What a float16 or bfloat16 output is cast from (see passes/widen_floats.py); any other output itself."""
+    maker = producer.get(output)
+    narrow = maker is not None and maker.op_type == "Cast" and maker.attribute[0].i in _NARROW
+    return maker.input[0] if maker is not None and narrow else output
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -20,8 +20,10 @@ from rdoq_onnx.parallel import workers
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.fold_batchnorm import FoldBatchNorm
 from rdoq_onnx.passes.fold_constants import FoldConstants
+from rdoq_onnx.passes.inline_functions import InlineFunctions
 from rdoq_onnx.passes.insert_adds import InsertAdds
-from rdoq_onnx.passes.normalize import Normalize
+from rdoq_onnx.passes.normalize import Normalize, default_opset, raise_opset
+from rdoq_onnx.passes.widen_floats import WidenFloats
 from rdoq_onnx.probe import Prober
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.report import Report, make_report
@@ -34,7 +36,9 @@ from rdoq_onnx.ties import runs, tie
 from rdoq_onnx.untrusted import check_model, check_sizes
 from rdoq_onnx.verify import check_size, verify_model
 
-NORMALIZE = (Normalize(opset=13), FoldConstants(), FoldBatchNorm())
+OPSET = 13
+NORMALIZE = (InlineFunctions(), WidenFloats(), Normalize(OPSET), FoldConstants(), FoldBatchNorm())
+_FIRST_OPSET = 7  # that ONNX Runtime takes
 HELD_OUT = 0.15  # share of the samples that only verification sees
 TYING = (8, 32)  # samples of exact measurements, at least and at most
 TYING_WORK = {"fast": 0.0, "default": 3e10, "best": 1e11}  # elements that they may compute; larger networks go without
@@ -85,6 +89,7 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress, *, a
     check_storage(config, runtime)
     with progress.step("normalize"):
         original, normal = read_normalized(model)
+        reference = runnable(original)
         network, samples = network_and_samples(normal, calibration, config, runtime)
     seen, held_out = samples.split(1 - HELD_OUT, config.seed)
     progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
@@ -95,7 +100,7 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress, *, a
             allocation = allocate_bits(measurement, config)
         allocation, steps = looked_at(allocation, config, seen, runtime, progress)
     else:
-        goal = Goal.of(config, original, held_out, measurement.observation.batching.size, runtime)
+        goal = Goal.of(config, reference, held_out, measurement.observation.batching.size, runtime)
         allocation, steps = fewest_bits(
             measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, progress)
         )
@@ -107,7 +112,7 @@ def run(model: Model, calibration: Any, config: Config, progress: Progress, *, a
         emission = emit_model(allocation, settings(config, samples), config.storage, config.keep_channels)
     check_size(emission.model, config.max_bytes)
     with progress.step("verify"):
-        verification = verify_model(original, emission, allocation, held_out, runtime, config.min_sqnr)
+        verification = verify_model(reference, emission, allocation, held_out, runtime, config.min_sqnr)
     if goal is not None:
         found = goal.check(emission.model)
         progress.note(f"{goal.option} {goal.least:g}: {found:.2f} {goal.unit} on {goal.samples} samples held out")
@@ -182,6 +187,12 @@ def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     original = model if isinstance(model, onnx.ModelProto) else io.read_model(model)
     check_model(original)
     return original, run_passes(NORMALIZE, original)
+
+
+def runnable(original: onnx.ModelProto) -> onnx.ModelProto:
+    """The float model as ONNX Runtime runs it: float16 inside as float32, and an opset of 7 at least."""
+    model = run_passes(NORMALIZE[:2], original)
+    return raise_opset(model, OPSET) if 0 < default_opset(model) < _FIRST_OPSET else model
 
 
 def network_and_samples(

@@ -9,7 +9,7 @@ is corrected by -ΔW·E[x], so what is left of the perturbation is ΔW(x - E[x])
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from rdoq_onnx.adjoint import Reverse, reverse_model
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.distortion import Metric
+from rdoq_onnx.errors import ModelError
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.progress import Advance
 from rdoq_onnx.quantizer import Affine, WeightCodes
@@ -69,7 +70,11 @@ def first_order(
     around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default.
     """
     reverse = reverse_of(network, around or network.model, samples, metric, runtime, batch)
-    session = runtime.session(reverse.model, "all")
+    try:
+        session = runtime.session(reverse.model, "all")
+    except ModelError as error:  # a rule of onnx-ad that ONNX Runtime does not take
+        lost = dict.fromkeys(perturbed(network), f"its adjoint does not load: {error}")
+        return _Sums(network, candidates, replace(reverse, adjoints={}, missing=lost)).result(metric.elements)
     sums = _Sums(network, candidates, reverse)
     repeats = -(-LEAST_DRAWS // len(samples)) if metric.elements > EXACT_ROWS else 1
     for _ in range(repeats):
@@ -186,7 +191,7 @@ class _Sums:
             self._activations[index][bits] += part
 
     def result(self, elements: int) -> Distortions:
-        share = 1.0 / (self.samples * elements)
+        share = 1.0 / (max(self.samples, 1) * elements)
         measured = {id(sums.layer): sums.total * share for sums in self._layers}
         weights = tuple(
             measured.get(id(layer), np.full((len(codes), layer.linear.channels, len(codes[0])), np.nan))
