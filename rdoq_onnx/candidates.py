@@ -18,8 +18,7 @@ from rdoq_onnx.quantizer import Affine, WeightCodes, affine_candidates, quantize
 from rdoq_onnx.rounding import Compensator
 
 FLOAT_LIMIT = 127
-# Shares of its mean diagonal added to a layer's covariance. Few samples want much; curves on other samples decide.
-DAMPINGS = (0.02, 0.3)
+_DAMPING = 0.02  # of the diagonal that counts where scales are first searched, as a share of its mean
 # Scales tried with compensation, relative to the best one without.
 _TRIALS = (0.76, 0.88, 1.0, 1.12, 1.26)
 _FINE_TRIALS = (0.94, 1.0)
@@ -89,10 +88,12 @@ def make_candidates(
     largest = sorted(range(len(layers)), key=lambda k: -moments[k].covariance.size * len(layers[k].rows))
     nearest = workers.map(lambda k: layers[k].starts(moments[k].covariance, widths), largest)
     starts = dict(zip(largest, nearest, strict=True))
-    tasks = [(k, damping) for k in largest for damping in DAMPINGS]
-    codes = workers.map(lambda t: layers[t[0]].codes(moments[t[0]].covariance, t[1], starts[t[0]]), tasks)
-    found = dict(zip(tasks, codes, strict=True))
-    weights = tuple(tuple(tuple(found[k, d].values()) for d in DAMPINGS) for k in range(len(layers)))
+    tasks = [(k, variant) for k in largest for variant in moments[k].variants()]
+    codes = workers.map(lambda task: layers[task[0]].codes(*task[1], starts[task[0]]), tasks)
+    found: dict[int, list[tuple[WeightCodes, ...]]] = {}
+    for (k, _), several in zip(tasks, codes, strict=True):
+        found.setdefault(k, []).append(tuple(several.values()))
+    weights = tuple(tuple(found[k]) for k in range(len(layers)))
     return Candidates(widths, tuple(m.mean for m in moments), weights, quantizers)
 
 
@@ -111,17 +112,17 @@ class LayerRows:
     def starts(self, covariance: Float, widths: tuple[int, ...]) -> dict[int, WeightCodes]:
         """Rounded to nearest at each width; weights count as their inputs vary."""
         diagonal = np.einsum("gkk->gk", covariance)
-        diagonal = diagonal + DAMPINGS[0] * np.maximum(diagonal.mean(axis=1, keepdims=True), _TINY)
+        diagonal = diagonal + _DAMPING * np.maximum(diagonal.mean(axis=1, keepdims=True), _TINY)
         blocks = self.blocks.cut(self.rows)
         importance = self.blocks.join(np.broadcast_to(diagonal[:, None, :], blocks.shape))
         return {b: quantize_rows(self.rows, b, self.limit, self.least_scale, importance) for b in widths}
 
-    def codes(self, covariance: Float, damping: float, starts: Mapping[int, WeightCodes]) -> dict[int, WeightCodes]:
-        """Rounded with error compensation at each width, at scales around those of `starts`."""
+    def codes(self, second: Float, damping: float, starts: Mapping[int, WeightCodes]) -> dict[int, WeightCodes]:
+        """Rounded with error compensation under a second moment, at each width, at scales around those of `starts`."""
         trials = {b: _Trials.around(c.scales, *window(self.rows, b, self.limit)) for b, c in starts.items() if b}
         if not trials:
             return dict(starts)
-        compensator = Compensator.of(covariance, damping)
+        compensator = Compensator.of(second, damping)
         floor = scale_floor(self.rows, self.least_scale)
         found = _compensated(self.blocks, self.rows.astype(np.float32), compensator, list(trials.values()), floor)
         return {**starts, **dict(zip(trials, found, strict=True))}

@@ -22,10 +22,13 @@ from rdoq_onnx.progress import Advance, Progress
 from rdoq_onnx.quantizer import Affine, WeightCodes, refined
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
+from rdoq_onnx.sensitivity import with_sensitivity
 from rdoq_onnx.taylor import Distortions, first_order
 
 EQUALIZING = 32  # samples that channel ranges are found on
 CLIPPING = 32  # samples that the range of each activation's quantizer is first found on
+SENSING = 256  # samples that the sensitivity of rounding is found on
+_DRAWN = 0.6  # how far figures of variants are drawn together
 FITTING = 2 / 3  # share of the samples that rounding is fitted to
 
 
@@ -103,6 +106,12 @@ def measure_network(
         batching = observation.batching
         with progress.step("moments", len(fitting) * passes(network)) as advance:
             moments = collect(aimed, fitting, batching, runtime, pool, advance)
+        sensing = fitting.some(SENSING)
+        with progress.step("sensitivity", len(sensing)) as advance:
+            moments = with_sensitivity(
+                moments, replace(aimed, activations=()), sensing, observation.metric, runtime,
+                batch=batching.size, seed=config.seed, workers=pool, advance=advance,
+            )  # fmt: skip
         with progress.step("candidates"):
             candidates = make_candidates(network, offered, observation.ranges, moments, pool)
         if network.activations and config.measure == "taylor":
@@ -183,14 +192,14 @@ def _chosen(
     candidates: Candidates,
     measured: Distortions,
 ) -> Measurement:
-    """The best variant of rounding for each layer and width, the best clipping for each activation and width."""
+    """The best variant of rounding for each channel and width, the best clipping for each activation and width."""
     codes: list[dict[int, WeightCodes]] = []
     weights: list[NDArray[np.float64]] = []
     for variants, found in zip(candidates.weights, measured.weights, strict=True):
-        best = found.sum(axis=1).argmin(axis=0)
-        picks = zip(candidates.widths, best, strict=True)
-        codes.append({b: variants[k][column] for column, (b, k) in enumerate(picks)})
-        weights.append(np.stack([found[k, :, column] for column, k in enumerate(best)], axis=1))
+        expected = _expected(found)
+        best = expected.argmin(axis=0)
+        codes.append({b: _picked([v[k] for v in variants], best[:, k]) for k, b in enumerate(candidates.widths)})
+        weights.append(np.take_along_axis(expected, best[None], axis=0)[0])
     quantizers: list[dict[int, Affine]] = []
     activations: list[dict[int, float]] = []
     for table, values in zip(candidates.activations, measured.activations, strict=True):
@@ -202,6 +211,25 @@ def _chosen(
         source, network, observation, tuple(codes), candidates.means, (None,) * len(codes), tuple(quantizers), curves,
         measured.missing,
     )
+
+
+def _expected(found: NDArray[np.float64]) -> NDArray[np.float64]:
+    """δ to expect of each variant of a channel, [variants, units, widths], from what few samples have shown.
+
+    The least of several noisy figures promises too much. So each is drawn towards what the variants of the channel have
+    in the mean, times what the variant is worth in the layer.
+    """
+    layer = found.sum(axis=1, keepdims=True)
+    worth = layer / np.maximum(layer.mean(axis=0, keepdims=True), np.finfo(np.float64).tiny)
+    drawn: NDArray[np.float64] = (1 - _DRAWN) * found + _DRAWN * found.mean(axis=0, keepdims=True) * worth
+    return drawn
+
+
+def _picked(variants: Sequence[WeightCodes], best: NDArray[np.int64]) -> WeightCodes:
+    """Each channel from its best variant; best [units]."""
+    units = np.arange(len(best))
+    integers, scales = (np.stack([getattr(v, name) for v in variants]) for name in ("integers", "scales"))
+    return WeightCodes(integers[best, units], scales[best, units])
 
 
 def activation_elements(activation: Activation, sizes: Mapping[str, int]) -> int:

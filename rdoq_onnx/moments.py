@@ -1,10 +1,13 @@
 """First and second moments of every layer's input over samples: what error-compensated rounding needs.
 
 Sums run over samples and positions, batch by batch; memory is set by the layers, not by the number of samples.
+
+A layer behind a global pool sees one vector a sample, too few for its many inputs. The positions before the pool vary
+alike, and there are many more of them: N samples of K inputs give N parts of their own covariance and K parts of that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,12 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Layer, Network
+from rdoq_onnx.graph import Graph, attribute
 from rdoq_onnx.observation import Batching, with_outputs
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.progress import Advance
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 
+# Shares of the mean diagonal that are added to a second moment. Few samples want much.
+_DAMPINGS = (0.02, 0.3)
+_DAMPING = 0.1
+_SHARES = (0.1, 0.5)  # of the covariance in the sensitivity
+_POOLS = frozenset({"GlobalAveragePool", "ReduceMean"})
 MOST_INPUTS = 2048  # inputs that share one covariance; wider layers have one for each part of theirs
 _MEMORY = 1 << 30  # bytes of sums that one pass over the samples may hold
 
@@ -26,10 +35,33 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """mean [G, K] of the unfolded input, and covariance [G·parts, B, B] of its parts (see `in_parts`)."""
+    """mean [G, K] of the unfolded input, and covariance [G·parts, B, B] of its parts (see `in_parts`).
+
+    sensitivity: F of sensitivity.py in the same form; None where it is not known.
+    """
 
     mean: Float
     covariance: Float
+    sensitivity: Float | None = None
+
+    def variants(self) -> tuple[tuple[Float, float], ...]:
+        """Second moments that rounding may be fitted under, each with its damping as a share of the mean diagonal.
+
+        Which of them suits a layer depends on how many samples there are for its inputs; curves on others decide.
+        """
+        if self.sensitivity is None:
+            return tuple((self.covariance, damping) for damping in _DAMPINGS)
+        mixed = (blended(self.sensitivity, self.covariance, share) for share in _SHARES)
+        return (*((second, _DAMPINGS[0]) for second in mixed), (self.covariance, _DAMPING))
+
+
+def blended(one: Float, other: Float, share: float) -> Float:
+    """`one` with a `share` of `other`, which is brought to the same trace; both [G, B, B]."""
+    own, foreign = (np.einsum("gkk->g", m)[:, None, None] for m in (one, other))
+    known = (own > 0) & (foreign > 0)
+    scaled = np.where(known, own / np.where(known, foreign, 1.0), 1.0) * other
+    result: Float = np.where(known, (1 - share) * one + share * scaled, one + scaled)
+    return result
 
 
 def collect(
@@ -37,10 +69,11 @@ def collect(
 ) -> tuple[Moments, ...]:
     """The moments of all layers; several passes over the samples where they would not fit together."""
     result: list[Moments] = []
+    graph = Graph(network.model)
     for layers in _portions(network.layers):
-        tensors = list(dict.fromkeys(u.data for x in layers for u in x.uses))
+        sums = [_Sums(layer, graph) for layer in layers]
+        tensors = list(dict.fromkeys(name for s in sums for name in s.tensors))
         session = runtime.session(with_outputs(network.model, tensors), "all")
-        sums = [_Sums(layer) for layer in layers]
         for count, feeds in samples.counted_batches(batching.size):
             values = dict(zip(session.outputs, session.run(feeds), strict=True))
             workers.map(partial(_Sums.add, values=values, samples=count), sums)
@@ -85,26 +118,50 @@ def _portions(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     yield portion
 
 
-class _Sums:
-    """Running sums for one layer."""
+@dataclass(frozen=True)
+class _Pool:
+    """A mean over all positions of `tensor` [N, C, ...]; `axes` as the node has them, None for all of them."""
 
-    def __init__(self, layer: Layer) -> None:
-        groups, inputs = _inputs(layer)
-        self.layer, self.count = layer, 0
+    tensor: str
+    axes: tuple[int, ...] | None
+
+    @classmethod
+    def before(cls, layer: Layer, graph: Graph) -> "_Pool | None":
+        """The pool whose output is the one input of `layer`."""
+        node = graph.producer.get(graph.root(layer.uses[0].data))
+        if len(layer.uses) > 1 or layer.linear.group > 1 or node is None or node.op_type not in _POOLS:
+            return None
+        if node.op_type == "GlobalAveragePool":
+            return cls(node.input[0], None)
+        axes = graph.constant(node.input[1]) if len(node.input) > 1 else attribute(node, "axes", None)
+        return None if axes is None else cls(node.input[0], tuple(int(a) for a in axes))
+
+    def vectors(self, value: NDArray[np.float32], inputs: int) -> NDArray[np.float32] | None:
+        """[1, inputs, N·positions]; None if the pool leaves something else than its channels."""
+        spatial = set(range(2, value.ndim))
+        pooled = spatial if self.axes is None else {a % value.ndim for a in self.axes}
+        if not spatial or pooled != spatial or value.shape[1] != inputs:
+            return None
+        return np.moveaxis(value, 1, 0).reshape(1, inputs, -1)
+
+
+class _Running:
+    """Sums over vectors [G, K]."""
+
+    def __init__(self, groups: int, inputs: int) -> None:
+        self.count = 0
         self.first = np.zeros((groups, inputs))
         width = in_parts(self.first[..., None]).shape[1]
         self.second = np.zeros((groups * -(-inputs // width), width, width))
 
-    def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> None:
-        for use in self.layer.uses:
-            unfolded = self.layer.linear.unfold(values[use.data], samples)
-            flat = np.moveaxis(unfolded, 0, 2).reshape(*self.first.shape, -1)
-            self.count += flat.shape[-1]
-            self.first += flat.sum(axis=2, dtype=np.float64)
-            parts = in_parts(flat)
-            self.second += parts @ parts.swapaxes(1, 2)
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Vectors [G, K, P]."""
+        self.count += vectors.shape[-1]
+        self.first += vectors.sum(axis=2, dtype=np.float64)
+        parts = in_parts(vectors)
+        self.second += parts @ parts.swapaxes(1, 2)
 
-    def result(self) -> Moments:
+    def moments(self) -> Moments:
         mean = self.first / self.count
         parts = in_parts(mean[..., None])
         covariance = self.second / self.count - parts * parts.swapaxes(1, 2)
@@ -112,3 +169,33 @@ class _Sums:
         index = np.arange(covariance.shape[-1])
         covariance[:, index, index] = np.maximum(covariance[:, index, index], 0.0)
         return Moments(mean, covariance)
+
+
+class _Sums:
+    """Running sums for one layer, and for the positions before its pool if it has one."""
+
+    def __init__(self, layer: Layer, graph: Graph) -> None:
+        self._layer, self._pool = layer, _Pool.before(layer, graph)
+        self._own, self._positions = _Running(*_inputs(layer)), _Running(*_inputs(layer))
+
+    @property
+    def tensors(self) -> list[str]:
+        """What `add` reads."""
+        return [u.data for u in self._layer.uses] + ([] if self._pool is None else [self._pool.tensor])
+
+    def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> None:
+        for use in self._layer.uses:
+            unfolded = self._layer.linear.unfold(values[use.data], samples)
+            self._own.add(np.moveaxis(unfolded, 0, 2).reshape(*self._own.first.shape, -1))
+        if self._pool is not None:
+            inputs = self._own.first.shape[1]
+            vectors = self._pool.vectors(values[self._pool.tensor], inputs)
+            if vectors is not None:
+                self._positions.add(vectors)
+
+    def result(self) -> Moments:
+        own, vectors, inputs = self._own.moments(), self._own.count, self._own.first.shape[1]
+        if not self._positions.count:
+            return own
+        share = inputs / (inputs + vectors)
+        return replace(own, covariance=blended(own.covariance, self._positions.moments().covariance, share))

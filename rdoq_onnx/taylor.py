@@ -8,8 +8,8 @@ For a weight channel ⟨g, op(x, ΔW)⟩ = ⟨g Xᵀ, ΔW⟩ (see linear.py): th
 is corrected by -ΔW·E[x], so what is left of the perturbation is ΔW(x - E[x]) and the product is g (X - E[x])ᵀ.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,19 +17,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.adjoint import Reverse, reverse_model
-from rdoq_onnx.analysis import Layer, Network
+from rdoq_onnx.analysis import Layer, Network, Use
+from rdoq_onnx.backward import Backward, Pass
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.distortion import Metric
-from rdoq_onnx.errors import ModelError
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.progress import Advance
 from rdoq_onnx.quantizer import Affine, WeightCodes
-from rdoq_onnx.runtime import Runtime, Session
+from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 
-EXACT_ROWS = 16
-LEAST_DRAWS = 32  # of v: fewer samples are gone over again, or the best of many quantizers would be the luckiest
 _CHUNK = 1 << 18  # elements of an activation that are sorted into bins at a time
 _BINS = (12, 16)  # log2 of the number of bins, at least and at most: a range may hold 650 steps of an 8-bit quantizer
 _BINNED = 10  # quantizers that take as long as one histogram
@@ -69,122 +66,59 @@ def first_order(
 
     around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default.
     """
-    reverse = reverse_of(network, around or network.model, samples, metric, runtime, batch)
-    try:
-        session = runtime.session(reverse.model, "all")
-    except ModelError as error:  # a rule of onnx-ad that ONNX Runtime does not take
-        lost = dict.fromkeys(perturbed(network), f"its adjoint does not load: {error}")
-        return _Sums(network, candidates, replace(reverse, adjoints={}, missing=lost)).result(metric.elements)
-    sums = _Sums(network, candidates, reverse)
-    repeats = -(-LEAST_DRAWS // len(samples)) if metric.elements > EXACT_ROWS else 1
-    for _ in range(repeats):
-        for count, feeds in full_batches(samples, batch):
-            rows = list(_gradients(session, reverse, feeds, metric, seed, sums.samples, batch))
-            sums.add(rows, batch, count, workers)
-            advance(count)
+    backward = Backward.of(network, samples, metric, runtime, batch, around)
+    sums = _Sums(network, candidates, backward)
+    for done in backward.passes(samples, seed):
+        sums.add(done, workers)
+        advance(done.count)
     return sums.result(metric.elements)
 
 
-def static(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:
-    """A copy of `model` whose inputs have the shapes of `feeds`."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for value in copy.graph.input:
-        if value.name in feeds:
-            del value.type.tensor_type.shape.dim[:]
-            for size in feeds[value.name].shape:
-                value.type.tensor_type.shape.dim.add().dim_value = size
-    del copy.graph.value_info[:]
-    return copy
+def weight_gradients(layer: Layer, mean: NDArray[np.float32], done: Pass, adjoints: Mapping[str, str]) -> Array:
+    """g (X - E[x])ᵀ, [samples, G, rows·O, K]; mean [G, 1, K]."""
+    gradient: Any = 0.0
+    for use in layer.uses:
+        x, g = use_gradients(layer, use, done, adjoints)
+        gradient = gradient + g @ x.swapaxes(-1, -2) - g.sum(axis=-1, keepdims=True) * mean
+    return np.asarray(gradient)
 
 
-def perturbed(network: Network) -> list[str]:
-    """The tensors that carry an Add of F̃."""
-    outputs = [u.output for layer in network.layers for u in layer.uses]
-    return list(dict.fromkeys([*outputs, *(a.tensor for a in network.activations)]))
-
-
-def reverse_of(
-    network: Network, model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, batch: int
-) -> Reverse:
-    _, feeds = next(full_batches(samples, batch))
-    data = [u.data for layer in network.layers for u in layer.uses]
-    return reverse_model(
-        static(model, feeds),
-        perturbed(network),
-        metric.outputs,
-        list(dict.fromkeys([*data, *(a.tensor for a in network.activations)])),
-        feeds=feeds,
-        optimize=runtime.optimized,
-        run=lambda model, feeds, names: runtime.session(model).run(feeds, names),
-    )
-
-
-def full_batches(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
-    """(samples that count, feeds of `size` samples): the last batch is filled up with its last sample."""
-    for count, feeds in samples.counted_batches(size):
-        short = size - count
-        yield count, {
-            k: np.concatenate([v, np.repeat(v[-1:], short, 0)]) if short and k not in samples.constants else v
-            for k, v in feeds.items()
-        }
-
-
-def _gradients(
-    session: Session, reverse: Reverse, feeds: dict[str, Array], metric: Metric, seed: int, first: int, batch: int
-) -> Iterator[dict[str, Array]]:
-    """Outputs of the reverse graph for each row v: unit vectors where the outputs are few, else one of signs."""
-    shapes = {i.name: i.shape for i in session.handle.get_inputs()}
-    sizes = [int(np.prod(shapes[reverse.seeds[o]])) // batch for o in metric.outputs]
-    rows = metric.elements if metric.elements <= EXACT_ROWS else 1
-    for row in range(rows):
-        if rows > 1 or metric.elements == 1:
-            v = np.zeros((batch, metric.elements), np.float32)
-            v[:, row] = 1
-        else:
-            v = np.stack([_signs(seed, first + k, metric.elements) for k in range(batch)])
-        parts = np.split(v, np.cumsum(sizes)[:-1], axis=1)
-        seeds = {
-            reverse.seeds[o]: (part * np.float32(w)).reshape(shapes[reverse.seeds[o]])
-            for o, part, w in zip(metric.outputs, parts, metric.weights, strict=True)
-        }
-        yield dict(zip(session.outputs, session.run({**feeds, **seeds}), strict=True))
-
-
-def _signs(seed: int, sample: int, count: int) -> NDArray[np.float32]:
-    """v of one sample; it depends on the sample's number, not on how samples are batched."""
-    signs = np.random.default_rng([seed, sample]).integers(0, 2, count, np.int8)
-    return (2 * signs - 1).astype(np.float32)
+def use_gradients(layer: Layer, use: Use, done: Pass, adjoints: Mapping[str, str]) -> tuple[Array, Array]:
+    """X [samples, G, K, P] of one use of `layer`, and g [samples, G, rows·O, P] of all rows."""
+    linear, count = layer.linear, done.count
+    x = linear.unfold(done.rows[0][use.data], done.batch)[:count]
+    rows = [linear.outputs(row[adjoints[use.output]], done.batch)[:count] for row in done.rows]
+    return x, np.stack(rows, axis=2).reshape(count, linear.group, -1, x.shape[-1])
 
 
 class _Sums:
     """Running sums of ⟨g, Δ⟩² over samples."""
 
-    def __init__(self, network: Network, candidates: Candidates, reverse: Reverse) -> None:
-        self._network, self._candidates, self._reverse = network, candidates, reverse
+    def __init__(self, network: Network, candidates: Candidates, backward: Backward) -> None:
+        self._network, self._candidates, self._reverse = network, candidates, backward.reverse
         self.samples = 0
         originals = {t.name: onnx.numpy_helper.to_array(t) for t in network.model.graph.initializer}
         self._layers = [
             _LayerSums(layer, originals[layer.weight], codes, mean)
             for layer, codes, mean in zip(network.layers, candidates.weights, candidates.means, strict=True)
-            if not self._lost(layer)
+            if not backward.lost(layer)
         ]
         self._activations = [{b: np.zeros(len(q)) for b, q in table.items()} for table in candidates.activations]
 
-    def add(self, rows: Sequence[dict[str, Array]], batch: int, count: int, workers: Workers) -> None:
-        """Add the samples of one batch, of which the first `count` are real; `rows` are runs with different v."""
-        workers.map(lambda sums: sums.add(rows, self._reverse.adjoints, batch, count), self._layers)
+    def add(self, done: Pass, workers: Workers) -> None:
+        """Add the samples of one batch."""
+        workers.map(lambda sums: sums.add(done, self._reverse.adjoints), self._layers)
         workers.map(
-            lambda k: self._add_activation(k, rows, batch, count),
+            lambda k: self._add_activation(k, done),
             [k for k, a in enumerate(self._network.activations) if a.tensor not in self._reverse.missing],
         )
-        self.samples += count
+        self.samples += done.count
 
-    def _add_activation(self, index: int, rows: Sequence[dict[str, Array]], batch: int, count: int) -> None:
+    def _add_activation(self, index: int, done: Pass) -> None:
         tensor, quantizers = self._network.activations[index].tensor, self._candidates.activations[index]
-        values = rows[0][tensor].reshape(batch, -1)[:count]
+        values = done.rows[0][tensor].reshape(done.batch, -1)[: done.count]
         name = self._reverse.adjoints[tensor]
-        g = np.stack([row[name].reshape(batch, -1)[:count] for row in rows], axis=1)
+        g = np.stack([row[name].reshape(done.batch, -1)[: done.count] for row in done.rows], axis=1)
         flat = [q for several in quantizers.values() for q in several]
         parts = np.split(_activation_sums(values, g, flat), np.cumsum([len(s) for s in quantizers.values()])[:-1])
         for bits, part in zip(quantizers, parts, strict=True):
@@ -213,9 +147,6 @@ class _Sums:
                    if not all(np.isfinite(v).all() for v in table.values())]  # fmt: skip
         return {t: "its adjoint is not finite" for t in broken if t not in self._reverse.missing}
 
-    def _lost(self, layer: Layer) -> bool:
-        return any(u.output in self._reverse.missing for u in layer.uses)
-
 
 class _LayerSums:
     """Sums over samples and rows of ⟨g, Δz⟩² for one layer, [variants, units, widths]."""
@@ -230,16 +161,10 @@ class _LayerSums:
         self._shape = len(codes), layer.linear.channels, len(codes[0])
         self.total = np.zeros(self._shape)
 
-    def add(self, rows: Sequence[dict[str, Array]], adjoints: Mapping[str, str], batch: int, count: int) -> None:
+    def add(self, done: Pass, adjoints: Mapping[str, str]) -> None:
         linear = self.layer.linear
-        gradient: Any = 0.0
-        for use in self.layer.uses:
-            x = linear.unfold(rows[0][use.data], batch)[:count]
-            # All rows in one product for each sample and group: [n, G, rows·O, P] by [n, G, P, K].
-            g = np.stack([linear.outputs(row[adjoints[use.output]], batch)[:count] for row in rows], axis=2)
-            flat = g.reshape(count, linear.group, -1, g.shape[-1])
-            gradient = gradient + flat @ x.swapaxes(-1, -2) - flat.sum(axis=-1, keepdims=True) * self._mean
-        blocks = gradient.reshape(count, linear.group, len(rows), -1, gradient.shape[-1])
+        gradient = weight_gradients(self.layer, self._mean, done, adjoints)
+        blocks = gradient.reshape(done.count, linear.group, len(done.rows), -1, gradient.shape[-1])
         per_unit = linear.ungrouped(np.moveaxis(blocks, 2, 1)).reshape(-1, linear.channels, self._deltas.shape[1])
         products = per_unit.swapaxes(0, 1) @ self._deltas
         sums = np.square(products, dtype=np.float64).sum(axis=1)
