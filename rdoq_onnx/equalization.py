@@ -26,7 +26,7 @@ from rdoq_onnx.passes.equalize import Equalize
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 
-HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
+HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 # These pass channels on where axis 1 has as many before as after.
 SHAPES = frozenset({"Flatten", "Reshape", "Squeeze"})
 _SPATIAL_MEANS = ((2, 3), (-2, -1), (-1, -2), (3, 2))
@@ -243,6 +243,8 @@ class _Tying:
             if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
                 return False
             return float(bounds[0]) == 0 and float(bounds[1]) > 0
+        if node.op_type == "PRelu":
+            return node.input[1] in self._graph.constants  # a slope for each channel or for all of them
         if node.op_type == "ReduceMean":
             axes = attribute(node, "axes", None)
             given = self._graph.constant(node.input[1]) if len(node.input) > 1 else np.array(axes or ())

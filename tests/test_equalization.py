@@ -497,3 +497,27 @@ def test_levels_agree_up_to_ties(ort_run, quantized):
     # Most values are the same; a tie rounded the other way moves a few by one step of a 4-bit activation.
     assert np.mean(np.abs(basic - default) < 1e-5 * span) > 0.9
     assert deviation([default], [basic]) < 0.05
+
+
+PRELU = """g (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y)
+    { z1 = Conv (x, w1, b1) a1 = PRelu (z1, slope) z2 = Conv <group = 8> (a1, w2) y = Conv (z2, w3) }"""
+PRELU_WEIGHTS = {
+    "w1": (8, 3, 1, 1), "b1": (8,), "w2": (8, 1, 3, 3), "w3": (4, 8, 1, 1),
+    "slope": np.linspace(0.05, 0.6, 8, dtype=np.float32).reshape(8, 1, 1),
+}  # fmt: skip
+
+
+def test_through_prelu(ort_run):
+    before = net(PRELU, PRELU_WEIGHTS)
+    after = before.equalized()
+    assert unchanged_outputs(ort_run, before.model, after.model, before.feeds)
+    # Both sides of the PRelu are quantized, and share their channels' scales.
+    found = np.maximum(*(peaks(after.model, name, before.samples, ort_run) for name in ("z1", "a1")))
+    assert found.max() < 1.01 * found.min()
+
+
+def test_a_prelu_whose_slope_is_computed_ends_the_chain():
+    text = PRELU.replace("a1 = PRelu (z1, slope)", "s = Abs (z1) a1 = PRelu (z1, s)")
+    weights = {k: v for k, v in PRELU_WEIGHTS.items() if k != "slope"}
+    chains = net(text, weights).chains()
+    assert set(chains.slots["a1"].tolist()) <= chains.fixed

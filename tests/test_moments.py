@@ -195,3 +195,35 @@ def test_a_linear_that_unfolds_by_itself_agrees():
     plain = windows(x, (3, 3), (1, 1), group=2)
     flat = np.moveaxis(unfolded, 0, 3).reshape(*plain.shape)
     np.testing.assert_allclose(flat, plain)
+
+
+POOLS = {
+    "global pool": "p = GlobalAveragePool (x) v = Flatten (p) y = Gemm <transB = 1> (v, w)",
+    "mean over the axes of space": "v = ReduceMean <axes = [-1, 2], keepdims = 0> (x) y = Gemm <transB = 1> (v, w)",
+}
+
+
+@pytest.mark.parametrize("nodes", POOLS.values(), ids=POOLS)
+def test_behind_a_pool_positions_stand_in_for_missing_samples(nodes):
+    network, samples = build(nodes, (6, 4, 3), 2, {"w": (3, 6)}, np.random.default_rng(5))
+    (found,) = collected(network, samples)
+    x = samples.arrays["x"].astype(np.float64)
+    own, positions = x.mean(axis=(2, 3)).T, np.moveaxis(x, 1, 0).reshape(6, -1)
+    covariance, target = np.cov(own, bias=True), np.cov(positions, bias=True)
+    target *= np.trace(covariance) / np.trace(target)
+    share = 6 / (6 + COUNT)
+    np.testing.assert_allclose(found.covariance[0], (1 - share) * covariance + share * target, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.mean[0], own.mean(axis=1), rtol=1e-4)
+
+
+NO_POOLS = {
+    "positions are left": ("v = ReduceMean <axes = [1, 2], keepdims = 0> (x) y = MatMul (v, w)", (1, 2)),
+    "values change on the way": ("p = GlobalAveragePool (x) q = Flatten (p) v = Relu (q) y = MatMul (v, w)", (2, 3)),
+}
+
+
+@pytest.mark.parametrize(("nodes", "axes"), NO_POOLS.values(), ids=NO_POOLS)
+def test_other_means_are_no_pool_of_channels(nodes, axes):
+    network, samples = build(nodes, (4, 4, 4), 2, {"w": (4, 3)}, np.random.default_rng(5))
+    (found,) = collected(network, samples)
+    expect(found, by_vector(np.maximum(samples.arrays["x"].mean(axis=axes), 0)))
