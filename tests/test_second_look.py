@@ -76,7 +76,7 @@ def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
     """Curves turned upside down make the worst of mixtures."""
     rows = digits.measurement.curves.distortion
     finite = np.where(np.isfinite(rows), rows, 0.0)
-    bad = allocate_bits(digits.measurement, CONFIG, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 2)
+    bad = allocate_bits(digits.measurement, CONFIG, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 4)
     uniform = uniform_bits(digits.measurement, CONFIG)
     assert digits.judge.distortion(bad) > digits.judge.distortion(uniform)
     found, steps = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
