@@ -62,7 +62,7 @@ class Backward:
         around: onnx.ModelProto | None = None,
     ) -> "Backward":
         """around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default."""
-        _, feeds = next(_full_batches(samples, batch))
+        _, feeds = next(full_batches(samples, batch))
         data = [u.data for layer in network.layers for u in layer.uses]
         reverse = reverse_model(
             static(around or network.model, feeds),
@@ -82,7 +82,7 @@ class Backward:
     def passes(self, samples: Samples, seed: int, exact: bool = True) -> Iterator[Pass]:
         """One pass a batch; where `exact`, one for each unit vector v if outputs are few."""
         first = 0
-        for count, feeds in _full_batches(samples, self.batch):
+        for count, feeds in full_batches(samples, self.batch):
             yield Pass(tuple(self._rows(feeds, seed, first, exact)), self.batch, count)
             first += count
 
@@ -129,7 +129,7 @@ def perturbed(network: Network) -> list[str]:
     return list(dict.fromkeys([*outputs, *(a.tensor for a in network.activations)]))
 
 
-def _full_batches(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
+def full_batches(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
     """(samples that count, feeds of `size` samples): the last batch is filled up with its last sample."""
     for count, feeds in samples.counted_batches(size):
         short = size - count

@@ -13,15 +13,15 @@ import numpy as np
 
 from rdoq_onnx import pipeline
 from rdoq_onnx.analysis import Layer, Network, analyse
+from rdoq_onnx.backward import EXACT_ROWS
 from rdoq_onnx.candidates import make_candidates
 from rdoq_onnx.config import Config
-from rdoq_onnx.measurement import CLIPPING, FITTING, activation_elements, aimed_at
+from rdoq_onnx.measurement import CLIPPING, FITTING, SENSING, activation_elements, aimed_at
 from rdoq_onnx.moments import Moments, in_parts, passes
 from rdoq_onnx.observation import Observation, observe, separated, targets
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.second_look import Plan
-from rdoq_onnx.taylor import EXACT_ROWS
 from rdoq_onnx.ties import WEIGHT_BITS
 
 TIMED = 8  # samples of the passes that are timed
@@ -77,6 +77,7 @@ def _seconds(
     found = {
         "observe": load + seen * one,
         "moments": load + 2 * fitting * passes(network) * one,
+        "sensitivity": 2 * load + min(SENSING, fitting) * _REVERSE * one,
         "clipping": 2 * load + (CLIPPING * (_REVERSE + rows) * one if network.activations else 0.0),
         "taylor": 2 * load + measuring * (_REVERSE + rows) * one,
         "second look": plan.trials * (2 * load + judging * one),
@@ -106,7 +107,7 @@ def _rounding(network: Network, config: Config, observation: Observation) -> flo
     alone = replace(network, layers=(layer,), activations=())
     with workers(config.threads) as pool:
         begin = time.perf_counter()
-        make_candidates(alone, widths, observation.ranges, [Moments(mean, covariance)], pool)
+        make_candidates(alone, widths, observation.ranges, [Moments(mean, covariance, covariance)], pool)
         took = time.perf_counter() - begin
         threads = min(pool.threads, len(network.layers))
     return took * sum(map(_work, network.layers)) / (_work(layer) * threads)

@@ -135,17 +135,7 @@ class _Sums:
             {b: v * (np.nan if a.tensor in self._reverse.missing else share) for b, v in sums.items()}
             for a, sums in zip(self._network.activations, self._activations, strict=True)
         )
-        return Distortions(weights, activations, {**self._reverse.missing, **self._unbounded(weights, activations)})
-
-    def _unbounded(
-        self, weights: Sequence[NDArray[np.float64]], activations: Sequence[Mapping[int, NDArray[np.float64]]]
-    ) -> dict[str, str]:
-        """The tensors whose sums overflowed, with the reason."""
-        broken = [u.output for x, w in zip(self._network.layers, weights, strict=True) if not np.isfinite(w).all()
-                  for u in x.uses]  # fmt: skip
-        broken += [a.tensor for a, table in zip(self._network.activations, activations, strict=True)
-                   if not all(np.isfinite(v).all() for v in table.values())]  # fmt: skip
-        return {t: "its adjoint is not finite" for t in broken if t not in self._reverse.missing}
+        return Distortions(weights, activations, self._reverse.missing)
 
 
 class _LayerSums:

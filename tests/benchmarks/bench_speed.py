@@ -29,6 +29,7 @@ from turns import in_turns
 
 from rdoq_onnx import pipeline
 from rdoq_onnx.analysis import Network, analyse
+from rdoq_onnx.backward import Backward, full_batches, static
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import bias_shift
 from rdoq_onnx.measurement import Measurement, aimed_at, measure_network, split
@@ -37,7 +38,6 @@ from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
-from rdoq_onnx.taylor import full_batches, reverse_of, static
 
 RUNTIME = Runtime("cpu")
 ADJOINT = {"mobilenet_v2": 4.5, "squeezenet1_1": 3.2, "resnet20": 3.2}  # forward and reverse over forward, at most
@@ -79,10 +79,9 @@ def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     network = aimed_at(analyse(normal, Config()), targets(normal))
     seen = observe(network, samples, RUNTIME)
     for batch in dict.fromkeys((seen.batching.size, 8)):
-        reverse = reverse_of(network, network.model, samples, seen.metric, RUNTIME, batch)
+        both = Backward.of(network, samples, seen.metric, RUNTIME, batch).session
         feeds = next(full_batches(samples, batch))[1]
         forward = RUNTIME.session(static(network.model, feeds), "all")
-        both = RUNTIME.session(reverse.model, "all")
         signs = np.random.default_rng(0)
         seeds = {i.name: signs.choice(np.float32([-1, 1]), i.shape)
                  for i in both.handle.get_inputs() if i.name not in feeds}  # fmt: skip
