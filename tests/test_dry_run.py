@@ -37,7 +37,8 @@ def test_more_to_do_takes_longer() -> None:
         return dict(dry_run(CNN, CALIBRATION, Config(threads=1, **config)).seconds)  # type: ignore[arg-type]
 
     few, many = seconds(samples=16, effort="fast"), seconds(samples=400, measure="probe", effort="best")
-    assert set(few) == {"observe", "moments", "clipping", "taylor", "second look", "verify", "candidates"}
+    steps = {"observe", "moments", "sensitivity", "candidates", "clipping", "taylor", "second look", "verify"}
+    assert set(few) == steps
     assert min(few.values()) > 0
     assert set(many) - set(few) == {"probe"}
     assert "ties" in seconds(samples=400)
