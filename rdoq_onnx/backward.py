@@ -81,10 +81,14 @@ class Backward:
 
     def passes(self, samples: Samples, seed: int, exact: bool = True) -> Iterator[Pass]:
         """One pass a batch; where `exact`, one for each unit vector v if outputs are few."""
+        if self.session is None:
+            return
+        units = exact and self.metric.elements <= EXACT_ROWS
         first = 0
-        for count, feeds in full_batches(samples, self.batch):
-            yield Pass(tuple(self._rows(feeds, seed, first, exact)), self.batch, count)
-            first += count
+        for _ in range(1 if units else -(-LEAST_DRAWS // len(samples))):
+            for count, feeds in full_batches(samples, self.batch):
+                yield Pass(tuple(self._rows(self.session, feeds, seed, first, units)), self.batch, count)
+                first += count
 
     def lost(self, layer: Layer) -> bool:
         """Whether an output of `layer` has no adjoint."""

@@ -57,10 +57,14 @@ def with_sensitivity(
         if found is not None:
             sums[k] = sums[k] + found if k in sums else found
 
+    count = 0
     for done in backward.passes(samples, seed, exact=False):
         workers.map(lambda k, done=done: add(k, done), kept)  # type: ignore[misc]
+        count += done.count
         advance(done.count)
-    return tuple(replace(m, sensitivity=sums.get(k)) for k, m in enumerate(moments))
+    return tuple(
+        replace(m, sensitivity=sums[k] / count) if k in sums else m for k, m in enumerate(moments)
+    )
 
 
 def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> Float | None:
