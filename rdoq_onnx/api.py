@@ -1,5 +1,6 @@
 """The Python API: one call for all, and its steps one by one."""
 
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -24,6 +25,7 @@ def quantize(
     weight_bits: float | None = None,
     activation_bits: float | None = None,
     weights_only: bool = False,
+    curves: str | Path | None = None,
     **options: Any,
 ) -> Result:
     """Quantize `model` and verify the result (Wang et al., RDO-Q, ECCV 2022; README, "Method").
@@ -32,8 +34,9 @@ def quantize(
     tells of what), "module:function", a dict of arrays with the samples on axis 0, an iterable of feeds, or an object
     with ONNX Runtime's `get_next()`; None for synthetic samples.
     bits: average bits per weight and per activation element, 0 to 8; `weight_bits` and `activation_bits` override it
-    for one side, `weights_only` leaves activations in float. options: the other fields of `config.Config`, which are
-    the options of the command line: `samples`, `effort`, `target`, `pins`, `size`, `sqnr` and so on.
+    for one side, `weights_only` leaves activations in float. curves: a file that keeps the measurement, which is not
+    made again if it is there. options: the other fields of `config.Config`, which are the options of the command line:
+    `samples`, `effort`, `target`, `pins`, `size`, `sqnr` and so on.
 
     Returns the emitted model with its report and allocation; nothing is written. Raises RdoqError; errors.py lists its
     kinds.
@@ -45,11 +48,18 @@ def quantize(
     ('/0/Conv', 16)
     """
     return pipeline.run(
-        model, calibration, _config(bits, weight_bits, activation_bits, weights_only, options), Progress()
+        model, calibration, _config(bits, weight_bits, activation_bits, weights_only, options), Progress(), curves
     )
 
 
-def measure(model: Model, calibration: Any = None, *, weights_only: bool = False, **options: Any) -> Measurement:
+def measure(
+    model: Model,
+    calibration: Any = None,
+    *,
+    weights_only: bool = False,
+    curves: str | Path | None = None,
+    **options: Any,
+) -> Measurement:
     """The slow step: the rate-distortion curve of every channel and activation of `model` (Eq. 3 to 8).
 
     Arguments as for `quantize`. All samples are used; none is held out. The curves of what is returned are float64
@@ -69,7 +79,8 @@ def measure(model: Model, calibration: Any = None, *, weights_only: bool = False
     normal = pipeline.read_normalized(model)[1]
     runtime = Runtime(config.provider, config.threads)
     network, samples = pipeline.network_and_samples(normal, calibration, config, runtime)
-    return pipeline.measured(network, config, samples, runtime, Progress())
+    store = pipeline.store_for(normal, samples, config, curves)
+    return pipeline.measured(network, config, samples, runtime, Progress(), store)
 
 
 def allocate(

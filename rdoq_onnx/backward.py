@@ -79,14 +79,14 @@ class Backward:
             lost = dict.fromkeys(perturbed(network), f"its adjoint does not load: {error}")
             return cls(replace(reverse, adjoints={}, missing=lost), None, metric, batch)
 
-    def passes(self, samples: Samples, seed: int, exact: bool = True) -> Iterator[Pass]:
-        """One pass a batch; where `exact`, one for each unit vector v if outputs are few."""
+    def passes(self, samples: Samples, seed: int, exact: bool = True, first: int = 0) -> Iterator[Pass]:
+        """One pass a batch; where `exact`, one for each unit vector v if outputs are few. `first` samples are done."""
         if self.session is None:
             return
         units = exact and self.metric.elements <= EXACT_ROWS
-        first = 0
-        for _ in range(1 if units else -(-LEAST_DRAWS // len(samples))):
-            for count, feeds in full_batches(samples, self.batch):
+        for _ in range(first // len(samples), 1 if units else -(-LEAST_DRAWS // len(samples))):
+            rest = samples.take(slice(first % len(samples), None))
+            for count, feeds in full_batches(rest, self.batch):
                 yield Pass(tuple(self._rows(self.session, feeds, seed, first, units)), self.batch, count)
                 first += count
 

@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from rdoq_onnx.advice import advise
 from rdoq_onnx.config import MAX_BITS, Config, Side, parse_bytes, parse_numbers, parse_pin, parse_widths
 from rdoq_onnx.config_file import Kind, read_options, table_of
 from rdoq_onnx.dry_run import dry_run as dry_run_of
-from rdoq_onnx.errors import ConfigError, RdoqError
-from rdoq_onnx.pipeline import Result
+from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, VerificationError
+from rdoq_onnx.pipeline import Job, Result
+from rdoq_onnx.progress import Progress
 from rdoq_onnx.report import pin_of
 from rdoq_onnx.terminal import Out, shown
 from rdoq_onnx.version import __version__
@@ -32,6 +33,7 @@ from rdoq_onnx.version import __version__
 INTERRUPTED = 130
 _GRACE = 0.6  # seconds for what was begun to clean up after itself
 PYPROJECT = "pyproject.toml"
+BITS = "{bits}"  # in the name of a file: the budget
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,25 @@ class Files:
     modified: str | None
     json: str | None
     report: str | None
+    curves: str | None
+
+    def at(self, bits: str) -> "Files":
+        """With the budget `bits` in place of {bits}."""
+        def filled(path: str | None) -> str | None:
+            return None if path is None else path.replace(BITS, bits)
+
+        output = self.output.replace(BITS, bits)
+        return replace(
+            self, output=output, modified=filled(self.modified), json=filled(self.json), report=filled(self.report)
+        )
 
 
 @click.command(context_settings={"max_content_width": 100, "show_default": True})
 @click.argument("input", metavar="INPUT")
 @click.argument("output", metavar="OUTPUT", required=False)
 @click.option("--bits", default="8", metavar="B",
-              help="Average bits per weight and per activation element, 1 to 8; fractions are fine.")
+              help="Average bits per weight and per activation element, 1 to 8; fractions are fine. Several, such as "
+              "2,3,4, with {bits} in OUTPUT, make as many files of one measurement.")
 @click.option("--weight-bits", metavar="B", help="The same for weights alone, 0 to 8.  [default: --bits]")
 @click.option("--activation-bits", metavar="B|none",
               help="The same for activations alone, 1 to 8; none leaves them in float.  [default: --bits]")
@@ -102,6 +116,8 @@ class Files:
 @click.option("--provider", default="auto", metavar="auto|cpu|cuda",
               help="Where ONNX Runtime measures; auto takes CUDA where it is there.")
 @click.option("--threads", type=int, default=0, metavar="N", help="Threads of ONNX Runtime; 0 lets it choose.")
+@click.option("--curves", metavar="FILE",
+              help="Keep what is measured in FILE as it goes on; what FILE has is not measured again.")
 @click.option("--modified", metavar="FILE",
               help="Also write the modified network F~ (an Add behind everything perturbed) as ONNX.")
 @click.option("--json", metavar="FILE", help="Also write the report as JSON.")
@@ -124,22 +140,52 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; give one")
     options["output"] = options["output"] or ""
-    names = ("input", "output", "calibration", "modified", "json", "report")
+    names = ("input", "output", "calibration", "modified", "json", "report", "curves")
     files = Files(**{name: options.pop(name) for name in names})
-    config = make_config(**options)
+    bits = options.pop("bits")
+    configs = {text.strip(): make_config(bits=text.strip(), **options) for text in bits.split(",")}
     if dry_run:
         out = Out(highlight=False, soft_wrap=True)
-        for line in listing.lines(dry_run_of(files.input, files.calibration, config)):
+        for line in listing.lines(dry_run_of(files.input, files.calibration, next(iter(configs.values())))):
             out.print(line, markup=False)
         return
-    _check_files(files)
+    _check_files(files, [*configs])
     if files.calibration is None:
         _say(quiet, "warning: no --calibration: the samples are synthetic, so widths and figures mean less")
     with shown(quiet) as progress:
-        result = pipeline.run(files.input, files.calibration, config, progress, additivity=files.report is not None)
-    _write(result, files, typed)
+        results, failures = _run_all(configs, files, typed, progress)
     if not quiet:
-        _print(Out(highlight=False, soft_wrap=True), result, files, verbose)
+        out = Out(highlight=False, soft_wrap=True)
+        for bits, result in results.items():
+            _print(out, result, files.at(bits), verbose)
+        if len(results) > 1:
+            _print_frontier(out, results)
+    if failures:
+        for bits, error in failures.items():
+            _complain(f"--bits {bits}: {error}" if len(configs) > 1 else str(error))
+        sys.exit(next(iter(failures.values())).exit_code)
+
+
+def _run_all(
+    configs: Mapping[str, Config], files: Files, typed: Sequence[str], progress: Progress
+) -> tuple[dict[str, Result], dict[str, RdoqError]]:
+    """What each budget gave, once it is written; and those that cannot be met or failed verification."""
+    results: dict[str, Result] = {}
+    failures: dict[str, RdoqError] = {}
+    together = len(configs) > 1 and files.json is not None and BITS not in files.json
+    job = Job.of(files.input, files.calibration, next(iter(configs.values())), progress, files.curves)
+    for bits, config in configs.items():
+        try:
+            result = job.result(config, additivity=files.report is not None)
+        except (BudgetError, VerificationError) as error:
+            failures[bits] = error
+            continue
+        _write(result, replace(files.at(bits), json=None) if together else files.at(bits), typed)
+        results[bits] = result
+    if together and files.json is not None and results:
+        reports = [result.report.to_json(files.at(bits).output).rstrip() for bits, result in results.items()]
+        io.write_text(f"[{', '.join(reports)}]\n", files.json)
+    return results, failures
 
 
 def make_config(
@@ -248,8 +294,12 @@ def _leave() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    sys.stderr.write(f"rdoq-onnx: error: {' '.join(message.split())}\n")
+    _complain(message)
     sys.exit(code)
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"rdoq-onnx: error: {' '.join(message.split())}\n")
 
 
 def _say(quiet: bool, message: str) -> None:
@@ -270,16 +320,23 @@ def _number(option: str, text: str, least: int) -> float:
     return value
 
 
-def _check_files(files: Files) -> None:
+def _check_files(files: Files, budgets: Sequence[str]) -> None:
     if files.report is not None and importlib.util.find_spec("plotly") is None:
         raise ConfigError("--report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'")
-    written = [f for f in (files.output, files.modified, files.json, files.report) if f is not None]
-    for path in written:
-        io.check_output(path, files.input)
-        if files.calibration is not None and Path(path).resolve() == Path(files.calibration).resolve():
-            raise ConfigError(f"{path}: is the file of --calibration; give another output path")
-    if len({Path(f).resolve() for f in written}) < len(written):
-        raise ConfigError("OUTPUT, --modified, --json and --report must be different files; give each its own path")
+    if len(budgets) > 1:
+        for option, path in (("OUTPUT", files.output), ("--modified", files.modified), ("--report", files.report)):
+            if path is not None and BITS not in path:
+                makes = f"--bits {','.join(budgets)} makes {len(budgets)} of them"
+                raise ConfigError(f"{option} {path}: {makes}; give a name with {BITS} in it")
+    for each in map(files.at, budgets):
+        written = [f for f in (each.output, each.modified, each.json, each.report, each.curves) if f is not None]
+        for path in written:
+            io.check_output(path, each.input)
+            if each.calibration is not None and Path(path).resolve() == Path(each.calibration).resolve():
+                raise ConfigError(f"{path}: is the file of --calibration; give another output path")
+        if len({Path(f).resolve() for f in written}) < len(written):
+            raise ConfigError("OUTPUT, --modified, --json, --report and --curves must be different files; "
+                              "give each its own path")  # fmt: skip
 
 
 def _write(result: Result, files: Files, typed: Sequence[str]) -> None:
@@ -292,6 +349,21 @@ def _write(result: Result, files: Files, typed: Sequence[str]) -> None:
 
         io.write_text(html_report(result, files.output, shlex.join(["rdoq-onnx", *typed])), files.report)
     result.save(files.output)
+
+
+def _print_frontier(out: Console, results: Mapping[str, Result]) -> None:
+    """What each budget buys."""
+    table = Table(title="rate and distortion", title_justify="left")
+    for column in ("--bits", "bits a weight", "an activation", "file", "predicted", "measured", "SQNR"):
+        table.add_column(column, justify="right")
+    for bits, result in results.items():
+        report = result.report
+        activations = "float" if report.activation_bits is None else f"{report.activation_bits:.2f}"
+        table.add_row(
+            bits, f"{report.weight_bits:.2f}", activations, f"{report.output_bytes / 1000:.1f} kB",
+            f"{report.predicted:.4g}", f"{report.measured:.4g}", f"{report.sqnr_db:.2f} dB",
+        )  # fmt: skip
+    out.print(table)
 
 
 def _print(out: Console, result: Result, files: Files, verbose: bool) -> None:

@@ -2,8 +2,8 @@
 
 import math
 import re
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.images import Pixels
@@ -14,6 +14,12 @@ Provider = Literal["auto", "cpu", "cuda"]
 Effort = Literal["fast", "default", "best"]
 Side = Literal["weights", "activations", "both"]
 
+# Settings that curves do not depend on, or through the samples and the regime only.
+NOT_MEASURED = frozenset({
+    "activation_bits", "image_mean", "image_scale", "image_std", "joint", "keep_channels", "layer_limit", "max_bytes",
+    "min_sqnr", "moved", "pins", "provider", "samples", "size", "sqnr", "storage", "threads", "top1_agreement",
+    "weight_bits",
+})  # fmt: skip
 MAX_BITS = 8
 MAX_THREADS = 1024
 MAX_SAMPLES = 1_000_000
@@ -73,6 +79,10 @@ class Config:
     threads: int = 0
     min_sqnr: float | None = None
     max_bytes: int | None = None
+
+    def measuring(self) -> dict[str, Any]:
+        """The settings that curves depend on; on `activation_bits` they do as far as `measurement.regime` says."""
+        return {name: value for name, value in asdict(self).items() if name not in NOT_MEASURED}
 
     @property
     def pixels(self) -> Pixels:

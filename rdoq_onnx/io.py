@@ -8,11 +8,13 @@ import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, set_external_data, uses_external_data
 
@@ -111,6 +113,18 @@ def write_text(text: str, path: PathLike) -> None:
     """Write UTF-8 atomically. Raises OutputError."""
     with _atomic(Path(path)) as file:
         file.write(text.encode())
+
+
+def write_arrays(arrays: Mapping[str, NDArray[Any]], path: PathLike) -> None:
+    """Write an .npz atomically. Raises OutputError."""
+    with _atomic(Path(path)) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_npz(path: PathLike) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz by name. Raises whatever numpy makes of a broken file."""
+    with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -1,18 +1,21 @@
 """Samples in, curves out: candidates at every width, and what each would do to the network's output."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis import Activation, Network
+from rdoq_onnx.analysis import Activation, Network, analyse
+from rdoq_onnx.backward import EXACT_ROWS
 from rdoq_onnx.candidates import Candidates, make_candidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
-from rdoq_onnx.equalization import equalize
+from rdoq_onnx.curves_file import Steps, Store
+from rdoq_onnx.equalization import equalize, exponent_for
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.moments import collect, passes
 from rdoq_onnx.observation import Observation, observe, targets, with_outputs
@@ -75,10 +78,29 @@ class Measurement:
         return np.split(rows[: self.channels], ends[:-1])
 
 
+def stored_fields(measurement: Measurement) -> dict[str, Any]:
+    """What a measurement is, but for what the normalized model and the settings tell again."""
+    names = (f.name for f in fields(measurement) if f.name not in ("source", "network"))
+    return {"model": measurement.network.model, **{name: getattr(measurement, name) for name in names}}
+
+
+def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config) -> Measurement:
+    """The measurement of `source` whose `stored_fields` these are."""
+    rest = {name: value for name, value in stored.items() if name != "model"}
+    return Measurement(source=source, network=analyse(stored["model"], config), **rest)
+
+
 def split(samples: Samples, config: Config) -> tuple[Samples, Samples]:
     """Samples that rounding is fitted to, and samples that curves are measured on."""
     first, second = samples.split(FITTING, config.seed + 1)
     return (first, second) if len(second) else (samples, samples)
+
+
+def differentiated(observation: Observation) -> int:
+    """Samples that run together in reverse passes, which hold one set of adjoints for each unit vector v."""
+    rows = observation.metric.elements if observation.metric.elements <= EXACT_ROWS else 1
+    size = observation.batching.size
+    return max(size * 3 // (2 + rows), 1) if observation.batching.rides else size
 
 
 def aimed_at(network: Network, outputs: Sequence[str]) -> Network:
@@ -86,38 +108,47 @@ def aimed_at(network: Network, outputs: Sequence[str]) -> Network:
     return replace(network, model=with_outputs(network.model, outputs))
 
 
+def regime(config: Config) -> str:
+    """What of the activation budget a measurement depends on, as a name."""
+    return "weights" if config.activation_bits is None else f"activations {exponent_for(config):g}"
+
+
 def measure_network(
-    network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress
+    network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress, store: Store | None = None
 ) -> Measurement:
-    """Observe the float network, make all candidates, measure all curves.
+    """Observe the float network, make all candidates, measure all curves. What `store` has is not done again.
 
     Rounding is fitted to one part of the samples and measured on the other: curves of the samples that made the
     rounding would promise too much.
     """
+    keep = Steps(store or Store(), progress, regime(config))
     fitting, measuring = split(samples, config)
     offered = tuple(sorted({min(w, widest(network)) for w in config.widths}))
     with workers(config.threads) as pool:
-        source = network.model
-        with progress.step("equalize"):
-            network = equalize(network, config, fitting.some(EQUALIZING), runtime)
+        source, plain = network.model, network
+        evened = keep.step("equalize", 1, lambda _: equalize(plain, config, fitting.some(EQUALIZING), runtime).model)
+        network = analyse(evened, config)
         aimed = aimed_at(network, targets(network.model))
-        with progress.step("observe"):
-            observation = observe(aimed, samples, runtime)
-        batching = observation.batching
-        with progress.step("moments", len(fitting) * passes(network)) as advance:
-            moments = collect(aimed, fitting, batching, runtime, pool, advance)
-        sensing = fitting.some(SENSING)
-        with progress.step("sensitivity", len(sensing)) as advance:
-            moments = with_sensitivity(
-                moments, replace(aimed, activations=()), sensing, observation.metric, runtime,
-                batch=batching.size, seed=config.seed, workers=pool, advance=advance,
-            )  # fmt: skip
-        with progress.step("candidates"):
-            candidates = make_candidates(network, offered, observation.ranges, moments, pool)
+        observation = keep.step("observe", 1, lambda _: observe(aimed, samples, runtime))
+        candidates = keep.get("candidates")
+        if candidates is None:
+            with progress.step("moments", len(fitting) * passes(network)) as advance:
+                moments = collect(aimed, fitting, observation.batching, runtime, pool, advance)
+            sensing = fitting.some(SENSING)
+            with progress.step("sensitivity", len(sensing)) as advance:
+                moments = with_sensitivity(
+                    moments, replace(aimed, activations=()), sensing, observation.metric, runtime,
+                    batch=observation.batching.size, seed=config.seed, workers=pool, advance=advance,
+                )  # fmt: skip
+            candidates = keep.step(
+                "candidates", 1, lambda _: make_candidates(network, offered, observation.ranges, moments, pool)
+            )
         if network.activations and config.measure == "taylor":
-            with progress.step("clipping", CLIPPING) as advance:
-                candidates = _clipped(aimed, config, candidates, fitting, observation, runtime, pool, advance)
-        measured = _measure(aimed, config, candidates, measuring, observation, runtime, pool, progress)
+            clipped = keep.step("clipping", CLIPPING, lambda advance: _clipped(
+                aimed, config, candidates, fitting, observation, runtime, pool, advance
+            ))  # fmt: skip
+            candidates = replace(candidates, activations=clipped)
+        measured = _measure(aimed, config, candidates, measuring, observation, runtime, pool, keep)
     return _chosen(source, network, observation, candidates, measured)
 
 
@@ -130,14 +161,14 @@ def _clipped(
     runtime: Runtime,
     pool: Workers,
     advance: Advance,
-) -> Candidates:
-    """`candidates` with fewer, finer quantizers for each activation: those around the best on some of `samples`."""
+) -> tuple[Mapping[int, tuple[Affine, ...]], ...]:
+    """Fewer, finer quantizers for each activation than `candidates` has: those around the best on some of `samples`."""
     alone = replace(network, layers=())
     found = first_order(
         alone, replace(candidates, means=(), weights=()), samples.some(CLIPPING), observation.metric, runtime,
-        batch=observation.batching.size, seed=config.seed, workers=pool, advance=advance,
+        batch=differentiated(observation), seed=config.seed, workers=pool, advance=advance,
     )  # fmt: skip
-    tables = [
+    return tuple(
         {
             bits: tuple(refined(table[bits][int(np.argmin(values[bits]))], *observation.ranges[activation.tensor]))
             for bits in table
@@ -147,8 +178,7 @@ def _clipped(
         for activation, table, values in zip(
             network.activations, candidates.activations, found.activations, strict=True
         )
-    ]
-    return replace(candidates, activations=tuple(tables))
+    )
 
 
 def _measure(
@@ -159,20 +189,22 @@ def _measure(
     observation: Observation,
     runtime: Runtime,
     pool: Workers,
-    progress: Progress,
+    keep: Steps,
 ) -> Distortions:
     prober = Prober(network, samples, observation.metric, runtime, observation.batching)
     if config.measure == "probe":
-        with progress.step("probe", len(network.layers) + len(network.activations)) as advance:
-            return exact(network, candidates, prober, advance=advance)
-    with progress.step("taylor", len(samples)) as advance:
-        measured = first_order(
-            network, candidates, samples, observation.metric, runtime,
-            batch=observation.batching.size, seed=config.seed, workers=pool, advance=advance,
-        )  # fmt: skip
-    if measured.missing:
-        with progress.step("probe"):
-            measured = complete(measured, network, candidates, prober)
+        total = len(network.layers) + len(network.activations)
+        return keep.step("probe", total, lambda advance: exact(
+            network, candidates, prober, advance=advance, unfinished=keep.unfinished("probe")
+        ))  # fmt: skip
+    found = keep.step("taylor", len(samples), lambda advance: first_order(
+        network, candidates, samples, observation.metric, runtime,
+        batch=differentiated(observation), seed=config.seed, workers=pool, advance=advance,
+        unfinished=keep.unfinished("taylor"),
+    ))  # fmt: skip
+    measured = found
+    if found.missing:
+        measured = keep.step("probe", 1, lambda _: complete(found, network, candidates, prober))
     _check_finite(network, measured)
     return measured
 

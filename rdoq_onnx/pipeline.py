@@ -12,9 +12,10 @@ from rdoq_onnx.analysis import Network, analyse, integer_ranges
 from rdoq_onnx.budget import Allocation, allocate_bits
 from rdoq_onnx.calibration import load_samples, synthetic
 from rdoq_onnx.config import Config
+from rdoq_onnx.curves_file import Binding, Steps, Store
 from rdoq_onnx.emission import emit_model
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.measurement import Measurement, measure_network, split
+from rdoq_onnx.measurement import Measurement, measure_network, regime, restored, split, stored_fields
 from rdoq_onnx.observation import separated
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.passes import run_passes
@@ -78,47 +79,101 @@ class Result:
         return self.report.to_html()
 
 
-def run(model: Model, calibration: Any, config: Config, progress: Progress, *, additivity: bool = False) -> Result:
-    """All steps. `calibration` None means synthetic samples.
+@dataclass(frozen=True)
+class Job:
+    """What runs at several budgets share: the model, its samples, what was measured so far.
 
-    additivity: also measure each layer and activation by itself on the samples held out, for the report as a page.
-
-    Raises RdoqError of the kind that errors.py lists.
+    original: the model as it was given; reference: as ONNX Runtime runs it; normal: after the NORMALIZE passes.
+    held_out: samples that only verification sees; seen: the others.
     """
-    runtime = Runtime(config.provider, config.threads)
-    check_storage(config, runtime)
-    with progress.step("normalize"):
-        original, normal = read_normalized(model)
-        reference = runnable(original)
-        network, samples = network_and_samples(normal, calibration, config, runtime)
-    seen, held_out = samples.split(1 - HELD_OUT, config.seed)
-    progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
-    measurement = measured(network, config, seen, runtime, progress)
-    goal = None
-    if config.sqnr is None and config.top1_agreement is None:
-        with progress.step("allocate"):
-            allocation = allocate_bits(measurement, config)
-        allocation, steps = looked_at(allocation, config, seen, runtime, progress)
-    else:
-        goal = Goal.of(config, reference, held_out, measurement.observation.batching.size, runtime)
-        allocation, steps = fewest_bits(
-            measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, progress)
+
+    source: str
+    original: onnx.ModelProto
+    reference: onnx.ModelProto
+    normal: onnx.ModelProto
+    samples: Samples
+    seen: Samples
+    held_out: Samples
+    runtime: Runtime
+    store: Store
+    progress: Progress
+
+    @classmethod
+    def of(
+        cls, model: Model, calibration: Any, config: Config, progress: Progress, curves: str | Path | None = None
+    ) -> "Job":
+        """Read and normalize `model`, find its samples, and what the file `curves` says of both, if that is given.
+
+        `calibration` None means synthetic samples. Raises RdoqError of the kind that errors.py lists.
+        """
+        runtime = Runtime(config.provider, config.threads)
+        check_storage(config, runtime)
+        with progress.step("normalize"):
+            original, normal = read_normalized(model)
+            reference = runnable(original)
+            network, samples = network_and_samples(normal, calibration, config, runtime)
+        progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
+        seen, held_out = samples.split(1 - HELD_OUT, config.seed)
+        source = str(model) if not isinstance(model, onnx.ModelProto) else ""
+        store = store_for(normal, seen, config, curves)
+        return cls(source, original, reference, normal, samples, seen, held_out, runtime, store, progress)
+
+    def result(self, config: Config, *, additivity: bool = False) -> Result:
+        """The quantized model at the budget of `config`, whose other settings are the job's.
+
+        additivity: also measure each layer and activation by itself on the samples held out, for the report as a page.
+        """
+        network = analyse(self.normal, config)
+        measurement = measured(network, config, self.seen, self.runtime, self.progress, self.store)
+        shared = dict(self.progress.seconds)
+        try:
+            return self._quantized(measurement, config, additivity)
+        finally:
+            self.progress.seconds = shared  # the next budget has a time of its own
+
+    def _quantized(self, measurement: Measurement, config: Config, additivity: bool) -> Result:
+        progress, runtime, seen = self.progress, self.runtime, self.seen
+        goal = None
+        if config.sqnr is None and config.top1_agreement is None:
+            with progress.step("allocate"):
+                allocation = allocate_bits(measurement, config)
+            allocation, steps = looked_at(allocation, config, seen, runtime, progress)
+        else:
+            batch = measurement.observation.batching.size
+            goal = Goal.of(config, self.reference, self.held_out, batch, runtime)
+            allocation, steps = fewest_bits(
+                measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, progress)
+            )
+        progress.note(f"{allocation.weight_average:.2f} bits a weight, distortion {allocation.predicted:.4g} predicted")
+        if steps:
+            progress.note(f"second look: distortion {steps[0].before:.4g} -> {steps[-1].after:.4g} measured")
+        alone = measured_alone(allocation, measurement, self.held_out, runtime, progress) if additivity else None
+        with progress.step("emit"):
+            emission = emit_model(allocation, settings(config, self.samples), config.storage, config.keep_channels)
+        check_size(emission.model, config.max_bytes)
+        with progress.step("verify"):
+            verification = verify_model(self.reference, emission, allocation, self.held_out, runtime, config.min_sqnr)
+        if goal is not None:
+            found = goal.check(emission.model)
+            progress.note(f"{goal.option} {goal.least:g}: {found:.2f} {goal.unit} on {goal.samples} samples held out")
+        report = make_report(
+            self.source, self.original, emission, allocation, verification, self.samples, progress.seconds, steps
         )
-    progress.note(f"{allocation.weight_average:.2f} bits a weight, distortion {allocation.predicted:.4g} predicted")
-    if steps:
-        progress.note(f"second look: distortion {steps[0].before:.4g} -> {steps[-1].after:.4g} measured")
-    alone = measured_alone(allocation, measurement, held_out, runtime, progress) if additivity else None
-    with progress.step("emit"):
-        emission = emit_model(allocation, settings(config, samples), config.storage, config.keep_channels)
-    check_size(emission.model, config.max_bytes)
-    with progress.step("verify"):
-        verification = verify_model(reference, emission, allocation, held_out, runtime, config.min_sqnr)
-    if goal is not None:
-        found = goal.check(emission.model)
-        progress.note(f"{goal.option} {goal.least:g}: {found:.2f} {goal.unit} on {goal.samples} samples held out")
-    source = str(model) if not isinstance(model, onnx.ModelProto) else ""
-    report = make_report(source, original, emission, allocation, verification, samples, progress.seconds, steps)
-    return Result(emission.model, report, allocation, config, alone)
+        return Result(emission.model, report, allocation, config, alone)
+
+
+def run(
+    model: Model, calibration: Any, config: Config, progress: Progress, curves: str | Path | None = None
+) -> Result:
+    """All steps, for one budget; arguments as for `Job.of`."""
+    return Job.of(model, calibration, config, progress, curves).result(config)
+
+
+def store_for(model: onnx.ModelProto, samples: Samples, config: Config, curves: str | Path | None) -> Store:
+    """What was measured of the normalized `model` on `samples`, in the file `curves` if there is one."""
+    if curves is None:
+        return Store()
+    return Store.open(curves, Binding.of(model, samples.digest, config.measuring()))
 
 
 def check_storage(config: Config, runtime: Runtime) -> None:
@@ -133,19 +188,33 @@ def check_storage(config: Config, runtime: Runtime) -> None:
 
 
 def measured(
-    network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress
+    network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress, store: Store
 ) -> Measurement:
-    """The curves of `network`, tied to exact measurements where the effort allows."""
-    measurement = measure_network(network, config, samples, runtime, progress)
+    """The curves of `network`, tied to exact measurements where the effort allows; those of `store` if it has them."""
+    steps = Steps(store, progress, regime(config))
+    known = steps.get("measurement")
+    if known is not None:
+        progress.note("curves: measured before")
+        return restored(known, network.model, config)
+    measurement = measure_network(network, config, samples, runtime, progress, store)
+    measurement = tied(measurement, config, samples, runtime, steps)
+    steps.finish("measurement", stored_fields(measurement))
+    return measurement
+
+
+def tied(measurement: Measurement, config: Config, samples: Samples, runtime: Runtime, steps: Steps) -> Measurement:
+    """`measurement` with its curves tied to exact measurements where the effort allows."""
     work = runs(measurement) * sum(measurement.observation.sizes.values())  # of one sample
     affordable = min(int(TYING_WORK[config.effort] / work), TYING[1])
     if config.measure == "probe" or affordable < TYING[0]:
         return measurement
     tying, observation = split(samples, config)[1].some(affordable), measurement.observation
     prober = Prober(measurement.aimed, tying, observation.metric, runtime, observation.batching)
-    parts = len(network.layers) + len(network.activations)
-    with progress.step("ties", parts) as advance, workers(config.threads):  # which keeps BLAS to one thread, too
-        return tie(measurement, prober, advance)
+    parts = len(measurement.network.layers) + len(measurement.network.activations)
+    so_far = steps.unfinished("ties")
+    with workers(config.threads):  # which keeps BLAS to one thread, too
+        curves = steps.step("ties", parts, lambda advance: tie(measurement, prober, advance, so_far).curves)
+    return replace(measurement, curves=curves)
 
 
 def looked_at(

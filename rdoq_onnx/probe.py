@@ -19,7 +19,7 @@ from rdoq_onnx.distortion import Metric
 from rdoq_onnx.graph import captured
 from rdoq_onnx.observation import Batching, with_outputs
 from rdoq_onnx.passes.insert_adds import InsertAdds, parameter
-from rdoq_onnx.progress import Advance
+from rdoq_onnx.progress import Advance, Unfinished
 from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.runtime import Runtime, Session
 from rdoq_onnx.samples import Samples
@@ -104,15 +104,36 @@ class Prober:
         return total / len(self.samples)
 
 
-def exact(network: Network, candidates: Candidates, prober: Prober, *, advance: Advance) -> Distortions:
-    """Measure all curves of `network` exactly; `advance(1)` after each layer and activation."""
-    weights, activations = [], []
-    for layer, variants, mean in zip(network.layers, candidates.weights, candidates.means, strict=True):
+def exact(
+    network: Network,
+    candidates: Candidates,
+    prober: Prober,
+    *,
+    advance: Advance,
+    unfinished: Unfinished | None = None,
+) -> Distortions:
+    """Measure all curves of `network` exactly; `advance(1)` after each layer and activation.
+
+    unfinished: curves that an earlier run has measured, which are not measured again.
+    """
+    unfinished = unfinished or Unfinished()
+    before = unfinished.get() or {"weights": (), "activations": ()}
+    weights, activations = [*before["weights"]], [*before["activations"]]
+
+    def done() -> None:
+        unfinished.put({"weights": tuple(weights), "activations": tuple(activations)})
+        advance(1)
+
+    if weights:
+        advance(len(weights) + len(activations))
+    layers = list(zip(network.layers, candidates.weights, candidates.means, strict=True))
+    for layer, variants, mean in layers[len(weights) :]:
         weights.append(np.stack([prober.layer(layer, codes, mean) for codes in variants]))
-        advance(1)
-    for activation, table in zip(network.activations, candidates.activations, strict=True):
+        done()
+    tables = list(zip(network.activations, candidates.activations, strict=True))
+    for activation, table in tables[len(activations) :]:
         activations.append(exact_activation(prober, activation, table))
-        advance(1)
+        done()
     return Distortions(tuple(weights), tuple(activations), {})
 
 

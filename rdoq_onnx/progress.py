@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 Advance = Callable[[int], None]
 
@@ -28,3 +29,15 @@ class Progress:
         """Show a step while its block runs; nothing here."""
         del name, total
         return nullcontext(lambda done: None)
+
+
+class Unfinished:
+    """What a long step has got so far. A subclass keeps it for a run that takes up where this one was ended."""
+
+    def get(self) -> Any:
+        """What was put last, None at the beginning."""
+        return None
+
+    def put(self, value: Any) -> None:
+        """Keep `value`; called often."""
+        del value

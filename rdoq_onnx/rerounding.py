@@ -11,7 +11,7 @@ from rdoq_onnx.budget import Allocation
 from rdoq_onnx.candidates import Candidates, LayerRows, integer_limit, scale_floors
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import chosen_weights, quantized_model
-from rdoq_onnx.measurement import Measurement, curves_of
+from rdoq_onnx.measurement import Measurement, curves_of, differentiated
 from rdoq_onnx.moments import collect
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.passes import run_passes
@@ -70,7 +70,7 @@ def remeasured(
     )
     found = first_order(
         measurement.aimed, candidates, samples, observation.metric, runtime,
-        batch=observation.batching.size, seed=config.seed, workers=workers, advance=_unwatched,
+        batch=differentiated(observation), seed=config.seed, workers=workers, advance=_unwatched,
         around=run_passes([ReplaceWeights(weights)], measurement.aimed.model),
     )  # fmt: skip
     if found.missing:  # exact curves stay what they are

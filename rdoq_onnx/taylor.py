@@ -22,7 +22,7 @@ from rdoq_onnx.backward import Backward, Pass
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.distortion import Metric
 from rdoq_onnx.parallel import Workers
-from rdoq_onnx.progress import Advance
+from rdoq_onnx.progress import Advance, Unfinished
 from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
@@ -61,15 +61,21 @@ def first_order(
     workers: Workers,
     advance: Advance,
     around: onnx.ModelProto | None = None,
+    unfinished: Unfinished | None = None,
 ) -> Distortions:
     """Measure all curves of `network` over `samples`, `batch` of them at a time; `advance(n)` is told of n done.
 
-    around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default.
+    around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default. unfinished:
+        sums of an earlier run, which goes on from there.
     """
     backward = Backward.of(network, samples, metric, runtime, batch, around)
-    sums = _Sums(network, candidates, backward)
-    for done in backward.passes(samples, seed):
+    sums, unfinished = _Sums(network, candidates, backward), unfinished or Unfinished()
+    sums.restore(unfinished.get())
+    if sums.samples:
+        advance(sums.samples)
+    for done in backward.passes(samples, seed, first=sums.samples):
         sums.add(done, workers)
+        unfinished.put(sums.state())
         advance(done.count)
     return sums.result(metric.elements)
 
@@ -113,6 +119,18 @@ class _Sums:
             [k for k, a in enumerate(self._network.activations) if a.tensor not in self._reverse.missing],
         )
         self.samples += done.count
+
+    def state(self) -> dict[str, Any]:
+        """The sums so far, for `restore`."""
+        activations = tuple({b: v.copy() for b, v in table.items()} for table in self._activations)
+        layers = tuple(s.total.copy() for s in self._layers)
+        return {"samples": self.samples, "layers": layers, "activations": activations}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        if state is not None:
+            self.samples, self._activations = state["samples"], [dict(table) for table in state["activations"]]
+            for sums, total in zip(self._layers, state["layers"], strict=True):
+                sums.total = total
 
     def _add_activation(self, index: int, done: Pass) -> None:
         tensor, quantizers = self._network.activations[index].tensor, self._candidates.activations[index]

@@ -12,30 +12,47 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.measurement import Measurement
 from rdoq_onnx.probe import Prober
-from rdoq_onnx.progress import Advance
+from rdoq_onnx.progress import Advance, Unfinished
 
 WEIGHT_BITS = 3  # the widest weights that are tied
 _MOST = 8.0  # a measured ratio beyond this says more of the few samples than of the layer
 
 
-def tie(measurement: Measurement, prober: Prober, advance: Advance) -> Measurement:
-    """`measurement` with its curves tied to exact measurements on the samples of `prober`."""
+def tie(
+    measurement: Measurement, prober: Prober, advance: Advance, unfinished: Unfinished | None = None
+) -> Measurement:
+    """`measurement` with its curves tied to exact measurements on the samples of `prober`.
+
+    unfinished: curves of which an earlier run has tied some.
+    """
+    unfinished = unfinished or Unfinished()
+    tied = 0
     distortion = measurement.curves.distortion.copy()
-    for layer, rows, codes, mean in zip(
+    if (before := unfinished.get()) is not None:
+        tied, distortion = before["tied"], before["distortion"].copy()
+        advance(tied)
+
+    def done() -> None:
+        nonlocal tied
+        tied += 1
+        unfinished.put({"tied": tied, "distortion": distortion.copy()})
+        advance(1)
+
+    layers = list(zip(
         measurement.network.layers, measurement.unit_rows(), measurement.codes, measurement.means, strict=True
-    ):
+    ))  # fmt: skip
+    for layer, rows, codes, mean in layers[tied:]:
         low = {b: c for b, c in codes.items() if b <= WEIGHT_BITS}
         if low and not any(u.output in measurement.probed for u in layer.uses):
             exact = prober.whole_layer(layer, list(low.values()), mean)
             for bits, value in zip(low, exact, strict=True):
                 distortion[rows, bits] *= ratio(value, distortion[rows, bits])
-        advance(1)
-    first = measurement.channels
-    for row, (activation, table) in enumerate(
-        zip(measurement.network.activations, measurement.quantizers, strict=True), first
-    ):
+        done()
+    tables = zip(measurement.network.activations, measurement.quantizers, strict=True)
+    activations = list(enumerate(tables, measurement.channels))
+    for row, (activation, table) in activations[max(tied - len(layers), 0) :]:
         distortion[row, list(table)] = prober.activation(activation, list(table.values()))
-        advance(1)
+        done()
     return replace(measurement, curves=replace(measurement.curves, distortion=distortion))
 
 

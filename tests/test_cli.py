@@ -428,7 +428,7 @@ def test_unusable_sample_files(main: Main, tmp_path: Path, content: bytes | None
     refused(main, [CNN, output, "--calibration", samples], output, 2, str(samples), ".npz")
 
 
-@pytest.mark.parametrize("value", ["four", "-1", "8.1", "nan", "inf", "-inf", "", "2,3"])
+@pytest.mark.parametrize("value", ["four", "-1", "8.1", "nan", "inf", "-inf", "", "2;3"])
 @pytest.mark.parametrize("option", ["--bits", "--weight-bits", "--activation-bits"])
 def test_impossible_bits(main: Main, tmp_path: Path, option: str, value: str) -> None:
     output = tmp_path / "out.onnx"
