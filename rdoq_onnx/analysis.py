@@ -93,7 +93,7 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
                          ": no Conv, ConvTranspose, Gemm or MatMul with a constant weight in the main graph"))
     activations: tuple[Activation, ...] = ()
     if config.activation_bits is not None:
-        activations = _find_activations(graph, layers)
+        activations = _find_activations(graph, layers, TARGETS[config.target].sums)
     network = Network(model, layers, activations, skipped, TARGETS[config.target])
     _check_pins(network, config)
     return network
@@ -238,7 +238,8 @@ def _linear(node: onnx.NodeProto, shape: tuple[int, ...], side: int) -> Linear:
     )
 
 
-def _find_activations(graph: Graph, layers: Sequence[Layer]) -> tuple[Activation, ...]:
+def _find_activations(graph: Graph, layers: Sequence[Layer], sums: bool) -> tuple[Activation, ...]:
+    """sums: whether a convolution takes in the Add that alone reads it."""
     feeds: dict[str, dict[str, None]] = {}
     for layer in layers:
         for use in layer.uses:
@@ -247,7 +248,9 @@ def _find_activations(graph: Graph, layers: Sequence[Layer]) -> tuple[Activation
     joined = {p for several in parts.values() for p in several}
     found = [Activation(t, tuple(f), _moved(t, graph, f), parts[t]) for t, f in feeds.items()]
     for tensor in dict.fromkeys(_convolution_outputs(graph, layers)):
-        if tensor not in feeds and tensor not in joined and tensor not in graph.outputs:
+        reader = graph.sole_consumer(tensor)
+        taken_in = sums and reader is not None and reader.op_type == "Add"
+        if tensor not in feeds and tensor not in joined and tensor not in graph.outputs and not taken_in:
             found.append(Activation(tensor, moved=_moved(tensor, graph, ())))
     order = {name: k for k, name in enumerate([*graph.inputs, *graph.producer])}
     return tuple(sorted(found, key=lambda a: order[a.tensor]))

@@ -4,7 +4,8 @@
   products in 16 bits, and 2 x 255 x 64 still fits, so |q| <= 64 is exact everywhere. They hold biases as INT32.
   Whatever operators compute from constants is folded when a session is made.
 - openvino: its kernels without VNNI have the same 16 bit sums. It does not read INT2, and folds Cast, Concat and Gather
-  of weights, but no bit operations (OpenVINO 2026.4).
+  of weights, but no bit operations. A quantizer between a convolution and a residual Add is dropped: the Add becomes
+  part of the convolution (OpenVINO 2026.4).
 - tensorrt: INT8 around a zero point of 0 for activations and weights, nothing between QuantizeLinear and
   DequantizeLinear, weights behind nothing but a DequantizeLinear, one scale for all of a ConvTranspose, float biases
   (NVIDIA TensorRT documentation, "Working with Quantized Types"; tensorrt_rules.py checks them all).
@@ -25,7 +26,8 @@ class Target:
     the integers of weights beside quantized activations. integer_biases: biases are INT32 in steps of activation scale
     x weight scale; else float. storages: how weights may be stored, the default first. int2: whether INT2 is read.
     one_scale: types of layers that have one scale for all channels of their weights, and stay in float as channels
-    have scales of their own here.
+    have scales of their own here. sums: a convolution takes the residual Add behind it in, in float: what stands
+    between the two is not quantized.
     """
 
     name: TargetName
@@ -35,6 +37,7 @@ class Target:
     storages: tuple[Storage, ...]
     int2: bool
     one_scale: tuple[str, ...] = ()
+    sums: bool = False
 
     @property
     def widest(self) -> int:
@@ -51,7 +54,7 @@ TARGETS: dict[TargetName, Target] = {
     t.name: t
     for t in (
         Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True),
-        Target("openvino", False, 64, True, ("native", "int8"), False),
+        Target("openvino", False, 64, True, ("native", "int8"), False, sums=True),
         Target("tensorrt", True, 127, False, ("int8",), False, ("ConvTranspose",)),
     )
 }

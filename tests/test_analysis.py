@@ -191,6 +191,14 @@ def test_residual_branch_stands_outside_of_the_budget():
     assert network.activations[2] == Activation("z2")
 
 
+def test_nothing_between_a_convolution_and_its_sum_where_the_target_takes_the_sum_in():
+    text = """g (float[1, 4, 8, 8] x) => (float z)
+        { a = Conv (x, w) b = Conv (a, v) s = Add (a, b) z = Conv (s, u) }"""
+    weights = dict.fromkeys("wvu", (4, 4, 1, 1))
+    assert tensors(find(text, **weights)) == (["x", "a", "s"], ["b"])
+    assert tensors(find(text, Config(target="openvino"), **weights)) == (["x", "a", "s"], [])
+
+
 def test_activations_in_graph_order():
     network = find(RESIDUAL, **RESIDUAL_WEIGHTS)
     assert [a.tensor for a in network.activations] == ["x", "a1", "z2", "a2"]
