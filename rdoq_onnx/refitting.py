@@ -22,6 +22,7 @@ from rdoq_onnx.quantizer import WeightCodes, stored
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 
+_POSITIONS = 1024  # of a sample that are looked at, about
 _LEAST, _MOST = 0.5, 1.5  # gains beyond say more of the samples than of the channel
 
 Float = NDArray[np.float64]
@@ -66,7 +67,9 @@ class _Line:
         self._count = 0
 
     def add(self, z: NDArray[np.float32], q: NDArray[np.float32], samples: int) -> None:
-        rows = [np.moveaxis(self._linear.outputs(v, samples), 0, 2) for v in (z, q)]
+        blocks = [self._linear.outputs(v, samples) for v in (z, q)]
+        every = blocks[0].shape[-1] // _POSITIONS | 1  # odd, so as not to walk down one column of an image
+        rows = (np.moveaxis(b[..., ::every], 0, 2) for b in blocks)
         target, found = (v.reshape(self._sums.shape[1], -1).astype(np.float64) for v in rows)
         self._count += found.shape[1]
         self._sums += [target.sum(axis=1), found.sum(axis=1), (found * found).sum(axis=1), (target * found).sum(axis=1)]
