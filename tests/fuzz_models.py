@@ -54,7 +54,7 @@ WEIGHTS = {
     "w1": (6, 4), "b1": (4,), "w2": (3, 4), "b2": (3,), "w3": (4, 4), "w4": (4, 4), "t": (7, 4),
     "k1": (4, 2, 3, 3), "k2": (4, 1, 3, 3), "k3": (3, 4, 2, 2), "k4": (3, 2, 3),
 }  # fmt: skip
-ODD_NUMBERS = (0, 1, -1, 2, 3, 7, -7, 64, 1 << 20, 1 << 31, -(1 << 31), (1 << 63) - 1, -(1 << 63))
+ODD_NUMBERS = (0, 1, -1, 2, 3, 7, -7, 64, 1 << 40, 1 << 31, -(1 << 31), (1 << 63) - 1, -(1 << 63))
 ODD_NAMES = ("", "x", "y", "a", "w1", "../../etc/passwd", "\u2603", "n" * 5000, "a\nb", "%s{0}", "'")
 OPS = ("Relu", "Conv", "MatMul", "Gemm", "Identity", "Constant", "If", "Reshape", "Transpose", "Cast", "QuantizeLinear",
        "BatchNormalization", "Dropout", "Concat", "Split", "LSTM", "Nonsense")  # fmt: skip
