@@ -136,8 +136,9 @@ def integer_ranges(model: onnx.ModelProto) -> dict[str, int]:
             source = node.input[1]
             while (maker := graph.producer.get(source)) is not None and maker.op_type in (*MOVES, "Cast"):
                 source = maker.input[0]
-            rows = graph.initializers[node.input[0]].dims[attribute(node, "axis", 0)]
-            if source in graph.inputs:
+            sizes, axis = graph.initializers[node.input[0]].dims, attribute(node, "axis", 0)
+            if source in graph.inputs and -len(sizes) <= axis < len(sizes):
+                rows = sizes[axis]
                 found[source] = min(rows, found.get(source, rows))
     return found
 

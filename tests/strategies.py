@@ -60,7 +60,7 @@ def networks(draw, max_nodes=6):
     """
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     builder = _Builder(rng)
-    shape = (draw(st.integers(2, 5)), 7, 6) if draw(st.booleans()) else (draw(st.integers(3, 9)),)
+    shape = (draw(st.integers(3, 5)), 7, 6) if draw(st.booleans()) else (draw(st.integers(6, 12)),)
     builder.shapes["x"] = shape
     tensor = builder.layer(draw, "x")
     for _ in range(draw(st.integers(1, max_nodes))):
@@ -76,7 +76,7 @@ class _Builder:
         self.rng, self.nodes, self.weights, self.shapes = rng, [], {}, {}
 
     def layer(self, draw, x):
-        shape, outputs = self.shapes[x], draw(st.integers(1, 6))
+        shape, outputs = self.shapes[x], draw(st.integers(4, 8))
         inputs = shape[0]
         if len(shape) == 1 and draw(st.booleans()):
             transposed = draw(st.booleans())

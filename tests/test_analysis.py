@@ -345,3 +345,9 @@ def test_ranges_of_integer_inputs():
         { flat = Flatten (ids) e = Gather (table, flat) k = Gather <axis = 1> (kinds_table, kinds)
           y = Identity (e) z = Identity (k) f = Add (free, free) }""", table=(11, 4), kinds_table=(4, 3))  # fmt: skip
     assert integer_ranges(model) == {"ids": 11, "kinds": 3}
+
+
+def test_an_axis_that_is_none_gives_no_range():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (int64[N] i) => (float[N, 4] y) <float[7, 4] t> { e = Gather <axis = 5> (t, i) y = MatMul (e, w) }""")
+    assert integer_ranges(model) == {}
