@@ -31,14 +31,14 @@ class Equalize(Pass):
         def scale(graph: Graph) -> None:
             for node in list(graph.nodes):
                 if node.name in self.made or node.name in self.read:
-                    _scale_layer(graph, node, self.made.get(node.name), self.read.get(node.name))
+                    _scale_layer(node, self.made.get(node.name), self.read.get(node.name))
                 elif node.name in self.capped:
                     _cap(graph, node, self.capped[node.name])
 
         return surgeon.edit(model, scale)
 
 
-def _scale_layer(graph: Graph, node: Node, made: Float | None, read: Float | None) -> None:
+def _scale_layer(node: Node, made: Float | None, read: Float | None) -> None:
     weight = node.inputs[1].values.astype(np.float64)
     by_output = weight if node.op == "Conv" or node.attrs.get("transB", 0) else weight.T
     flat = by_output.reshape(*by_output.shape[:2], -1)
@@ -46,13 +46,13 @@ def _scale_layer(graph: Graph, node: Node, made: Float | None, read: Float | Non
         flat = flat * made[:, None, None]
         if len(node.inputs) > 2 and node.inputs[2].name:
             bias: Constant = node.inputs[2]
-            node.inputs[2] = _constant(graph, bias.name, bias.values * made)
+            node.inputs[2] = _scaled(bias, bias.values * made)
     if read is not None:
         groups = node.attrs.get("group", 1)
         split = flat.reshape(groups, -1, *flat.shape[1:])
         flat = (split / read.reshape(groups, 1, -1, 1)).reshape(flat.shape)
     scaled = flat.reshape(by_output.shape)
-    node.inputs[1] = _constant(graph, node.inputs[1].name, scaled if by_output is weight else scaled.T)
+    node.inputs[1] = _scaled(node.inputs[1], scaled if by_output is weight else scaled.T)
 
 
 def _cap(graph: Graph, node: Node, factor: Float) -> None:
@@ -62,6 +62,11 @@ def _cap(graph: Graph, node: Node, factor: Float) -> None:
     floor = surgeon.append(graph, "Relu", [node.inputs[0]], f"{node.name}_Relu", like=output)
     node.op, node.attrs = "Min", {}
     node.inputs = [floor, _constant(graph, f"{node.name}_ceiling", ceiling)]
+
+
+def _scaled(old: Constant, value: Float) -> Constant:
+    """In place of `old`, which nothing else reads, and under its name: patterns know layers by it."""
+    return surgeon.constant(old.name, np.ascontiguousarray(value, np.float32))
 
 
 def _constant(graph: Graph, stem: str, value: Float) -> Constant:

@@ -80,12 +80,14 @@ def _unfit(tape: Tape, name: str) -> str:
 
 
 def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy that has exactly the named tensors as outputs, as far as it has such tensors."""
+    """A copy that has exactly the named tensors as outputs, as far as it has such tensors.
+
+    Their shapes are found anew: those that a file declares need not be true.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     made = {name for node in copy.graph.node for name in node.output}
-    declared = {value.name: value for value in copy.graph.output}
-    kept = [declared.get(name, ValueInfoProto(name=name)) for name in dict.fromkeys(names) if name in made]
+    kept = [ValueInfoProto(name=name) for name in dict.fromkeys(names) if name in made]
     del copy.graph.output[:]
     copy.graph.output.extend(kept)
     return copy

@@ -523,3 +523,12 @@ def test_zoo_model_has_the_right_slope(name: str) -> None:
             slope = directional(network, [seeds[s] for s in result.seeds.values()], tensor, step * direction) / step
             errors.append(abs(slope / expected - 1))
         assert min(errors) < (1e-3 if exact else 0.02), (tensor, errors)
+
+
+def test_an_output_of_other_sizes_than_declared() -> None:
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[2, 3] x) => (float[7, 5] y) { a = Tanh (x) y = Relu (a) }""")
+    feeds = {"x": np.ones((2, 3), np.float32)}
+    result = reverse_model(model, ["a"], ["y"], feeds=feeds, optimize=optimize, run=run)
+    (seed,) = (i for i in result.model.graph.input if i.name == result.seeds["y"])
+    assert [d.dim_value for d in seed.type.tensor_type.shape.dim] == [2, 3]

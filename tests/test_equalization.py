@@ -416,7 +416,7 @@ def test_no_channel_is_raised_beyond_the_limit(monkeypatch, ort_run):
 
 def test_a_fixed_batch(ort_run):
     it = net(MOBILE.replace("[N,", "[2,"), MOBILE_WEIGHTS)
-    samples = load_samples(it.feeds, input_specs(it.model), None, 0)
+    samples = load_samples(it.feeds, input_specs(it.model), None)
     assert samples.batch == 2
     after = equalize(it.network, it.config, samples, RUNTIME)
     assert after is not it.network
@@ -425,7 +425,7 @@ def test_a_fixed_batch(ort_run):
 
 def test_digits(ort_run):
     model = run_passes(NORMALIZE, io.read_model(ROOT / "models" / "digits_cnn.onnx"))
-    samples = load_samples(ROOT / "models" / "digits_calib.npz", input_specs(model), 8, 0)
+    samples = load_samples(ROOT / "models" / "digits_calib.npz", input_specs(model), 8)
     expect_real(ort_run, model, samples)
 
 
@@ -436,7 +436,7 @@ def test_digits(ort_run):
 def test_zoo(ort_run, zoo, name, calibration):
     model = run_passes(NORMALIZE, io.read_model(zoo / name))
     if calibration.endswith(".npz"):
-        samples = load_samples(zoo / calibration, input_specs(model), 4, 0)
+        samples = load_samples(zoo / calibration, input_specs(model), 4)
     else:
         (spec,) = input_specs(model)
         shape = [2, *(d or 224 for d in spec.shape[1:])]
@@ -521,3 +521,8 @@ def test_a_prelu_whose_slope_is_computed_ends_the_chain():
     weights = {k: v for k, v in PRELU_WEIGHTS.items() if k != "slope"}
     chains = net(text, weights).chains()
     assert set(chains.slots["a1"].tolist()) <= chains.fixed
+
+
+def test_layers_keep_their_weights_names():
+    before = net(PRELU, PRELU_WEIGHTS)
+    assert [layer.weight for layer in before.equalized().layers] == [layer.weight for layer in before.network.layers]
