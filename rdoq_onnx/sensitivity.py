@@ -46,7 +46,7 @@ def with_sensitivity(
     """`moments` of the layers of `network` with F from one reverse pass over `samples`.
 
     Layers that have one position a sample, where F tells little that the covariance does not, keep theirs, and so do
-    layers whose outputs have no adjoint. around: as for `taylor.first_order`.
+    layers whose outputs have no adjoint, or none that is finite. around: as for `taylor.first_order`.
     """
     backward = Backward.of(network, samples, metric, runtime, batch, around)
     kept = [k for k, layer in enumerate(network.layers) if not backward.lost(layer)]
@@ -62,9 +62,8 @@ def with_sensitivity(
         workers.map(lambda k, done=done: add(k, done), kept)  # type: ignore[misc]
         count += done.count
         advance(done.count)
-    return tuple(
-        replace(m, sensitivity=sums[k] / count) if k in sums else m for k, m in enumerate(moments)
-    )
+    known = {k: f / count for k, f in sums.items() if np.isfinite(f).all()}
+    return tuple(replace(m, sensitivity=known[k]) if k in known else m for k, m in enumerate(moments))
 
 
 def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> Float | None:
