@@ -54,17 +54,22 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class InsertQDQ(Pass):
-    """Quantize the weights and activations given. Assumes a normalized model; leaves no float copy of a weight."""
+    """Quantize the weights and activations given. Assumes a normalized model; leaves no float copy of a weight.
+
+    folds: whether the runtime folds the Cast and Mul of weights whose inputs stay in float; else all weights are behind
+    a DequantizeLinear.
+    """
 
     weights: Sequence[QuantizedWeight]
     activations: Sequence[tuple[Activation, Affine]]
     integer_biases: bool = True
+    folds: bool = True
 
     def __call__(self, model: ModelProto) -> ModelProto:
         def insert(graph: Graph) -> None:
             nodes = {n.name: n for n in graph.nodes}
             for weight in self.weights:
-                _quantize_weight(graph, weight, nodes, bool(self.activations))
+                _quantize_weight(graph, weight, nodes, bool(self.activations) or not self.folds)
             tensors = graph.tensors()
             for activation, quantizer in self.activations:
                 _quantize_activation(graph, activation, quantizer, tensors)

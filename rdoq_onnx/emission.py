@@ -86,7 +86,8 @@ def quantized_model(allocation: Allocation) -> onnx.ModelProto:
             network.activations, measurement.quantizers, allocation.activation_bits, strict=True
         )
     ]
-    return run_passes([InsertQDQ(weights, quantizers, network.target.integer_biases)], network.model)
+    target = network.target
+    return run_passes([InsertQDQ(weights, quantizers, target.integer_biases, target.folds)], network.model)
 
 
 def emit_model(

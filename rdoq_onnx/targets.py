@@ -27,7 +27,9 @@ class Target:
     x weight scale; else float. storages: how weights may be stored, the default first. int2: whether INT2 is read.
     one_scale: types of layers that have one scale for all channels of their weights, and stay in float as channels
     have scales of their own here. sums: a convolution takes the residual Add behind it in, in float: what stands
-    between the two is not quantized.
+    between the two is not quantized. folds: what is computed from constants is folded; else weights are behind a
+    DequantizeLinear even where their inputs stay in float. saturates: its integer kernels may saturate as those of ONNX
+    Runtime do, whose default level then has to give what BASIC gives.
     """
 
     name: TargetName
@@ -38,6 +40,8 @@ class Target:
     int2: bool
     one_scale: tuple[str, ...] = ()
     sums: bool = False
+    folds: bool = True
+    saturates: bool = True
 
     @property
     def widest(self) -> int:
@@ -55,6 +59,6 @@ TARGETS: dict[TargetName, Target] = {
     for t in (
         Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True),
         Target("openvino", False, 64, True, ("native", "int8"), False, sums=True),
-        Target("tensorrt", True, 127, False, ("int8",), False, ("ConvTranspose",)),
+        Target("tensorrt", True, 127, False, ("int8",), False, ("ConvTranspose",), folds=False, saturates=False),
     )
 }

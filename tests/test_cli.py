@@ -140,6 +140,26 @@ def test_targets(main: Any, tmp_path: Path, target: str, storage: str | None) ->
     assert not violations(emitted) or target != "tensorrt"
 
 
+def test_tensorrt_is_not_judged_by_kernels_that_saturate(main: Any, tmp_path: Path) -> None:
+    """Its weights have 8 bits, which ONNX Runtime's fused kernels do not bear on every CPU."""
+    output = tmp_path / "out.onnx"
+    assert main(CNN, output, "--bits", "8", "--effort", "fast", "--target", "tensorrt", *FEW).code == 0
+    emitted = onnx.load(output)
+    weights = [numpy_helper.to_array(t) for t in emitted.graph.initializer if len(t.dims) == 4]
+    assert max(int(np.abs(w.astype(np.int64)).max()) for w in weights) > 64
+
+
+def test_tensorrt_decodes_weights_by_dequantize_linear_alone(main: Any, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    options = ("--weight-bits", "4", "--activation-bits", "none", "--effort", "fast", "--target", "tensorrt")
+    assert main(CNN, output, *options, *FEW).code == 0
+    emitted = onnx.load(output)
+    used = {n.op_type for n in emitted.graph.node}
+    assert "DequantizeLinear" in used
+    assert not used & {"QuantizeLinear", "Cast", "Mul"}
+    assert not violations(emitted)
+
+
 def test_storage_that_a_target_cannot_read(main: Any, tmp_path: Path) -> None:
     output, options = tmp_path / "out.onnx", ["--target", "tensorrt", "--storage", "packed"]
     refused(main, [CNN, output, *FEW, *options], output, 2, "--storage", "--target tensorrt")
