@@ -27,11 +27,11 @@ from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.sensitivity import with_sensitivity
 from rdoq_onnx.taylor import Distortions, first_order
+from rdoq_onnx.variants import expected, picked
 
 EQUALIZING = 32  # samples that channel ranges are found on
 CLIPPING = 32  # samples that the range of each activation's quantizer is first found on
 SENSING = 256  # samples that the sensitivity of rounding is found on
-_DRAWN = 0.6  # how far figures of variants are drawn together
 FITTING = 2 / 3  # share of the samples that rounding is fitted to
 
 
@@ -228,10 +228,10 @@ def _chosen(
     codes: list[dict[int, WeightCodes]] = []
     weights: list[NDArray[np.float64]] = []
     for variants, found in zip(candidates.weights, measured.weights, strict=True):
-        expected = _expected(found)
-        best = expected.argmin(axis=0)
-        codes.append({b: _picked([v[k] for v in variants], best[:, k]) for k, b in enumerate(candidates.widths)})
-        weights.append(np.take_along_axis(expected, best[None], axis=0)[0])
+        likely = expected(found)
+        best = likely.argmin(axis=0)
+        codes.append({b: picked([v[k] for v in variants], best[:, k]) for k, b in enumerate(candidates.widths)})
+        weights.append(np.take_along_axis(likely, best[None], axis=0)[0])
     quantizers: list[dict[int, Affine]] = []
     activations: list[dict[int, float]] = []
     for table, values in zip(candidates.activations, measured.activations, strict=True):
@@ -243,25 +243,6 @@ def _chosen(
         source, network, observation, tuple(codes), candidates.means, (None,) * len(codes), tuple(quantizers), curves,
         measured.missing,
     )
-
-
-def _expected(found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """δ to expect of each variant of a channel, [variants, units, widths], from what few samples have shown.
-
-    The least of several noisy figures promises too much. So each is drawn towards what the variants of the channel have
-    in the mean, times what the variant is worth in the layer.
-    """
-    layer = found.sum(axis=1, keepdims=True)
-    worth = layer / np.maximum(layer.mean(axis=0, keepdims=True), np.finfo(np.float64).tiny)
-    drawn: NDArray[np.float64] = (1 - _DRAWN) * found + _DRAWN * found.mean(axis=0, keepdims=True) * worth
-    return drawn
-
-
-def _picked(variants: Sequence[WeightCodes], best: NDArray[np.int64]) -> WeightCodes:
-    """Each channel from its best variant; best [units]."""
-    units = np.arange(len(best))
-    integers, scales = (np.stack([getattr(v, name) for v in variants]) for name in ("integers", "scales"))
-    return WeightCodes(integers[best, units], scales[best, units])
 
 
 def activation_elements(activation: Activation, sizes: Mapping[str, int]) -> int:

@@ -48,7 +48,7 @@ def layer_wise(found: NDArray[np.float64]) -> NDArray[np.float64]:
 NEAREST = patch.object(candidates.LayerRows, "codes", lambda rows, second, damping, starts: dict(starts))
 NO_POOL = patch.object(moments._Pool, "before", classmethod(lambda cls, layer, graph: None))
 BLIND = patch.object(measurement, "with_sensitivity", lambda found, *rest, **options: found)
-LAYER_WISE = patch.object(measurement, "_expected", layer_wise)
+LAYER_WISE = patch.object(measurement, "expected", layer_wise)
 VARIANTS: dict[str, Sequence[Any]] = {
     "to nearest": (NEAREST, NO_POOL, BLIND, LAYER_WISE),
     "compensated": (NO_POOL, BLIND, LAYER_WISE),

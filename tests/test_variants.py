@@ -2,38 +2,38 @@
 
 import numpy as np
 
-from rdoq_onnx.measurement import _expected, _picked
 from rdoq_onnx.quantizer import WeightCodes
+from rdoq_onnx.variants import expected, picked
 
 
 def test_a_variant_better_in_the_layer_wins_where_channels_say_little():
     found = np.array([[1.0, 1.0, 1.0, 1.0], [2.1, 1.9, 2.0, 0.9]])[:, :, None]
-    assert _expected(found).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 0]
+    assert expected(found).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 0]
 
 
 def test_a_channel_takes_the_variant_that_is_far_better_for_it():
     found = np.array([[1.0, 1.0, 1.0, 1.0], [1.2, 1.2, 1.2, 0.1]])[:, :, None]
-    assert _expected(found).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 1]
+    assert expected(found).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 1]
 
 
 def test_the_least_of_several_is_not_taken_at_its_word():
     """Pure noise around 1: what is expected of the best must be nearer to 1 than the least that was found."""
     found = 1 + 0.2 * np.random.default_rng(0).standard_normal((3, 500, 2))
     assert found.min(axis=0).mean() < 0.84
-    assert _expected(found).min(axis=0).mean() > 0.92
+    assert expected(found).min(axis=0).mean() > 0.92
 
 
 def test_one_variant_stays_as_it_is():
     found = np.random.default_rng(0).random((1, 5, 3))
-    np.testing.assert_allclose(_expected(found), found)
+    np.testing.assert_allclose(expected(found), found)
 
 
 def test_widths_without_distortion_pick_something():
-    assert np.isfinite(_expected(np.zeros((3, 4, 2)))).all()
+    assert np.isfinite(expected(np.zeros((3, 4, 2)))).all()
 
 
 def test_picks_integers_and_scales_together():
     variants = [WeightCodes(np.full((3, 2), k, np.int8), np.full(3, k, np.float32)) for k in range(2)]
-    picked = _picked(variants, np.array([1, 0, 1]))
-    assert picked.integers.tolist() == [[1, 1], [0, 0], [1, 1]]
-    assert picked.scales.tolist() == [1, 0, 1]
+    chosen = picked(variants, np.array([1, 0, 1]))
+    assert chosen.integers.tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert chosen.scales.tolist() == [1, 0, 1]
