@@ -1,17 +1,23 @@
-"""How a run is shown while it goes on: bars for terminals, plain lines with the time for logs, or nothing."""
+"""How a run is shown: bars for terminals, plain lines with the time for logs, and its figures when it is done."""
 
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import click
 import rich.progress
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
+from rdoq_onnx.advice import advise
+from rdoq_onnx.pipeline import Result
 from rdoq_onnx.progress import Advance, Progress
+from rdoq_onnx.report import pin_of
 
 EVERY = 20.0  # seconds between the lines of a long step
 
@@ -88,3 +94,53 @@ class Out(Console):
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_frontier(out: Console, results: Mapping[str, Result]) -> None:
+    """What each budget buys."""
+    table = Table(title="rate and distortion", title_justify="left")
+    for column in ("--bits", "bits a weight", "an activation", "file", "predicted", "measured", "SQNR"):
+        table.add_column(column, justify="right")
+    for bits, result in results.items():
+        report = result.report
+        activations = "float" if report.activation_bits is None else f"{report.activation_bits:.2f}"
+        table.add_row(
+            bits, f"{report.weight_bits:.2f}", activations, f"{report.output_bytes / 1000:.1f} kB",
+            f"{report.predicted:.4g}", f"{report.measured:.4g}", f"{report.sqnr_db:.2f} dB",
+        )  # fmt: skip
+    out.print(table)
+
+
+def print_summary(out: Console, result: Result, source: str, output: str, verbose: bool) -> None:
+    """The figures of a run; `verbose`: layers and activations as well, each as a pin to paste."""
+    report = result.report
+    paths = " -> ".join(map(click.format_filename, (source, output)))
+    table = Table(title=Text(paths), show_header=False, title_justify="left")
+    for figure, value in report.rows():
+        table.add_row(figure, value)
+    out.print(table)
+    for line in advise(result.allocation, result.config, report):
+        out.print(f"next: {line}", markup=False)
+    for tensor, reason in report.probed.items():
+        out.print(f"measured exactly, {reason}: {tensor}", markup=False)
+    if report.skipped:
+        out.print(f"left in float: {len(report.skipped)} nodes", markup=False)
+        for skip in report.skipped:
+            out.print(f"  {skip.op_type} {skip.node}: {skip.reason}", markup=False)
+    for node, reason in report.float_layers.items():
+        out.print(f"quantized, runs in float: {node}: {reason}", markup=False)
+    for node, several in report.kept_channels.items():
+        for reason, count in Counter(reason for _, reason in several).items():
+            out.print(f"0 bits, kept: {count} channels of {node}: {reason}", markup=False)
+    if not verbose:
+        return
+    for layer in report.layers:
+        fed = "float" if layer.activation_bits is None else f"{layer.activation_bits} bits"
+        widths = f"{len(layer.bits)} channels, {layer.mean_bits:.2f} bits on average"
+        line = f"{layer.op}, {widths}, fed by {fed}"
+        out.print(f"  {pin_of(layer.name, layer.mean_bits)}  # {line}", markup=False)
+    for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
+        if activation.fusion:
+            out.print(f"  # {activation.tensor}: {bits} bits for fusion", markup=False)
+        else:
+            out.print(f"  {pin_of(activation.tensor, bits)}  # activation", markup=False)
