@@ -178,7 +178,9 @@ def test_a_run_killed_by_signal_9_is_taken_up(files, monkeypatch, step, times, m
     arguments = [files / "model.onnx", files / "out.onnx", "--calibration", files / "x.npy", "--threads", "1",
                  "--weight-bits", "3", "--measure", measure, "--curves", curves]  # fmt: skip
     code = "import rdoq_onnx.observation as o; o._MOST = 4\n" + KILLED
-    killed = subprocess.run([sys.executable, "-c", code, step, str(times), *map(str, arguments)], capture_output=True)
+    command = [sys.executable, "-c", code, step, str(times), *map(str, arguments)]
+    # Not in the root: its source folder, which lacks passes/, would be found before the installed package.
+    killed = subprocess.run(command, capture_output=True, cwd=files)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (files / "out.onnx").exists()
     starts = {}
