@@ -176,7 +176,8 @@ class _Sums:
 
     def __init__(self, layer: Layer, graph: Graph) -> None:
         self._layer, self._pool = layer, _Pool.before(layer, graph)
-        self._own, self._positions = _Running(*_inputs(layer)), _Running(*_inputs(layer))
+        self._own = _Running(*_inputs(layer))
+        self._positions = None if self._pool is None else _Running(*_inputs(layer))
 
     @property
     def tensors(self) -> list[str]:
@@ -187,7 +188,7 @@ class _Sums:
         for use in self._layer.uses:
             unfolded = self._layer.linear.unfold(values[use.data], samples)
             self._own.add(np.moveaxis(unfolded, 0, 2).reshape(*self._own.first.shape, -1))
-        if self._pool is not None:
+        if self._pool is not None and self._positions is not None:
             inputs = self._own.first.shape[1]
             vectors = self._pool.vectors(values[self._pool.tensor], inputs)
             if vectors is not None:
@@ -195,7 +196,7 @@ class _Sums:
 
     def result(self) -> Moments:
         own, vectors, inputs = self._own.moments(), self._own.count, self._own.first.shape[1]
-        if not self._positions.count:
+        if self._positions is None or not self._positions.count:
             return own
         share = inputs / (inputs + vectors)
         return replace(own, covariance=blended(own.covariance, self._positions.moments().covariance, share))
