@@ -20,7 +20,7 @@ _MEMORY = 768 << 20  # bytes of tensors that one batch of the measurement may ho
 _MOST = 32
 _BATCHES = 4096  # the largest that a fixed axis 0 is taken for
 _SATURATES = frozenset({"Sigmoid", "Softmax"})
-_NARROW = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_NOT_FLOAT32 = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 _RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 Array = NDArray[Any]
@@ -92,6 +92,16 @@ def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
     return result
 
 
+def _does_not_run(samples: Samples, error: RdoqError) -> CalibrationError:
+    if samples.source != "synthetic":
+        return CalibrationError(f"the float model does not run on the samples from {samples.source}: {error}")
+    shapes = ", ".join(f"{n!r} {list(a.shape)}" for n, a in (*samples.arrays.items(), *samples.constants.items()))
+    return CalibrationError(
+        f"the float model does not run on synthetic samples ({shapes}), whose free sizes and integers are guesses; "
+        f"give real ones: --calibration samples.npz ({error})"
+    )
+
+
 def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
     if samples.batch is None or samples.batch == 1:
         return True
@@ -104,7 +114,7 @@ def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
     try:
         runs = [session.run(samples.feeds(order)) for order in orders]
     except RdoqError as error:
-        raise CalibrationError(f"the float model does not run on the samples from {samples.source}: {error}") from error
+        raise _does_not_run(samples, error) from error
     return all(_apart(samples.batch, *map(np.asarray, values)) for values in zip(*runs, strict=True))
 
 
@@ -141,10 +151,10 @@ def targets(model: onnx.ModelProto) -> list[str]:
 
 
 def _before_cast(output: str, producer: Mapping[str, onnx.NodeProto]) -> str:
-    """What a float16 or bfloat16 output is cast from (see passes/widen_floats.py); any other output itself."""
+    """What an output of another type is cast from (see passes/widen_floats.py); a float32 output itself."""
     maker = producer.get(output)
-    narrow = maker is not None and maker.op_type == "Cast" and maker.attribute[0].i in _NARROW
-    return maker.input[0] if maker is not None and narrow else output
+    cast = maker is not None and maker.op_type == "Cast" and maker.attribute[0].i in _NOT_FLOAT32
+    return maker.input[0] if maker is not None and cast else output
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -166,7 +176,7 @@ def _batching(session: Session, samples: Samples, names: Sequence[str]) -> tuple
     try:
         alone = [session.run(feeds) for _, feeds in itertools.islice(samples.counted_batches(1), 2)]
     except RdoqError as error:
-        raise CalibrationError(f"the float model does not run on the samples from {samples.source}: {error}") from error
+        raise _does_not_run(samples, error) from error
     sizes = {n: int(v.size) // step for n, v in zip(session.outputs, alone[0], strict=True) if n in names}
     together = None
     if len(alone) == 2 and samples.batch is None:

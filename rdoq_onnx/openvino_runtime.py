@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.errors import ModelError, ProviderError
+from rdoq_onnx.passes.widen_floats import float32_ends
 
 try:
     import openvino
@@ -54,7 +55,8 @@ def installed() -> bool:
 
 
 def load(model: onnx.ModelProto, threads: int = 0) -> OpenVINO:
-    """Load `model` on the CPU with so many threads; 0 lets OpenVINO choose.
+    """Load `model` on the CPU with so many threads; 0 lets OpenVINO choose. bfloat16 inputs and outputs are
+    float32 for the caller.
 
     Raises ProviderError if OpenVINO is not installed, ModelError if it refuses the model.
     """
@@ -63,7 +65,7 @@ def load(model: onnx.ModelProto, threads: int = 0) -> OpenVINO:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     try:
         core = openvino.Core()
-        read = core.read_model(io.BytesIO(model.SerializeToString()))
+        read = core.read_model(io.BytesIO(float32_ends(model).SerializeToString()))
         return OpenVINO(core.compile_model(read, "CPU", options))
     except Exception as error:  # OpenVINO raises RuntimeError for most, not for all
         raise ModelError(f"OpenVINO refuses the model: {_cause(error)}") from error

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from rdoq_onnx.errors import ModelError, ProviderError
+from rdoq_onnx.passes.widen_floats import float32_ends
 
 try:
     import onnxruntime as ort
@@ -89,7 +90,7 @@ class Runtime:
         return ["CPUExecutionProvider"] if problem else ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     def session(self, model: onnx.ModelProto, level: Level = "basic") -> Session:
-        """Load `model` at an optimization level.
+        """Load `model` at an optimization level; bfloat16 inputs and outputs are float32 for the caller.
 
         Raises ModelError if ONNX Runtime refuses the model, ProviderError as `providers` does.
         """
@@ -113,7 +114,7 @@ class Runtime:
     def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions") -> Session:
         providers = self.providers
         try:
-            handle = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+            handle = ort.InferenceSession(float32_ends(model).SerializeToString(), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
         return Session(handle)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from rdoq_onnx.errors import ModelError
 
@@ -169,7 +169,8 @@ def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape") or not kind.elem_type:
             raise ModelError(f"input {value.name!r} has no known rank and type; export it with both")
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        narrow = kind.elem_type == TensorProto.BFLOAT16  # NumPy has none; runtime.py takes float32 in its place
+        dtype = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT if narrow else kind.elem_type)
         if dtype.kind not in "fiub":
             found = "string" if dtype.kind == "O" else dtype
             raise ModelError(f"input {value.name!r} is of type {found}; export it as float or integer")

@@ -129,6 +129,12 @@ def test_a_model_that_does_not_run_on_the_samples_is_refused(x):
     refused(net, x, "the float model does not run on the samples")
 
 
+def test_sizes_that_cannot_be_guessed_come_with_the_mend(x):
+    net = network("r = Reshape (x, bad) y = MatMul (r, w)", bad=np.array([5, 6]))
+    with pytest.raises(CalibrationError, match=r"synthetic samples \('x' \[64, .*give real ones: --calibration"):
+        observe(net, samples_for(net.model, None, Config()), RUNTIME)
+
+
 def test_a_model_without_floating_point_outputs_is_refused(x):
     net = network("z = MatMul (x, w) y = ArgMax <axis = 1> (z)", "(float[N, 6] x) => (int64[N, 1] y)")
     refused(net, x, "no floating-point output")

@@ -1,4 +1,4 @@
-"""float16 and bfloat16 models, and those with functions, quantized like any other."""
+"""float16, bfloat16 and float64 models, and those with functions, quantized like any other."""
 
 import numpy as np
 import onnx
@@ -46,9 +46,39 @@ def test_a_half_precision_model_computes_the_same_in_float32(ort_run: OrtRun) ->
         assert deviation(ort_run(wide, feeds), ort_run(half, feeds)) < 5e-3
 
 
-def test_a_float32_model_is_left_alone() -> None:
-    plain = model(FUNCTION, TensorProto.FLOAT)
+def test_a_double_model_computes_the_same_in_float32(ort_run: OrtRun) -> None:
+    double = model(HALF.replace("float16", "double").replace("to = 10", "to = 11"), TensorProto.DOUBLE)
+    narrow = run_passes([WidenFloats()], double)
+    assert [v.type.tensor_type.elem_type for v in (*narrow.graph.input, *narrow.graph.output)] == [11, 9, 11, 11]
+    assert kinds(narrow.graph) == {TensorProto.FLOAT}
+    feeds = {"x": np.random.default_rng(1).standard_normal((5, 8)), "c": np.array(False)}
+    assert deviation(ort_run(narrow, feeds), ort_run(double, feeds)) < 1e-5
+
+
+def test_what_float32_cannot_hold_stays_finite() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (double[N, 2] x) => (double[N, 2] y)
+        { k = Constant <value = double[2] {-1e300, inf}> () y = Add (x, k) }"""
+    nodes = run_passes([WidenFloats()], parser.parse_model(text)).graph.node
+    (constant,) = [n for n in nodes if n.op_type == "Constant"]
+    np.testing.assert_array_equal(numpy_helper.to_array(constant.attribute[0].t), [np.finfo(np.float32).min, np.inf])
+
+
+@pytest.mark.parametrize("inside", ["", "d = Cast <to = 11> (s) e = Cast <to = 1> (d)"])
+def test_a_float32_model_is_left_alone(inside: str) -> None:
+    plain = model(FUNCTION.replace("{ a =", f"{{ s = ReduceSum (x) {inside} a ="), TensorProto.FLOAT)
     assert WidenFloats()(plain) is plain
+
+
+@pytest.mark.parametrize(("kind", "number"), [("double", TensorProto.DOUBLE), ("bfloat16", TensorProto.BFLOAT16)])
+def test_inputs_and_outputs_keep_their_types(kind: str, number: int) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g ({kind}[N, 8] x) => ({kind}[N, 4] y)
+        {{ a = MatMul (x, w) r = Relu (a) y = MatMul (r, v) }}"""
+    samples = np.random.default_rng(2).standard_normal((24, 8)).astype(np.float32)
+    result = rdoq_onnx.quantize(model(text, number), {"x": samples}, effort="fast", threads=1)
+    graph = result.model.graph
+    assert [v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)] == [number, number]
+    assert [x.op for x in result.report.layers] == ["MatMul", "MatMul"]
+    assert result.report.sqnr_db > 20
 
 
 @pytest.mark.parametrize(
