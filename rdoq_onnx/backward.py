@@ -29,8 +29,9 @@ Array = NDArray[Any]
 class Pass:
     """What one batch gives.
 
-    rows: for each v, tensors by name, those of the forward pass in each. batch: samples that ran; count: those of them
-    that are real, the first ones; the batch is filled up with copies of the last.
+    rows: for each v, g by name; the tensors of the forward pass, which are the same for all, are in the first alone.
+    batch: samples that ran; count: those of them that are real, the first ones; the batch is filled up with copies of
+    the last.
     """
 
     rows: tuple[dict[str, Array], ...]
@@ -100,7 +101,8 @@ class Backward:
         metric, reverse = self.metric, self.reverse
         shapes = {i.name: i.shape for i in session.handle.get_inputs()}
         sizes = [int(np.prod(shapes[reverse.seeds[o]])) // self.batch for o in metric.outputs]
-        for row in range(metric.elements if units else 1):
+        fetched = set(reverse.adjoints.values())
+        for row in range(metric.elements if units and fetched else 1):
             if units:
                 v = np.zeros((self.batch, metric.elements), np.float32)
                 v[:, row] = 1
@@ -111,7 +113,8 @@ class Backward:
                 reverse.seeds[o]: (part * np.float32(w)).reshape(shapes[reverse.seeds[o]])
                 for o, part, w in zip(metric.outputs, parts, metric.weights, strict=True)
             }
-            yield dict(zip(session.outputs, session.run({**feeds, **seeds}), strict=True))
+            names = [o for o in session.outputs if not row or o in fetched]
+            yield dict(zip(names, session.run({**feeds, **seeds}, names), strict=True))
 
 
 def static(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:

@@ -62,6 +62,7 @@ def with_sensitivity(
         workers.map(lambda k, done=done: add(k, done), kept)  # type: ignore[misc]
         count += done.count
         advance(done.count)
+        del done  # or two passes would be in memory while the next one runs
     known = {k: f / count for k, f in sums.items() if np.isfinite(f).all()}
     return tuple(replace(m, sensitivity=known[k]) if k in known else m for k, m in enumerate(moments))
 

@@ -77,6 +77,7 @@ def first_order(
         sums.add(done, workers)
         unfinished.put(sums.state())
         advance(done.count)
+        del done  # or two passes would be in memory while the next one runs
     return sums.result(metric.elements)
 
 
