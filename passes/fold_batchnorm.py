@@ -46,7 +46,7 @@ class FoldBatchNorm(Pass):
             for layer in list(graph.nodes):
                 while _fold_behind(graph, layer, ranks):
                     pass
-            for norm in [n for n in graph.nodes if n.op == "BatchNormalization"]:
+            for norm in [n for n in graph.nodes if n.op == "BatchNormalization" and n.outputs]:
                 _fold_before(graph, norm, ranks)
 
         return surgeon.edit(model, fold)
@@ -166,7 +166,7 @@ def _only_reader(graph: Graph, tensor: Tensor) -> Node | None:
     readers = list(tensor.outputs)
     if len(readers) != 1 or id(tensor) in surgeon.exposed(graph):
         return None
-    return readers[0] if any(readers[0] is n for n in graph.nodes) else None
+    return None if surgeon.in_body(graph, readers[0]) else readers[0]
 
 
 def _weight(layer: Node, ranks: dict[str, int]) -> Float64 | None:

@@ -5,6 +5,7 @@ subgraphs that end in the few integers of a Pad, Slice or Reshape.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from rdoq_onnx import surgeon
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.surgeon import Constant, Graph, Node
+from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor
 
 _READERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 _FOLDED = frozenset(["Cast", "Concat", "Flatten", "Identity", "Mul", "Reshape", "Squeeze", "Transpose", "Unsqueeze"])
@@ -22,6 +23,7 @@ _FOLDED = frozenset(["Cast", "Concat", "Flatten", "Identity", "Mul", "Reshape", 
 _ARITHMETIC = _FOLDED | {"Add", "ConstantOfShape", "Div", "Gather", "Shape", "Slice", "Sub"}
 _SMALL = 64  # elements
 _INPUT = 1024  # elements that they may be computed from; a Shape reads none
+_GROWTH = 16  # results together may hold so many times the elements of the model: a few doublings would fill all memory
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,34 @@ class FoldConstants(Pass):
 
 def _fold(graph: Graph) -> None:
     opset, exposed = graph.opset, surgeon.exposed(graph)
-    for node in list(graph.nodes):
+    room = _GROWTH * sum(math.prod(t.shape) for t in graph.tensors().values() if isinstance(t, Constant))
+    computed: dict[int, tuple[int, Node]] = {}  # id of a tensor -> what makes it of constants alone, and its place
+    for place, node in enumerate(graph.nodes):
         if node.op in _READERS:
             for tensor in node.inputs:
-                if not isinstance(tensor, Constant) and tensor.inputs:
-                    _freeze(graph, tensor.inputs[0], opset, exposed)
-        elif node.op in _ARITHMETIC and _known(node):
-            _evaluate(node, opset, exposed, _SMALL)
+                for maker in _makers(tensor, computed):
+                    size = _most_elements(maker)
+                    if size > room or not _evaluate(maker, opset, exposed):
+                        break
+                    room -= size
+        elif node.op in _ARITHMETIC and _known(node) and _evaluate(node, opset, exposed, _SMALL):
+            continue
+        elif node.op in _FOLDED and all(isinstance(t, Constant) or id(t) in computed for t in node.inputs):
+            computed[id(node.outputs[0])] = place, node
+
+
+def _makers(tensor: Tensor, computed: Mapping[int, tuple[int, Node]]) -> list[Node]:
+    """The nodes that make `tensor`, unless it is a constant by now, in their order."""
+    found: dict[int, Node] = {}
+    pending = [tensor]
+    while pending:
+        tensor = pending.pop()
+        if not isinstance(tensor, Constant) and id(tensor) in computed:
+            place, node = computed[id(tensor)]
+            if place not in found:
+                found[place] = node
+                pending.extend(node.inputs)
+    return [node for _, node in sorted(found.items())]
 
 
 def _known(node: Node) -> bool:
@@ -54,15 +77,10 @@ def _known(node: Node) -> bool:
     return node.op != "ConstantOfShape" or bool(0 <= math.prod(np.asarray(given[0]).tolist()) <= _SMALL)
 
 
-def _freeze(graph: Graph, node: Node, opset: int, exposed: set[int]) -> bool:
-    """Make the output of `node` an initializer if all that it depends on are; whether it is one now."""
-    if node.op not in _FOLDED:
-        return False
-    for tensor in node.inputs:
-        computed = not isinstance(tensor, Constant)
-        if computed and not (tensor.inputs and _freeze(graph, tensor.inputs[0], opset, exposed)):
-            return False
-    return _evaluate(node, opset, exposed)
+def _most_elements(node: Node) -> int:
+    """Of the output of a node in _FOLDED, whose inputs are constants."""
+    shapes = [t.shape for t in node.inputs]
+    return math.prod(np.broadcast_shapes(*shapes)) if node.op == "Mul" else sum(map(math.prod, shapes))
 
 
 def _evaluate(node: Node, opset: int, exposed: set[int], most: int | None = None) -> bool:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:
         _heed_interrupts()
     try:
-        command.main(typed, prog_name="rdoq-onnx", standalone_mode=False, obj=tuple(typed))
+        with warnings.catch_warnings():
+            # What overflows is refused by the name of its tensor; numpy's word on it would be a line more.
+            warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)
+            command.main(typed, prog_name="rdoq-onnx", standalone_mode=False, obj=tuple(typed))
     except click.ClickException as error:
         _fail(f"{error.format_message().rstrip('.')}; see rdoq-onnx --help", 2)
     except RdoqError as error:

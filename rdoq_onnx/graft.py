@@ -108,7 +108,8 @@ class Origin:
         read = {*reads(target.node), *(t.name for t in graph.outputs)}
         _write_weights(source, target, constants, read)
         given = {t.name for t in target.initializer} | {t.values.name for t in target.sparse_initializer}
-        return {name: tensor for name, tensor in constants.items() if name in read - given}
+        missing = read - given
+        return {name: tensor for name, tensor in constants.items() if name in missing}
 
     def _node(self, node: Node, constants: dict[str, Constant]) -> NodeProto:
         _, source, before = self.nodes.get(id(node), (node, NodeProto(), {}))
@@ -133,8 +134,6 @@ class Origin:
             else:
                 attribute.CopyFrom(_attribute(name, value, old.get(name)))
         return result
-
-
 
 
 def import_opsets(result: ModelProto, graph: Graph, raised: bool) -> None:

@@ -1,18 +1,19 @@
 """Read-only look-ups into a graph: who makes a tensor, who reads it, what is constant, what only moves values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+
+from rdoq_onnx.protos import reads
 
 # Operators whose output values are all input values (or the zero that every quantizer here represents).
 MOVES = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice"})
 MOVES |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
-_SMALL = 1024  # elements and nodes of a constant that is worth computing
+_SMALL = 1024  # elements of a constant that is worth a look
 
 
 class Graph:
@@ -30,37 +31,32 @@ class Graph:
         for node in graph.node:
             for name in dict.fromkeys((*node.input, *captured(node))):
                 self.consumers.setdefault(name, []).append(node)
+        self._ends = set(self.outputs)
+        self._roots: dict[str, str] = {}  # known so far
         self.constants = set(self.initializers)
         for node in graph.node:
-            if node.op_type == "Constant" or (node.input and all(not i or i in self.constants for i in node.input)):
+            if node.op_type == "Constant" or (node.input and all(i in self.constants for i in reads([node]))):
                 self.constants.update(node.output)
 
     def constant(self, tensor: str) -> NDArray[Any] | None:
-        """The value of a small tensor that depends on no input, computed if it has to be; None for any other."""
-        if tensor not in self.constants:
-            return None
-        needed = upstream([tensor], self.producer)
-        stored = [self.initializers[i] for n in needed for i in n.input if i in self.initializers]
-        stored += [self.initializers[tensor]] if tensor in self.initializers else []
-        if len(needed) > _SMALL or any(np.prod(t.dims) > _SMALL for t in stored):
-            return None
-        if tensor in self.initializers:
-            return numpy_helper.to_array(self.initializers[tensor])
-        body = helper.make_graph(needed, "constant", [], [onnx.ValueInfoProto(name=tensor)], stored)
-        model = helper.make_model(body, opset_imports=self.opsets)
-        (value,) = ReferenceEvaluator(model).run(None, {})
-        return np.asarray(value)
+        """The value of a small initializer, which FoldConstants makes of what is computed; None for any other."""
+        stored = self.initializers.get(tensor)
+        return None if stored is None or math.prod(stored.dims) > _SMALL else numpy_helper.to_array(stored)
 
     def sole_consumer(self, tensor: str) -> onnx.NodeProto | None:
         """The one node that reads `tensor`, if there is just one and it is no graph output."""
         readers = self.consumers.get(tensor, [])
-        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+        return readers[0] if len(readers) == 1 and tensor not in self._ends else None
 
     def root(self, tensor: str) -> str:
         """Where the values of `tensor` are made: upstream past the operators that only move them."""
-        while (node := self.producer.get(tensor)) is not None and moves(node, self):
+        passed = []
+        while tensor not in self._roots and (node := self.producer.get(tensor)) is not None and moves(node, self):
+            passed.append(tensor)
             tensor = node.input[0]
-        return tensor
+        root = self._roots.get(tensor, tensor)
+        self._roots.update(dict.fromkeys(passed, root))
+        return root
 
 
 def moves(node: onnx.NodeProto, graph: Graph) -> bool:

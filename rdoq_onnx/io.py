@@ -171,7 +171,7 @@ def _stored_bytes(tensor: TensorProto) -> int:
 def _check_location(path: Path, tensor: TensorProto) -> None:
     """Refuse external data that is not a plain file inside the model's folder."""
     entries = {entry.key: entry.value for entry in tensor.external_data}  # the last one counts, as in onnx
-    location = Path(entries.get("location", ""))
+    location = Path(os.fsdecode(entries.get("location", "")))  # what is no UTF-8 comes as bytes
     where = f"{path}: external data {str(location)!r} of tensor {tensor.name!r}"
     if location.is_absolute() or ".." in location.parts:
         raise ModelError(f"{where} lies outside the model's folder; move it there and save the model again")

@@ -24,7 +24,7 @@ from rdoq_onnx.protos import all_names, copy_fields
 
 __all__ = [
     "Constant", "Graph", "Node", "Tensor", "Variable",
-    "append", "bypass", "constant", "edit", "exposed", "freeze", "fresh", "insert_after",
+    "append", "bypass", "constant", "edit", "exposed", "freeze", "fresh", "in_body", "insert_after",
     "values",
 ]  # fmt: skip
 
@@ -39,6 +39,8 @@ def edit(model: ModelProto, change: Callable[[Graph], None]) -> ModelProto:
         graph = gs.import_onnx(skeleton(model))
         origin = Origin(taken=set(all_names(model.graph)))
         origin.remember(graph, model.graph, outer={}, weights={})
+        graph.bodies = [inner for inner, *_ in origin.graphs.values() if inner is not graph]
+        graph.body_nodes = {id(node) for inner in graph.bodies for node in inner.nodes}
         opset = graph.opset
         change(graph)
 
@@ -87,7 +89,12 @@ def values(tensor: Tensor) -> NDArray[Any] | None:
 
 def exposed(graph: Graph) -> set[int]:
     """`id` of every tensor that is an output of the graph or of a subgraph within it."""
-    return {id(t) for g in (graph, *graph.subgraphs(recursive=True)) for t in g.outputs}
+    return {id(t) for g in (graph, *graph.bodies) for t in g.outputs}
+
+
+def in_body(graph: Graph, node: Node) -> bool:
+    """Whether `node` belonged to a subgraph when the model was imported."""
+    return id(node) in graph.body_nodes
 
 
 def append(
@@ -127,7 +134,9 @@ def insert_after(graph: Graph, tensor: Tensor, build: Callable[[Tensor], Tensor]
 def bypass(graph: Graph, node: Node) -> bool:
     """Remove `node`: what read its first output reads its first input, under the output's name if it has to.
 
-    Returns False, and changes nothing, if that output is the graph's and the input cannot take its name.
+    Returns False, and changes nothing, if that output is the graph's and the input cannot take its name. The node
+    stays in `graph.nodes`, without inputs and outputs, until `edit` drops it: to search a long list for each would
+    take the square of its length.
     """
     source, result = node.inputs[0], node.outputs[0]
     if any(result is t for t in graph.outputs):
@@ -139,7 +148,6 @@ def bypass(graph: Graph, node: Node) -> bool:
     _redirect(graph, result, source, list(result.outputs))
     node.inputs.clear()
     node.outputs.clear()
-    graph.nodes = [n for n in graph.nodes if n is not node]
     return True
 
 
@@ -148,11 +156,5 @@ def _redirect(graph: Graph, old: Tensor, new: Tensor, readers: Iterable[Node]) -
         for index, tensor in enumerate(node.inputs):
             if tensor is old:
                 node.inputs[index] = new
-    for inner in _subgraphs(graph):
+    for inner in graph.bodies:
         inner.outputs = [new if t is old else t for t in inner.outputs]
-
-
-def _subgraphs(graph: Graph) -> list[Graph]:
-    """`graph.subgraphs(recursive=True)`, which asks every node's attributes many times over."""
-    inner = [a for n in graph.nodes for a in n.attrs.values() if isinstance(a, Graph)]
-    return [found for g in inner for found in (g, *_subgraphs(g))]

@@ -142,6 +142,15 @@ def test_flatten_before_a_classifier():
     assert network.activations[2].feeds == ("f",)
 
 
+def test_what_a_body_captures_is_not_constant():
+    """An If whose condition is constant, and whose branches read the input."""
+    network = find("""g (float[N, 4] x) => (float[N, 3] y) {
+        a = If (p) <then_branch = b1 () => (float[N, 4] t) { t = Relu (x) },
+                    else_branch = b2 () => (float[N, 4] s) { s = Abs (x) }>
+        y = MatMul (a, w) }""", p=np.array(True), w=(4, 3))
+    assert [layer.weight for layer in network.layers] == ["w"]
+
+
 def test_one_quantizer_however_many_consumers():
     network = find("""g (float[1, 4, 8, 8] x) => (float y1, float y2, float y3)
         { z = Conv (x, w1) a = Relu (z) m = MaxPool <kernel_shape = [2, 2]> (a)

@@ -404,6 +404,19 @@ def test_unusable_model_files(main: Main, tmp_path: Path, content: bytes | None,
     refused(main, [source, output, *FEW], output, 2, str(source), said)
 
 
+def test_weights_whose_products_overflow(tmp_path: Path) -> None:
+    """In a process of its own: numpy says a thing once."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4] x) => (float[N, 4] y) { a = MatMul (x, w) b = Relu (a) y = MatMul (b, v) }""")
+    huge = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32) * np.float32(1e18)
+    model.graph.initializer.extend([numpy_helper.from_array(huge, name) for name in "wv"])
+    onnx.save(model, tmp_path / "in.onnx")
+    done = spawn("in.onnx", "out.onnx", "--quiet", cwd=tmp_path)
+    assert done.code == 2
+    assert done.err == f"{done.error}\n"
+    assert "is not finite" in done.error
+
+
 def test_model_without_a_layer(main: Main, tmp_path: Path) -> None:
     source, output = tmp_path / "in.onnx", tmp_path / "out.onnx"
     text = """

@@ -100,6 +100,24 @@ def test_left_alone(kind):
     assert ops(FoldConstants()(model)) == ops(model)
 
 
+def test_a_chain_longer_than_python_s_stack(ort_run):
+    chain = " ".join(f"t{i + 1} = Transpose (t{i})" for i in range(2001))
+    model = parse(f"{chain} y = MatMul (x, t2001)", t0=WEIGHT)
+    folded = run_passes([FoldConstants()], model)
+    assert ops(folded) == ["MatMul"]
+    np.testing.assert_array_equal(numpy_helper.to_array(folded.graph.initializer[0]), WEIGHT.T)
+
+
+def test_weights_that_would_fill_all_memory():
+    """Each Concat doubles its input, each Mul squares it: 2^40 columns are left to who wants to compute them."""
+    doubled = " ".join(f"t{i + 1} = Concat <axis = 1> (t{i}, t{i})" for i in range(40))
+    model = parse(f"{doubled} y = MatMul (x, t40)", t0=WEIGHT.T)
+    assert run_passes([FoldConstants()], model).graph.node[-2:] == model.graph.node[-2:]
+    squared = "a = Reshape (w, row) b = Reshape (w, column) t = Mul (a, b) y = MatMul (x, t)"
+    model = parse(squared, w=np.ones(400, np.float32), row=np.array([1, -1]), column=np.array([-1, 1]))
+    assert ops(run_passes([FoldConstants()], model)) == ["Mul", "MatMul"]
+
+
 def test_a_weight_that_is_a_graph_output_too():
     model = parse("t = Transpose (w) y = MatMul (x, t)", "float y, float t", w=WEIGHT)
     folded = run_passes([FoldConstants()], model)

@@ -127,6 +127,13 @@ def test_read_external_refuses(model, tmp_path):
         assert found in message
 
 
+def test_read_external_refuses_a_location_that_is_no_text(model, tmp_path):
+    external(model, tmp_path / "m.onnx", "absent")
+    data = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(data.replace(b"absent", b"abs\xff\xfet"))
+    assert "is missing" in refusal(ModelError, io.read_model, tmp_path / "m.onnx")
+
+
 def test_read_external_last_location_counts(model, tmp_path):
     external(model, tmp_path / "m.onnx", "w.bin")
     (tmp_path / "w.bin").write_bytes(bytes(12))

@@ -223,6 +223,23 @@ def test_bypass_refuses_where_a_name_would_be_lost() -> None:
     assert changed == model
 
 
+def test_bypass_of_a_whole_chain_whose_end_a_body_reads(ort_run: OrtRun) -> None:
+    chain = " ".join(f"t{i + 1} = Identity(t{i})" for i in range(50))
+    model = parse(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x, bool p) => (float[2] y) {{ t0 = Neg(x) {chain}
+            y = If(p) <then_branch = a () => (float[2] u) {{ u = Abs(t50) }},
+                       else_branch = b () => (float[2] v) {{ v = Relu(t50) }}> }}""")
+
+    def bypass_all(graph: Graph) -> None:
+        assert all(surgeon.bypass(graph, node) for node in graph.nodes if node.op == "Identity")
+
+    changed = surgeon.edit(model, bypass_all)
+    onnx.checker.check_model(changed)
+    assert [n.op_type for n in changed.graph.node] == ["Neg", "If"]
+    feeds = {"x": np.array([-1, 2], np.float32), "p": np.array(True)}
+    assert deviation(ort_run(changed, feeds), ort_run(model, feeds)) == 0
+
+
 def test_useless_nodes_and_weights_go_those_useless_before_stay() -> None:
     model = parse(BRANCHES)
 
