@@ -242,7 +242,7 @@ SKIPS = {
     "its weight has 1 dimensions, too few": ("u = MatMul (x, v)", {"v": (4,)}),
     "its weight is empty": ("u = MatMul (x, v)", {"v": (4, 0)}),
     "its weight holds NaN or infinity": ("u = MatMul (x, v)", {"v": np.full((4, 4), np.inf, np.float32)}),
-    "DOUBLE": ("h = Cast <to = 11> (x) u = MatMul (h, v)", {"v": np.ones((4, 4), np.float64)}),
+    "INT32": ("h = Cast <to = 6> (x) u = MatMul (h, v)", {"v": np.ones((4, 4), np.int32)}),
 }
 
 
@@ -250,8 +250,8 @@ SKIPS = {
 def test_reason_for_what_stays_in_float(reason):
     nodes, weights = SKIPS[reason]
     text = f"g (float[4, 4] x) => (float[4, 4] y, float u) {{ {nodes} y = MatMul (x, w) }}"
-    if reason == "DOUBLE":
-        text = text.replace("float u", "double u")
+    if reason == "INT32":
+        text = text.replace("float u", "int32 u")
     network = find(text, w=(4, 4), **weights)
     assert [layer.weight for layer in network.layers] == ["w"]
     (skip,) = network.skipped
