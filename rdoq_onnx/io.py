@@ -1,12 +1,12 @@
-"""Models with their external data, and atomic writes; with sample_files.py the only module that touches the disk.
+"""Models with their external data, and other files; with atomic.py and sample_files.py what touches the disk.
 
-What is read is untrusted: no pickle, and external data comes from the model's own folder only. What is
-written appears whole or not at all.
+What is read is untrusted: no pickle, and external data comes from the model's own folder only.
 """
 
 import contextlib
+import hashlib
 import os
-import secrets
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, set_external_data, uses_external_data
 
+from rdoq_onnx.atomic import alone_in, atomic, reason
 from rdoq_onnx.errors import ConfigError, ModelError, OutputError
 
 if sys.version_info >= (3, 11):
@@ -28,7 +29,6 @@ else:
 LIMIT = 2**31 - 2**24  # bytes: protobuf writes less than 2 GiB, and names and nodes need some
 PAGE = 4096  # bytes: external data that starts on a page can be mapped into memory
 INLINE = 1024  # bytes: smaller tensors stay in the model file
-SHOWN = 300  # characters of another library's message
 
 PathLike = str | Path
 
@@ -53,7 +53,7 @@ def read_model(path: PathLike) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(path)  # by its path: the checker serialises what is in memory
     except Exception as error:  # the checker also raises errors of protobuf and of Python
-        raise ModelError(f"{path}: is no valid ONNX model: {_reason(error)}; export it again") from error
+        raise ModelError(f"{path}: is no valid ONNX model: {reason(error)}; export it again") from error
     for tensor in external:
         _load_external(path, tensor)
     return model
@@ -64,9 +64,9 @@ def read_toml(path: PathLike) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({_reason(error)}); give a TOML file") from error
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); give a TOML file") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: is no TOML ({_reason(error)}); correct it") from error
+        raise ConfigError(f"{path}: is no TOML ({reason(error)}); correct it") from error
 
 
 def check_output(path: PathLike, input_path: PathLike | None = None) -> None:
@@ -88,36 +88,42 @@ def check_output(path: PathLike, input_path: PathLike | None = None) -> None:
         if input_path is not None and exists and Path(input_path).exists() and path.samefile(input_path):
             raise ConfigError(f"{path}: output and input are the same file; give another output path")
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: is no usable path ({_reason(error)}); choose another") from error
+        raise OutputError(f"{path}: is no usable path ({reason(error)}); choose another") from error
 
 
 def write_model(model: onnx.ModelProto, path: PathLike) -> None:
-    """Write atomically; the tensors of a model over 2 GB go to `<name>.data` beside it.
+    """Write atomically; the tensors of a model over 2 GB go to `<name>.<digest of them>.data` beside it.
 
     The same model gives the same bytes. Raises OutputError.
     """
     path = Path(path)
     if sum(map(_stored_bytes, _tensors(model))) <= LIMIT:
-        with _atomic(path) as file:
+        with atomic(path) as (file,):
             file.write(model.SerializeToString(deterministic=True))
         return
-    data = path.with_name(path.name + ".data")
-    with _atomic(path) as file, _atomic(data) as data_file:
-        shell = _externalised(model, data.name, data_file)
-        if sum(map(_stored_bytes, _tensors(shell))) > LIMIT:
-            raise OutputError(f"{path}: subgraphs hold over 2 GB; move their tensors to the main graph")
-        file.write(shell.SerializeToString(deterministic=True))
+    # A name of its own: at no time does one model stand beside the data of another.
+    data = path.with_name(f"{path.name}.{_digest(model)}.data")
+    with alone_in(path.parent):
+        replaced = _data_files(path) - {data}
+        with atomic(data, path) as (data_file, file):
+            shell = _externalised(model, data.name, data_file)
+            if sum(map(_stored_bytes, _tensors(shell))) > LIMIT:
+                raise OutputError(f"{path}: subgraphs hold over 2 GB; move their tensors to the main graph")
+            file.write(shell.SerializeToString(deterministic=True))
+        for left in replaced:
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 def write_text(text: str, path: PathLike) -> None:
     """Write UTF-8 atomically. Raises OutputError."""
-    with _atomic(Path(path)) as file:
+    with atomic(Path(path)) as (file,):
         file.write(text.encode())
 
 
 def write_arrays(arrays: Mapping[str, NDArray[Any]], path: PathLike) -> None:
     """Write an .npz atomically. Raises OutputError."""
-    with _atomic(Path(path)) as file:
+    with atomic(Path(path)) as (file,):
         np.savez(file, allow_pickle=False, **arrays)
 
 
@@ -138,7 +144,7 @@ def _read_bytes(path: Path) -> bytes:
             raise ModelError(f"{path}: is empty; export or download it again")
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({_reason(error)}); give an .onnx file") from error
+        raise ModelError(f"{path}: cannot be read ({reason(error)}); give an .onnx file") from error
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
@@ -179,7 +185,7 @@ def _check_location(path: Path, tensor: TensorProto) -> None:
     try:
         linked, present = any(step.is_symlink() for step in steps), bool(steps) and steps[-1].is_file()
     except (OSError, ValueError) as error:
-        raise ModelError(f"{where} has no usable path ({_reason(error)}); save the model again") from error
+        raise ModelError(f"{where} has no usable path ({reason(error)}); save the model again") from error
     if linked:
         raise ModelError(f"{where} is a symbolic link; put the file itself into the model's folder")
     if not present:
@@ -191,7 +197,7 @@ def _load_external(path: Path, tensor: TensorProto) -> None:
         load_external_data_for_tensor(tensor, str(path.parent))
         tensor.ClearField("data_location")  # as if it had never been external
     except Exception as error:  # onnx raises ValueError, OSError and errors of its checker
-        found = f"external data of tensor {tensor.name!r} cannot be read: {_reason(error)}"
+        found = f"external data of tensor {tensor.name!r} cannot be read: {reason(error)}"
         raise ModelError(f"{path}: {found}; export the model again") from error
 
 
@@ -226,37 +232,23 @@ def _copy_field(target: Any, name: str, value: Any) -> None:
         getattr(target, name).extend(value)
 
 
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` once it is complete and on the disk."""
-    temporary = path.parent / f".rdoq-{secrets.token_hex(8)}.tmp"
+def _digest(model: onnx.ModelProto) -> str:
+    """Of the tensors that go to a file of their own."""
+    found = hashlib.blake2b(digest_size=8)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) >= INLINE:
+            found.update(len(tensor.raw_data).to_bytes(8, "little"))
+            found.update(tensor.raw_data)
+    return found.hexdigest()
+
+
+def _data_files(path: Path) -> set[Path]:
+    """What `write_model` wrote beside the model that stands in `path`, if there is one."""
+    named = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
     try:
-        with temporary.open("xb") as file:  # unlike mkstemp, with the permissions that the umask leaves
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if path.is_dir():
-            raise OutputError(f"{path}: is a folder; give the path of a file")
-        temporary.replace(path)
-        _sync(path.parent)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be written ({_reason(error)}); choose another path") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename last; not every file system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _reason(error: Exception) -> str:
-    """What another library says, on one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:SHOWN].rstrip(".;") or type(error).__name__
+        beside = {p for p in path.parent.iterdir() if named.fullmatch(p.name)}
+        old = onnx.load(path, load_external_data=False) if beside and path.is_file() else onnx.ModelProto()
+    except Exception:  # no model at all, or no folder
+        return set()
+    used = {entry.value for tensor in _tensors(old) for entry in tensor.external_data if entry.key == "location"}
+    return {p for p in beside if p.name in used}

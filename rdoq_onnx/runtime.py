@@ -101,7 +101,10 @@ class Runtime:
         with tempfile.TemporaryDirectory() as folder:
             options = self._options(level)
             options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
-            self._load(model, options)
+            try:
+                self._load(model, options)
+            except ModelError as error:  # loaded before, most likely
+                raise ModelError(f"{error}; if {tempfile.gettempdir()} is full, set TMPDIR") from error
             return onnx.load(options.optimized_model_filepath)
 
     def _options(self, level: Level) -> "ort.SessionOptions":

@@ -9,7 +9,7 @@ import tempfile
 import weakref
 import zipfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,19 +68,27 @@ class Spool(AbstractContextManager["Spool"]):
 
     def append(self, array: Array) -> None:
         """Add samples of the shape and type that all have. Raises CalibrationError if the disk is full."""
-        try:
+        with _room():
             self._file.write(np.ascontiguousarray(array).data)
-        except OSError as error:
-            found = f"samples do not fit into {tempfile.gettempdir()} ({error.strerror})"
-            raise CalibrationError(f"{found}; set TMPDIR or give fewer --samples") from error
         self.count += len(array)
 
     def rows(self) -> FileRows:
-        self._file.flush()
+        with _room():
+            self._file.flush()
         return FileRows(_Handle(self._file), 0, (self.count, *self.sample), self.dtype)
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Around what is written to a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        found = f"samples do not fit into {tempfile.gettempdir()} ({error.strerror})"
+        raise CalibrationError(f"{found}; set TMPDIR or give fewer --samples") from error
 
 
 def read_arrays(path: str | Path) -> dict[str, Rows]:
@@ -124,8 +132,10 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: BinaryIO) -
         return _array(file, member.header_offset + _LOCAL_HEADER + lengths, member.file_size)
     with tempfile.TemporaryFile() as unpacked:
         for piece in _pieces(archive, member):
-            unpacked.write(piece)
-        unpacked.flush()
+            with _room():
+                unpacked.write(piece)
+        with _room():
+            unpacked.flush()
         return _array(unpacked, 0, member.file_size)
 
 

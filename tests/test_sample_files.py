@@ -1,6 +1,7 @@
 """Files of samples: rows that are asked for and no others, whatever the file; broken files refused by name."""
 
 import gc
+import io
 import os
 import pickle  # makes the file that must be refused
 import tracemalloc
@@ -88,17 +89,17 @@ def test_spool():
     assert rows[...].tolist() == [[0, 1], [2, 3], [4, 5], [3, 4], [5, 6], [7, 8]]
 
 
-def test_a_full_disk_is_told(monkeypatch):
-    class Full:
+def test_a_full_disk_is_told(monkeypatch, tmp_path):
+    class Full(io.BytesIO):
         def write(self, data):
             raise OSError(28, "No space left on device")
 
-        def close(self):
-            pass
-
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((4, 3), np.float32))
     monkeypatch.setattr(sample_files.tempfile, "TemporaryFile", Full)
     with Spool((), np.dtype(np.int8)) as spool, pytest.raises(CalibrationError, match=r"No space left.*TMPDIR"):
         spool.append(np.zeros(3, np.int8))
+    with pytest.raises(CalibrationError, match=r"a.npz: samples do not fit .*No space left.*TMPDIR"):
+        read_arrays(tmp_path / "a.npz")
 
 
 def test_samples_of_a_large_file_are_never_all_in_memory(tmp_path):

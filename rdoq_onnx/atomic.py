@@ -1,0 +1,73 @@
+"""Files that appear whole or not at all, whatever ends the run: a full disk, a kill, another run beside it."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from rdoq_onnx.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+SHOWN = 300  # characters of another library's message
+
+
+@contextlib.contextmanager
+def atomic(*paths: Path) -> Iterator[list[BinaryIO]]:
+    """Files that take the names `paths`, one after the other, once all are complete and on the disk.
+
+    Raises OutputError.
+    """
+    temporaries = [path.parent / f".rdoq-{secrets.token_hex(8)}.tmp" for path in paths]
+    try:
+        with contextlib.ExitStack() as stack:  # unlike mkstemp, with the permissions that the umask leaves
+            files: list[BinaryIO] = [stack.enter_context(t.open("xb")) for t in temporaries]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for path in paths:
+            if path.is_dir():
+                raise OutputError(f"{path}: is a folder; give the path of a file")
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
+        _sync(paths[0].parent)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{paths[-1]}: cannot be written ({reason(error)}); choose another path") from error
+    finally:
+        for temporary in temporaries:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Other runs that write to `folder` wait, where the system has such locks; they end with the process."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ValueError):
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def reason(error: Exception) -> str:
+    """What another library says, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:SHOWN].rstrip(".;") or type(error).__name__
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename last; not every file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
