@@ -11,7 +11,6 @@ from onnx import (
     AttributeProto,
     GraphProto,
     ModelProto,
-    NodeProto,
     TensorProto,
     TypeProto,
     ValueInfoProto,
@@ -20,7 +19,7 @@ from onnx import (
 )
 
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.protos import all_names, all_nodes, subgraphs_of
+from rdoq_onnx.protos import all_names, all_nodes, rename, subgraphs_of
 
 _NARROW = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _WIDE = TensorProto.DOUBLE
@@ -48,7 +47,7 @@ class WidenFloats(Pass):
         types = [v.type.tensor_type.elem_type for v in ends]
         _widen(graph, kinds)
         names = _fresh_names([v.name for v in ends], set(all_names(graph)))
-        _rename(graph.node, names)
+        rename(graph.node, names)
         for value, kind in zip(ends, types, strict=True):
             value.type.tensor_type.elem_type = kind
         inputs = [v.name for v in graph.input if v.name in names]
@@ -73,7 +72,7 @@ def float32_ends(model: ModelProto) -> ModelProto:
     graph = result.graph
     ends = _ends(graph, {TensorProto.BFLOAT16})
     names = _fresh_names([v.name for v in ends], set(all_names(graph)))
-    _rename(graph.node, names)
+    rename(graph.node, names)
     for value in ends:
         value.type.tensor_type.elem_type = TensorProto.FLOAT
     inputs = [v.name for v in graph.input if v.name in names]
@@ -142,17 +141,6 @@ def _fresh_names(names: list[str], taken: set[str]) -> dict[str, str]:
             fresh[name] += "_"
         taken.add(fresh[name])
     return fresh
-
-
-def _rename(nodes: "list[NodeProto]", names: dict[str, str]) -> None:
-    for node in nodes:
-        for several in (node.input, node.output):
-            for k, name in enumerate(several):
-                several[k] = names.get(name, name)
-        for inner in subgraphs_of(node):
-            _rename(inner.node, names)
-            for value in inner.output:
-                value.name = names.get(value.name, value.name)
 
 
 def _add_casts(graph: GraphProto, sources: dict[str, str], kinds: dict[str, int], first: bool) -> None:

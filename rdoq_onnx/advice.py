@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis import as_pattern
 from rdoq_onnx.budget import Allocation, allocate_bits
 from rdoq_onnx.config import MAX_BITS, Config, Side
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.frontier import with_budget
+from rdoq_onnx.patterns import as_pattern
 from rdoq_onnx.report import Report, pin_of
 
 POOR_DB = 15.0  # output SQNR under which there is something to say

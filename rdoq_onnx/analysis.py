@@ -6,8 +6,6 @@ layer, taken where its values are made: behind the activation function and befor
 8 bits for one reason: ONNX Runtime's integer convolution wants a quantized output.
 """
 
-import difflib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,8 +17,10 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ConfigError, ModelError
 from rdoq_onnx.graph import MOVES, Graph, attribute, moves
 from rdoq_onnx.linear import Linear
+from rdoq_onnx.patterns import Excludes, channel_range, matches, nearest
 from rdoq_onnx.targets import TARGETS, Target
-from rdoq_onnx.unquantized import Skip, other_weights
+from rdoq_onnx.unquantized import Skip, integer_kernels
+from rdoq_onnx.weight_only import WeightOnly, is_stack, weight_only
 
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
@@ -71,13 +71,17 @@ class Activation:
 
 @dataclass(frozen=True)
 class Network:
-    """The layers and activations of `model`, in graph order, and the rules that they are quantized by."""
+    """The layers and activations of `model`, in graph order, and the rules that they are quantized by.
+
+    skipped: nodes with weights that stay in float. weight_only: what is quantized outside the search.
+    """
 
     model: onnx.ModelProto
     layers: tuple[Layer, ...]
     activations: tuple[Activation, ...]
     skipped: tuple[Skip, ...]
     target: Target = TARGETS["onnxruntime"]
+    weight_only: tuple[WeightOnly, ...] = ()
 
 
 def analyse(model: onnx.ModelProto, config: Config) -> Network:
@@ -86,40 +90,22 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
     Raises ModelError if nothing can be quantized, ConfigError if a pattern matches nothing.
     """
     graph = Graph(model)
-    layers, skipped = _find_layers(graph, config)
+    target, excludes = TARGETS[config.target], Excludes(config.exclude, config.exclude_ops)
+    layers, skipped = _find_layers(graph, config, excludes)
+    searched = {x.weight: [u.node for u in x.uses] for x in layers}
+    others, left = weight_only(graph, LAYER_TYPES, searched, target, excludes)
+    excludes.check()
+    skipped = (*skipped, *integer_kernels(graph), *left)
     if not layers:
         reasons = "; ".join(f"{s.op_type} {s.node!r}: {s.reason}" for s in skipped[:3])
         raise ModelError("the model has no layer to quantize" + (f" ({reasons})" if reasons else
                          ": no Conv, ConvTranspose, Gemm or MatMul with a constant weight in the main graph"))
     activations: tuple[Activation, ...] = ()
     if config.activation_bits is not None:
-        activations = _find_activations(graph, layers, TARGETS[config.target].sums)
-    network = Network(model, layers, activations, skipped, TARGETS[config.target])
+        activations = _find_activations(graph, layers, target.sums)
+    network = Network(model, layers, activations, skipped, target, others)
     _check_pins(network, config)
     return network
-
-
-def matches(pattern: str, names: Iterable[str]) -> bool:
-    """Whether `pattern`, a name or a regular expression for a whole name, fits one of `names`."""
-    return any(pattern == n or re.fullmatch(pattern, n) for n in names)
-
-
-def channel_range(pattern: str) -> tuple[str, slice | None]:
-    """"NAME[2:8]" -> NAME and its channels 2 to 7; any other pattern -> itself and None."""
-    found = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", pattern)
-    if not found:
-        return pattern, None
-    first, last = (int(t) if t else None for t in found.group(2, 3))
-    return found[1], slice(first, last)
-
-
-def as_pattern(name: str) -> str:
-    """The pattern that matches just `name`."""
-    try:
-        re.compile(name)
-    except re.error:
-        return re.escape(name)
-    return re.escape(name) if channel_range(name)[1] is not None else name
 
 
 def layer_names(layer: Layer) -> tuple[str, ...]:
@@ -143,32 +129,16 @@ def integer_ranges(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
-def nearest(pattern: str, names: Iterable[str]) -> str:
-    """What to say of a pattern that matches none of `names`."""
-    found = difflib.get_close_matches(pattern, list(names), 1, 0.0)
-    return f"; the nearest is {found[0]!r}" if found else ""
-
-
-def _find_layers(graph: Graph, config: Config) -> tuple[tuple[Layer, ...], tuple[Skip, ...]]:
+def _find_layers(graph: Graph, config: Config, excludes: Excludes) -> tuple[tuple[Layer, ...], tuple[Skip, ...]]:
     found: dict[tuple[str, Linear], list[Use]] = {}
     skipped = []
-    unmatched = dict.fromkeys(config.exclude)
-    known: list[str] = []
-    types: dict[str, None] = {}
     for node in graph.nodes:
-        if node.op_type not in LAYER_TYPES or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in LAYER_TYPES or node.domain not in ("", "ai.onnx") or is_stack(node, graph):
             continue
         result = _read_layer(node, graph)
-        names = (node.name,) if isinstance(result, str) else (node.name, result[0])
-        known += names
-        types[node.op_type] = None
-        excluding = [p for p in config.exclude if matches(p, names)]
-        for pattern in excluding:
-            unmatched.pop(pattern, None)
-        if excluding and not isinstance(result, str):
-            result = "excluded by --exclude"
-        if node.op_type in config.exclude_ops and not isinstance(result, str):
-            result = "excluded by --exclude-op"
+        excluded = excludes.reason(node.op_type, (node.name,) if isinstance(result, str) else (node.name, result[0]))
+        if excluded and not isinstance(result, str):
+            result = excluded
         if node.op_type in TARGETS[config.target].one_scale and not isinstance(result, str):
             result = f"--target {config.target} wants one scale for its weight, channels have scales of their own here"
         if isinstance(result, str):
@@ -176,13 +146,8 @@ def _find_layers(graph: Graph, config: Config) -> tuple[tuple[Layer, ...], tuple
         else:
             use = Use(node.name, node.input[1 - result[1].weight_side], node.output[0])
             found.setdefault(result, []).append(use)
-    for pattern in unmatched:
-        raise ConfigError(f"--exclude {pattern!r} matches no layer{nearest(pattern, known)}")
-    for kind in config.exclude_ops:
-        if kind not in types:
-            raise ConfigError(f"--exclude-op {kind!r} is the type of no layer{nearest(kind, types)}")
     layers = tuple(Layer(uses[0].node, w, linear, tuple(uses)) for (w, linear), uses in found.items())
-    return layers, (*skipped, *other_weights(graph, LAYER_TYPES))
+    return layers, tuple(skipped)
 
 
 def _read_layer(node: onnx.NodeProto, graph: Graph) -> tuple[str, Linear] | str:
@@ -206,8 +171,6 @@ def _read_layer(node: onnx.NodeProto, graph: Graph) -> tuple[str, Linear] | str:
     shape = tuple(tensor.dims)
     if len(shape) < 2:
         return f"its weight has {len(shape)} dimensions, too few for a matrix; reshape it"
-    if node.op_type == "MatMul" and len(shape) > 2:
-        return f"its weight has {len(shape)} dimensions, too many for integer kernels; give each matrix its own MatMul"
     if 0 in shape:
         return "its weight is empty"
     if not np.isfinite(numpy_helper.to_array(tensor)).all():
@@ -302,7 +265,7 @@ def _parts(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
 
 def _check_pins(network: Network, config: Config) -> None:
     layers = [layer_names(layer) for layer in network.layers]
-    tensors: list[tuple[str, ...]] = [(a.tensor,) for a in network.activations]
+    tensors: list[tuple[str, ...]] = [(a.tensor,) for a in network.activations] + [w.names for w in network.weight_only]
     for pattern, bits in config.pins:
         name, channels = channel_range(pattern)
         if not any(matches(name, n) for n in (layers if channels else layers + tensors)):

@@ -7,11 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.allocate import Solution, solve
-from rdoq_onnx.analysis import channel_range, layer_names, matches, nearest
+from rdoq_onnx.analysis import layer_names
 from rdoq_onnx.config import MAX_BITS, Config, Side
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.errors import BudgetError, ConfigError
 from rdoq_onnx.measurement import Measurement
+from rdoq_onnx.patterns import channel_range, matches, nearest
+from rdoq_onnx.weight_only import widths
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Allocation:
 
     layer_bits: for each layer, the width of each channel. activation_bits: the width of each activation.
     predicted: sum of all δ, by additivity (Eq. 6) the distortion of the whole. gap: how far from the optimum of the
-    curves it can be at most, relative.
+    curves it can be at most, relative. weight_only_bits: the width of each of the network's `weight_only`, which no
+    budget covers.
     """
 
     measurement: Measurement
@@ -28,6 +31,7 @@ class Allocation:
     activation_bits: tuple[int, ...]
     predicted: float
     gap: float
+    weight_only_bits: tuple[int, ...]
 
     @property
     def weight_average(self) -> float:
@@ -154,6 +158,7 @@ def _allocate(
         tuple(int(b) for b in choice[channels:]),
         predicted,
         max(slack, 0.0) / max(predicted, 1e-300),
+        widths(measurement.network.weight_only, config.pins),
     )
 
 
@@ -198,7 +203,7 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     for pattern, bits in pins:
         name, channels = channel_range(pattern)
         fitting = [(k, _part(u, channels)) for k, u in _named_rows(measurement) if matches(name, k)]
-        if not fitting:
+        if not fitting and not any(matches(name, w.names) for w in measurement.network.weight_only):
             known_names = [n for names, _ in _named_rows(measurement) for n in names]
             raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, known_names)}")
         for known, units in fitting:

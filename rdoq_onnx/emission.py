@@ -1,7 +1,8 @@
 """An allocation in, the quantized model out."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,16 +17,19 @@ from rdoq_onnx.passes import Pass, run_passes
 from rdoq_onnx.passes.insert_qdq import InsertQDQ, QuantizedWeight
 from rdoq_onnx.passes.pack_vectors import PackVectors
 from rdoq_onnx.passes.pack_weights import PackWeights
+from rdoq_onnx.passes.quantize_stored import QuantizeStored, StoredWeight
 from rdoq_onnx.passes.remove_channels import RemoveChannels, removable
 from rdoq_onnx.passes.shorten_names import ShortenNames
 from rdoq_onnx.protos import all_names
-from rdoq_onnx.quantizer import WeightCodes
+from rdoq_onnx.quantizer import WeightCodes, quantize_rows
 from rdoq_onnx.targets import Storage
 from rdoq_onnx.version import __version__
+from rdoq_onnx.weight_only import BITS, WeightOnly
 
 METADATA = "rdoq_onnx"
 # ONNX Runtime runs a convolution of 30 channels slower than one of 32, and of 24 nearly as fast as its share says.
 _MULTIPLE = 8
+_REACH = 127  # magnitude of integers that meet float data
 
 
 @dataclass(frozen=True)
@@ -102,19 +106,49 @@ def emit_model(
     storage = storage or network.target.storages[0]
     removal = None if keep_channels else removable(plain, _MULTIPLE)
     model = run_passes([RemoveChannels(removal)] if removal is not None and removal.outputs else [], plain)
+    unsearched = list(zip(network.weight_only, allocation.weight_only_bits, strict=True))
+    model = _with_weight_only(model, [(w, bits) for w, bits in unsearched if bits < BITS])
+    narrow = {t.name for t in model.graph.initializer}
+    model = _with_weight_only(model, [(w, bits) for w, bits in unsearched if bits == BITS])
     if storage != "int8":
-        model = _stored(model, storage, network)
+        model = _stored(model, storage, network, narrow)
     for key, value in (("version", __version__), ("settings", settings)):
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
         model.metadata_props.add(key=f"{METADATA}.{key}", value=text)
     return Emission(model, storage, removal.outputs if removal else {}, removal.kept if removal else {})
 
 
-def _stored(model: onnx.ModelProto, storage: Literal["packed", "native"], network: Network) -> onnx.ModelProto:
-    """`model` with what quantization added to `network` stored in fewer bytes, and under shorter names."""
+def _with_weight_only(model: onnx.ModelProto, found: Sequence[tuple[WeightOnly, int]]) -> onnx.ModelProto:
+    """`model` with these weights, which the search does not reach, in so many bits each."""
+    tensors = {t.name: t for t in model.graph.initializer}
+    weights = [stored_weight(w, bits, numpy_helper.to_array(tensors[w.tensor])) for w, bits in found]
+    return run_passes([QuantizeStored(weights)], model) if weights else model
+
+
+def stored_weight(found: WeightOnly, bits: int, value: NDArray[np.float32]) -> StoredWeight:
+    """`value` in integers of `bits` bits, with a scale for each index along the axes that have scales of their own."""
+    rest = tuple(k for k in range(value.ndim) if k not in found.axes)
+    order = (*found.axes, *rest)
+    turned = value.transpose(order)
+    units = turned.shape[: len(found.axes)]
+    codes = quantize_rows(turned.reshape(math.prod(units), -1), bits, _REACH)
+    integers = codes.integers.reshape(turned.shape).transpose(np.argsort(order))
+    scales = codes.scales.reshape([1 if k in rest else size for k, size in enumerate(value.shape)])
+    return StoredWeight(found.tensor, np.ascontiguousarray(integers), scales)
+
+
+def _stored(
+    model: onnx.ModelProto, storage: Literal["packed", "native"], network: Network, narrow: Collection[str]
+) -> onnx.ModelProto:
+    """`model` with what quantization added to `network` stored in fewer bytes, and under shorter names.
+
+    narrow: initializers whose integers may need fewer than 8 bits. Packing a table for its few rows of zeros would cost
+    more when it is loaded than it saves.
+    """
     known = set(all_names(network.model.graph))
     added = [t for t in model.graph.initializer if t.name not in known]
-    weights = [t.name for t in added if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
-    vectors = [t.name for t in added if t.name not in weights]
+    integers = [t.name for t in added if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
+    weights = [name for name in integers if name in narrow]
+    vectors = [t.name for t in added if t.name not in integers]
     steps: list[Pass] = [PackWeights(weights, storage, network.target.int2), PackVectors(vectors), ShortenNames(known)]
     return run_passes(steps, model)

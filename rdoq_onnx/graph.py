@@ -20,6 +20,7 @@ class Graph:
     """Read-only look-ups into a model's top-level graph."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
         graph = model.graph
         self.opsets = list(model.opset_import)
         self.nodes = list(graph.node)

@@ -7,6 +7,7 @@ import numpy as np
 from rdoq_onnx.candidates import widest
 from rdoq_onnx.dry_run import DryRun
 from rdoq_onnx.report import pin_of
+from rdoq_onnx.weight_only import BITS
 
 _SHOWN = 0.02  # share of the time from which a step is named
 
@@ -31,6 +32,11 @@ def lines(found: DryRun) -> Iterator[str]:
     if fusion:
         yield f"{len(fusion)} tensors at 8 bits outside the budget, so that integer kernels fuse"
         yield from (f"  # {activation.tensor}: {elements:,} elements" for activation, elements in fusion)
+    if network.weight_only:
+        yield f"{len(network.weight_only)} tensors quantized in their weights alone, outside search and budget"
+    for alone in network.weight_only:
+        told = f"{alone.op_type}, {alone.elements:,} weights, {'x'.join(map(str, alone.shape))}: {alone.reason}"
+        yield f"  {pin_of(alone.tensor, BITS)}  # {told}"
     yield f"left in float: {len(network.skipped)} nodes"
     yield from (f"  {skip.op_type} {skip.node}: {skip.reason}" for skip in network.skipped)
     total = sum(found.seconds.values())

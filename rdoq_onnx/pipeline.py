@@ -21,6 +21,7 @@ from rdoq_onnx.parallel import workers
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.fold_batchnorm import FoldBatchNorm
 from rdoq_onnx.passes.fold_constants import FoldConstants
+from rdoq_onnx.passes.hoist_weights import HoistWeights
 from rdoq_onnx.passes.inline_functions import InlineFunctions
 from rdoq_onnx.passes.insert_adds import InsertAdds
 from rdoq_onnx.passes.normalize import Normalize, default_opset, raise_opset
@@ -38,7 +39,7 @@ from rdoq_onnx.untrusted import check_model, check_sizes
 from rdoq_onnx.verify import check_size, verify_model
 
 OPSET = 13
-NORMALIZE = (InlineFunctions(), WidenFloats(), Normalize(OPSET), FoldConstants(), FoldBatchNorm())
+NORMALIZE = (InlineFunctions(), WidenFloats(), Normalize(OPSET), HoistWeights(), FoldConstants(), FoldBatchNorm())
 _FIRST_OPSET = 7  # that ONNX Runtime takes
 HELD_OUT = 0.15  # share of the samples that only verification sees
 TYING = (8, 32)  # samples of exact measurements, at least and at most

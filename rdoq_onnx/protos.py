@@ -1,9 +1,9 @@
 """Protobuf graphs, read and copied without anything but onnx: names, readers, order of execution."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from onnx import AttributeProto, GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto, ValueInfoProto
 
 from rdoq_onnx.errors import ModelError
 
@@ -67,6 +67,13 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
             yield from all_nodes(inner)
 
 
+def all_outputs(graph: GraphProto) -> Iterator[ValueInfoProto]:
+    yield from graph.output
+    for node in graph.node:
+        for inner in subgraphs_of(node):
+            yield from all_outputs(inner)
+
+
 def all_names(graph: GraphProto) -> Iterator[str]:
     """Every name of a tensor or node in `graph` and the graphs within it."""
     yield from (t.name for t in (*graph.input, *graph.output, *graph.initializer, *graph.value_info))
@@ -75,6 +82,18 @@ def all_names(graph: GraphProto) -> Iterator[str]:
         yield from (node.name, *node.input, *node.output)
         for inner in subgraphs_of(node):
             yield from all_names(inner)
+
+
+def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
+    """Give tensors that the nodes and their subgraphs read or make the names that `names` has for them."""
+    for node in nodes:
+        for several in (node.input, node.output):
+            for k, name in enumerate(several):
+                several[k] = names.get(name, name)
+        for inner in subgraphs_of(node):
+            rename(inner.node, names)
+            for value in inner.output:
+                value.name = names.get(value.name, value.name)
 
 
 def copy_fields(source: Any, target: Any, skip: set[str]) -> None:

@@ -5,16 +5,16 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis import as_pattern
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.emission import Emission
 from rdoq_onnx.passes import model_bytes
+from rdoq_onnx.patterns import as_pattern
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.second_look import Step
 from rdoq_onnx.unquantized import Skip
@@ -34,6 +34,18 @@ class LayerReport:
     @property
     def mean_bits(self) -> float:
         return sum(self.bits) / len(self.bits)
+
+
+@dataclass(frozen=True)
+class WeightOnlyReport:
+    """Weights quantized outside the search and the budgets: the first node that applies them, their name, and why."""
+
+    name: str
+    op: str
+    weight: str
+    elements: int
+    bits: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class Report:
     samples: int
     held_out: int
     layers: tuple[LayerReport, ...]
+    weight_only: tuple[WeightOnlyReport, ...]
     skipped: tuple[Skip, ...]
     probed: Mapping[str, str]
     steps: tuple[Step, ...] = ()
@@ -108,6 +121,7 @@ class Report:
                 }
                 for x in self.layers
             ],
+            "weight_only": [asdict(x) for x in self.weight_only],
             "skipped": [{"node": s.node, "reason": s.reason} for s in self.skipped],
         }
         return json.dumps(document, indent=2) + "\n"
@@ -143,6 +157,11 @@ class Report:
             lines.append(("channels of 0 bits", f"{self.removed_channels} removed, {kept} kept"))
         if self.fusion_tensors:
             lines.insert(2, ("8 bits for fusion", f"{len(self.fusion_tensors)} tensors between integer kernels"))
+        if self.weight_only:
+            elements = sum(x.elements for x in self.weight_only)
+            widths = _histogram(_count(np.array([x.bits for x in self.weight_only])))
+            told = f"{len(self.weight_only)} tensors, {elements:,} weights, {widths}"
+            lines.insert(1, ("weights not searched", told))
         return lines
 
 
@@ -198,6 +217,10 @@ def make_report(
         samples=len(samples),
         held_out=verification.samples,
         layers=layers,
+        weight_only=tuple(
+            WeightOnlyReport(w.name, w.op_type, w.tensor, w.elements, bits, w.reason)
+            for w, bits in zip(network.weight_only, allocation.weight_only_bits, strict=True)
+        ),
         skipped=network.skipped,
         probed=measurement.probed,
         steps=tuple(steps),

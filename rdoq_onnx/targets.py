@@ -29,7 +29,8 @@ class Target:
     have scales of their own here. sums: a convolution takes the residual Add behind it in, in float: what stands
     between the two is not quantized. folds: what is computed from constants is folded; else weights are behind a
     DequantizeLinear even where their inputs stay in float. saturates: its integer kernels may saturate as those of ONNX
-    Runtime do, whose default level then has to give what BASIC gives.
+    Runtime do, whose default level then has to give what BASIC gives. weight_only: layers that the search does not
+    reach may have integer weights beside float data.
     """
 
     name: TargetName
@@ -42,6 +43,7 @@ class Target:
     sums: bool = False
     folds: bool = True
     saturates: bool = True
+    weight_only: bool = True
 
     @property
     def widest(self) -> int:
@@ -59,6 +61,7 @@ TARGETS: dict[TargetName, Target] = {
     for t in (
         Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True),
         Target("openvino", False, 64, True, ("native", "int8"), False, sums=True),
-        Target("tensorrt", True, 127, False, ("int8",), False, ("ConvTranspose",), folds=False, saturates=False),
+        Target("tensorrt", True, 127, False, ("int8",), False, ("ConvTranspose",), folds=False, saturates=False,
+               weight_only=False),
     )
-}
+}  # fmt: skip

@@ -123,6 +123,10 @@ def print_summary(out: Console, result: Result, source: str, output: str, verbos
         out.print(f"next: {line}", markup=False)
     for tensor, reason in report.probed.items():
         out.print(f"measured exactly, {reason}: {tensor}", markup=False)
+    if report.weight_only:
+        out.print(f"quantized in their weights alone, not searched: {len(report.weight_only)} tensors", markup=False)
+        for x in report.weight_only:
+            out.print(f"  {x.op} {x.name}: {x.weight}, {x.elements:,} weights, {x.bits} bits: {x.reason}", markup=False)
     if report.skipped:
         out.print(f"left in float: {len(report.skipped)} nodes", markup=False)
         for skip in report.skipped:

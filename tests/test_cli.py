@@ -203,7 +203,7 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "file_bytes": {"input": None, "output": None},
         "seconds": None,
         "calibration": {"source": None, "samples": None},
-        "layers": None, "skipped": None,
+        "layers": None, "weight_only": None, "skipped": None,
     }  # fmt: skip
     assert {tuple(layer) for layer in done.report["layers"]} == {("name", "op", "channels", "bits", "activation_bits")}
     assert {tuple(skip) for skip in done.report["skipped"]} <= {("node", "reason")}
