@@ -87,7 +87,8 @@ class Network:
 def analyse(model: onnx.ModelProto, config: Config) -> Network:
     """The layers and activations of a normalized `model` that `config` asks to quantize.
 
-    Raises ModelError if nothing can be quantized, ConfigError if a pattern matches nothing.
+    Raises ModelError if nothing can be quantized, ConfigError if a pattern matches nothing, or if a goal is given for
+    the search and there is nothing to search.
     """
     graph = Graph(model)
     target, excludes = TARGETS[config.target], Excludes(config.exclude, config.exclude_ops)
@@ -96,10 +97,13 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
     others, left = weight_only(graph, LAYER_TYPES, searched, target, excludes)
     excludes.check()
     skipped = (*skipped, *integer_kernels(graph), *left)
-    if not layers:
+    if not layers and not others:
         reasons = "; ".join(f"{s.op_type} {s.node!r}: {s.reason}" for s in skipped[:3])
         raise ModelError("the model has no layer to quantize" + (f" ({reasons})" if reasons else
                          ": no Conv, ConvTranspose, Gemm or MatMul with a constant weight in the main graph"))
+    goals = {"--size": config.size, "--sqnr": config.sqnr, "--top1-agreement": config.top1_agreement}
+    for option in (name for name, goal in goals.items() if goal is not None and not layers):
+        raise ConfigError(f"{option}: all weights are of a kind that takes 8 bits unsearched; leave that option out")
     activations: tuple[Activation, ...] = ()
     if config.activation_bits is not None:
         activations = _find_activations(graph, layers, target.sums)

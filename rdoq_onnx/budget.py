@@ -35,8 +35,9 @@ class Allocation:
 
     @property
     def weight_average(self) -> float:
-        """Bits per weight, over all quantized weights."""
-        return _average(np.concatenate(self.layer_bits), self.measurement.curves.elements[: self.measurement.channels])
+        """Bits per weight, over all that are searched; 0 if none are."""
+        channels = self.measurement.channels
+        return _average(self.bits[:channels], self.measurement.curves.elements[:channels])
 
     @property
     def activation_average(self) -> float | None:
@@ -142,7 +143,7 @@ def _allocate(
             groups = [("--size", weights, 8 * config.size / int(curves.elements[weights].sum()))]
         if len(feeding) and config.activation_bits is not None:
             groups.append(("--activation-bits", feeding, config.activation_bits))
-    for option, rows, bits in groups:
+    for option, rows, bits in groups if total else ():
         solution = _solve(option, weighed.take(rows), bits)
         choice[rows] = solution.choice
         chosen = float(curves.distortion[rows, solution.choice].sum())
@@ -242,4 +243,4 @@ def _solve(option: str, curves: Curves, bits: float) -> Solution:
 
 
 def _average(bits: NDArray[np.int64], elements: NDArray[np.int64]) -> float:
-    return float((bits * elements).sum() / elements.sum())
+    return float((bits * elements).sum() / max(elements.sum(), 1))

@@ -65,6 +65,9 @@ def _seconds(
 ) -> dict[str, float]:
     """one: seconds of one sample in a pass; load: of making a session."""
     seen = samples * (1 - pipeline.HELD_OUT)
+    around = {"observe": load + seen * one, "verify": 6 * load + samples * pipeline.HELD_OUT * _VERIFY * one}
+    if not network.layers:
+        return around
     fitting, measuring = seen * FITTING, seen * (1 - FITTING)
     units = len(network.layers) + len(network.activations)
     rows = observation.metric.elements if observation.metric.elements <= EXACT_ROWS else 1
@@ -74,14 +77,12 @@ def _seconds(
     narrow = sum(b <= WEIGHT_BITS for b in config.widths)
     runs = narrow * len(network.layers) + 8 * len(network.activations)
     tying = min(pipeline.TYING_WORK[config.effort] / max(runs * work, 1), pipeline.TYING[1], measuring)
-    found = {
-        "observe": load + seen * one,
+    found = around | {
         "moments": load + 2 * fitting * passes(network) * one,
         "sensitivity": 2 * load + min(SENSING, fitting) * _REVERSE * one,
         "clipping": 2 * load + (CLIPPING * (_REVERSE + rows) * one if network.activations else 0.0),
         "taylor": 2 * load + measuring * (_REVERSE + rows) * one,
         "second look": plan.trials * (2 * load + judging * one),
-        "verify": 6 * load + samples * pipeline.HELD_OUT * _VERIFY * one,
     }
     if config.measure == "probe":
         channels = sum(layer.linear.channels for layer in network.layers)
@@ -94,6 +95,8 @@ def _seconds(
 
 def _rounding(network: Network, config: Config, observation: Observation) -> float:
     """Seconds to round all weights, from those of one layer of middling size."""
+    if not network.layers:
+        return 0.0
     layer = sorted(network.layers, key=_work)[len(network.layers) // 2]
     widths = tuple(sorted({min(w, 7 if network.activations else 8) for w in config.widths}))
     groups = layer.linear.group

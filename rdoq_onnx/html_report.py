@@ -119,6 +119,7 @@ def _layers(result: Result) -> str:
 def _float(result: Result) -> str:
     report = result.report
     lines = [(s.node, s.op_type, f"left in float: {s.reason}") for s in report.skipped]
+    lines += [(x.name, x.op, f"weights alone, {x.bits} bits, not searched: {x.reason}") for x in report.weight_only]
     lines += [(node, "", f"quantized, but runs in float: {why}") for node, why in report.float_layers.items()]
     lines += [(tensor, "", f"measured exactly: {why}") for tensor, why in report.probed.items()]
     lines += [(t, "", "8 bits outside the budget, so that integer kernels fuse") for t in report.fusion_tensors]

@@ -74,8 +74,7 @@ class Measurement:
 
     def per_layer(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Values of all weight channels -> one array for each layer."""
-        ends = np.cumsum([layer.linear.channels for layer in self.network.layers])
-        return np.split(rows[: self.channels], ends[:-1])
+        return [rows[part] for part in self.unit_rows()]
 
 
 def stored_fields(measurement: Measurement) -> dict[str, Any]:
@@ -121,6 +120,8 @@ def measure_network(
     Rounding is fitted to one part of the samples and measured on the other: curves of the samples that made the
     rounding would promise too much.
     """
+    if not network.layers:
+        return _unsearched(network, samples, runtime)
     keep = Steps(store or Store(), progress, regime(config))
     fitting, measuring = split(samples, config)
     offered = tuple(sorted({min(w, widest(network)) for w in config.widths}))
@@ -150,6 +151,13 @@ def measure_network(
             candidates = replace(candidates, activations=clipped)
         measured = _measure(aimed, config, candidates, measuring, observation, runtime, pool, keep)
     return _chosen(source, network, observation, candidates, measured)
+
+
+def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
+    """No curves: all that is quantized of `network` is outside the search."""
+    observation = observe(aimed_at(network, targets(network.model)), samples, runtime)
+    curves = curves_of(network, observation, (), [], [])
+    return Measurement(network.model, network, observation, (), (), (), (), curves, {})
 
 
 def _clipped(
@@ -259,7 +267,8 @@ def curves_of(
 ) -> Curves:
     channels = sum(layer.linear.channels for layer in network.layers)
     distortion = np.full((channels + len(activations), MAX_BITS + 1), np.inf)
-    distortion[:channels, list(offered)] = np.concatenate(weights)
+    if weights:
+        distortion[:channels, list(offered)] = np.concatenate(weights)
     elements = [np.full(x.linear.channels, np.prod(x.linear.shape) // x.linear.channels) for x in network.layers]
     for row, curve in zip(distortion[channels:], activations, strict=True):
         row[list(curve)] = list(curve.values())

@@ -125,6 +125,8 @@ class Job:
         additivity: also measure each layer and activation by itself on the samples held out, for the report as a page.
         """
         network = analyse(self.normal, config)
+        if additivity and not network.layers:
+            raise ConfigError("--report: no width of this model is searched, so there is nothing to draw; use --json")
         measurement = measured(network, config, self.seen, self.runtime, self.progress, self.store)
         shared = dict(self.progress.seconds)
         try:
@@ -145,7 +147,9 @@ class Job:
             allocation, steps = fewest_bits(
                 measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, progress)
             )
-        progress.note(f"{allocation.weight_average:.2f} bits a weight, distortion {allocation.predicted:.4g} predicted")
+        if allocation.layer_bits:
+            average = allocation.weight_average
+            progress.note(f"{average:.2f} bits a weight, distortion {allocation.predicted:.4g} predicted")
         if steps:
             progress.note(f"second look: distortion {steps[0].before:.4g} -> {steps[-1].after:.4g} measured")
         alone = measured_alone(allocation, measurement, self.held_out, runtime, progress) if additivity else None
@@ -198,7 +202,8 @@ def measured(
         progress.note("curves: measured before")
         return restored(known, network.model, config)
     measurement = measure_network(network, config, samples, runtime, progress, store)
-    measurement = tied(measurement, config, samples, runtime, steps)
+    if network.layers:
+        measurement = tied(measurement, config, samples, runtime, steps)
     steps.finish("measurement", stored_fields(measurement))
     return measurement
 
@@ -226,6 +231,8 @@ def looked_at(
     progress: Progress,
 ) -> tuple[Allocation, tuple[Step, ...]]:
     """The allocation after the second look, judged on the samples that rounding was not fitted to."""
+    if not allocation.layer_bits:
+        return allocation, ()
     fitting, measuring = split(samples, config)
     observation = allocation.measurement.observation
     reference = allocation.measurement.aimed.model

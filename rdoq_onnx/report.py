@@ -90,7 +90,7 @@ class Report:
             "version": __version__,
             "input": self.input,
             "output": output,
-            "bits": {"weights": self.weight_bits, "activations": self.activation_bits},
+            "bits": {"weights": self.weight_bits if self.layers else None, "activations": self.activation_bits},
             "weights": {
                 "channels": channels,
                 "elements": self.weight_elements,
@@ -134,8 +134,9 @@ class Report:
     def rows(self) -> list[tuple[str, str]]:
         """The summary as (figure, value) lines."""
         activations = "float" if self.activation_bits is None else f"{self.activation_bits:.3f} bits on average"
+        weights = f"{self.weight_bits:.3f} bits on average, {_histogram(self.weight_histogram)}"
         lines = [
-            ("weights", f"{self.weight_bits:.3f} bits on average, {_histogram(self.weight_histogram)}"),
+            ("weights", weights if self.layers else "none that the search reaches"),
             ("activations", f"{activations}{', ' if self.activation_histogram else ''}"
                             f"{_histogram(self.activation_histogram)}"),
             ("output SQNR", f"{self.sqnr_db:.2f} dB on {self.held_out} held-out samples"),
@@ -189,7 +190,7 @@ def make_report(
     )
     elements = measurement.curves.elements
     budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
-    spent = np.concatenate(allocation.layer_bits)
+    spent = allocation.bits[:channels]
     return Report(
         input=source,
         weight_bits=allocation.weight_average,

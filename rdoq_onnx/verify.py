@@ -131,6 +131,8 @@ def check_size(model: onnx.ModelProto, max_bytes: int | None) -> None:
 
 def check_widths(emission: Emission, allocation: Allocation, runtime: Runtime) -> None:
     """Raise VerificationError unless each channel's integers in the file fit the width that was allocated."""
+    if not allocation.layer_bits:
+        return
     nodes = {n.name: n for n in emission.model.graph.node}
     producer = {o: n for n in emission.model.graph.node for o in n.output}
     layers = allocation.measurement.network.layers

@@ -11,14 +11,16 @@ from onnx import TensorProto, numpy_helper, parser
 import rdoq_onnx
 from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.config import Config
+from rdoq_onnx.dry_run import dry_run
 from rdoq_onnx.emission import stored_weight
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.listing import lines
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.quantize_stored import QuantizeStored
 from rdoq_onnx.pipeline import NORMALIZE
 from rdoq_onnx.protos import all_nodes
 from rdoq_onnx.weight_only import widths
-from tests.conftest import OrtRun, deviation
+from tests.conftest import ZOO, OrtRun, deviation
 
 SHAPES = {
     "w": (16, 16), "table": (300, 16), "rw": (2, 32, 16), "rr": (2, 32, 32), "lw": (64, 16), "lr": (64, 16),
@@ -215,3 +217,47 @@ def test_a_run_tells_of_them(options: dict[str, object]) -> None:
     assert result.report.sqnr_db > (15 if bits == 4 else 25)
     assert result.report.weight_elements == 256
     assert result.report.output_bytes < 4 * 4800 * bits / 32 + 300 * 4 + 4000
+
+
+LAYERLESS = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 16] x) => (float[N, 16] y) {
+    u = Unsqueeze (x, zero) h, p = GRU <hidden_size = 16> (u, gw, gr) y = Squeeze (p, zero) }"""
+
+
+def layerless() -> onnx.ModelProto:
+    proto = parser.parse_model(LAYERLESS)
+    proto.graph.initializer.extend(numpy_helper.from_array(WEIGHTS[k], k) for k in ("gw", "gr", "zero"))
+    return proto
+
+
+def test_a_model_that_has_nothing_to_search() -> None:
+    result = rdoq_onnx.quantize(layerless(), feeds(layerless(), 40), bits=3, threads=1)
+    report = json.loads(result.report.to_json())
+    assert report["bits"] == {"weights": None, "activations": None}
+    assert [(x["weight"], x["bits"]) for x in report["weight_only"]] == [("gw", 8), ("gr", 8)]
+    assert result.report.sqnr_db > 35
+    assert result.report.output_bytes < result.report.input_bytes / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"sqnr": 30.0}, "--sqnr: all weights are of a kind that takes 8"), ({"exclude_ops": ("GRU",)}, "no layer to")],
+)
+def test_options_that_leave_nothing_to_do(options: dict[str, object], said: str) -> None:
+    with pytest.raises(rdoq_onnx.RdoqError, match=said):
+        rdoq_onnx.quantize(layerless(), feeds(layerless(), 40), threads=1, **options)
+
+
+def test_a_dry_run_lists_them() -> None:
+    found = dry_run(layerless(), feeds(layerless(), 40), Config(threads=1))
+    assert any(line.startswith("  --pin gw=8  # GRU, 768 weights, 1x48x16") for line in lines(found))
+
+
+@pytest.mark.skipif(not ZOO.exists(), reason="the zoo is not there")
+def test_silero_whose_layers_are_all_in_branches() -> None:
+    x = np.random.default_rng(0).standard_normal((16, 576)).astype(np.float32) * np.geomspace(1e-3, 1, 16)[:, None]
+    samples = {"input": x.astype(np.float32), "state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16000)}
+    result = rdoq_onnx.quantize(ZOO / "silero_vad" / "model.onnx", samples, threads=1)
+    assert result.report.skipped == ()
+    assert {x.op for x in result.report.weight_only} == {"Conv", "LSTM"}
+    assert result.report.output_bytes < 0.31 * result.report.input_bytes
+    assert result.report.sqnr_db > 20
