@@ -32,16 +32,17 @@ FUSION_BITS = 8
 
 @dataclass(frozen=True)
 class Use:
-    """One node that applies a layer's weight."""
+    """One node that applies a layer's weight. linear: how it unfolds its data, with strides and pads of its own."""
 
     node: str
     data: str
     output: str
+    linear: Linear
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight, the nodes that apply it, and how it unfolds. Named after its first node."""
+    """A weight, the nodes that apply it, and how it becomes rows. Named after its first node."""
 
     name: str
     weight: str
@@ -148,8 +149,9 @@ def _find_layers(graph: Graph, config: Config, excludes: Excludes) -> tuple[tupl
         if isinstance(result, str):
             skipped.append(Skip(node.name, node.op_type, result))
         else:
-            use = Use(node.name, node.input[1 - result[1].weight_side], node.output[0])
-            found.setdefault(result, []).append(use)
+            weight, linear = result
+            use = Use(node.name, node.input[1 - linear.weight_side], node.output[0], linear)
+            found.setdefault((weight, linear.matrix), []).append(use)
     layers = tuple(Layer(uses[0].node, w, linear, tuple(uses)) for (w, linear), uses in found.items())
     return layers, tuple(skipped)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from rdoq_onnx.analysis import FUSION_BITS, Network
+from rdoq_onnx.analysis import FUSION_BITS, Layer, Network
 from rdoq_onnx.blocks import Blocks
 from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.graph import Graph
@@ -192,20 +192,27 @@ def scale_floors(
     nodes = {n.name: n for n in graph.nodes}
     floors: list[Float | None] = []
     for layer in network.layers:
-        node, use = nodes[layer.uses[0].node], layer.uses[0]
-        bias = _bias(node, graph)
-        if bias is None or use.data not in sources or layer.linear.op_type == "ConvTranspose":
-            floors.append(None)
-            continue
-        low, high = ranges[sources[use.data]]
-        step = max(high, 0.0) - min(low, 0.0)
-        values = np.abs(numpy_helper.to_array(bias).astype(np.float64))
-        aligned = values.ndim and values.shape[-1] == layer.linear.channels
-        spread = values.reshape(-1, layer.linear.channels).max(axis=0) if aligned else values.max(initial=0.0)
-        # The narrowest activation quantizer has the finest scale: a tenth of the range over 255 steps.
-        floor = spread / (_BIAS_LIMIT * max(step / 2550, 1e-30))
-        floors.append(np.broadcast_to(floor, (layer.linear.channels,)) if step > 0 else None)
+        found = [
+            _scale_floor(layer, _bias(nodes[use.node], graph), ranges[sources[use.data]])
+            for use in layer.uses
+            if use.data in sources and layer.linear.op_type != "ConvTranspose"
+        ]
+        known = [floor for floor in found if floor is not None]
+        floors.append(np.maximum.reduce(known) if known else None)
     return floors
+
+
+def _scale_floor(layer: Layer, bias: TensorProto | None, data: tuple[float, float]) -> Float | None:
+    """For one use of `layer`, whose data input spans the range `data`."""
+    step = max(data[1], 0.0) - min(data[0], 0.0)
+    if bias is None or step <= 0:
+        return None
+    values = np.abs(numpy_helper.to_array(bias).astype(np.float64))
+    aligned = values.ndim and values.shape[-1] == layer.linear.channels
+    spread = values.reshape(-1, layer.linear.channels).max(axis=0) if aligned else values.max(initial=0.0)
+    # The narrowest activation quantizer has the finest scale: a tenth of the range over 255 steps.
+    floor = spread / (_BIAS_LIMIT * max(step / 2550, 1e-30))
+    return np.broadcast_to(floor, (layer.linear.channels,))
 
 
 def _bias(node: NodeProto, graph: Graph) -> TensorProto | None:

@@ -12,7 +12,7 @@ A unit is what owns one scale in the emitted file: an index along the weight's c
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,13 @@ class Linear:
     trans_a: bool = False
     trans_b: bool = False
     alpha: float = 1.0
+
+    @property
+    def matrix(self) -> "Linear":
+        """What tells how the weight becomes rows, without what tells where they are applied."""
+        return replace(
+            self, strides=(), dilations=(), pads=(), auto_pad="NOTSET", output_padding=(), output_shape=()
+        )
 
     @property
     def axis(self) -> int:

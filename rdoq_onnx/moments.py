@@ -186,7 +186,7 @@ class _Sums:
 
     def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> None:
         for use in self._layer.uses:
-            unfolded = self._layer.linear.unfold(values[use.data], samples)
+            unfolded = use.linear.unfold(values[use.data], samples)
             self._own.add(np.moveaxis(unfolded, 0, 2).reshape(*self._own.first.shape, -1))
         if self._pool is not None and self._positions is not None:
             inputs = self._own.first.shape[1]

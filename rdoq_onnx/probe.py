@@ -56,7 +56,7 @@ class Prober:
         for count, tensors in suffix.batches(self):
             outputs = []
             for use in layer.uses:
-                x = layer.linear.unfold(tensors[use.data], count) - np.asarray(mean, np.float32)[..., None]
+                x = use.linear.unfold(tensors[use.data], count) - np.asarray(mean, np.float32)[..., None]
                 outputs.append([layer.linear.grouped(d.astype(np.float32)) @ x for d in deltas])
             for chunk in _chunks(pairs, count, self.batching.rides):
                 parameters = {
@@ -78,7 +78,7 @@ class Prober:
         total = np.zeros(len(codes))
         for count, tensors in suffix.batches(self):
             unfolded = {
-                u: layer.linear.unfold(tensors[u.data], count) - np.asarray(mean, np.float32)[..., None]
+                u: u.linear.unfold(tensors[u.data], count) - np.asarray(mean, np.float32)[..., None]
                 for u in layer.uses
             }
             for chunk in _chunks(range(len(codes)), count, self.batching.rides):

@@ -70,7 +70,7 @@ def with_sensitivity(
 def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> Float | None:
     """Σ over the samples of one batch and the channels of ∇ ∇ᵀ, [G·parts, B, B]; None at one position a sample."""
     mean = moments.mean.astype(np.float32)[..., None]
-    pairs = [use_gradients(layer, use, done, backward.reverse.adjoints) for use in layer.uses]
+    pairs = [use_gradients(use, done, backward.reverse.adjoints) for use in layer.uses]
     centred = [(x - mean, g) for x, g in pairs]
     _, _, channels, positions = pairs[0][1].shape
     if positions == 1:

@@ -85,14 +85,14 @@ def weight_gradients(layer: Layer, mean: NDArray[np.float32], done: Pass, adjoin
     """g (X - E[x])ᵀ, [samples, G, rows·O, K]; mean [G, 1, K]."""
     gradient: Any = 0.0
     for use in layer.uses:
-        x, g = use_gradients(layer, use, done, adjoints)
+        x, g = use_gradients(use, done, adjoints)
         gradient = gradient + g @ x.swapaxes(-1, -2) - g.sum(axis=-1, keepdims=True) * mean
     return np.asarray(gradient)
 
 
-def use_gradients(layer: Layer, use: Use, done: Pass, adjoints: Mapping[str, str]) -> tuple[Array, Array]:
-    """X [samples, G, K, P] of one use of `layer`, and g [samples, G, rows·O, P] of all rows."""
-    linear, count = layer.linear, done.count
+def use_gradients(use: Use, done: Pass, adjoints: Mapping[str, str]) -> tuple[Array, Array]:
+    """X [samples, G, K, P] of one use of a layer, and g [samples, G, rows·O, P] of all rows."""
+    linear, count = use.linear, done.count
     x = linear.unfold(done.rows[0][use.data], done.batch)[:count]
     rows = [linear.outputs(row[adjoints[use.output]], done.batch)[:count] for row in done.rows]
     return x, np.stack(rows, axis=2).reshape(count, linear.group, -1, x.shape[-1])

@@ -146,7 +146,7 @@ def test_perturbed_output_channel_is_a_changed_weight_channel(ort_run):
         delta[unit] = 0.3 * rng.standard_normal(rows.shape[1]) * rows.std()
         (use,) = layer.uses
         x = values[use.data]
-        blocks = layer.linear.grouped(delta) @ layer.linear.unfold(x, 2)
+        blocks = layer.linear.grouped(delta) @ layer.uses[0].linear.unfold(x, 2)
         shape = output_shape(ort_run, network.model, use.output, feeds)
         moved = ort_run(changed, feeds | {parameter("z", use.output): layer.linear.refold(blocks, shape)}, "none")
         other = onnx.ModelProto()

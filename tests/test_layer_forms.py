@@ -42,6 +42,9 @@ FORMS: dict[str, tuple[str, dict[str, list[int]]]] = {
                            {"w": [6, 5]}),
     "sequence before batch": ("(float[5,2,6] x) => (y) { t = Transpose<perm=[1,0,2]>(x) y = MatMul(t, w) }",
                               {"w": [6, 5]}),
+    "shared kernel at two strides and pads": (
+        "(float[N,2,16] x) => (y, z) { y = Conv(x, w, b) z = Conv<strides=[2], pads=[1,1]>(x, w, c) }",
+        {"w": [3, 2, 3], "b": [3], "c": [3]}),
     "shared weight": ("(float[N,6] x, float[N,6] z) => (y) { a = MatMul(x, w) b = MatMul(z, w) y = Sub(a, b) }",
                       {"w": [6, 5]}),
 }  # fmt: skip
