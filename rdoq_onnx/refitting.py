@@ -5,10 +5,17 @@ and another gain than those of the float network, z. The least squares line thro
 
     z ≈ α z' + β,    α = Cov(z, z') / Var(z'),    β = E[z] - α E[z'],
 
-costs nothing in the emitted file: α goes into the channel's weight scale, β into its bias.
+costs nothing in the emitted file: α goes into the channel's weight scale, β into its bias. Layers are fitted in the
+order of execution, each behind those that were fitted before it: what one of them has set right the next need not.
+
+A few huge activations that are clipped would draw a line to themselves, at the cost of all others: where z' is off by
+more than a few times the mean deviation it is left out. The last layers of a network, where positions are few and what
+is wrong with them is not noise any more, are better left alone, but for those that give its outputs.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,91 +23,131 @@ from onnx import numpy_helper
 
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.budget import Allocation
-from rdoq_onnx.emission import chosen_weights, quantized_model
+from rdoq_onnx.emission import bias_shift, chosen_weights, mixed, quantized_model
+from rdoq_onnx.graph import Graph
+from rdoq_onnx.linear import Linear
 from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.quantizer import WeightCodes, stored
-from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.runtime import Feeds, Runtime
 from rdoq_onnx.samples import Samples
+from rdoq_onnx.stages import staged
 
-_POSITIONS = 1024  # of a sample that are looked at, about
+_SAMPLES = 128
+_LIVE = 1 << 29  # bytes of tensors of all samples together that may wait for later layers
+_KEPT = 1 << 25  # elements of the float network's z that are kept
+_POSITIONS = 64  # of a sample that are looked at, about, where so many can be kept
+_OUTLIERS = 4.0  # times the mean deviation
 _LEAST, _MOST = 0.5, 1.5  # gains beyond say more of the samples than of the channel
 
+Array = NDArray[Any]
 Float = NDArray[np.float64]
 
 
-def refitted(allocation: Allocation, portion: NDArray[np.int64], samples: Samples, runtime: Runtime) -> Allocation:
-    """`allocation` with scale and bias of the layers of `portion` (indices) fitted on `samples`."""
+def refitted(allocation: Allocation, share: float, samples: Samples, runtime: Runtime) -> Allocation:
+    """`allocation` with the first `share` of its layers, and the last ones, fitted on `samples`: scales and biases."""
     measurement = allocation.measurement
-    network, size = measurement.network, measurement.observation.batching.size
-    chosen = chosen_weights(allocation)
-    layers = [(int(k), network.layers[k], chosen[k][2]) for k in portion if _fits(network.layers[k])]
+    network = measurement.network
+    layers = [(k, network.layers[k]) for k in _fitted(network, measurement.observation.metric.outputs, share)]
     if not layers:
         return allocation
-    names = [layer.uses[0].output for _, layer, _ in layers]
-    sums = [_Line(layer) for _, layer, _ in layers]
-    emitted = quantized_model(allocation)
-    renamed = {n.name: n.output[0] for n in emitted.graph.node}
-    pair = (
-        runtime.session(with_outputs(network.model, names), "all"),
-        runtime.session(with_outputs(emitted, [renamed[layer.uses[0].node] for _, layer, _ in layers]), "all"),
-    )
-    for count, feeds in samples.counted_batches(size):
-        for line, z, q in zip(sums, *(session.run(feeds) for session in pair), strict=True):
-            line.add(z, q, count)
+    some = samples.some(min(_SAMPLES, max(1, _LIVE // (8 * max(measurement.observation.sizes.values())))))
+    batches = list(some.counted_batches(measurement.observation.batching.size))
+    positions = max(1, min(_POSITIONS, _KEPT // (len(some) * sum(layer.linear.channels for _, layer in layers))))
+    targets = _targets(measurement.network, [layer for _, layer in layers], batches, positions, runtime)
+    chosen, emitted = chosen_weights(allocation), quantized_model(allocation)
+    made = {n.name: n.output[0] for n in emitted.graph.node}
+    ends = {made[layer.uses[0].node]: k for k, layer in layers}
     codes, offsets = list(measurement.codes), list(measurement.offsets)
-    for (k, layer, shift), line in zip(layers, sums, strict=True):
-        bias = _bias(network, layer)
+    for stop, values in staged(emitted, list(ends), [feeds for _, feeds in batches], runtime):
+        k = ends[stop]
+        layer, _, shift = chosen[k]
         # The Add behind a MatMul has the shift, so its z' does not.
-        gain, rest = line.fit(shift if layer.linear.op_type == "MatMul" else np.zeros_like(shift))
+        added = shift if layer.linear.op_type == "MatMul" else np.zeros_like(shift)
+        found = [_rows(layer.linear, v, count, positions) for v, (count, _) in zip(values, batches, strict=True)]
+        gain, rest = _line(targets.pop(layer.name), np.concatenate(found, axis=1) + added[:, None].astype(np.float32))
         codes[k] = {b: WeightCodes(c.integers, stored(c.scales * gain).astype(np.float32)) for b, c in codes[k].items()}
-        unscaled = _shift_without_offset(replace(allocation, measurement=replace(measurement, codes=tuple(codes))), k)
-        offsets[k] = gain * (bias + shift) + rest - bias - unscaled
+        bias, weight = _constants(network, layer)
+        change = mixed(codes[k], allocation.layer_bits[k]).values - layer.linear.rows(weight)
+        offsets[k] = gain * (bias + shift) + rest - bias - bias_shift(layer, change, measurement.means[k])
+        for n, (count, _) in enumerate(batches):
+            values[n] = _moved(layer.linear, values[n], count, gain, gain * added + rest - added)
     return replace(allocation, measurement=replace(measurement, codes=tuple(codes), offsets=tuple(offsets)))
 
 
-class _Line:
-    """Running sums for the line of each output channel of a layer."""
-
-    def __init__(self, layer: Layer) -> None:
-        self._linear = layer.linear
-        self._sums = np.zeros((4, layer.linear.channels))
-        self._count = 0
-
-    def add(self, z: NDArray[np.float32], q: NDArray[np.float32], samples: int) -> None:
-        blocks = [self._linear.outputs(v, samples) for v in (z, q)]
-        every = blocks[0].shape[-1] // _POSITIONS | 1  # odd, so as not to walk down one column of an image
-        rows = (np.moveaxis(b[..., ::every], 0, 2) for b in blocks)
-        target, found = (v.reshape(self._sums.shape[1], -1).astype(np.float64) for v in rows)
-        self._count += found.shape[1]
-        self._sums += [target.sum(axis=1), found.sum(axis=1), (found * found).sum(axis=1), (target * found).sum(axis=1)]
-
-    def fit(self, shift: Float) -> tuple[Float, Float]:
-        """(α, β) of each channel for z' + shift; α is 1 where the channel hardly varies."""
-        target, found, square, product = self._sums / self._count
-        variance, covariance = square - found**2, product - target * found
-        steady = variance <= 1e-9 * np.maximum(square, 1e-30)
-        gain = np.where(steady, 1.0, np.clip(covariance / np.where(steady, 1.0, variance), _LEAST, _MOST))
-        return gain, target - gain * (found + shift)
+def _fitted(network: Network, outputs: Sequence[str], share: float) -> list[int]:
+    """Indices of the layers that are fitted: each output channel has a scale of its own, and it is applied once."""
+    last = _last(network, outputs)
+    return [
+        k for k, layer in enumerate(network.layers)
+        if (k < share * len(network.layers) or layer.name in last)
+        and len(layer.uses) == 1
+        and layer.linear.op_type != "ConvTranspose"
+    ]  # fmt: skip
 
 
-def _fits(layer: Layer) -> bool:
-    """Whether each output channel has a scale of its own, and the layer is applied once."""
-    return len(layer.uses) == 1 and layer.linear.op_type != "ConvTranspose"
+def _last(network: Network, outputs: Sequence[str]) -> set[str]:
+    """The layers with no other layer between them and an output."""
+    graph, layers = Graph(network.model), {layer.name for layer in network.layers}
+    found: set[str] = set()
+    seen, pending = set(outputs), list(outputs)
+    while pending:
+        node = graph.producer.get(pending.pop())
+        if node is not None and node.name in layers:
+            found.add(node.name)
+        elif node is not None:
+            pending += [i for i in node.input if i not in seen]
+            seen.update(node.input)
+    return found
 
 
-def _bias(network: Network, layer: Layer) -> Float:
-    """The bias within the layer's own output, zero where it has none."""
+def _targets(
+    network: Network, layers: Sequence[Layer], batches: Sequence[tuple[int, Feeds]], positions: int, runtime: Runtime
+) -> dict[str, Array]:
+    """z of the float network for each of `layers`, [channels, points]."""
+    session = runtime.session(with_outputs(network.model, [layer.uses[0].output for layer in layers]), "all")
+    found: dict[str, list[Array]] = {layer.name: [] for layer in layers}
+    for count, feeds in batches:
+        for layer, z in zip(layers, session.run(feeds), strict=True):
+            found[layer.name].append(_rows(layer.linear, z, count, positions))
+    return {name: np.concatenate(rows, axis=1) for name, rows in found.items()}
+
+
+def _rows(linear: Linear, z: Array, samples: int, positions: int) -> Array:
+    """A layer's output at about so many positions of each sample, [channels, points]."""
+    blocks = linear.outputs(z, samples)
+    every = blocks.shape[-1] // positions | 1  # odd, so as not to walk down one column of an image
+    picked = np.moveaxis(blocks[..., ::every], 0, 2).astype(np.float32)
+    return picked.reshape(linear.channels, -1)
+
+
+def _moved(linear: Linear, z: Array, samples: int, gain: Float, rest: Float) -> Array:
+    """gain z + rest for each channel."""
+    blocks = linear.outputs(z, samples)
+    gain, rest = (v.astype(z.dtype).reshape(*blocks.shape[1:3], 1) for v in (gain, rest))
+    return linear.refold(blocks * gain + rest, z.shape)
+
+
+def _line(target: Array, found: Array) -> tuple[Float, Float]:
+    """(α, β) of each channel, [channels, points] both; α is 1 where the channel hardly varies."""
+    off = found - target
+    off = np.abs(off - np.median(off, axis=1, keepdims=True))
+    kept = (off <= _OUTLIERS * off.mean(axis=1, keepdims=True)).astype(np.float32)
+    count = np.maximum(kept.sum(axis=1, dtype=np.float64), 1)
+    means = [(v * kept).sum(axis=1, dtype=np.float64) / count for v in (target, found)]
+    z, q = ((v - m[:, None].astype(np.float32)) * kept for v, m in zip((target, found), means, strict=True))
+    variance, covariance = ((v * q).sum(axis=1, dtype=np.float64) / count for v in (q, z))
+    steady = variance <= 1e-9 * np.maximum(variance + means[1] ** 2, 1e-30)
+    gain = np.where(steady, 1.0, np.clip(covariance / np.where(steady, 1.0, variance), _LEAST, _MOST))
+    return gain, means[0] - gain * means[1]
+
+
+def _constants(network: Network, layer: Layer) -> tuple[Float, Array]:
+    """The bias within the layer's own output, zero where it has none, and its weight."""
     node = next(n for n in network.model.graph.node if n.name == layer.name)
     tensors = {t.name: t for t in network.model.graph.initializer}
+    weight = numpy_helper.to_array(tensors[layer.weight])
     if len(node.input) < 3 or node.input[2] not in tensors:
-        return np.zeros(layer.linear.channels)
+        return np.zeros(layer.linear.channels), weight
     beta = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
-    value = beta * numpy_helper.to_array(tensors[node.input[2]]).astype(np.float64)
-    return np.broadcast_to(value.reshape(-1), (layer.linear.channels,))
-
-
-def _shift_without_offset(allocation: Allocation, k: int) -> Float:
-    """What emission adds to the bias of layer `k` by itself."""
-    offset = allocation.measurement.offsets[k]
-    shift = chosen_weights(allocation)[k][2]
-    return shift if offset is None else shift - offset
+    bias = beta * numpy_helper.to_array(tensors[node.input[2]]).astype(np.float64)
+    return np.broadcast_to(bias.reshape(-1), (layer.linear.channels,)), weight

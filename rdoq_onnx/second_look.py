@@ -1,14 +1,16 @@
 """After a first allocation: try what curves cannot tell, and keep what lowers the real distortion.
 
 Every trial is emitted and run in ONNX Runtime on samples that rounding was not fitted to. A trial that does not lower
-the measured distortion leaves everything as it was, so no step makes the result worse than the step before.
+the measured distortion leaves everything as it was, so no step makes the result worse than the step before. The best of
+many trials is the luckiest one, too: swaps and clips are kept only where they lower it by twice the standard error of
+the difference.
 
 - swaps: the curves of one layer or activation count more or less, and widths are allocated anew; bits move between
   groups, and the budgets hold.
 - re-round: the layers in order, a portion at a time, rounded again under the moments of the network quantized so far.
 - re-measure: curves around the network with its weights quantized, in place of those around the float network.
 - clips: the range of one activation's quantizer a little further in or out.
-- re-fit: scale and bias of each output channel, the layers in order, a portion at a time (refitting.py).
+- re-fit: scale and bias of each output channel, the layers in order (refitting.py).
 - uniform: one width for all, the widest within the budgets. Mixed precision must not lose to it silently.
 """
 
@@ -33,12 +35,17 @@ from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 
 _WEIGHS = (1.8, 0.55)  # what a group's curves count, relative to what they count now
-# For each effort: portions re-rounded, rounds of swaps, groups in each, activations clipped anew, portions re-fitted.
-_TRIALS = {"fast": (0, 0, 0, 0, 0), "default": (0, 1, 12, 0, 24), "best": (6, 3, 40, 80, 80)}
-_FITTING = 128  # samples that scale and bias are fitted on
+# For each effort: portions re-rounded, rounds of swaps, groups in each, how many of them may gain nothing in a row,
+# activations clipped anew, shares of the layers re-fitted.
+_TRIALS: dict[Effort, tuple[int, int, int, int, int, tuple[float, ...]]] = {
+    "fast": (0, 0, 0, 0, 0, ()),
+    "default": (0, 1, 12, 2, 0, (2 / 3,)),
+    "best": (6, 3, 40, 40, 80, (1 / 3, 2 / 3, 1.0)),
+}
 _WORK = 8e10  # elements that the trials of swaps may compute, and those of clips: some minutes
 _CLIPS = 4  # trials for an activation, on average
 _ENOUGH = 0.998  # share of the distortion that a trial must fall to: less is noise
+_SURE = 2.0  # standard errors that one of many trials must gain
 
 
 @dataclass(frozen=True)
@@ -56,38 +63,40 @@ class Plan:
     """How many trials to make, at most.
 
     portions: of the layers, in which they are rounded again and curves are measured again after; 0 for neither.
-    rounds, groups: how often swaps are tried, and in how many layers and activations each time. clips: activations
-    whose range is tried anew. fits: portions of the layers, in which scale and bias are fitted.
+    rounds, groups: how often swaps are tried, and in how many layers and activations each time; patience: how many of
+    these may gain nothing one after another. clips: activations whose range is tried anew. fits: shares of the layers,
+    whose scales and biases are fitted.
     """
 
     portions: int
     rounds: int
     groups: int
+    patience: int
     clips: int
-    fits: int
+    fits: tuple[float, ...]
 
     @classmethod
     def of(cls, effort: Effort, allocation: Allocation, judging: int) -> "Plan":
         """What `effort` asks for where each trial runs `judging` samples; fewer swaps on networks of much work."""
         work = judging * sum(allocation.measurement.observation.sizes.values())
         units = len(_groups(allocation))
-        return cls.within(effort, work, units, len(allocation.activation_bits), len(allocation.layer_bits))
+        return cls.within(effort, work, units, len(allocation.activation_bits))
 
     @classmethod
-    def within(cls, effort: Effort, work: int, units: int, activations: int, layers: int) -> "Plan":
-        """The same from what a trial computes, in elements, and from what may be swapped, clipped and fitted."""
-        portions, rounds, groups, clips, fits = _TRIALS[effort]
+    def within(cls, effort: Effort, work: int, units: int, activations: int) -> "Plan":
+        """The same from what a trial computes, in elements, and from what may be swapped and clipped."""
+        portions, rounds, groups, patience, clips, fits = _TRIALS[effort]
         swaps = max(1, int(_WORK / (work * len(_WEIGHS))))
         groups = min(groups, swaps, units)
         rounds = min(rounds, swaps // groups) if groups else 0
         clips = min(clips, int(_WORK / (work * _CLIPS)), activations)
-        return cls(portions, rounds, groups, clips, min(fits, layers))
+        return cls(portions, rounds, groups, patience, clips, fits)
 
     @property
     def trials(self) -> int:
         """All of them, with the measurement of what is there and the trial of uniform widths."""
         around = self.portions + 1 if self.portions else 0
-        return 2 + around + self.rounds * self.groups * len(_WEIGHS) + 2 * _CLIPS * self.clips + self.fits
+        return 2 + around + self.rounds * self.groups * len(_WEIGHS) + 2 * _CLIPS * self.clips + len(self.fits)
 
 
 @dataclass(frozen=True)
@@ -106,14 +115,16 @@ class Judge:
         targets = tuple(session.run(feeds, metric.outputs) for feeds in samples.batches(size))
         return cls(samples, size, targets, metric, runtime)
 
+    def errors(self, allocation: Allocation) -> NDArray[np.float64]:
+        """What each sample adds to δ of the emitted model, [samples]."""
+        session = self.runtime.session(with_outputs(quantized_model(allocation), self.metric.outputs), "all")
+        batches = zip(self.samples.counted_batches(self.size), self.targets, strict=True)
+        found = [self.metric.errors(session.run(x, self.metric.outputs), target, n) for (n, x), target in batches]
+        return np.concatenate(found)
+
     def distortion(self, allocation: Allocation) -> float:
         """δ of the emitted model."""
-        session = self.runtime.session(with_outputs(quantized_model(allocation), self.metric.outputs), "all")
-        total = sum(
-            float(self.metric.errors(session.run(feeds, self.metric.outputs), target, n).sum())
-            for (n, feeds), target in zip(self.samples.counted_batches(self.size), self.targets, strict=True)
-        )
-        return total / len(self.samples)
+        return float(self.errors(allocation).mean())
 
 
 def second_look(
@@ -127,7 +138,7 @@ def second_look(
     advance: Advance,
 ) -> tuple[Allocation, tuple[Step, ...]]:
     """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained."""
-    look = _Look(allocation, judge.distortion(allocation), judge, advance)
+    look = _Look(allocation, judge, advance)
     runtime = judge.runtime
     if plan.portions:
         for portion in np.array_split(np.arange(len(allocation.layer_bits)), plan.portions):
@@ -139,32 +150,37 @@ def second_look(
     uniform = uniform_bits(look.allocation.measurement, config)
     if uniform is not None:
         look.step("uniform", uniform)
-    for portion in np.array_split(np.arange(len(allocation.layer_bits)), plan.fits) if plan.fits else ():
-        look.step("re-fit", refitted(look.allocation, portion, fitting.some(_FITTING), runtime))
+    before = look.allocation
+    for share in plan.fits:
+        look.step("re-fit", refitted(before, share, fitting, runtime))
     return look.allocation, look.steps
 
 
 class _Look:
     """The best allocation so far, with its distortion."""
 
-    def __init__(self, allocation: Allocation, distortion: float, judge: Judge, advance: Advance) -> None:
-        self.allocation, self.distortion = allocation, distortion
+    def __init__(self, allocation: Allocation, judge: Judge, advance: Advance) -> None:
+        self.allocation, self._errors = allocation, judge.errors(allocation)
         self._judge, self._advance = judge, advance
         self._steps: dict[str, Step] = {}
         advance(1)
 
     @property
+    def distortion(self) -> float:
+        return float(self._errors.mean())
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         return tuple(self._steps.values())
 
-    def step(self, name: str, trial: Allocation) -> bool:
-        """Keep `trial` if it lowers the distortion."""
-        before = self.distortion
-        found = self._judge.distortion(trial)
+    def step(self, name: str, trial: Allocation, sure: float = 0.0) -> bool:
+        """Keep `trial` if it lowers the distortion, by `sure` standard errors."""
+        before, errors = self.distortion, self._judge.errors(trial)
         self._advance(1)
-        better = found < _ENOUGH * before
+        found, gains = float(errors.mean()), self._errors - errors
+        better = found < _ENOUGH * before and before - found >= sure * gains.std() / len(gains) ** 0.5
         if better:
-            self.allocation, self.distortion = trial, found
+            self.allocation, self._errors = trial, errors
         first = self._steps.get(name, Step(name, before, before, found))
         self._steps[name] = replace(first, after=self.distortion, tried=found)
         return better
@@ -174,18 +190,20 @@ class _Look:
         measurement = self.allocation.measurement
         weigh = np.ones(len(measurement.curves.elements))
         for _ in range(plan.rounds):
-            improved = False
+            improved, idle = False, 0
             for rows in _groups(self.allocation)[: plan.groups]:
+                idle = idle + 1
                 for factor in _WEIGHS:
                     tried = weigh.copy()
                     tried[rows] *= factor
                     trial = allocate_bits(measurement, config, tried)
-                    if not _same(trial, self.allocation) and self.step("swaps", trial):
-                        weigh, improved = tried, True
+                    if not _same(trial, self.allocation) and self.step("swaps", trial, _SURE):
+                        weigh, improved, idle = tried, True, 0
                         break
+                if idle == plan.patience:
+                    break
             if not improved:
                 return
-
 
     def clip(self, plan: Plan) -> None:
         """Move the ends of the activations' ranges, those of most distortion first."""
@@ -195,7 +213,7 @@ class _Look:
             tensor = measurement.network.activations[k].tensor
             chosen = measurement.quantizers[k][bits[k]]
             for other in refined(chosen, *measurement.observation.ranges[tensor])[1:]:
-                if self.step("clips", _with_quantizer(self.allocation, int(k), other)):
+                if self.step("clips", _with_quantizer(self.allocation, int(k), other), _SURE):
                     break
 
 

@@ -12,7 +12,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.measurement import measure_network, split
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.progress import Progress
-from rdoq_onnx.refitting import refitted
+from rdoq_onnx.refitting import _line, refitted
 from rdoq_onnx.rerounding import remeasured, rerounded
 from rdoq_onnx.second_look import Judge, Plan, second_look
 from tests.cases import RUNTIME, ignore
@@ -110,20 +110,38 @@ def test_a_network_of_much_work_gets_fewer_swaps(digits):
     assert {(p.portions, p.fits) for p in plans} == {(6, plans[0].fits)}
 
 
-def test_a_line_that_was_fitted_fits(digits):
-    """Fitted once, the gain is 1 and the rest 0: fitting again on the same samples changes nothing."""
-    portion = np.array([3])
-    once = refitted(digits.allocation, portion, digits.fitting, RUNTIME)
-    twice = refitted(once, portion, digits.fitting, RUNTIME)
+def test_lines_that_were_fitted_fit(digits):
+    """Fitted once, gains are 1 and the rest 0: fitting again on the same samples changes little."""
+    once = refitted(digits.allocation, 1.0, digits.fitting, RUNTIME)
+    twice = refitted(once, 1.0, digits.fitting, RUNTIME)
     first, second, third = (
         next(iter(a.measurement.codes[3].values())).scales for a in (digits.allocation, once, twice)
     )
     assert not np.allclose(first, second, rtol=1e-3)
     np.testing.assert_allclose(second, third, rtol=2e-2)
-    offsets = once.measurement.offsets[3], twice.measurement.offsets[3]
+    first, second = once.measurement.offsets[3], twice.measurement.offsets[3]
     # Integer kernels hold a bias in steps of activation scale times weight scale, which are coarse at 3 bits.
-    np.testing.assert_allclose(*offsets, atol=0.02)
-    assert np.abs(offsets[0]).max() > 0.05
+    np.testing.assert_allclose(first, second, atol=0.02)
+    assert np.linalg.norm(first - second) < 0.3 * np.linalg.norm(first)
+
+
+def test_the_first_layers_and_the_last_are_fitted(digits):
+    def fitted(share):
+        offsets = refitted(digits.allocation, share, digits.fitting, RUNTIME).measurement.offsets
+        return [k for k, offset in enumerate(offsets) if offset is not None]
+
+    count = len(digits.allocation.layer_bits)
+    assert fitted(0.0) == [count - 1]
+    assert fitted(2 / count) == [0, 1, count - 1]
+    assert fitted(1.0) == list(range(count))
+
+
+def test_a_clipped_outlier_draws_no_line_to_itself():
+    """One huge value that is clipped, among others that are right."""
+    target = np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
+    target[0, 7] = 500
+    gain, rest = _line(target, np.minimum(target, 4))
+    np.testing.assert_allclose([gain[0], rest[0]], [1, 0], atol=1e-5)
 
 
 def test_rounding_again_keeps_widths(digits):

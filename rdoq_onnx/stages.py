@@ -1,0 +1,87 @@
+"""A model run in stages: up to a tensor on all batches, then, with that tensor as the caller leaves it, on to the next.
+
+What lies between costs one pass over the samples, however many tensors are stopped at. In memory are the tensors of all
+batches that a later stage reads.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from rdoq_onnx.graph import captured
+from rdoq_onnx.runtime import Feeds, Runtime
+
+Array = NDArray[Any]
+
+
+def staged(
+    model: onnx.ModelProto, stops: Sequence[str], batches: Sequence[Feeds], runtime: Runtime
+) -> Iterator[tuple[str, list[Array]]]:
+    """(tensor, its value in each batch) for each of `stops` that a node makes, in the order of execution.
+
+    What the caller puts into the list in place of a value is what the rest of the model reads.
+    """
+    live = [dict(feeds) for feeds in batches]
+    for stage in _stages(model, stops):
+        session = runtime.session(stage.model(model, live[0]), "all")
+        for tensors in live:
+            found = session.run({name: tensors[name] for name in stage.inputs}, stage.outputs)
+            tensors.update(zip(stage.outputs, found, strict=True))
+        values = [tensors[stage.stop] for tensors in live]
+        yield stage.stop, values
+        for k, value in enumerate(values):
+            live[k] = {n: v for n, v in {**live[k], stage.stop: value}.items() if n in stage.needed}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Nodes that run together, the last of which makes `stop`; needed: tensors that later stages read."""
+
+    stop: str
+    nodes: tuple[onnx.NodeProto, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    needed: frozenset[str]
+
+    def model(self, whole: onnx.ModelProto, tensors: Feeds) -> onnx.ModelProto:
+        read = {name for node in self.nodes for name in _reads(node)}
+        graph = helper.make_graph(
+            self.nodes, "stage",
+            [_free(name, tensors[name]) for name in self.inputs],
+            [onnx.ValueInfoProto(name=name) for name in self.outputs],
+            [t for t in whole.graph.initializer if t.name in read],
+        )  # fmt: skip
+        return helper.make_model(graph, ir_version=whole.ir_version, opset_imports=whole.opset_import)
+
+
+def _stages(model: onnx.ModelProto, stops: Sequence[str]) -> list[_Stage]:
+    parts: list[tuple[str, list[onnx.NodeProto]]] = []
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        for stop in set(stops).intersection(node.output):
+            parts.append((stop, nodes))
+            nodes = []
+    constants = {t.name for t in model.graph.initializer}
+    made = {i.name for i in model.graph.input} - constants | {o for n in model.graph.node for o in n.output}
+    stages: list[_Stage] = []
+    needed: set[str] = set()
+    for stop, nodes in reversed(parts):
+        own = dict.fromkeys(o for n in nodes for o in n.output if o)
+        inputs = {r: None for n in nodes for r in _reads(n) if r in made and r not in own}
+        outputs = [o for o in own if o in needed or o == stop]
+        stages.append(_Stage(stop, tuple(nodes), tuple(inputs), tuple(outputs), frozenset(needed)))
+        needed |= set(inputs)
+    return stages[::-1]
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    return [name for name in (*node.input, *captured(node)) if name]
+
+
+def _free(name: str, value: Array) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
