@@ -5,6 +5,7 @@ What is read is untrusted: no pickle, and external data comes from the model's o
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import sys
@@ -29,6 +30,7 @@ else:
 LIMIT = 2**31 - 2**24  # bytes: protobuf writes less than 2 GiB, and names and nodes need some
 PAGE = 4096  # bytes: external data that starts on a page can be mapped into memory
 INLINE = 1024  # bytes: smaller tensors stay in the model file
+_WIDEST = 16  # bytes of an element, at most
 
 PathLike = str | Path
 
@@ -193,7 +195,12 @@ def _check_location(path: Path, tensor: TensorProto) -> None:
 
 
 def _load_external(path: Path, tensor: TensorProto) -> None:
+    """Refuse what does not fit the tensor before it is in memory."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
     try:
+        size = (path.parent / entries["location"]).stat().st_size - int(entries.get("offset", 0))
+        if int(entries.get("length", size)) > _WIDEST * math.prod(tensor.dims):
+            raise ValueError(f"it is longer than a tensor of {list(tensor.dims)}")
         load_external_data_for_tensor(tensor, str(path.parent))
         tensor.ClearField("data_location")  # as if it had never been external
     except Exception as error:  # onnx raises ValueError, OSError and errors of its checker

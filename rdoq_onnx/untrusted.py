@@ -48,8 +48,19 @@ def check_model(model: ModelProto) -> None:
 
 def check_sizes(model: ModelProto) -> None:
     """Raise ModelError if a tensor would be absurdly large, as far as shapes can be inferred."""
+    free = weights_as_inputs(model, larger_than=_INFERABLE)
+    single = onnx.ModelProto()
+    single.CopyFrom(free)
+    for value in single.graph.input:  # what depends on a free size cannot be inferred otherwise
+        for size in value.type.tensor_type.shape.dim:
+            size.dim_value = size.dim_value or 1
+    _check_inferred(free)
+    _check_inferred(single)
+
+
+def _check_inferred(model: ModelProto) -> None:
     try:
-        inferred = onnx.shape_inference.infer_shapes(weights_as_inputs(model, larger_than=_INFERABLE))
+        inferred = onnx.shape_inference.infer_shapes(model)
     except Exception:  # it gives up on many a model that runs
         return
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):

@@ -6,10 +6,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 import rdoq_onnx
+from rdoq_onnx import cli
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.untrusted import DEEPEST, check_model, check_sizes
 from tests.conftest import real_models
 from tests.fuzz_models import outcomes
+from tests.hostile_models import CASES
 
 
 def model(nodes: str = "y = MatMul (x, w)", signature: str = "(float[N, 4] x) => (float[N, 4] y)") -> onnx.ModelProto:
@@ -107,3 +109,15 @@ def test_broken_files() -> None:
     """A minute's worth of tests/fuzz_models.py, which runs longer by hand."""
     faults = [(n, outcome, said) for n, outcome, said in outcomes(count=80, seed=0, jobs=2) if "FAULT" in outcome]
     assert faults == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hostile_models_are_refused_in_a_line(case, tmp_path, capsys):
+    said, make = CASES[case]
+    (tmp_path / "in.onnx").write_bytes(make(tmp_path).SerializeToString())
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--effort", "fast", "--quiet"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert said in line
+    assert not (tmp_path / "out.onnx").exists()
