@@ -101,6 +101,7 @@ CASES: dict[str, Case] = {
     "two nodes make one tensor": ("single static assignment", lambda _: doubled("y = MatMul (x, w)")),
     "two initializers of a name": ("not unique", lambda _: two_initializers()),
     "zero-length weight": ("empty", lambda _: shaped(4, 0, data=b"")),
-    "zero-length input": ("does not run on synthetic samples", lambda _: small("y = MatMul (x, w)", "(float[N, 0, 4] x) => (float y)")),
+    "zero-length input": ("does not run on synthetic samples", lambda _: small(
+        "y = MatMul (x, w)", "(float[N, 0, 4] x) => (float y)")),
     "negative size of a weight": ("Negative", lambda _: shaped(-4, -4)),
 }  # fmt: skip
