@@ -61,8 +61,10 @@ def _axis(name: str, rank: int, readers: dict[str, NodeProto], tensors: dict[str
     if reader is not None and reader.op_type == "DequantizeLinear":
         given = next((a.i for a in reader.attribute if a.name == "axis"), 1)
         return given % rank if -rank <= given < rank else 0
-    product = readers.get(reader.output[0]) if reader is not None and reader.op_type == "Cast" else None
-    scales = [tensors[i] for i in product.input if i in tensors] if product is not None else []
+    while reader is not None and reader.op_type == "Cast":
+        reader = readers.get(reader.output[0])
+    multiplied = reader is not None and reader.op_type == "Mul"
+    scales = [tensors[i] for i in reader.input if i in tensors] if reader is not None and multiplied else []
     return max(rank - len(scales[0].dims), 0) % rank if scales else 0
 
 

@@ -1,11 +1,12 @@
 """Weights in integers where all else stays in float: what the search does not reach (see rdoq_onnx/weight_only.py).
 
-    a weight      INT8 integers ─ Cast ─ Mul by the scales ─ whatever reads it, in subgraphs, too
+    a weight      INT8 integers ─ Cast ─ Cast ─ Mul by the scales ─ whatever reads it, in subgraphs, too
     a table       INT8 integers ─ Gather ─ Cast ─ Mul          the rows that are asked for are decoded, and no others
                          scales ─ Gather ──────┘
 
 The first folds to a float weight when a session is made, which a DequantizeLinear does not: decoding a cell's
-weights at each inference would take longer than the cell itself.
+weights at each inference would take longer than the cell itself. It goes through INT32, as OpenVINO keeps what it takes
+for a dequantization, and then refuses the cell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,15 +51,22 @@ def _store(graph: Graph, tensor: Constant, weight: StoredWeight, places: Mapping
     """places: the graph that each node stands in, by its `id`."""
     stem = weight.name
     integers = surgeon.constant(surgeon.fresh(graph, f"{stem}_quantized"), weight.integers)
-    scales = surgeon.constant(surgeon.fresh(graph, f"{stem}_scale"), weight.scales)
     readers = list(tensor.outputs)
     if weight.scales.size == len(weight.scales) and all(_looks_up(node, tensor) for node in readers):
+        scales = surgeon.constant(surgeon.fresh(graph, f"{stem}_scale"), weight.scales)
         for node in readers:
             _decode_rows(places[id(node)], node, integers, scales)
         return
-    numbers = surgeon.append(graph, "Cast", [integers], f"{stem}_Cast", attrs={"to": TensorProto.FLOAT})
+    short = weight.scales.reshape(weight.scales.shape[_leading_ones(weight.scales.shape) :])
+    scales = surgeon.constant(surgeon.fresh(graph, f"{stem}_scale"), short)
+    wide = surgeon.append(graph, "Cast", [integers], f"{stem}_Cast", attrs={"to": TensorProto.INT32})
+    numbers = surgeon.append(graph, "Cast", [wide], f"{stem}_Cast", attrs={"to": TensorProto.FLOAT})
     decoded = surgeon.append(graph, "Mul", [numbers, scales], f"{stem}_Mul")
     surgeon.insert_after(graph, tensor, lambda _: decoded, outputs=False)
+
+
+def _leading_ones(shape: tuple[int, ...]) -> int:
+    return next((k for k, size in enumerate(shape) if size > 1), len(shape))
 
 
 def _looks_up(node: Node, table: Tensor) -> bool:

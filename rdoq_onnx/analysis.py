@@ -20,7 +20,7 @@ from rdoq_onnx.linear import Linear
 from rdoq_onnx.patterns import Excludes, channel_range, matches, nearest
 from rdoq_onnx.targets import TARGETS, Target
 from rdoq_onnx.unquantized import Skip, integer_kernels
-from rdoq_onnx.weight_only import WeightOnly, is_stack, weight_only
+from rdoq_onnx.weight_only import RECURRENT, WeightOnly, is_stack, weight_only
 
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
@@ -101,7 +101,8 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
     if not layers and not others:
         reasons = "; ".join(f"{s.op_type} {s.node!r}: {s.reason}" for s in skipped[:3])
         raise ModelError("the model has no layer to quantize" + (f" ({reasons})" if reasons else
-                         ": no Conv, ConvTranspose, Gemm or MatMul with a constant weight in the main graph"))
+                         f": no {', '.join(LAYER_TYPES)}, {', '.join(sorted(RECURRENT))} has a constant weight, and "
+                         "nothing is gathered from a table"))
     goals = {"--size": config.size, "--sqnr": config.sqnr, "--top1-agreement": config.top1_agreement}
     for option in (name for name, goal in goals.items() if goal is not None and not layers):
         raise ConfigError(f"{option}: all weights are of a kind that takes 8 bits unsearched; leave that option out")

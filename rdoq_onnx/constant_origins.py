@@ -22,18 +22,18 @@ _TURNS = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
 class Scope:
     """What names mean inside a graph: the nodes that make them, the tensors stored under them; its own first.
 
-    owner: the node whose body it is, None for the main graph.
+    owners: the nodes whose bodies it is in, from the main graph on.
     """
 
     makers: ChainMap[str, NodeProto]
     stored: ChainMap[str, TensorProto]
-    owner: NodeProto | None = None
+    owners: tuple[NodeProto, ...] = ()
 
-    def within(self, graph: GraphProto, owner: NodeProto | None) -> "Scope":
-        """The scope of `graph`, which is in this one."""
+    def within(self, graph: GraphProto, *owner: NodeProto) -> "Scope":
+        """The scope of `graph`, in this one, where it is the body of `owner`."""
         makers = {name: n for n in graph.node for name in n.output if name}
         stored = {t.name: t for t in graph.initializer}
-        return Scope(self.makers.new_child(makers), self.stored.new_child(stored), owner)
+        return Scope(self.makers.new_child(makers), self.stored.new_child(stored), self.owners + owner)
 
     def integers(self, name: str) -> tuple[int, ...] | None:
         """The values of a constant that is stored, or a Constant node's."""
@@ -45,11 +45,9 @@ class Scope:
         return None if tensor is None else tuple(numpy_helper.to_array(tensor).reshape(-1).tolist())
 
 
-def walk(
-    graph: GraphProto, around: Scope | None = None, owner: NodeProto | None = None
-) -> Iterator[tuple[NodeProto, Scope]]:
+def walk(graph: GraphProto, around: Scope | None = None, *owner: NodeProto) -> Iterator[tuple[NodeProto, Scope]]:
     """All nodes of `graph` and the graphs within it, each with its scope."""
-    scope = (around or Scope(ChainMap(), ChainMap())).within(graph, owner)
+    scope = (around or Scope(ChainMap(), ChainMap())).within(graph, *owner)
     for node in graph.node:
         yield node, scope
         for inner in subgraphs_of(node):

@@ -259,14 +259,19 @@ class _Suffix:
         tensor, stacked = next(iter(parameters.items()))
         repeats = len(stacked) // len(tensors[tensor])
         feeds = {
-            name: tensors[name] if name in self.shared else np.concatenate([tensors[name]] * repeats)
+            name: tensors[name] if name in self.shared else _repeated(tensors[name], repeats)
             for name in self.edge
         }
         feeds |= {self.parameters[t]: value for t, value in parameters.items()}
         values = self.session.run(feeds, prober.metric.outputs)
-        reference = [np.concatenate([tensors[name]] * repeats) for name in prober.metric.outputs]
+        reference = [_repeated(tensors[name], repeats) for name in prober.metric.outputs]
         errors = prober.metric.errors(values, reference, repeats * count)
         return np.asarray(errors.reshape(repeats, count).sum(axis=1))
+
+
+def _repeated(value: Array, repeats: int) -> Array:
+    """`value` so many times along axis 0; a scalar, which only one sample at a time can have, as it is."""
+    return value if repeats == 1 else np.concatenate([value] * repeats)
 
 
 def _channels_alone(

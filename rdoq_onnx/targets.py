@@ -5,7 +5,8 @@
   Whatever operators compute from constants is folded when a session is made.
 - openvino: its kernels without VNNI have the same 16 bit sums. It does not read INT2, and folds Cast, Concat and Gather
   of weights, but no bit operations. A quantizer between a convolution and a residual Add is dropped: the Add becomes
-  part of the convolution (OpenVINO 2026.4).
+  part of the convolution (OpenVINO 2026.4). INT8 ─ Cast ─ Mul in a quantized model is not folded, though a GRU or LSTM
+  wants its weights constant; through INT32 it is. The body of a Scan reads no computed tensor from around it.
 - tensorrt: INT8 around a zero point of 0 for activations and weights, nothing between QuantizeLinear and
   DequantizeLinear, weights behind nothing but a DequantizeLinear, one scale for all of a ConvTranspose, float biases
   (NVIDIA TensorRT documentation, "Working with Quantized Types"; tensorrt_rules.py checks them all).
@@ -30,7 +31,8 @@ class Target:
     between the two is not quantized. folds: what is computed from constants is folded; else weights are behind a
     DequantizeLinear even where their inputs stay in float. saturates: its integer kernels may saturate as those of ONNX
     Runtime do, whose default level then has to give what BASIC gives. weight_only: layers that the search does not
-    reach may have integer weights beside float data.
+    reach may have integer weights beside float data. closed: types of nodes whose bodies do not read what the graph
+    around them computes, if only from constants.
     """
 
     name: TargetName
@@ -44,6 +46,7 @@ class Target:
     folds: bool = True
     saturates: bool = True
     weight_only: bool = True
+    closed: tuple[str, ...] = ()
 
     @property
     def widest(self) -> int:
@@ -60,7 +63,7 @@ TARGETS: dict[TargetName, Target] = {
     t.name: t
     for t in (
         Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True),
-        Target("openvino", False, 64, True, ("native", "int8"), False, sums=True),
+        Target("openvino", False, 64, True, ("native", "int8"), False, sums=True, closed=("Scan",)),
         Target("tensorrt", True, 127, False, ("int8",), False, ("ConvTranspose",), folds=False, saturates=False,
                weight_only=False),
     )

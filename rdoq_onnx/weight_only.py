@@ -99,14 +99,15 @@ def weight_only(
     nodes = list(walk(graph.model.graph))  # held, so that the `id` of a node stays its own
     skipped: dict[Skip, None] = {}
     found: dict[str, list[tuple[_Slot, Origin]]] = {}
-    for slot in (s for node, scope in nodes for s in _slots(node, scope, graph, layer_types)):
+    slots = [(slot, around) for node, around in nodes for slot in _slots(node, around, graph, layer_types)]
+    for slot, scope in slots:
         origin = slot.given
         if isinstance(origin, str):
             excludes.reason(slot.node.op_type, (slot.name,))
             skipped[slot.skip(origin)] = None
             continue
         excluded = excludes.reason(slot.node.op_type, (slot.name, origin.tensor.name))
-        refusal = excluded or _refusal(origin.tensor, _axes(slot, origin), target)
+        refusal = excluded or _unreadable(scope, target) or _refusal(origin.tensor, _axes(slot, origin))
         if refusal:
             skipped[slot.skip(refusal)] = None
         else:
@@ -154,7 +155,7 @@ def widths(unsearched: Sequence[WeightOnly], pins: Sequence[tuple[str, int]]) ->
 def _slots(node: NodeProto, scope: Scope, graph: Graph, layer_types: Sequence[str]) -> Iterator[_Slot]:
     if node.domain not in ("", "ai.onnx"):
         return
-    owner = scope.owner
+    owner = scope.owners[-1] if scope.owners else None
     inside = f"it is in the body of {owner.op_type} {owner.name or owner.output[0]!r}" if owner is not None else ""
     if node.op_type in RECURRENT:
         for index in (1, 2):
@@ -203,10 +204,16 @@ def _is_table(tensor: TensorProto) -> bool:
     return tensor.data_type in _FLOATS and len(tensor.dims) > 1 and math.prod(tensor.dims) >= _TABLE
 
 
-def _refusal(tensor: TensorProto, axes: Sequence[int], target: Target) -> str:
-    """Why a stored tensor stays in float; empty if it need not."""
+def _unreadable(scope: Scope, target: Target) -> str:
+    """Why `target` does not take integer weights there; empty if it does."""
     if not target.weight_only:
         return f"--target {target.name} takes integer weights beside quantized data alone"
+    owner = next((n for n in scope.owners if n.op_type in target.closed), None)
+    return "" if owner is None else f"--target {target.name} does not decode weights for the body of a {owner.op_type}"
+
+
+def _refusal(tensor: TensorProto, axes: Sequence[int]) -> str:
+    """Why a stored tensor stays in float; empty if it need not."""
     if tensor.data_type != TensorProto.FLOAT:
         return f"its weight is {TensorProto.DataType.Name(tensor.data_type)}, not FLOAT; export it in float32"
     if len(tensor.dims) < 2:

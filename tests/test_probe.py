@@ -117,3 +117,18 @@ def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
     both = (samples["x"] + np.tanh(samples["x"])) @ change
     curve = case.prober.layer(layer, codes)
     np.testing.assert_allclose(curve[:, 1], np.square(both).mean(axis=0) / 6, rtol=1e-3)
+
+
+def test_a_scalar_that_decides_which_branch_runs():
+    """It is a constant of every run, and no batch of it can be made; the branch mixes the samples."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 6] x, bool c) => (float[N, 6] y) { z = MatMul (x, w) y = If (c) <
+        then_branch = g1 () => (float[N, 6] t) { m = ReduceMean (z) t = Add (z, m) },
+        else_branch = g2 () => (float[N, 6] e) { e = Relu (z) }> }""")
+    rng = np.random.default_rng(3)
+    model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal((6, 6), np.float32), "w"))
+    case = Case(model, {"x": rng.standard_normal((5, 6), np.float32), "c": np.array(True)}, widths=(0, 4))
+    assert not case.batching.rides
+    found = case.probe()
+    assert (found.weights[0][0][0] > found.weights[0][0][1]).all()
+    assert np.isfinite(list(found.activations[0].values())).all()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper, parser
 
 import rdoq_onnx
+from rdoq_onnx import openvino_runtime
 from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.config import Config
 from rdoq_onnx.dry_run import dry_run
@@ -217,6 +218,17 @@ def test_a_run_tells_of_them(options: dict[str, object]) -> None:
     assert result.report.sqnr_db > (15 if bits == 4 else 25)
     assert result.report.weight_elements == 256
     assert result.report.output_bytes < 4 * 4800 * bits / 32 + 300 * 4 + 4000
+
+
+@pytest.mark.skipif(not openvino_runtime.installed(), reason="OpenVINO is not installed")
+@pytest.mark.parametrize(("held", "kept"), [("GRU", 2), ("ConvTranspose", 1), ("Scan", 0)])
+def test_openvino_takes_them(held: str, kept: int) -> None:
+    """Its GRU wants constant weights; the body of its Scan reads nothing computed from around it."""
+    nodes = next(n for n in FOUND if f" {held} " in n)
+    result = rdoq_onnx.quantize(model(nodes), feeds(model(nodes), 40), effort="fast", threads=1, target="openvino")
+    assert len(result.report.weight_only) == kept
+    assert ["--target openvino" in s.reason for s in result.report.skipped] == [True] * (kept == 0)
+    assert result.report.sqnr_db > 25
 
 
 LAYERLESS = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 16] x) => (float[N, 16] y) {
