@@ -279,7 +279,7 @@ def test_layer_whose_scales_a_target_does_not_take():
 
 
 def test_nothing_to_quantize():
-    with pytest.raises(ModelError, match="no Conv, ConvTranspose, Gemm or MatMul with a constant weight"):
+    with pytest.raises(ModelError, match="no Conv, ConvTranspose, Gemm, MatMul, GRU, LSTM, RNN has a constant weight"):
         find("g (float[4, 4] x) => (float[4, 4] y) { y = Relu (x) }")
     with pytest.raises(ModelError, match="MatMul 'MatMul_0': both inputs are computed"):
         find("g (float[4, 4] x) => (float[4, 4] y) { y = MatMul (x, x) }")
