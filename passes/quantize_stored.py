@@ -32,7 +32,7 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class QuantizeStored(Pass):
-    """Store `weights` as integers and scales. Leaves no float copy of them."""
+    """Store `weights`, which are no outputs of any graph, as integers and scales. Leaves no float copy of them."""
 
     weights: Sequence[StoredWeight]
 
@@ -62,7 +62,10 @@ def _store(graph: Graph, tensor: Constant, weight: StoredWeight, places: Mapping
     wide = surgeon.append(graph, "Cast", [integers], f"{stem}_Cast", attrs={"to": TensorProto.INT32})
     numbers = surgeon.append(graph, "Cast", [wide], f"{stem}_Cast", attrs={"to": TensorProto.FLOAT})
     decoded = surgeon.append(graph, "Mul", [numbers, scales], f"{stem}_Mul")
-    surgeon.insert_after(graph, tensor, lambda _: decoded, outputs=False)
+    for node in readers:
+        for k, given in enumerate(node.inputs):
+            if given is tensor:
+                node.inputs[k] = decoded
 
 
 def _leading_ones(shape: tuple[int, ...]) -> int:
