@@ -182,12 +182,14 @@ def plain(
 
 
 def growth_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
-    """Times of the first-order measurement over samples and over layers, with the exponents fitted."""
+    """Times of the first-order measurement over samples, layers and channels, with the exponents fitted."""
     counts = [32, 64, 128, 256]
     normal, samples = subject.loaded(count or counts[-1])
     yield from grown(subject.name, "samples", counts, lambda n: measured(normal, samples.some(n)))
     depths = [4, 8, 16, 32]
     yield from grown("chain", "layers", depths, lambda n: measured(*chain(n)))
+    channels = [32, 128, 512]
+    yield from grown("chain", "channels of 4 layers", channels, lambda n: measured(*chain(4, n)))
 
 
 def grown(name: str, what: str, sizes: Sequence[int], work: Callable[[int], float]) -> Iterator[tuple[str, ...]]:
@@ -207,20 +209,21 @@ def measured(model: onnx.ModelProto, samples: Samples) -> float:
     return time.process_time() - begin
 
 
-def chain(depth: int) -> tuple[onnx.ModelProto, Samples]:
-    """`depth` convolutions of 16 channels with a Relu each, on 32 samples."""
+def chain(depth: int, channels: int = 16) -> tuple[onnx.ModelProto, Samples]:
+    """`depth` convolutions in groups of 16 channels with a Relu each, on 32 samples."""
     rng = np.random.default_rng(0)
     nodes, tensors = [], []
     for k in range(depth):
-        weight = rng.standard_normal((16, 16, 3, 3), np.float32) / 8
+        weight = rng.standard_normal((channels, 16, 3, 3), np.float32) / 8
         tensors.append(numpy_helper.from_array(weight.astype(np.float32), f"w{k}"))
-        nodes.append(helper.make_node("Conv", [f"x{k}", f"w{k}"], [f"z{k}"], f"conv{k}", pads=[1, 1, 1, 1]))
+        own = {"pads": [1, 1, 1, 1], "group": channels // 16}
+        nodes.append(helper.make_node("Conv", [f"x{k}", f"w{k}"], [f"z{k}"], f"conv{k}", **own))
         nodes.append(helper.make_node("Relu", [f"z{k}"], [f"x{k + 1}"], f"relu{k}"))
     value = helper.make_tensor_value_info
-    ends = [value(n, onnx.TensorProto.FLOAT, ["N", 16, 16, 16]) for n in ("x0", f"x{depth}")]
+    ends = [value(n, onnx.TensorProto.FLOAT, ["N", channels, 16, 16]) for n in ("x0", f"x{depth}")]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    feeds = {"x0": rng.standard_normal((32, 16, 16, 16), np.float32)}
+    feeds = {"x0": rng.standard_normal((32, channels, 16, 16), np.float32)}
     normal = pipeline.read_normalized(model)[1]
     return normal, pipeline.samples_for(normal, feeds, Config())
 

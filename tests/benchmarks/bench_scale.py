@@ -1,0 +1,85 @@
+"""What many samples and several budgets cost: peak memory, and a second run on the curves of the first.
+
+    python tests/benchmarks/bench_scale.py [--only TABLE] [--model MODEL]
+
+Tables: memory, curves. README.md tells what each shows and what is asked.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from bench_speed import Subject, subjects, verdict
+from tables import write
+
+COUNTS = (64, 1024)
+MEMORY = 1.1  # peak with many samples over that with few
+SECOND = 0.15  # seconds of the second run over those of the first
+COLUMNS = (-15, -30, 11, 11, 9, -8)
+
+
+def memory_rows(subject: Subject, folder: Path) -> Iterator[tuple[str, ...]]:
+    """Peaks of runs on 64 and on 1,024 samples, those at hand over and over."""
+    repeated = folder / "many.npz"
+    with np.load(subject.calibration) as arrays:
+        np.savez(repeated, **{name: _repeated(a, COUNTS[1]) for name, a in arrays.items()})
+    peaks = [run(subject, repeated, folder, "--samples", str(count))[1] for count in COUNTS]
+    ratio = peaks[1] / peaks[0]
+    few, many = (f"{peak / 2**20:.0f} MiB" for peak in peaks)
+    yield subject.name, f"peak, {COUNTS[0]} and {COUNTS[1]} samples", few, many, f"{ratio:.3f}", verdict(ratio, MEMORY)
+
+
+def curves_rows(subject: Subject, folder: Path) -> Iterator[tuple[str, ...]]:
+    """Seconds of a run that measures, and of one at other bits that has its curves."""
+    options = "--samples", str(subject.samples), "--curves", str(folder / "curves.npz")
+    first, second = (run(subject, subject.calibration, folder, *options, bits=bits)[0] for bits in (4, 3))
+    times = f"{first:.1f} s", f"{second:.1f} s", f"{second / first:.3f}"
+    yield subject.name, f"4 bits, then 3, {subject.samples} samples", *times, verdict(second / first, SECOND)
+
+
+def run(subject: Subject, calibration: Path, folder: Path, *options: str, bits: int = 4) -> tuple[float, int]:
+    """(seconds, peak in bytes) of the command line at so many weight bits, activations at 8."""
+    command = [sys.executable, "-m", "rdoq_onnx", subject.path, folder / "out.onnx", "--quiet",
+               "--calibration", calibration, "--weight-bits", bits, "--activation-bits", 8, *options]  # fmt: skip
+    begin = time.perf_counter()
+    child = subprocess.Popen([*map(str, command)], cwd=Path(__file__).parent)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{subject.name}: the run failed")
+    return time.perf_counter() - begin, 1024 * usage.ru_maxrss
+
+
+def _repeated(values: np.ndarray, count: int) -> np.ndarray:
+    return values[np.arange(count) % len(values)]
+
+
+TABLES: dict[str, Callable[[Subject, Path], Iterator[tuple[str, ...]]]] = {
+    "memory": memory_rows, "curves": curves_rows,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Print the tables asked for; the peak's needs samples in one file."""
+    known = subjects()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=list(TABLES), help="may be repeated")
+    parser.add_argument("--model", action="append", choices=list(known), help="may be repeated")
+    args = parser.parse_args()
+    write(("model", "what", "first", "second", "ratio", ""), COLUMNS)
+    for table in args.only or TABLES:
+        for name in args.model or known:
+            if table == "memory" and known[name].calibration.suffix != ".npz":
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                for cells in TABLES[table](known[name], Path(folder)):
+                    write(cells, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
