@@ -17,9 +17,13 @@ from rdoq_onnx.curves import Curves
 from rdoq_onnx.distortion import Metric
 from rdoq_onnx.observation import Batching, Observation
 from rdoq_onnx.quantizer import Affine, WeightCodes
+from rdoq_onnx.tails import Tail, Tails
 from rdoq_onnx.taylor import Distortions
 
-CLASSES = {c.__name__: c for c in (Affine, Batching, Candidates, Curves, Distortions, Metric, Observation, WeightCodes)}
+CLASSES = {
+    c.__name__: c
+    for c in (Affine, Batching, Candidates, Curves, Distortions, Metric, Observation, Tail, Tails, WeightCodes)
+}
 _PLAIN = (str, int, float, bool, type(None))
 
 Arrays = list[NDArray[Any]]

@@ -26,6 +26,7 @@ from rdoq_onnx.quantizer import Affine, WeightCodes, refined
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.sensitivity import with_sensitivity
+from rdoq_onnx.tails import with_unseen
 from rdoq_onnx.taylor import Distortions, first_order
 from rdoq_onnx.variants import expected, picked
 
@@ -141,15 +142,15 @@ def measure_network(
                     moments, replace(aimed, activations=()), sensing, observation.metric, runtime,
                     batch=observation.batching.size, seed=config.seed, workers=pool, advance=advance,
                 )  # fmt: skip
-            candidates = keep.step(
-                "candidates", 1, lambda _: make_candidates(network, offered, observation.ranges, moments, pool)
-            )
+            reach = {a.tensor: observation.reach(a.tensor) for a in network.activations}
+            candidates = keep.step("candidates", 1, lambda _: make_candidates(network, offered, reach, moments, pool))
         if network.activations and config.measure == "taylor":
             clipped = keep.step("clipping", CLIPPING, lambda advance: _clipped(
                 aimed, config, candidates, fitting, observation, runtime, pool, advance
             ))  # fmt: skip
             candidates = replace(candidates, activations=clipped)
         measured = _measure(aimed, config, candidates, measuring, observation, runtime, pool, keep)
+        measured = _with_unseen(network, candidates, measured, observation)
     return _chosen(source, network, observation, candidates, measured)
 
 
@@ -176,16 +177,24 @@ def _clipped(
         alone, replace(candidates, means=(), weights=()), samples.some(CLIPPING), observation.metric, runtime,
         batch=differentiated(observation), seed=config.seed, workers=pool, advance=advance,
     )  # fmt: skip
+    likely = _with_unseen(network, candidates, found, observation).activations
     return tuple(
         {
-            bits: tuple(refined(table[bits][int(np.argmin(values[bits]))], *observation.ranges[activation.tensor]))
+            bits: tuple(refined(table[bits][int(np.argmin(values[bits]))], *observation.reach(activation.tensor)))
             for bits in table
         }
         if activation.tensor not in found.missing
         else table
-        for activation, table, values in zip(
-            network.activations, candidates.activations, found.activations, strict=True
-        )
+        for activation, table, values in zip(network.activations, candidates.activations, likely, strict=True)
+    )
+
+
+def _with_unseen(
+    network: Network, candidates: Candidates, found: Distortions, observation: Observation
+) -> Distortions:
+    tensors = [a.tensor for a in network.activations]
+    return replace(
+        found, activations=with_unseen(tensors, candidates.activations, found.activations, observation.tails)
     )
 
 

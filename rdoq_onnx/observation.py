@@ -15,6 +15,7 @@ from rdoq_onnx.distortion import Metric, metric_of
 from rdoq_onnx.errors import CalibrationError, RdoqError
 from rdoq_onnx.runtime import Runtime, Session
 from rdoq_onnx.samples import Samples
+from rdoq_onnx.tails import FEW, Tails
 
 _MEMORY = 768 << 20  # bytes of tensors that one batch of the measurement may hold
 _MOST = 32
@@ -36,12 +37,22 @@ class Batching:
 
 @dataclass(frozen=True)
 class Observation:
-    """ranges: least and greatest value of each activation. sizes: elements of one sample of each observed tensor."""
+    """ranges: least and greatest value of each activation. sizes: elements of one sample of each observed tensor.
+
+    tails: of activations with few values.
+    """
 
     ranges: Mapping[str, tuple[float, float]]
     sizes: Mapping[str, int]
     metric: Metric
     batching: Batching
+    tails: Mapping[str, Tails]
+
+    def reach(self, tensor: str) -> tuple[float, float]:
+        """The widest range that a quantizer of the activation may have."""
+        low, high = self.ranges[tensor]
+        least, greatest = self.tails[tensor].reach if tensor in self.tails else (low, high)
+        return min(low, least), max(high, greatest)
 
 
 def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation:
@@ -55,16 +66,20 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
     session = runtime.session(with_outputs(network.model, [*dict.fromkeys([*outputs, *names])]), "all")
     batching, sizes = _batching(session, samples, names)
     ranges: dict[str, tuple[float, float]] = {}
+    few: dict[str, list[Array]] = {n: [] for n in activations if sizes[n] * len(samples) <= FEW}
 
     def run() -> Iterator[list[Array]]:
         for feeds in samples.batches(batching.size):
             values = dict(zip(session.outputs, session.run(feeds), strict=True))
             for name in activations:
                 _widen(ranges, name, values[name])
+            for name, parts in few.items():
+                parts.append(values[name].reshape(-1))
             yield [np.asarray(values[o]) for o in outputs]
 
     metric = metric_of(outputs, run(), len(samples))
-    return Observation(ranges, sizes, metric, batching)
+    tails = {name: Tails.of(np.concatenate(parts)) for name, parts in few.items()}
+    return Observation(ranges, sizes, metric, batching, tails)
 
 
 def _widen(ranges: dict[str, tuple[float, float]], name: str, value: Array) -> None:

@@ -212,7 +212,7 @@ class _Look:
         for k in np.argsort(-taken, kind="stable")[: plan.clips]:
             tensor = measurement.network.activations[k].tensor
             chosen = measurement.quantizers[k][bits[k]]
-            for other in refined(chosen, *measurement.observation.ranges[tensor])[1:]:
+            for other in refined(chosen, *measurement.observation.reach(tensor))[1:]:
                 if self.step("clips", _with_quantizer(self.allocation, int(k), other), _SURE):
                     break
 
