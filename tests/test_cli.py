@@ -131,7 +131,7 @@ def test_channels_without_bits_are_removed(main: Any, tmp_path: Path, ort_run: O
 )
 def test_targets(main: Any, tmp_path: Path, target: str, storage: str | None) -> None:
     output, chosen = tmp_path / "out.onnx", ("--storage", storage) if storage else ()
-    assert main(CNN, output, "--bits", "6", "--effort", "fast", "--target", target, *chosen, *FEW).code == 0
+    assert main(CNN, output, "--bits", "4", "--effort", "fast", "--target", target, *chosen, *FEW).code == 0
     emitted = onnx.load(output)
     stored = {t.data_type for t in emitted.graph.initializer}
     assert (TensorProto.INT4 in stored) == (storage != "int8" and target != "tensorrt")
