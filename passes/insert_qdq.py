@@ -68,8 +68,10 @@ class InsertQDQ(Pass):
     def __call__(self, model: ModelProto) -> ModelProto:
         def insert(graph: Graph) -> None:
             nodes = {n.name: n for n in graph.nodes}
+            fed = {f for activation, _ in self.activations for f in activation.feeds}
             for weight in self.weights:
-                _quantize_weight(graph, weight, nodes, bool(self.activations) or not self.folds)
+                meets_integers = any(use.data in fed for use in weight.layer.uses)
+                _quantize_weight(graph, weight, nodes, meets_integers or not self.folds)
             tensors = graph.tensors()
             for activation, quantizer in self.activations:
                 _quantize_activation(graph, activation, quantizer, tensors)

@@ -64,15 +64,17 @@ def make_candidates(
     ranges: Mapping[str, tuple[float, float]],
     moments: Sequence[Moments],
     workers: Workers,
+    *,
+    uncertain: bool = False,
 ) -> Candidates:
     """Quantize all layers and activations of `network`.
 
     widths: those that weight channels may take. ranges: least and greatest value of each activation on the samples.
-    moments: of each layer's input.
+    moments: of each layer's input. uncertain: the samples are too few to clip ranges by what they show.
     """
     quantizers = tuple(
         {
-            bits: tuple(affine_candidates(*ranges[a.tensor], bits, network.target.symmetric))
+            bits: tuple(affine_candidates(*ranges[a.tensor], bits, network.target.symmetric, uncertain))
             for bits in ((FUSION_BITS,) if a.fusion else range(1, MAX_BITS + 1))
         }
         for a in network.activations

@@ -16,7 +16,8 @@ from rdoq_onnx.analysis import Layer, Network, analyse
 from rdoq_onnx.backward import EXACT_ROWS
 from rdoq_onnx.candidates import make_candidates
 from rdoq_onnx.config import Config
-from rdoq_onnx.measurement import CLIPPING, FITTING, SENSING, activation_elements, aimed_at
+from rdoq_onnx.measurement import FITTING, activation_elements, aimed_at
+from rdoq_onnx.measuring import CLIPPING, SENSING
 from rdoq_onnx.moments import Moments, in_parts, passes
 from rdoq_onnx.observation import Observation, observe, separated, targets
 from rdoq_onnx.parallel import workers

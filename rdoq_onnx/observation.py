@@ -19,7 +19,9 @@ from rdoq_onnx.tails import FEW, Tails
 
 _MEMORY = 768 << 20  # bytes of tensors that one batch of the measurement may hold
 _MOST = 32
+FEW_SAMPLES = 16
 _BATCHES = 4096  # the largest that a fixed axis 0 is taken for
+_SURE = 32  # samples that show well enough where the ends of a range are
 _SATURATES = frozenset({"Sigmoid", "Softmax"})
 _NOT_FLOAT32 = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 _RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -37,22 +39,37 @@ class Batching:
 
 @dataclass(frozen=True)
 class Observation:
-    """ranges: least and greatest value of each activation. sizes: elements of one sample of each observed tensor.
+    """What one pass over the samples shows.
 
-    tails: of activations with few values.
+    ranges: least and greatest value of each activation, with a margin where samples are few. sizes: elements of one
+    sample of each observed tensor. samples: how many were seen. tails: of activations with few values.
     """
 
     ranges: Mapping[str, tuple[float, float]]
     sizes: Mapping[str, int]
     metric: Metric
     batching: Batching
+    samples: int
     tails: Mapping[str, Tails]
+
+    @property
+    def few(self) -> bool:
+        """Whether the ends of ranges are known so badly that clipping them is a risk."""
+        return self.samples < FEW_SAMPLES
 
     def reach(self, tensor: str) -> tuple[float, float]:
         """The widest range that a quantizer of the activation may have."""
         low, high = self.ranges[tensor]
         least, greatest = self.tails[tensor].reach if tensor in self.tails else (low, high)
         return min(low, least), max(high, greatest)
+
+
+def margin(samples: int) -> float:
+    """The share that a range seen on `samples` samples is widened by on either side.
+
+    One more sample goes beyond n others with probability 1 / (n + 1), and the fewer there are, the further.
+    """
+    return max(0.0, 2 / samples - 2 / _SURE)
 
 
 def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation:
@@ -65,29 +82,40 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
     names = _observed(network)
     session = runtime.session(with_outputs(network.model, [*dict.fromkeys([*outputs, *names])]), "all")
     batching, sizes = _batching(session, samples, names)
-    ranges: dict[str, tuple[float, float]] = {}
+    ends: dict[str, list[NDArray[np.float64]]] = {n: [] for n in activations}
     few: dict[str, list[Array]] = {n: [] for n in activations if sizes[n] * len(samples) <= FEW}
 
     def run() -> Iterator[list[Array]]:
-        for feeds in samples.batches(batching.size):
+        for count, feeds in samples.counted_batches(batching.size):
             values = dict(zip(session.outputs, session.run(feeds), strict=True))
             for name in activations:
-                _widen(ranges, name, values[name])
+                ends[name].append(_ends(name, values[name], count if batching.rides else 1))
             for name, parts in few.items():
                 parts.append(values[name].reshape(-1))
             yield [np.asarray(values[o]) for o in outputs]
 
     metric = metric_of(outputs, run(), len(samples))
+    share = margin(len(samples))
+    ranges = {name: _widened(np.concatenate(found, axis=1), share) for name, found in ends.items()}
     tails = {name: Tails.of(np.concatenate(parts)) for name, parts in few.items()}
-    return Observation(ranges, sizes, metric, batching, tails)
+    return Observation(ranges, sizes, metric, batching, len(samples), tails)
 
 
-def _widen(ranges: dict[str, tuple[float, float]], name: str, value: Array) -> None:
-    low, high = float(value.min()), float(value.max())
-    if not np.isfinite(low) or not np.isfinite(high):
+def _ends(name: str, value: Array, count: int) -> NDArray[np.float64]:
+    """Least and greatest value of each of `count` samples, [2, count]."""
+    rows = value.reshape(count, -1)
+    ends = np.stack([rows.min(axis=1), rows.max(axis=1)]).astype(np.float64)
+    if not np.isfinite(ends).all():
         raise CalibrationError(f"tensor {name!r} of the float model is not finite on the samples given")
-    before = ranges.get(name, (low, high))
-    ranges[name] = min(low, before[0]), max(high, before[1])
+    return ends
+
+
+def _widened(ends: NDArray[np.float64], share: float) -> tuple[float, float]:
+    """The range of all samples with a margin, but for an end that samples agree on: it is a bound (as of a Relu)."""
+    low, high = float(ends[0].min()), float(ends[1].max())
+    free = [np.count_nonzero(e == bound) == 1 for e, bound in zip(ends, (low, high), strict=True)]
+    wider = low * (1 + share) if free[0] else low, high * (1 + share) if free[1] else high
+    return min(low, wider[0]), max(high, wider[1])
 
 
 def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:

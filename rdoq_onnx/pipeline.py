@@ -15,7 +15,8 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves_file import Binding, Steps, Store
 from rdoq_onnx.emission import emit_model
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.measurement import Measurement, measure_network, regime, restored, split, stored_fields
+from rdoq_onnx.measurement import Measurement, judging, restored, split, stored_fields
+from rdoq_onnx.measuring import measure_network, regime
 from rdoq_onnx.observation import separated
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.passes import run_passes
@@ -214,12 +215,17 @@ def tied(measurement: Measurement, config: Config, samples: Samples, runtime: Ru
     affordable = min(int(TYING_WORK[config.effort] / work), TYING[1])
     if config.measure == "probe" or affordable < TYING[0]:
         return measurement
-    tying, observation = split(samples, config)[1].some(affordable), measurement.observation
-    prober = Prober(measurement.aimed, tying, observation.metric, runtime, observation.batching)
+    observation = measurement.observation
+    weights, activations = (
+        Prober(measurement.aimed, tying.some(affordable), observation.metric, runtime, observation.batching)
+        for tying in (split(samples, config)[1], judging(samples, config))
+    )
     parts = len(measurement.network.layers) + len(measurement.network.activations)
     so_far = steps.unfinished("ties")
     with workers(config.threads):  # which keeps BLAS to one thread, too
-        curves = steps.step("ties", parts, lambda advance: tie(measurement, prober, advance, so_far).curves)
+        curves = steps.step("ties", parts, lambda advance: tie(
+            measurement, weights, activations, advance, so_far
+        ).curves)  # fmt: skip
     return replace(measurement, curves=curves)
 
 

@@ -27,6 +27,7 @@ _RANGE_SHARES = np.concatenate([np.geomspace(0.12, 0.7, 8, endpoint=False), np.l
 _CLIPS = {1: (0.05, 0.5), 2: (0.1, 0.6), 3: (0.14, 0.8), 4: (0.2, 1.0), 5: (0.25, 1.0), 6: (0.3, 1.0), 7: (0.35, 1.0)}
 _CLIPS[8] = (0.4, 1.0)
 _CLIPS_TRIED = 8
+_COARSE = 5  # bits up to which rounding costs so much that clipping pays even where the ends of a range are uncertain
 _REFINEMENTS = (0.82, 0.91, 1.1, 1.21)
 _BLOCK = 1 << 15  # weights times trials that are rounded at once: they stay in the cache
 _TINY = float(np.finfo(np.float32).tiny)
@@ -163,11 +164,16 @@ def affine(low: float, high: float, bits: int, symmetric: bool = False) -> Affin
     return Affine(scale, int(np.clip(np.rint(-low / scale), 0, levels)), 0, levels)
 
 
-def affine_candidates(low: float, high: float, bits: int, symmetric: bool = False) -> list[Affine]:
+def affine_candidates(
+    low: float, high: float, bits: int, symmetric: bool = False, uncertain: bool = False
+) -> list[Affine]:
     """Quantizers of `bits` bits for a tensor that spans low..high, from the whole range to a tight clip.
 
-    The fewer the bits, the tighter the clips that are tried.
+    The fewer the bits, the tighter the clips that are tried. uncertain: few samples have shown the range; over 5 bits
+    it is then taken whole.
     """
+    if uncertain and bits > _COARSE:
+        return [affine(low, high, bits, symmetric)]
     shares = np.geomspace(*_CLIPS[bits], _CLIPS_TRIED)[::-1]
     return list(dict.fromkeys(affine(low * share, high * share, bits, symmetric) for share in shares))
 

@@ -19,9 +19,10 @@ _MOST = 8.0  # a measured ratio beyond this says more of the few samples than of
 
 
 def tie(
-    measurement: Measurement, prober: Prober, advance: Advance, unfinished: Unfinished | None = None
-) -> Measurement:
-    """`measurement` with its curves tied to exact measurements on the samples of `prober`.
+    measurement: Measurement, weights: Prober, activations: Prober, advance: Advance,
+    unfinished: Unfinished | None = None,
+) -> Measurement:  # fmt: skip
+    """`measurement` with its curves tied to exact measurements: of weights, and of activations.
 
     unfinished: curves of which an earlier run has tied some.
     """
@@ -44,14 +45,14 @@ def tie(
     for layer, rows, codes, mean in layers[tied:]:
         low = {b: c for b, c in codes.items() if b <= WEIGHT_BITS}
         if low and not any(u.output in measurement.probed for u in layer.uses):
-            exact = prober.whole_layer(layer, list(low.values()), mean)
+            exact = weights.whole_layer(layer, list(low.values()), mean)
             for bits, value in zip(low, exact, strict=True):
                 distortion[rows, bits] *= ratio(value, distortion[rows, bits])
         done()
     tables = zip(measurement.network.activations, measurement.quantizers, strict=True)
-    activations = list(enumerate(tables, measurement.channels))
-    for row, (activation, table) in activations[max(tied - len(layers), 0) :]:
-        distortion[row, list(table)] = prober.activation(activation, list(table.values()))
+    untied = list(enumerate(tables, measurement.channels))[max(tied - len(layers), 0) :]
+    for row, (activation, table) in untied:
+        distortion[row, list(table)] = activations.activation(activation, list(table.values()))
         done()
     return replace(measurement, curves=replace(measurement.curves, distortion=distortion))
 

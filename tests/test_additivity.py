@@ -11,7 +11,7 @@ from rdoq_onnx.additivity import SAMPLES, affordable, measure_alone
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.budget import allocate_bits
 from rdoq_onnx.config import Config
-from rdoq_onnx.measurement import measure_network
+from rdoq_onnx.measuring import measure_network
 from rdoq_onnx.probe import Prober
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.second_look import Judge

@@ -9,7 +9,8 @@ from rdoq_onnx import pipeline
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.budget import allocate_bits, uniform_bits
 from rdoq_onnx.config import Config
-from rdoq_onnx.measurement import measure_network, split
+from rdoq_onnx.measurement import split
+from rdoq_onnx.measuring import measure_network
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.refitting import _line, refitted

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from rdoq_onnx import ties
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.config import Config
-from rdoq_onnx.measurement import measure_network
+from rdoq_onnx.measuring import measure_network
 from rdoq_onnx.observation import Batching
 from rdoq_onnx.pipeline import read_normalized, samples_for
 from rdoq_onnx.probe import Prober
@@ -99,7 +99,7 @@ def digits():
 def tied(digits):
     done = []
     before = digits[0].curves.distortion.copy()
-    found = tie(*digits, done.append)
+    found = tie(digits[0], digits[1], digits[1], done.append)
     np.testing.assert_array_equal(digits[0].curves.distortion, before)  # what is given is not altered
     assert done == [1] * (len(found.network.layers) + len(found.network.activations))
     return found
@@ -147,7 +147,7 @@ def test_activations_are_replaced(digits, tied):
 def test_layers_that_were_measured_exactly_are_left_alone(digits):
     measured, prober = digits
     probed = replace(measured, probed={measured.network.layers[1].uses[0].output: "for a test"})
-    again = tie(probed, prober, ignore)
+    again = tie(probed, prober, prober, ignore)
     rows = measured.unit_rows()
     np.testing.assert_array_equal(again.curves.distortion[rows[1]], measured.curves.distortion[rows[1]])
     assert not np.array_equal(again.curves.distortion[rows[0]], measured.curves.distortion[rows[0]])

@@ -35,7 +35,8 @@ from rdoq_onnx.budget import allocate_bits
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import emit_model
 from rdoq_onnx.errors import VerificationError
-from rdoq_onnx.measurement import Measurement, measure_network, split
+from rdoq_onnx.measurement import Measurement, split
+from rdoq_onnx.measuring import measure_network
 from rdoq_onnx.probe import Prober
 from rdoq_onnx.progress import Progress
 from rdoq_onnx.runtime import Runtime
@@ -73,7 +74,8 @@ class Subject:
         seen, held_out = samples.split(1 - pipeline.HELD_OUT, config.seed)
         before = measure_network(analyse(normal, config), config, seen, RUNTIME, Progress())
         measuring = split(seen, config)[1]
-        after = tie(before, prober(before, measuring.some(pipeline.TYING)), lambda done: None)
+        tying = prober(before, measuring.some(pipeline.TYING))
+        after = tie(before, tying, tying, lambda done: None)
         return cls(name, original, before, after, measuring, held_out)
 
 

@@ -32,7 +32,8 @@ from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.backward import Backward, full_batches, static
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import bias_shift
-from rdoq_onnx.measurement import Measurement, aimed_at, measure_network, split
+from rdoq_onnx.measurement import Measurement, aimed_at, split
+from rdoq_onnx.measuring import measure_network
 from rdoq_onnx.observation import observe, targets
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.progress import Progress
