@@ -25,6 +25,22 @@ LEAST_DRAWS = 32  # of v: fewer samples are gone over again, or the best of many
 Array = NDArray[Any]
 
 
+def rows_of(elements: int) -> int:
+    """The number of v that are gone through for each sample of an output of `elements` elements."""
+    return elements if elements <= EXACT_ROWS else 1
+
+
+def rounds(samples: int) -> int:
+    """How often random v are drawn for each of `samples` samples."""
+    return -(-LEAST_DRAWS // samples)
+
+
+def draws(samples: int, elements: int) -> int:
+    """How many values of ⟨g, Δ⟩² a curve is the mean of."""
+    rows = rows_of(elements)
+    return samples * (rows if rows > 1 else rounds(samples))
+
+
 @dataclass(frozen=True)
 class Pass:
     """What one batch gives.
@@ -85,7 +101,7 @@ class Backward:
         if self.session is None:
             return
         units = exact and self.metric.elements <= EXACT_ROWS
-        for _ in range(first // len(samples), 1 if units else -(-LEAST_DRAWS // len(samples))):
+        for _ in range(first // len(samples), 1 if units else rounds(len(samples))):
             rest = samples.take(slice(first % len(samples), None))
             for count, feeds in full_batches(rest, self.batch):
                 yield Pass(tuple(self._rows(self.session, feeds, seed, first, units)), self.batch, count)

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Activation, Network, analyse
-from rdoq_onnx.backward import EXACT_ROWS
+from rdoq_onnx.backward import rows_of
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.fallback import in_float
@@ -92,9 +92,8 @@ def judging(samples: Samples, config: Config) -> Samples:
 
 def differentiated(observation: Observation) -> int:
     """Samples that run together in reverse passes, which hold one set of adjoints for each unit vector v."""
-    rows = observation.metric.elements if observation.metric.elements <= EXACT_ROWS else 1
     size = observation.batching.size
-    return max(size * 3 // (2 + rows), 1) if observation.batching.rides else size
+    return max(size * 3 // (2 + rows_of(observation.metric.elements)), 1) if observation.batching.rides else size
 
 
 def aimed_at(network: Network, outputs: Sequence[str]) -> Network:

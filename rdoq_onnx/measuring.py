@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from rdoq_onnx.analysis import Network, analyse
+from rdoq_onnx.backward import draws
 from rdoq_onnx.candidates import Candidates, make_candidates, widest
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves_file import Steps, Store
@@ -26,7 +28,7 @@ from rdoq_onnx.samples import Samples
 from rdoq_onnx.sensitivity import with_sensitivity
 from rdoq_onnx.tails import with_unseen
 from rdoq_onnx.taylor import Distortions, first_order
-from rdoq_onnx.variants import expected, picked
+from rdoq_onnx.variants import expected, picked, squared_errors, steadied
 
 EQUALIZING = 32  # samples that channel ranges are found on
 CLIPPING = 32  # samples that the range of each activation's quantizer is first found on
@@ -65,7 +67,8 @@ def measure_network(
             candidates = replace(candidates, activations=bench.clipped(candidates))
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
-    return _chosen(source, network, observation, candidates, measured, unheld(network, measured, config))
+    seen = draws(len(split(samples, config)[1]), observation.metric.elements)
+    return _chosen(source, network, observation, candidates, measured, unheld(network, measured, config), seen)
 
 
 def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
@@ -207,18 +210,22 @@ def _chosen(
     candidates: Candidates,
     measured: Distortions,
     lost: Mapping[str, float],
+    seen: int,
 ) -> Measurement:
     """The best variant of rounding for each channel and width, the best clipping for each activation and width.
 
-    lost: tensors that stay in float.
+    lost: tensors that stay in float. seen: the draws that each curve is the mean of.
     """
     codes: list[dict[int, WeightCodes]] = []
     weights: list[NDArray[np.float64]] = []
-    for variants, found in zip(candidates.weights, measured.weights, strict=True):
-        likely = expected(found)
+    originals = {t.name: t for t in network.model.graph.initializer}
+    for layer, variants, found in zip(network.layers, candidates.weights, measured.weights, strict=True):
+        likely = expected(found, seen)
         best = likely.argmin(axis=0)
-        codes.append({b: picked([v[k] for v in variants], best[:, k]) for k, b in enumerate(candidates.widths)})
-        weights.append(np.take_along_axis(likely, best[None], axis=0)[0])
+        chosen = [picked([v[k] for v in variants], best[:, k]) for k in range(len(candidates.widths))]
+        errors = squared_errors(chosen, layer.linear.rows(numpy_helper.to_array(originals[layer.weight])))
+        codes.append(dict(zip(candidates.widths, chosen, strict=True)))
+        weights.append(steadied(np.take_along_axis(likely, best[None], axis=0)[0], errors, seen))
     quantizers: list[dict[int, Affine]] = []
     activations: list[dict[int, float]] = []
     for activation, table, values in zip(

@@ -180,7 +180,9 @@ def _apart(batch: int, value: Array, first: Array, last: Array) -> bool:
 def targets(model: onnx.ModelProto) -> list[str]:
     """The tensors whose distortion is measured: the outputs of `model`, for a Softmax or Sigmoid what it is made of.
 
-    One that is sure has no slope: around it no perturbation seems to matter, though large ones do.
+    One that is sure has no slope: around it no perturbation seems to matter, though large ones do. A map of Sigmoids
+    (an output of more than two dimensions) is measured as it is: some of it is always on the slope, and what becomes of
+    the rest, far out, says nothing of the map.
     """
     producer = {o: n for n in model.graph.node for o in n.output}
     names = []
@@ -189,7 +191,9 @@ def targets(model: onnx.ModelProto) -> list[str]:
         maker = producer.get(made)
         while maker is not None and maker.op_type in _RESHAPES:
             maker = producer.get(maker.input[0])
-        names.append(maker.input[0] if maker is not None and maker.op_type in _SATURATES else made)
+        sure = maker is not None and maker.op_type in _SATURATES
+        is_map = maker is not None and maker.op_type == "Sigmoid" and len(output.type.tensor_type.shape.dim) > 2
+        names.append(maker.input[0] if maker is not None and sure and not is_map else made)
     return list(dict.fromkeys(names))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from rdoq_onnx.backward import draws
 from rdoq_onnx.blocks import Blocks
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.candidates import Candidates, LayerRows, integer_limit, scale_floors
@@ -19,6 +20,7 @@ from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.taylor import first_order
+from rdoq_onnx.variants import squared_errors, steadied
 
 _DAMPING = 0.1
 
@@ -75,9 +77,14 @@ def remeasured(
     )  # fmt: skip
     if found.missing:  # exact curves stay what they are
         return measurement
+    seen = draws(len(samples), observation.metric.elements)
+    tensors = {t.name: t for t in network.model.graph.initializer}
+    steady = []
+    for layer, (codes,), curves in zip(network.layers, candidates.weights, found.weights, strict=True):
+        errors = squared_errors(codes, layer.linear.rows(numpy_helper.to_array(tensors[layer.weight])))
+        steady.append(steadied(curves[0], errors, seen))
     activations = [{b: float(v[0]) for b, v in table.items()} for table in found.activations]
-    curves = curves_of(network, observation, widths, [w[0] for w in found.weights], activations)
-    return replace(measurement, curves=curves)
+    return replace(measurement, curves=curves_of(network, observation, widths, steady, activations))
 
 
 def _unwatched(done: int) -> None:

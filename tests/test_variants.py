@@ -8,28 +8,28 @@ from rdoq_onnx.variants import expected, picked
 
 def test_a_variant_better_in_the_layer_wins_where_channels_say_little():
     found = np.array([[1.0, 1.0, 1.0, 1.0], [2.1, 1.9, 2.0, 0.9]])[:, :, None]
-    assert expected(found).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 0]
+    assert expected(found, 32).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 0]
 
 
 def test_a_channel_takes_the_variant_that_is_far_better_for_it():
     found = np.array([[1.0, 1.0, 1.0, 1.0], [1.2, 1.2, 1.2, 0.1]])[:, :, None]
-    assert expected(found).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 1]
+    assert expected(found, 32).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 1]
 
 
 def test_the_least_of_several_is_not_taken_at_its_word():
     """Pure noise around 1: what is expected of the best must be nearer to 1 than the least that was found."""
     found = 1 + 0.2 * np.random.default_rng(0).standard_normal((3, 500, 2))
     assert found.min(axis=0).mean() < 0.84
-    assert expected(found).min(axis=0).mean() > 0.92
+    assert expected(found, 32).min(axis=0).mean() > 0.92
 
 
 def test_one_variant_stays_as_it_is():
     found = np.random.default_rng(0).random((1, 5, 3))
-    np.testing.assert_allclose(expected(found), found)
+    np.testing.assert_allclose(expected(found, 32), found)
 
 
 def test_widths_without_distortion_pick_something():
-    assert np.isfinite(expected(np.zeros((3, 4, 2)))).all()
+    assert np.isfinite(expected(np.zeros((3, 4, 2)), 32)).all()
 
 
 def test_picks_integers_and_scales_together():
