@@ -18,11 +18,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """outputs: names of the outputs that count; weights: what each is multiplied by; elements: D."""
+    """How outputs are compared.
+
+    outputs: names of the outputs that count; weights: what each is multiplied by; elements: D. power: E‖y‖² / D of the
+    outputs so weighted, the δ that is as loud as the signal.
+    """
 
     outputs: tuple[str, ...]
     weights: tuple[float, ...]
     elements: int
+    power: float
 
     def errors(self, values: Sequence[Array], reference: Sequence[Array], samples: int) -> NDArray[np.float64]:
         """‖values - reference‖² / D of each sample, [samples]; axis 0 of every output runs over the samples."""
@@ -54,7 +59,9 @@ def metric_of(names: Sequence[str], batches: Iterable[Sequence[Array]], samples:
             raise CalibrationError(f"output {name!r} of the float model is not finite on the samples given")
         rms = (power[name] / max(count[name], 1)) ** 0.5
         weights.append(1.0 / rms if len(floating) > 1 and rms > 0 else 1.0)
-    return Metric(tuple(floating), tuple(weights), sum(count[name] // samples for name in floating))
+    elements = sum(count[name] // samples for name in floating)
+    total = sum(power[name] * weight**2 for name, weight in zip(floating, weights, strict=True))
+    return Metric(tuple(floating), tuple(weights), elements, total / max(samples * elements, 1))
 
 
 def sqnr_db(signal: float, noise: float) -> float:

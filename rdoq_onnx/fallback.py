@@ -22,18 +22,19 @@ from rdoq_onnx.taylor import Distortions
 from rdoq_onnx.unquantized import Skip
 
 SAMPLES = 8  # of exact measurements
-_DOUBTFUL = 1e-3  # δ at full width, 30 dB by itself, from which first order is checked
-_UNHELD = 1e-2  # δ at full width, 20 dB by itself, from which a tensor stays in float
+# δ at full width, as a share of the signal's power:
+_DOUBTFUL = 1e-3  # of one activation, 30 dB by itself, from which first order is checked
+_BEARABLE = 5e-3  # of all activations, 23 dB; beyond it the worst stay in float
 
 Tables = tuple[Mapping[int, tuple[Affine, ...]], ...]
 
 
-def doubtful(network: Network, measured: Distortions) -> list[int]:
-    """Indices of the activations whose first-order δ at full width is large."""
+def doubtful(network: Network, measured: Distortions, power: float) -> list[int]:
+    """Indices of the activations whose first-order δ at full width is large; power: that of the signal."""
     return [
         k
         for k, (activation, values) in enumerate(zip(network.activations, measured.activations, strict=True))
-        if values[max(values)].min() > _DOUBTFUL and activation.tensor not in measured.missing
+        if values[max(values)].min() > _DOUBTFUL * power and activation.tensor not in measured.missing
     ]
 
 
@@ -46,7 +47,7 @@ def checked(
     clips, before it was refined around the first order's best.
     """
     tables, values = list(candidates.activations), list(measured.activations)
-    for k in doubtful(network, measured):
+    for k in doubtful(network, measured, prober.metric.power):
         widest = max(tables[k])
         tried: dict[int, tuple[Affine, ...]] = {
             b: (several[int(np.argmin(values[k][b]))],) for b, several in tables[k].items()
@@ -59,14 +60,24 @@ def checked(
     return replace(candidates, activations=tuple(tables)), replace(measured, activations=tuple(values))
 
 
-def unheld(network: Network, measured: Distortions, config: Config) -> dict[str, float]:
-    """Tensors that no quantizer of full width holds, with the least δ of one; without those that `--pin` names."""
+def unheld(network: Network, measured: Distortions, config: Config, power: float) -> dict[str, float]:
+    """Tensors that no quantizer of full width holds, with the least δ of one over the signal's `power`.
+
+    The worst, until the rest are bearable together; without those that `--pin` names.
+    """
     least = {
-        a.tensor: float(values[max(values)].min())
+        a.tensor: float(values[max(values)].min()) / power
         for a, values in zip(network.activations, measured.activations, strict=True)
     }
     pinned = [pattern for pattern, _ in config.pins]
-    return {t: d for t, d in least.items() if d > _UNHELD and not any(matches(p, (t,)) for p in pinned)}
+    total, found = sum(least.values()), {}
+    for tensor, share in sorted(least.items(), key=lambda item: -item[1]):
+        if total <= _BEARABLE or share <= _DOUBTFUL:
+            break
+        if not any(matches(p, (tensor,)) for p in pinned):
+            found[tensor] = share
+            total -= share
+    return found
 
 
 def in_float(network: Network, tensors: Mapping[str, float]) -> Network:
@@ -79,8 +90,8 @@ def in_float(network: Network, tensors: Mapping[str, float]) -> Network:
     return replace(network, activations=kept, skipped=(*network.skipped, *left))
 
 
-def _skips(activation: Activation, distortion: float, graph: Graph) -> list[Skip]:
-    ruin = f"8 bits of {activation.tensor!r} alone would take the output to {-10 * np.log10(distortion):.1f} dB"
+def _skips(activation: Activation, share: float, graph: Graph) -> list[Skip]:
+    ruin = f"8 bits of {activation.tensor!r} alone would take the output to {-10 * np.log10(share):.1f} dB"
     pin = f"; --pin {as_pattern(activation.tensor)}=8 quantizes it nevertheless"
     nodes = {n.name: n for f in activation.feeds for n in graph.consumers.get(f, [])}
     if nodes:

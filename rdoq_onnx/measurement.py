@@ -30,7 +30,7 @@ class Measurement:
         bias is corrected for. offsets: for each layer, what is added to its outputs besides, or None.
     quantizers: each activation's quantizer at each width, with the clipping of least distortion.
     curves: a row for each channel of each layer, in order, then one for each activation; columns are 0 to 8 bits.
-    unheld: tensors that no quantizer of 8 bits holds, with its δ; they stay in float.
+    unheld: tensors that no quantizer of 8 bits holds, with its δ over the signal's power; they stay in float.
     probed: tensors that could not be differentiated and were measured exactly instead, with the reason.
     """
 

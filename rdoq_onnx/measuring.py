@@ -67,8 +67,10 @@ def measure_network(
             candidates = replace(candidates, activations=bench.clipped(candidates))
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
-    seen = draws(len(split(samples, config)[1]), observation.metric.elements)
-    return _chosen(source, network, observation, candidates, measured, unheld(network, measured, config), seen)
+    metric = observation.metric
+    lost = unheld(network, measured, config, metric.power)
+    seen = draws(len(split(samples, config)[1]), metric.elements)
+    return _chosen(source, network, observation, candidates, measured, lost, seen)
 
 
 def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
@@ -157,7 +159,7 @@ class _Bench:
         """The same with what first order may misjudge measured exactly."""
         prober = self._prober(judging(self.samples, self.config).some(SAMPLES))
         found: tuple[Candidates, Distortions] = self.keep.step(
-            "doubtful", len(doubtful(self.network, measured)),
+            "doubtful", len(doubtful(self.network, measured, prober.metric.power)),
             lambda advance: checked(self.network, candidates, coarse, measured, prober, advance),
         )  # fmt: skip
         candidates, measured = found
