@@ -5,7 +5,7 @@ a threshold, a hundredth. And some tensors, of few wide channels and many narrow
 one scale for all: one layer in float is then a better file than one that a single tensor has spoilt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -39,15 +39,16 @@ def doubtful(network: Network, measured: Distortions, power: float) -> list[int]
 
 
 def checked(
-    network: Network, candidates: Candidates, coarse: Tables, measured: Distortions, prober: Prober, advance: Advance
-) -> tuple[Candidates, Distortions]:
-    """`candidates` and `measured` with exact values of doubtful activations; `advance(1)` after each.
+    network: Network, candidates: Candidates, coarse: Tables, measured: Distortions, doubts: Sequence[int],
+    prober: Prober, advance: Advance,
+) -> tuple[Candidates, Distortions]:  # fmt: skip
+    """`candidates` and `measured` with exact values of the activations `doubts`; `advance(1)` after each.
 
     For those the best quantizer of each width is kept, and at full width all that there are; coarse: the whole range of
     clips, before it was refined around the first order's best.
     """
     tables, values = list(candidates.activations), list(measured.activations)
-    for k in doubtful(network, measured, prober.metric.power):
+    for k in doubts:
         widest = max(tables[k])
         tried: dict[int, tuple[Affine, ...]] = {
             b: (several[int(np.argmin(values[k][b]))],) for b, several in tables[k].items()

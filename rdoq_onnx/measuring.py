@@ -157,11 +157,13 @@ class _Bench:
         self, candidates: Candidates, coarse: Tables, measured: Distortions
     ) -> tuple[Candidates, Distortions]:
         """The same with what first order may misjudge measured exactly."""
-        prober = self._prober(judging(self.samples, self.config).some(SAMPLES))
-        found: tuple[Candidates, Distortions] = self.keep.step(
-            "doubtful", len(doubtful(self.network, measured, prober.metric.power)),
-            lambda advance: checked(self.network, candidates, coarse, measured, prober, advance),
-        )  # fmt: skip
+        found = candidates, measured
+        doubts = doubtful(self.network, measured, self.observation.metric.power)
+        if doubts:
+            prober = self._prober(judging(self.samples, self.config).some(SAMPLES))
+            found = self.keep.step("doubtful", len(doubts), lambda advance: checked(
+                self.network, candidates, coarse, measured, doubts, prober, advance
+            ))  # fmt: skip
         candidates, measured = found
         return candidates, self._with_unseen(candidates, measured)
 

@@ -8,7 +8,7 @@ from rdoq_onnx import observation
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import CalibrationError
-from rdoq_onnx.observation import Batching, observe, separated, with_outputs
+from rdoq_onnx.observation import Batching, margin, observe, separated, with_outputs
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.pipeline import NORMALIZE, samples_for
 from rdoq_onnx.runtime import Runtime
@@ -37,7 +37,7 @@ def test_ranges_sizes_and_power(x):
     net = network("t = Relu (x) z = MatMul (t, w) y = Tanh (z)")
     found = seen(net, x)
     positive = np.maximum(x, 0)
-    assert found.ranges == {"t": (0.0, positive.max())}
+    assert found.ranges == {"t": (0.0, positive.max() * (1 + margin(9)))}
     assert found.sizes == {"t": 6, "z": 4}
     assert found.metric.outputs == ("y",)
     assert found.metric.elements == 4
@@ -49,7 +49,31 @@ def test_ranges_are_those_of_all_batches(monkeypatch, x):
     x[0, 0], x[8, 5] = -40, 70
     found = seen(network("y = MatMul (x, w)"), x)
     assert found.batching == Batching(2, True)
-    assert found.ranges["x"] == (-40, 70)
+    np.testing.assert_allclose(found.ranges["x"], np.array([-40, 70]) * (1 + margin(9)))
+
+
+def test_ranges_have_a_margin_while_samples_are_few():
+    assert margin(4) > margin(8) > margin(31) > 0
+    assert margin(32) == margin(1000) == 0
+
+
+def test_an_end_that_samples_agree_on_is_a_bound(x):
+    ceiling = np.array(0.5, np.float32)
+    found = seen(network("t = Clip (x, zero, six) y = MatMul (t, w)", zero=np.array(0, np.float32), six=ceiling), x)
+    assert found.ranges["t"] == (0.0, 0.5)
+
+
+def test_outputs_that_saturate_are_measured_in_front_but_for_maps():
+    image, kernel = "(float[N, 2, 4, 4] x) => (float[N, 3, 4, 4] y)", (3, 2, 1, 1)
+    cases = {
+        "z": network("z = MatMul (x, w) y = Sigmoid (z)"),
+        "s": network("s = MatMul (x, w) p = Softmax (s) y = Identity (p)"),
+        "y": network("c = Conv (x, w) b = Add (c, one) y = Sigmoid (b)", image, kernel, one=np.ones(1, np.float32)),
+    }
+    for target, net in cases.items():
+        assert observation.targets(net.model) == [target]
+    softmax = network("c = Conv (x, w) y = Softmax <axis = 1> (c)", image, kernel)
+    assert observation.targets(softmax.model) == ["c"]
 
 
 def test_large_tensors_make_small_batches(monkeypatch, x):

@@ -1,0 +1,60 @@
+"""Activations that 8 bits do not hold: found, left in float with a reason, unless they are pinned."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.config import Config
+from rdoq_onnx.measurement import restored, stored_fields
+from rdoq_onnx.progress import Progress
+
+NARROW = 15  # channels beside a wide one, which is worth nothing
+CONFIG = Config(weight_bits=6, activation_bits=8, effort="fast", threads=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """x -> a (one channel ten thousand times as wide as the others) -> Relu -> y, which hardly reads the wide one."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 12] x) => (float[N, 5] y) { a = MatMul (x, v) r = Relu (a) h = MatMul (r, w) y = Tanh (h) }""")
+    rng = np.random.default_rng(0)
+    v, w = rng.standard_normal((12, NARROW + 1), np.float32), 0.1 * rng.standard_normal((NARROW + 1, 5), np.float32)
+    v[:, -1] *= 1e4
+    w[-1] *= 1e-8
+    model.graph.initializer.extend(numpy_helper.from_array(t, n) for t, n in ((v, "v"), (w, "w")))
+    return model
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return {"x": np.random.default_rng(1).standard_normal((64, 12)).astype(np.float32)}
+
+
+def test_a_tensor_that_8_bits_ruin_stays_in_float(model, samples):
+    result = pipeline.run(model, samples, CONFIG, Progress())
+    assert list(result.curves.unheld) == ["r"]
+    (skip,) = [s for s in result.report.skipped if "weights alone" in s.reason]
+    assert skip.op_type == "MatMul"
+    assert "'r'" in skip.reason
+    assert "dB; --pin r=8" in skip.reason
+    assert result.report.sqnr_db > 25
+    types = [n.op_type for n in result.model.graph.node]
+    assert types.count("QuantizeLinear") == 1  # x alone
+
+
+def test_a_pin_quantizes_it_nevertheless(model, samples):
+    config = replace(CONFIG, pins=(("r", 8),))
+    result = pipeline.run(model, samples, config, Progress())
+    assert not result.curves.unheld
+    assert not result.report.skipped
+    assert result.report.sqnr_db < 20
+
+
+def test_what_stays_in_float_is_remembered_with_the_curves(model, samples):
+    measurement = pipeline.run(model, samples, CONFIG, Progress()).curves
+    again = restored(stored_fields(measurement), measurement.source, CONFIG)
+    assert again.network.activations == measurement.network.activations
+    assert again.network.skipped == measurement.network.skipped
