@@ -24,7 +24,8 @@ from rdoq_onnx.unquantized import Skip
 SAMPLES = 8  # of exact measurements
 # δ at full width, as a share of the signal's power:
 _DOUBTFUL = 1e-3  # of one activation, 30 dB by itself, from which first order is checked
-_BEARABLE = 5e-3  # of all activations, 23 dB; beyond it the worst stay in float
+_BEARABLE = 5e-3  # of all activations, 23 dB; beyond it the worst stay in float, but for
+_HARMLESS = 3e-4  # 35 dB by itself
 
 Tables = tuple[Mapping[int, tuple[Affine, ...]], ...]
 
@@ -73,7 +74,7 @@ def unheld(network: Network, measured: Distortions, config: Config, power: float
     pinned = [pattern for pattern, _ in config.pins]
     total, found = sum(least.values()), {}
     for tensor, share in sorted(least.items(), key=lambda item: -item[1]):
-        if total <= _BEARABLE or share <= _DOUBTFUL:
+        if total <= _BEARABLE or share <= _HARMLESS:
             break
         if not any(matches(p, (tensor,)) for p in pinned):
             found[tensor] = share

@@ -66,7 +66,7 @@ class Observation:
 
 
 def margin(samples: int) -> float:
-    """The share that a range seen on `samples` samples is widened by on either side.
+    """The share that a range seen on `samples` samples is widened by on either side, at most.
 
     One more sample goes beyond n others with probability 1 / (n + 1), and the fewer there are, the further.
     """
@@ -112,11 +112,19 @@ def _ends(name: str, value: Array, count: int) -> NDArray[np.float64]:
 
 
 def _widened(ends: NDArray[np.float64], share: float) -> tuple[float, float]:
-    """The range of all samples with a margin, but for an end that samples agree on: it is a bound (as of a Relu)."""
-    low, high = float(ends[0].min()), float(ends[1].max())
-    free = [np.count_nonzero(e == bound) == 1 for e, bound in zip(ends, (low, high), strict=True)]
-    wider = low * (1 + share) if free[0] else low, high * (1 + share) if free[1] else high
-    return min(low, wider[0]), max(high, wider[1])
+    """The range of all samples with a margin, which is no wider than samples differ.
+
+    An end that several agree on gets none: it is a bound, as that of a Relu.
+    """
+    return -_beyond(-ends[0], share), _beyond(ends[1], share)
+
+
+def _beyond(ends: NDArray[np.float64], share: float) -> float:
+    """The greatest of `ends`, one for each sample, and a margin."""
+    greatest = ends.max()
+    if greatest <= 0 or np.count_nonzero(ends == greatest) > 1:
+        return float(greatest)
+    return float(greatest + min(share * greatest, greatest - ends.min()))
 
 
 def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
