@@ -1,20 +1,22 @@
 """What has been measured so far, by name, kept in a file as the measurement goes on (`--curves FILE`).
 
 The file is an .npz: `header` is JSON with the format's version, what the measurement is bound to (hashes of the model
-and the samples, settings) and the values as `encoding.py` writes them; the other members are their arrays. It is
-replaced as a whole each time, so that it is complete whenever a run is killed.
+and the samples, settings) and the values as `encoding.py` writes them; the other members are their arrays, of a dtype
+in one: members are slow to open. It is replaced as a whole each time, so that it is complete whenever a run is killed.
 """
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from rdoq_onnx import io
 from rdoq_onnx.encoding import Arrays, decode, encode, model_parts
@@ -23,11 +25,12 @@ from rdoq_onnx.progress import Advance, Progress, Unfinished
 from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
-VERSION = 1
+VERSION = 2
 _SHARE = 20  # parts of the time of which writing what is unfinished may take one
 _PAUSE = 10.0  # seconds between two of these writes, at least
 
 T = TypeVar("T")
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Store:
         self._file = (path, binding) if path is not None and binding is not None else None
         self._values: dict[str, Any] = {}
         self._next = 0.0
+        self._written = True
 
     @classmethod
     def open(cls, path: str | Path, binding: Binding) -> "Store":
@@ -68,12 +72,17 @@ class Store:
 
     def put(self, name: str, value: Any, *, finished: bool = True) -> None:
         """Keep `value`; what is not `finished` reaches the disk now and then only."""
-        self._values[name] = value
-        begin = time.monotonic()
-        if self._file is not None and (finished or begin >= self._next):
+        self._values[name], self._written = value, False
+        if finished or time.monotonic() >= self._next:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has not reached the disk."""
+        if self._file is not None and not self._written:
+            begin = time.monotonic()
             _write(*self._file, self._values)
             end = time.monotonic()
-            self._next = end + max(_PAUSE, _SHARE * (end - begin))
+            self._next, self._written = end + max(_PAUSE, _SHARE * (end - begin)), True
 
     def drop(self, name: str) -> None:
         """Forget all whose name begins with `name`; the file follows with the next `put`."""
@@ -101,6 +110,15 @@ class Steps:
             with self.progress.step(name, total) as advance:
                 found = compute(advance)
             self.put(name, found)
+        kept: T = found
+        return kept
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` gives, or gave before; no step of its own, and on the disk after the next `flush`."""
+        found = self.get(name)
+        if found is None:
+            found = compute()
+            self.put(name, found, finished=False)
         kept: T = found
         return kept
 
@@ -136,8 +154,30 @@ def _write(path: Path, binding: Binding, values: Mapping[str, Any]) -> None:
         "settings": binding.settings,
         "values": {name: encode(value, arrays) for name, value in values.items()},
     }
+    header["arrays"], members = _packed(arrays)
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    io.write_arrays({"header": text} | {f"a{k}": array for k, array in enumerate(arrays)}, path)
+    io.write_arrays({"header": text, **members}, path)
+
+
+def _packed(arrays: Arrays) -> tuple[list[Any], dict[str, Array]]:
+    """Where each array lies, (dtype, first element, shape, order), and what lies there."""
+    places: list[Any] = []
+    parts: dict[str, list[Array]] = {}
+    ends: dict[str, int] = {}
+    for array in arrays:
+        order: Literal["C", "F"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        kind = array.dtype.str[1:]
+        places.append((kind, ends.get(kind, 0), array.shape, order))
+        parts.setdefault(kind, []).append(array.ravel(order))
+        ends[kind] = ends.get(kind, 0) + array.size
+    return places, {kind: np.concatenate(several) for kind, several in parts.items()}
+
+
+def _unpacked(places: Sequence[Any], members: Mapping[str, Array]) -> Arrays:
+    return [
+        members[kind][first : first + math.prod(shape)].reshape(shape, order=order)
+        for kind, first, shape, order in places
+    ]
 
 
 def _read(path: Path, binding: Binding) -> dict[str, Any]:
@@ -147,7 +187,7 @@ def _read(path: Path, binding: Binding) -> dict[str, Any]:
         if header["format"] != FORMAT:
             raise ValueError("another format")
         _check(path, header, binding)
-        arrays = [stored[f"a{k}"] for k in range(len(stored) - 1)]
+        arrays = _unpacked(header["arrays"], stored)
         return {name: decode(tree, arrays) for name, tree in header["values"].items()}
     except ConfigError:
         raise

@@ -77,7 +77,10 @@ def bias_shift(layer: Layer, change: NDArray[np.floating[Any]], mean: NDArray[np
 
 
 def quantized_model(allocation: Allocation) -> onnx.ModelProto:
-    """The network of `allocation` with its weights and activations quantized: INT8 weights, all channels kept."""
+    """The network of `allocation` with its weights and activations quantized: INT8 weights, all channels kept.
+
+    Not checked: what becomes a file, `emit_model` checks.
+    """
     measurement = allocation.measurement
     network = measurement.network
     weights = [
@@ -91,7 +94,8 @@ def quantized_model(allocation: Allocation) -> onnx.ModelProto:
         )
     ]
     target = network.target
-    return run_passes([InsertQDQ(weights, quantizers, target.integer_biases, target.folds)], network.model)
+    step = InsertQDQ(weights, quantizers, target.integer_biases, target.folds)
+    return run_passes([step], network.model, checked=False)
 
 
 def emit_model(

@@ -33,11 +33,11 @@ from rdoq_onnx.report import Report, make_report
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples, input_specs
 from rdoq_onnx.search import Goal, fewest_bits
-from rdoq_onnx.second_look import Judge, Plan, Step, second_look
+from rdoq_onnx.second_look import Judge, Plan, Step, float_outputs, second_look
 from rdoq_onnx.targets import CASTS_INT4, COMPLETE, TARGETS
 from rdoq_onnx.ties import runs, tie
 from rdoq_onnx.untrusted import check_model, check_sizes
-from rdoq_onnx.verify import check_size, verify_model
+from rdoq_onnx.verify import FloatRuns, check_size, float_runs, verify_model
 
 OPSET = 13
 NORMALIZE = (InlineFunctions(), WidenFloats(), Normalize(OPSET), HoistWeights(), FoldConstants(), FoldBatchNorm())
@@ -46,7 +46,7 @@ HELD_OUT = 0.15  # share of the samples that only verification sees
 TYING = (8, 32)  # samples of exact measurements, at least and at most
 TYING_WORK = {"fast": 0.0, "default": 3e10, "best": 1e11}  # elements that they may compute; larger networks go without
 JUDGING = 128  # samples that the second look measures on
-JUDGING_MEMORY = 1 << 27  # bytes of the float network's outputs that it holds
+FLOAT_MEMORY = 1 << 27  # bytes of the float network's outputs that are held, for that or for verification
 SYNTHETIC_SAMPLES = 64
 
 Model = onnx.ModelProto | str | Path
@@ -137,16 +137,17 @@ class Job:
 
     def _quantized(self, measurement: Measurement, config: Config, additivity: bool) -> Result:
         progress, runtime, seen = self.progress, self.runtime, self.seen
+        known = Steps(self.store, progress, regime(config))
         goal = None
         if config.sqnr is None and config.top1_agreement is None:
             with progress.step("allocate"):
                 allocation = allocate_bits(measurement, config)
-            allocation, steps = looked_at(allocation, config, seen, runtime, progress)
+            allocation, steps = looked_at(allocation, config, seen, runtime, known)
         else:
             batch = measurement.observation.batching.size
             goal = Goal.of(config, self.reference, self.held_out, batch, runtime)
             allocation, steps = fewest_bits(
-                measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, progress)
+                measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, known)
             )
         if allocation.layer_bits:
             average = allocation.weight_average
@@ -158,7 +159,11 @@ class Job:
             emission = emit_model(allocation, settings(config, self.samples), config.storage, config.keep_channels)
         check_size(emission.model, config.max_bytes)
         with progress.step("verify"):
-            verification = verify_model(self.reference, emission, allocation, self.held_out, runtime, config.min_sqnr)
+            floats = self._floats(measurement, known)
+            verification = verify_model(
+                self.reference, emission, allocation, self.held_out, runtime, config.min_sqnr, floats
+            )
+        self.store.flush()
         if goal is not None:
             found = goal.check(emission.model)
             progress.note(f"{goal.option} {goal.least:g}: {found:.2f} {goal.unit} on {goal.samples} samples held out")
@@ -166,6 +171,14 @@ class Job:
             self.source, self.original, emission, allocation, verification, self.samples, progress.seconds, steps
         )
         return Result(emission.model, report, allocation, config, alone)
+
+    def _floats(self, measurement: Measurement, known: Steps) -> FloatRuns | None:
+        """The float outputs that verification compares with, which no budget changes; None if they are too large."""
+        if 8 * measurement.observation.metric.elements * len(self.held_out) > FLOAT_MEMORY:
+            return None
+        # Two models that are the same once they are normalized give outputs that differ by rounding.
+        name = f"outputs of {Binding.of(self.reference, '', {}).model}, held out"
+        return known.once(name, lambda: tuple(float_runs(self.reference, measurement, self.held_out, self.runtime)))
 
 
 def run(
@@ -234,7 +247,7 @@ def looked_at(
     config: Config,
     samples: Samples,
     runtime: Runtime,
-    progress: Progress,
+    known: Steps,
 ) -> tuple[Allocation, tuple[Step, ...]]:
     """The allocation after the second look, judged on the samples that rounding was not fitted to."""
     if not allocation.layer_bits:
@@ -242,11 +255,13 @@ def looked_at(
     fitting, measuring = split(samples, config)
     observation = allocation.measurement.observation
     reference = allocation.measurement.aimed.model
-    judging = measuring.some(min(JUDGING, max(1, JUDGING_MEMORY // (4 * observation.metric.elements))))
-    judge = Judge.of(reference, judging, observation.metric, runtime, observation.batching.size)
+    judging = measuring.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * observation.metric.elements))))
+    size, metric = observation.batching.size, observation.metric
+    targets = known.once("outputs, judging", lambda: float_outputs(reference, judging, metric, runtime, size))
+    judge = Judge(judging, size, targets, metric, runtime)
     plan = Plan.of(config.effort, allocation, len(judging))
-    with progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
-        return second_look(allocation, config, plan, judge, fitting, measuring, pool, advance)
+    with known.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
+        return second_look(allocation, config, plan, judge, fitting, measuring, pool, advance, known)
 
 
 def measured_alone(

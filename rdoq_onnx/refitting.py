@@ -23,6 +23,7 @@ from onnx import numpy_helper
 
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.budget import Allocation
+from rdoq_onnx.curves_file import Steps
 from rdoq_onnx.emission import bias_shift, chosen_weights, mixed, quantized_model
 from rdoq_onnx.graph import Graph
 from rdoq_onnx.linear import Linear
@@ -43,8 +44,13 @@ Array = NDArray[Any]
 Float = NDArray[np.float64]
 
 
-def refitted(allocation: Allocation, share: float, samples: Samples, runtime: Runtime) -> Allocation:
-    """`allocation` with the first `share` of its layers, and the last ones, fitted on `samples`: scales and biases."""
+def refitted(
+    allocation: Allocation, share: float, samples: Samples, runtime: Runtime, known: Steps | None = None
+) -> Allocation:
+    """`allocation` with the first `share` of its layers, and the last ones, fitted on `samples`: scales and biases.
+
+    known: keeps what the float network gives, up to 128 MB, for other allocations of the same measurement.
+    """
     measurement = allocation.measurement
     network = measurement.network
     layers = [(k, network.layers[k]) for k in _fitted(network, measurement.observation.metric.outputs, share)]
@@ -53,7 +59,11 @@ def refitted(allocation: Allocation, share: float, samples: Samples, runtime: Ru
     some = samples.some(min(_SAMPLES, max(1, _LIVE // (8 * max(measurement.observation.sizes.values())))))
     batches = list(some.counted_batches(measurement.observation.batching.size))
     positions = max(1, min(_POSITIONS, _KEPT // (len(some) * sum(layer.linear.channels for _, layer in layers))))
-    targets = _targets(measurement.network, [layer for _, layer in layers], batches, positions, runtime)
+
+    def wanted() -> dict[str, Array]:
+        return _targets(network, [layer for _, layer in layers], batches, positions, runtime)
+
+    targets = wanted() if known is None else known.once(f"{share:.3f} of the layers, in float", wanted)
     chosen, emitted = chosen_weights(allocation), quantized_model(allocation)
     made = {n.name: n.output[0] for n in emitted.graph.node}
     ends = {made[layer.uses[0].node]: k for k, layer in layers}
@@ -64,7 +74,7 @@ def refitted(allocation: Allocation, share: float, samples: Samples, runtime: Ru
         # The Add behind a MatMul has the shift, so its z' does not.
         added = shift if layer.linear.op_type == "MatMul" else np.zeros_like(shift)
         found = [_rows(layer.linear, v, count, positions) for v, (count, _) in zip(values, batches, strict=True)]
-        gain, rest = _line(targets.pop(layer.name), np.concatenate(found, axis=1) + added[:, None].astype(np.float32))
+        gain, rest = _line(targets[layer.name], np.concatenate(found, axis=1) + added[:, None].astype(np.float32))
         codes[k] = {b: WeightCodes(c.integers, stored(c.scales * gain).astype(np.float32)) for b, c in codes[k].items()}
         bias, weight = _constants(network, layer)
         change = mixed(codes[k], allocation.layer_bits[k]).values - layer.linear.rows(weight)
@@ -121,10 +131,12 @@ def _rows(linear: Linear, z: Array, samples: int, positions: int) -> Array:
 
 
 def _moved(linear: Linear, z: Array, samples: int, gain: Float, rest: Float) -> Array:
-    """gain z + rest for each channel."""
+    """gain z + rest for each channel; `z` may be overwritten, since large arrays take longer to get than to fill."""
     blocks = linear.outputs(z, samples)
     gain, rest = (v.astype(z.dtype).reshape(*blocks.shape[1:3], 1) for v in (gain, rest))
-    return linear.refold(blocks * gain + rest, z.shape)
+    blocks *= gain
+    blocks += rest
+    return linear.refold(blocks, z.shape)
 
 
 def _line(target: Array, found: Array) -> tuple[Float, Float]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.budget import Allocation, allocate_bits, uniform_bits
 from rdoq_onnx.config import Config, Effort
+from rdoq_onnx.curves_file import Steps
 from rdoq_onnx.distortion import Metric
 from rdoq_onnx.emission import quantized_model
 from rdoq_onnx.observation import with_outputs
@@ -105,15 +106,13 @@ class Judge:
 
     samples: Samples
     size: int
-    targets: tuple[list[NDArray[Any]], ...]
+    targets: tuple[tuple[NDArray[Any], ...], ...]
     metric: Metric
     runtime: Runtime
 
     @classmethod
     def of(cls, model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, size: int) -> "Judge":
-        session = runtime.session(model, "all")
-        targets = tuple(session.run(feeds, metric.outputs) for feeds in samples.batches(size))
-        return cls(samples, size, targets, metric, runtime)
+        return cls(samples, size, float_outputs(model, samples, metric, runtime, size), metric, runtime)
 
     def errors(self, allocation: Allocation) -> NDArray[np.float64]:
         """What each sample adds to δ of the emitted model, [samples]."""
@@ -127,6 +126,14 @@ class Judge:
         return float(self.errors(allocation).mean())
 
 
+def float_outputs(
+    model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, size: int
+) -> tuple[tuple[NDArray[Any], ...], ...]:
+    """The outputs that count, of the float `model`, for each batch of `size`."""
+    session = runtime.session(model, "all")
+    return tuple(tuple(session.run(feeds, metric.outputs)) for feeds in samples.batches(size))
+
+
 def second_look(
     allocation: Allocation,
     config: Config,
@@ -136,8 +143,12 @@ def second_look(
     measuring: Samples,
     workers: Workers,
     advance: Advance,
+    known: Steps | None = None,
 ) -> tuple[Allocation, tuple[Step, ...]]:
-    """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained."""
+    """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained.
+
+    known: keeps what no allocation changes.
+    """
     look = _Look(allocation, judge, advance)
     runtime = judge.runtime
     if plan.portions:
@@ -152,7 +163,7 @@ def second_look(
         look.step("uniform", uniform)
     before = look.allocation
     for share in plan.fits:
-        look.step("re-fit", refitted(before, share, fitting, runtime))
+        look.step("re-fit", refitted(before, share, fitting, runtime, known if len(plan.fits) == 1 else None))
     return look.allocation, look.steps
 
 

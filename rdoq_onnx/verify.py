@@ -1,7 +1,7 @@
 """What the emitted model really does, on samples that no measurement has seen."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +10,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from rdoq_onnx import openvino_runtime
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.distortion import sqnr_db
 from rdoq_onnx.emission import Emission
 from rdoq_onnx.errors import ModelError, VerificationError
 from rdoq_onnx.graph import upstream
 from rdoq_onnx.kernels import float_layers, kernel_counts
+from rdoq_onnx.measurement import Measurement
 from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.passes import model_bytes
 from rdoq_onnx.runtime import Feeds, Level, Runtime
@@ -25,6 +25,8 @@ from rdoq_onnx.targets import COMPLETE
 from rdoq_onnx.tensorrt_rules import violations
 
 Run = Callable[[Feeds, Sequence[str]], list[NDArray[Any]]]
+Arrays = tuple[NDArray[Any], ...]
+FloatRuns = Iterable[tuple[Arrays, Arrays]]  # of each batch
 
 # Rounding ties fall differently between kernels, and deep networks carry each one on: two levels may differ by nearly
 # as much as either differs from the float model. Saturation and wrong fusions instead make one of them worse.
@@ -61,14 +63,16 @@ def verify_model(
     samples: Samples,
     runtime: Runtime,
     min_sqnr: float | None = None,
+    floats: FloatRuns | None = None,
 ) -> Verification:
     """Load the emitted model in ONNX Runtime, run it beside the float model `original` and compare.
 
     It runs at the BASIC and the default optimization level, with one thread and with all that `runtime` may use, and in
-    the target's own runtime where that is installed. Raises VerificationError if the file does not load, does not hold
-    the widths allocated, gives other numbers from one run to another, breaks a rule of its target, or has an SQNR
-    under `min_sqnr`. Figures are those of the default level, whose integer kernels stand for the target's; those of the
-    BASIC level where the target's do not saturate.
+    the target's own runtime where that is installed. floats: the `float_runs`, where they are known.
+
+    Raises VerificationError if the file does not load, does not hold the widths allocated, gives other numbers from one
+    run to another, breaks a rule of its target, or has an SQNR under `min_sqnr`. Figures are those of the default
+    level, whose integer kernels stand for the target's; those of the BASIC level where the target's do not saturate.
     """
     quantized, target = emission.model, allocation.measurement.network.target
     check_widths(emission, allocation, runtime)
@@ -79,26 +83,29 @@ def verify_model(
     metric, size = measurement.observation.metric, measurement.observation.batching.size
     outputs = [o.name for o in original.graph.output]
     try:
-        reference = runtime.session(original, "all")
         basic, stock = (runtime.session(quantized, level) for level in _LEVELS)
         others: dict[str, Run] = {
             f"ONNX Runtime's {level} level with one thread": replace(runtime, threads=1).session(quantized, level).run
             for level in _LEVELS
         }
-        if target.name == "openvino" and openvino_runtime.installed():
-            others[_OPENVINO] = _in_openvino(quantized, runtime.threads)
-        aimed = runtime.session(measurement.aimed.model, "all")
+        if target.name == "openvino":
+            others |= _in_openvino(quantized, runtime.threads)
         level: Level = "all" if target.saturates else "basic"
-        found = runtime.session(with_outputs(quantized, metric.outputs), level)
+        # Outputs more than the model has may change how it is fused.
+        inner = None if set(metric.outputs) <= set(outputs) else with_outputs(quantized, metric.outputs)
+        found = None if inner is None else runtime.session(inner, level)
         sums, signal, gap, measured = np.zeros(2 + len(others)), 0.0, 0.0, 0.0
-        for count, feeds in samples.counted_batches(size):
-            target_values, given = _floats(reference.run(feeds, outputs)), _floats(stock.run(feeds, outputs))
-            unfused = _floats(basic.run(feeds, outputs))
+        known = floats if floats is not None else float_runs(original, measurement, samples, runtime)
+        for (count, feeds), (wanted, aimed) in zip(samples.counted_batches(size), known, strict=True):
+            values = {"all": stock.run(feeds, outputs), "basic": basic.run(feeds, outputs)}
+            target_values, given, unfused = _floats(wanted), _floats(values["all"]), _floats(values["basic"])
             runs = [given, unfused, *(_floats(run(feeds, outputs)) for run in others.values())]
             signal += _power(target_values)
             sums += [_power([a - b for a, b in zip(values, target_values, strict=True)]) for values in runs]
             gap += _power([a - b for a, b in zip(given, unfused, strict=True)])
-            measured += float(metric.errors(found.run(feeds), aimed.run(feeds), count).sum())
+            named = dict(zip(outputs, values[level], strict=True))
+            ends = found.run(feeds) if found is not None else [named[n] for n in metric.outputs]
+            measured += float(metric.errors(ends, aimed, count).sum())
         optimized = runtime.optimized(quantized, "all")
     except ModelError as error:
         mend = f"; {'.'.join(map(str, COMPLETE))} runs all that is emitted" if runtime.version < COMPLETE else ""
@@ -120,6 +127,17 @@ def verify_model(
     )
     _judge(result, min_sqnr)
     return result
+
+
+def float_runs(
+    original: onnx.ModelProto, measurement: Measurement, samples: Samples, runtime: Runtime
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """For each batch of `samples` the floating outputs of `original`, and what distortion is measured against."""
+    reference, aimed = (runtime.session(model, "all") for model in (original, measurement.aimed.model))
+    outputs, metric = [o.name for o in original.graph.output], measurement.observation.metric
+    for feeds in samples.batches(measurement.observation.batching.size):
+        wanted = tuple(v for v in reference.run(feeds, outputs) if v.dtype.kind == "f")
+        yield wanted, tuple(aimed.run(feeds, metric.outputs))
 
 
 def check_size(model: onnx.ModelProto, max_bytes: int | None) -> None:
@@ -189,17 +207,22 @@ def _judge(found: Verification, min_sqnr: float | None) -> None:
         )
 
 
-def _in_openvino(model: onnx.ModelProto, threads: int) -> Run:
+def _in_openvino(model: onnx.ModelProto, threads: int) -> dict[str, Run]:
+    """How `model` runs in OpenVINO, by that name; nothing where it is not installed."""
+    from rdoq_onnx import openvino_runtime  # here: OpenVINO is slow to import
+
+    if not openvino_runtime.installed():
+        return {}
     loaded = openvino_runtime.load(model, threads)
 
     def run(feeds: Feeds, names: Sequence[str]) -> list[NDArray[Any]]:
         values = loaded.run(feeds)
         return [values[name] for name in names]
 
-    return run
+    return {_OPENVINO: run}
 
 
-def _floats(values: list[NDArray[Any]]) -> list[NDArray[np.float64]]:
+def _floats(values: Sequence[NDArray[Any]]) -> list[NDArray[np.float64]]:
     """The floating-point ones of the outputs."""
     return [v.astype(np.float64) for v in values if v.dtype.kind == "f"]
 

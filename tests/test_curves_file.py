@@ -81,6 +81,35 @@ def test_a_second_run_measures_nothing_and_gives_the_same(files, effort):
     assert (first.data, second.data) == (fresh.data, other.data)
 
 
+def test_what_the_float_network_gives_is_kept(files, monkeypatch):
+    curves = files / "c.curves"
+    fresh = Run(files, weight_bits=3)
+    Run(files, curves, weight_bits=4)
+
+    def again(*_):
+        raise AssertionError
+
+    for name in ("pipeline.float_outputs", "pipeline.float_runs", "refitting._targets"):
+        monkeypatch.setattr(f"rdoq_onnx.{name}", again)
+    before = curves.read_bytes()
+    assert Run(files, curves, weight_bits=3).data == fresh.data
+    assert curves.read_bytes() == before
+
+
+def test_arrays_come_back_as_they_lay(tmp_path):
+    arrays = [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.ones((2, 3))), np.array(3.5), np.zeros((0, 3)),
+              np.ones((4, 4))[::2], np.int8([1, 2]), np.array([True]), np.float64([7])]  # fmt: skip
+    binding = curves_file.Binding("m", "s", {})
+    Store(tmp_path / "c.curves", binding).put("a", tuple(arrays))
+    with np.load(tmp_path / "c.curves") as members:
+        assert sorted(members) == ["b1", "f8", "header", "i1"]
+    for found, array in zip(Store.open(tmp_path / "c.curves", binding).get("a"), arrays, strict=True):
+        np.testing.assert_array_equal(found, array)
+        assert (found.dtype, found.shape) == (array.dtype, array.shape)
+        if array.size > 1:
+            assert found.flags.c_contiguous == (array.flags.c_contiguous or not array.flags.f_contiguous)
+
+
 def test_one_file_holds_both_regimes_of_activations_and_none(files):
     curves = files / "c.curves"
     for bits in (8, 4, None):
