@@ -46,7 +46,7 @@ HELD_OUT = 0.15  # share of the samples that only verification sees
 TYING = (8, 32)  # samples of exact measurements, at least and at most
 TYING_WORK = {"fast": 0.0, "default": 3e10, "best": 1e11}  # elements that they may compute; larger networks go without
 JUDGING = 128  # samples that the second look measures on
-FLOAT_MEMORY = 1 << 27  # bytes of the float network's outputs that are held, for that or for verification
+FLOAT_MEMORY = 1 << 27  # bytes of inputs, and of the float network's outputs, that are held for that or verification
 SYNTHETIC_SAMPLES = 64
 
 Model = onnx.ModelProto | str | Path
@@ -256,6 +256,7 @@ def looked_at(
     observation = allocation.measurement.observation
     reference = allocation.measurement.aimed.model
     judging = measuring.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * observation.metric.elements))))
+    judging = judging.loaded(FLOAT_MEMORY)
     size, metric = observation.batching.size, observation.metric
     targets = known.once("outputs, judging", lambda: float_outputs(reference, judging, metric, runtime, size))
     judge = Judge(judging, size, targets, metric, runtime)

@@ -106,6 +106,13 @@ class Samples:
         picked = np.linspace(0, groups - 1, max(count // step, 1)).astype(int)
         return self.take((picked[:, None] * step + np.arange(step)).reshape(-1))
 
+    def loaded(self, limit: int) -> "Samples":
+        """All in memory, to be read over and over, where they take at most `limit` bytes; else as they are."""
+        each = sum(int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in self.arrays.values())
+        if each * len(self._picked) > limit:
+            return self
+        return replace(self, arrays={name: a[self._picked] for name, a in self.arrays.items()}, picked=None)
+
     def split(self, fraction: float, seed: int) -> tuple["Samples", "Samples"]:
         """Two disjoint random parts, `fraction` in the first, in the order that the samples have here.
 

@@ -89,6 +89,15 @@ def test_split_depends_on_the_seed():
     assert samples.split(0.5, 1)[0].digest != samples.split(0.5, 2)[0].digest
 
 
+def test_loaded_where_there_is_room():
+    x = np.arange(24, dtype=np.float32).reshape(12, 2)
+    samples = Samples("arrays", {"x": x}, {"c": floats(2)}, batch=2).take([5, 1, 4, 0])
+    held = samples.loaded(4 * 8)
+    assert held.picked is None
+    assert [f["x"].tolist() for f in held.batches(1)] == [f["x"].tolist() for f in samples.batches(1)]
+    assert samples.loaded(4 * 8 - 1) is samples
+
+
 def test_digest():
     x = floats(4, 3)
     base = Samples("a", {"x": x, "y": x}).digest
