@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.distortion import Metric
+from rdoq_onnx.fallback import Unheld
 from rdoq_onnx.observation import Batching, Observation
 from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.tails import Tail, Tails
@@ -22,7 +23,7 @@ from rdoq_onnx.taylor import Distortions
 
 CLASSES = {
     c.__name__: c
-    for c in (Affine, Batching, Candidates, Curves, Distortions, Metric, Observation, Tail, Tails, WeightCodes)
+    for c in (Affine, Batching, Candidates, Curves, Distortions, Metric, Observation, Tail, Tails, Unheld, WeightCodes)
 }
 _PLAIN = (str, int, float, bool, type(None))
 

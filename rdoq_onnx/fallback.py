@@ -1,4 +1,4 @@
-"""Activations that a quantizer may ruin: measured exactly, and left in float if no quantizer of full width holds them.
+"""What a quantizer may ruin: measured exactly, and left in float if no quantizer of full width holds it.
 
 First order misjudges large perturbations both ways. Behind a logarithm it promises a hundred times what happens; behind
 a threshold, a hundredth. And some tensors, of few wide channels and many narrow ones, are beyond any quantizer that has
@@ -6,26 +6,36 @@ one scale for all: one layer in float is then a better file than one that a sing
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rdoq_onnx.analysis import Activation, Network
-from rdoq_onnx.candidates import Candidates
-from rdoq_onnx.config import Config
+from rdoq_onnx.analysis import Activation, Layer, Network, behind_clamp, layer_names
+from rdoq_onnx.candidates import Candidates, widest
+from rdoq_onnx.config import MAX_BITS, Config
+from rdoq_onnx.errors import ModelError
 from rdoq_onnx.graph import Graph
-from rdoq_onnx.patterns import as_pattern, matches
+from rdoq_onnx.patterns import as_pattern, channel_range, matches
 from rdoq_onnx.probe import Prober
 from rdoq_onnx.progress import Advance
-from rdoq_onnx.quantizer import Affine
+from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.taylor import Distortions
 from rdoq_onnx.unquantized import Skip
 
 SAMPLES = 8  # of exact measurements
 # δ at full width, as a share of the signal's power:
-_DOUBTFUL = 1e-3  # of one activation, 30 dB by itself, from which first order is checked
-_BEARABLE = 5e-3  # of all activations, 23 dB; beyond it the worst stay in float, but for
+_DOUBTFUL = 1e-3  # of one activation or layer, 30 dB by itself, from which first order is checked
+_BEARABLE = 5e-3  # of all activations, or of all layers, 23 dB; beyond it the worst stay in float, but for
 _HARMLESS = 3e-4  # 35 dB by itself
+
+@dataclass(frozen=True)
+class Unheld:
+    """Activations by tensor, and layers by name, with the δ at full width of each as a share of the signal's power."""
+
+    tensors: Mapping[str, float]
+    layers: Mapping[str, float]
+
 
 Tables = tuple[Mapping[int, tuple[Affine, ...]], ...]
 
@@ -50,11 +60,11 @@ def checked(
     """
     tables, values = list(candidates.activations), list(measured.activations)
     for k in doubts:
-        widest = max(tables[k])
+        full = max(tables[k])
         tried: dict[int, tuple[Affine, ...]] = {
             b: (several[int(np.argmin(values[k][b]))],) for b, several in tables[k].items()
         }
-        tried[widest] = tuple(dict.fromkeys([*tables[k][widest], *coarse[k][widest]]))
+        tried[full] = tuple(dict.fromkeys([*tables[k][full], *coarse[k][full]]))
         flat = prober.activation(network.activations[k], [q for several in tried.values() for q in several])
         parts = np.split(flat, np.cumsum([len(several) for several in tried.values()])[:-1])
         tables[k], values[k] = tried, dict(zip(tried, parts, strict=True))
@@ -62,41 +72,91 @@ def checked(
     return replace(candidates, activations=tuple(tables)), replace(measured, activations=tuple(values))
 
 
-def unheld(network: Network, measured: Distortions, config: Config, power: float) -> dict[str, float]:
-    """Tensors that no quantizer of full width holds, with the least δ of one over the signal's `power`.
+def unheld(
+    network: Network, candidates: Candidates, measured: Distortions, config: Config, prober: Prober
+) -> Unheld:
+    """The worst activations and layers at full width, until the rest of either are bearable; without those pinned.
 
-    The worst, until the rest are bearable together; without those that `--pin` names.
+    No layers where `--widths` ends before full width. Raises ModelError if no layer is left.
     """
-    least = {
-        a.tensor: float(values[max(values)].min()) / power
+    pinned = [pattern for pattern, _ in config.pins]
+    activations = {
+        a.tensor: (float(values[max(values)].min()) / prober.metric.power, (a.tensor,))
         for a, values in zip(network.activations, measured.activations, strict=True)
     }
-    pinned = [pattern for pattern, _ in config.pins]
-    total, found = sum(least.values()), {}
-    for tensor, share in sorted(least.items(), key=lambda item: -item[1]):
+    layers = {
+        layer.name: (_share(layer, variants, mean, found, prober), layer_names(layer))
+        for layer, variants, mean, found in zip(
+            network.layers, candidates.weights, candidates.means, measured.weights, strict=True
+        )
+        if candidates.widths[-1] == widest(network)
+    }
+    found = Unheld(*(_worst(shares, pinned) for shares in (activations, layers)))
+    if len(found.layers) == len(network.layers):
+        name, share = next(iter(found.layers.items()))
+        raise ModelError(f"no layer can be quantized: {_ruin(name, share)}")
+    return found
+
+
+def in_float(network: Network, left: Unheld) -> Network:
+    """`network` without what is `left` in float, and with the reason beside each node that it concerns."""
+    if not left.tensors and not left.layers:
+        return network
+    graph = Graph(network.model)
+    lost = [layer for layer in network.layers if layer.name in left.layers]
+    skips = [s for layer in lost for s in _layer_skips(layer, left.layers[layer.name], graph)]
+    skips += [s for a in network.activations if a.tensor in left.tensors
+              for s in _activation_skips(a, left.tensors[a.tensor], graph)]  # fmt: skip
+    layers = tuple(layer for layer in network.layers if layer.name not in left.layers)
+    read = {u.data for layer in layers for u in layer.uses}
+    idle = {behind_clamp(u.output, graph) for layer in lost for u in layer.uses}
+    kept = [
+        replace(a, feeds=tuple(f for f in a.feeds if f in read))
+        for a in network.activations
+        if a.tensor not in left.tensors and (read.intersection(a.feeds) or (a.fusion and a.tensor not in idle))
+    ]
+    return replace(network, layers=layers, activations=tuple(kept), skipped=(*network.skipped, *skips))
+
+
+def _share(
+    layer: Layer, variants: Sequence[Sequence[WeightCodes]], mean: NDArray[np.float64], found: NDArray[np.float64],
+    prober: Prober,
+) -> float:  # fmt: skip
+    """δ of all weights of `layer` at full width over the signal's power; exact where the first order is large."""
+    sums = found[:, :, -1].sum(axis=1)
+    best = int(sums.argmin())
+    share = float(sums[best]) / prober.metric.power
+    if share <= _DOUBTFUL:
+        return share
+    return float(prober.whole_layer(layer, [variants[best][-1]], mean)[0]) / prober.metric.power
+
+
+def _worst(shares: Mapping[str, tuple[float, tuple[str, ...]]], pinned: Sequence[str]) -> dict[str, float]:
+    """Of (share, names that patterns know it by): those that must go."""
+    total, found = sum(share for share, _ in shares.values()), {}
+    for key, (share, names) in sorted(shares.items(), key=lambda item: -item[1][0]):
         if total <= _BEARABLE or share <= _HARMLESS:
             break
-        if not any(matches(p, (tensor,)) for p in pinned):
-            found[tensor] = share
+        if not any(matches(channel_range(p)[0], names) for p in pinned):
+            found[key] = share
             total -= share
     return found
 
 
-def in_float(network: Network, tensors: Mapping[str, float]) -> Network:
-    """`network` without quantizers of `tensors`, and with the reason beside each node that it concerns."""
-    if not tensors:
-        return network
-    graph = Graph(network.model)
-    left = tuple(s for a in network.activations if a.tensor in tensors for s in _skips(a, tensors[a.tensor], graph))
-    kept = tuple(a for a in network.activations if a.tensor not in tensors)
-    return replace(network, activations=kept, skipped=(*network.skipped, *left))
+def _layer_skips(layer: Layer, share: float, graph: Graph) -> list[Skip]:
+    nodes = {n.name: n for n in graph.nodes}
+    return [Skip(u.node, nodes[u.node].op_type, _ruin(layer.name, share)) for u in layer.uses]
 
 
-def _skips(activation: Activation, share: float, graph: Graph) -> list[Skip]:
-    ruin = f"8 bits of {activation.tensor!r} alone would take the output to {-10 * np.log10(share):.1f} dB"
-    pin = f"; --pin {as_pattern(activation.tensor)}=8 quantizes it nevertheless"
+def _activation_skips(activation: Activation, share: float, graph: Graph) -> list[Skip]:
+    ruin = _ruin(activation.tensor, share)
     nodes = {n.name: n for f in activation.feeds for n in graph.consumers.get(f, [])}
     if nodes:
-        return [Skip(n.name, n.op_type, f"its weights alone are quantized: {ruin}{pin}") for n in nodes.values()]
+        return [Skip(n.name, n.op_type, f"its weights alone are quantized: {ruin}") for n in nodes.values()]
     maker = graph.producer[activation.tensor]
-    return [Skip(maker.name, maker.op_type, f"its output stays in float: {ruin}{pin}")]
+    return [Skip(maker.name, maker.op_type, f"its output stays in float: {ruin}")]
+
+
+def _ruin(name: str, share: float) -> str:
+    pin = f"--pin {as_pattern(name)}={MAX_BITS} quantizes it nevertheless"
+    return f"{name!r} at full width alone would take the output to {-10 * np.log10(share):.1f} dB; {pin}"

@@ -13,7 +13,7 @@ from rdoq_onnx.analysis import Activation, Network, analyse
 from rdoq_onnx.backward import rows_of
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
-from rdoq_onnx.fallback import in_float
+from rdoq_onnx.fallback import Unheld, in_float
 from rdoq_onnx.observation import FEW_SAMPLES, Observation, with_outputs
 from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.samples import Samples
@@ -30,7 +30,7 @@ class Measurement:
         bias is corrected for. offsets: for each layer, what is added to its outputs besides, or None.
     quantizers: each activation's quantizer at each width, with the clipping of least distortion.
     curves: a row for each channel of each layer, in order, then one for each activation; columns are 0 to 8 bits.
-    unheld: tensors that no quantizer of 8 bits holds, with its δ over the signal's power; they stay in float.
+    unheld: what no quantizer of full width holds, and stays in float.
     probed: tensors that could not be differentiated and were measured exactly instead, with the reason.
     """
 
@@ -42,7 +42,7 @@ class Measurement:
     offsets: tuple[NDArray[np.float64] | None, ...]
     quantizers: tuple[Mapping[int, Affine], ...]
     curves: Curves
-    unheld: Mapping[str, float]
+    unheld: Unheld
     probed: Mapping[str, str]
 
     @property

@@ -1,6 +1,5 @@
 """Samples in, curves out: candidates at every width, and what each would do to the network's output."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves_file import Steps, Store
 from rdoq_onnx.equalization import equalize, exponent_for
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.fallback import SAMPLES, Tables, checked, doubtful, in_float, unheld
+from rdoq_onnx.fallback import SAMPLES, Tables, Unheld, checked, doubtful, in_float, unheld
 from rdoq_onnx.measurement import Measurement, aimed_at, curves_of, differentiated, judging, split
 from rdoq_onnx.moments import collect, passes
 from rdoq_onnx.observation import Observation, observe, targets
@@ -67,9 +66,8 @@ def measure_network(
             candidates = replace(candidates, activations=bench.clipped(candidates))
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
-    metric = observation.metric
-    lost = unheld(network, measured, config, metric.power)
-    seen = draws(len(split(samples, config)[1]), metric.elements)
+        lost = unheld(aimed, candidates, measured, config, bench.prober(judging(samples, config).some(SAMPLES)))
+    seen = draws(len(split(samples, config)[1]), observation.metric.elements)
     return _chosen(source, network, observation, candidates, measured, lost, seen)
 
 
@@ -77,7 +75,7 @@ def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measure
     """No curves: all that is quantized of `network` is outside the search."""
     observation = observe(aimed_at(network, targets(network.model)), samples, runtime)
     curves = curves_of(network, observation, (), [], [])
-    return Measurement(network.model, network, observation, (), (), (), (), curves, {}, {})
+    return Measurement(network.model, network, observation, (), (), (), (), curves, Unheld({}, {}), {})
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ class _Bench:
             found = replace(found, activations=alone.activations, missing={**found.missing, **alone.missing})
         measured = found
         if found.missing:
-            prober = self._prober(measuring)
+            prober = self.prober(measuring)
             measured = self.keep.step("probe", 1, lambda _: complete(found, self.network, candidates, prober))
         _check_finite(self.network, measured)
         return measured
@@ -160,7 +158,7 @@ class _Bench:
         found = candidates, measured
         doubts = doubtful(self.network, measured, self.observation.metric.power)
         if doubts:
-            prober = self._prober(judging(self.samples, self.config).some(SAMPLES))
+            prober = self.prober(judging(self.samples, self.config).some(SAMPLES))
             found = self.keep.step("doubtful", len(doubts), lambda advance: checked(
                 self.network, candidates, coarse, measured, doubts, prober, advance
             ))  # fmt: skip
@@ -169,7 +167,7 @@ class _Bench:
 
     def exact(self, candidates: Candidates) -> Distortions:
         """All curves, measured exactly."""
-        prober = self._prober(split(self.samples, self.config)[1])
+        prober = self.prober(split(self.samples, self.config)[1])
         parts = len(self.network.layers) + len(self.network.activations)
         return self._with_unseen(candidates, self.keep.step("probe", parts, lambda advance: exact(
             self.network, candidates, prober, advance=advance, unfinished=self.keep.unfinished("probe")
@@ -195,7 +193,8 @@ class _Bench:
             unfinished=unfinished,
         )  # fmt: skip
 
-    def _prober(self, samples: Samples) -> Prober:
+    def prober(self, samples: Samples) -> Prober:
+        """Exact measurements on `samples`."""
         return Prober(self.network, samples, self.observation.metric, self.runtime, self.observation.batching)
 
 
@@ -213,35 +212,42 @@ def _chosen(
     observation: Observation,
     candidates: Candidates,
     measured: Distortions,
-    lost: Mapping[str, float],
+    lost: Unheld,
     seen: int,
 ) -> Measurement:
     """The best variant of rounding for each channel and width, the best clipping for each activation and width.
 
-    lost: tensors that stay in float. seen: the draws that each curve is the mean of.
+    lost: what stays in float. seen: the draws that each curve is the mean of.
     """
     codes: list[dict[int, WeightCodes]] = []
     weights: list[NDArray[np.float64]] = []
+    means = []
     originals = {t.name: t for t in network.model.graph.initializer}
-    for layer, variants, found in zip(network.layers, candidates.weights, measured.weights, strict=True):
+    for layer, mean, variants, found in zip(
+        network.layers, candidates.means, candidates.weights, measured.weights, strict=True
+    ):
+        if layer.name in lost.layers:
+            continue
         likely = expected(found, seen)
         best = likely.argmin(axis=0)
         chosen = [picked([v[k] for v in variants], best[:, k]) for k in range(len(candidates.widths))]
         errors = squared_errors(chosen, layer.linear.rows(numpy_helper.to_array(originals[layer.weight])))
+        means.append(mean)
         codes.append(dict(zip(candidates.widths, chosen, strict=True)))
         weights.append(steadied(np.take_along_axis(likely, best[None], axis=0)[0], errors, seen))
+    left = in_float(network, lost)
+    kept = {a.tensor for a in left.activations}
     quantizers: list[dict[int, Affine]] = []
     activations: list[dict[int, float]] = []
     for activation, table, values in zip(
         network.activations, candidates.activations, measured.activations, strict=True
     ):
-        if activation.tensor not in lost:
+        if activation.tensor in kept:
             tightest = {bits: int(np.argmin(v)) for bits, v in values.items()}
             quantizers.append({bits: table[bits][k] for bits, k in tightest.items()})
             activations.append({bits: float(values[bits][k]) for bits, k in tightest.items()})
-    network = in_float(network, lost)
-    curves = curves_of(network, observation, candidates.widths, weights, activations)
+    curves = curves_of(left, observation, candidates.widths, weights, activations)
     return Measurement(
-        source, network, observation, tuple(codes), candidates.means, (None,) * len(codes), tuple(quantizers), curves,
+        source, left, observation, tuple(codes), tuple(means), (None,) * len(codes), tuple(quantizers), curves,
         lost, measured.missing,
     )

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper, parser
 
 from rdoq_onnx import pipeline
 from rdoq_onnx.config import Config
+from rdoq_onnx.errors import ModelError
 from rdoq_onnx.measurement import restored, stored_fields
 from rdoq_onnx.progress import Progress
 
@@ -35,7 +37,7 @@ def samples():
 
 def test_a_tensor_that_8_bits_ruin_stays_in_float(model, samples):
     result = pipeline.run(model, samples, CONFIG, Progress())
-    assert list(result.curves.unheld) == ["r"]
+    assert list(result.curves.unheld.tensors) == ["r"]
     (skip,) = [s for s in result.report.skipped if "weights alone" in s.reason]
     assert skip.op_type == "MatMul"
     assert "'r'" in skip.reason
@@ -45,10 +47,58 @@ def test_a_tensor_that_8_bits_ruin_stays_in_float(model, samples):
     assert types.count("QuantizeLinear") == 1  # x alone
 
 
+LOGARITHM = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 12] x) => (float[N, 5] y, float[N, 5] t) {
+    z = MatMul (x, w) square = Mul (z, z) positive = Add (square, tiny) y = Log (positive)
+    h = MatMul (x, v) t = Tanh (h) }"""
+
+
+@pytest.fixture(scope="module")
+def logarithm():
+    """The weights of z nearly cancel, and a logarithm makes all of what is left."""
+    model = parser.parse_model(LOGARITHM)
+    rng = np.random.default_rng(2)
+    half, v = rng.standard_normal((6, 5), np.float32), rng.standard_normal((12, 5), np.float32)
+    w = np.concatenate([half, 1e-3 * rng.standard_normal((6, 5), np.float32) - half])
+    for name, value in (("w", w), ("v", v), ("tiny", np.array([1e-12], np.float32))):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    x = np.random.default_rng(3).standard_normal((64, 6)).astype(np.float32)
+    return model, {"x": np.concatenate([x, x], axis=1)}
+
+
+def test_a_layer_that_no_width_holds_stays_in_float(logarithm):
+    model, samples = logarithm
+    result = pipeline.run(model, samples, replace(CONFIG, activation_bits=None, weight_bits=8), Progress())
+    assert list(result.curves.unheld.layers) == ["MatMul_0"]
+    (skip,) = result.report.skipped
+    assert (skip.node, skip.op_type) == ("MatMul_0", "MatMul")
+    assert "dB; --pin MatMul_0=8" in skip.reason
+    assert result.report.sqnr_db > 35
+    assert [layer.name for layer in result.report.layers] == ["MatMul_1"]
+
+
+def test_the_choice_holds_whatever_the_bits(logarithm):
+    """It is made at full width; fewer bits are what the user asks for."""
+    model, samples = logarithm
+    result = pipeline.run(model, samples, replace(CONFIG, activation_bits=None, weight_bits=2), Progress())
+    assert list(result.curves.unheld.layers) == ["MatMul_0"]
+    narrow = replace(CONFIG, activation_bits=None, weight_bits=2, widths=(0, 1, 2, 3))
+    assert not pipeline.run(model, samples, narrow, Progress()).curves.unheld.layers
+
+
+def test_a_model_that_no_width_holds_is_refused(logarithm):
+    model, samples = logarithm
+    alone = onnx.ModelProto()
+    alone.CopyFrom(model)
+    del alone.graph.node[4:], alone.graph.output[1:]
+    with pytest.raises(ModelError, match=r"no layer can be quantized: 'MatMul_0' at full width alone .* --pin"):
+        pipeline.run(alone, samples, replace(CONFIG, activation_bits=None), Progress())
+
+
 def test_a_pin_quantizes_it_nevertheless(model, samples):
     config = replace(CONFIG, pins=(("r", 8),))
     result = pipeline.run(model, samples, config, Progress())
-    assert not result.curves.unheld
+    assert not result.curves.unheld.tensors
     assert not result.report.skipped
     assert result.report.sqnr_db < 20
 
