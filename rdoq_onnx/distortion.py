@@ -21,7 +21,7 @@ class Metric:
     """How outputs are compared.
 
     outputs: names of the outputs that count; weights: what each is multiplied by; elements: D. power: E‖y‖² / D of the
-    outputs so weighted, the δ that is as loud as the signal.
+    outputs so weighted, the δ that is as loud as the signal; 1 if they are all 0.
     """
 
     outputs: tuple[str, ...]
@@ -61,7 +61,7 @@ def metric_of(names: Sequence[str], batches: Iterable[Sequence[Array]], samples:
         weights.append(1.0 / rms if len(floating) > 1 and rms > 0 else 1.0)
     elements = sum(count[name] // samples for name in floating)
     total = sum(power[name] * weight**2 for name, weight in zip(floating, weights, strict=True))
-    return Metric(tuple(floating), tuple(weights), elements, total / max(samples * elements, 1))
+    return Metric(tuple(floating), tuple(weights), elements, total / max(samples * elements, 1) or 1.0)
 
 
 def sqnr_db(signal: float, noise: float) -> float:

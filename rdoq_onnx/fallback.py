@@ -29,6 +29,7 @@ _DOUBTFUL = 1e-3  # of one activation or layer, 30 dB by itself, from which firs
 _BEARABLE = 5e-3  # of all activations, or of all layers, 23 dB; beyond it the worst stay in float, but for
 _HARMLESS = 3e-4  # 35 dB by itself
 
+
 @dataclass(frozen=True)
 class Unheld:
     """Activations by tensor, and layers by name, with the δ at full width of each as a share of the signal's power."""
@@ -72,9 +73,7 @@ def checked(
     return replace(candidates, activations=tuple(tables)), replace(measured, activations=tuple(values))
 
 
-def unheld(
-    network: Network, candidates: Candidates, measured: Distortions, config: Config, prober: Prober
-) -> Unheld:
+def unheld(network: Network, candidates: Candidates, measured: Distortions, config: Config, prober: Prober) -> Unheld:
     """The worst activations and layers at full width, until the rest of either are bearable; without those pinned.
 
     No layers where `--widths` ends before full width. Raises ModelError if no layer is left.

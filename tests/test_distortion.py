@@ -16,6 +16,7 @@ def test_one_output_is_the_mean_squared_error():
     reference, changed = outputs(rng, (6, 3, 2), (6, 3, 2))
     metric = metric_of(["y"], [[reference]], 6)
     assert (metric.outputs, metric.weights, metric.elements) == (("y",), (1.0,), 6)
+    assert metric.power == pytest.approx(np.mean(reference**2), rel=1e-6)
     by_hand = ((changed - reference) ** 2).reshape(6, -1).mean(axis=1)
     np.testing.assert_allclose(metric.errors([changed], [reference], 6), by_hand, rtol=1e-6)
 
@@ -28,10 +29,15 @@ def test_outputs_count_by_their_own_size():
     assert metric.elements == 8
     rms = np.sqrt(np.mean(small**2)), np.sqrt(np.mean((100 * large) ** 2))
     np.testing.assert_allclose(metric.weights, [1 / rms[0], 1 / rms[1]], rtol=1e-6)
+    assert metric.power == pytest.approx(1)
     noise = outputs(rng, (4, 5), (4, 3))
     got = metric.errors([small + noise[0], 100 * large + 100 * noise[1]], [small, 100 * large], 4)
     by_hand = ((noise[0] / rms[0]) ** 2).sum(axis=1) + ((100 * noise[1] / rms[1]) ** 2).sum(axis=1)
     np.testing.assert_allclose(got, by_hand / 8, rtol=1e-3)
+
+
+def test_a_silent_output_has_no_power_to_compare_with():
+    assert metric_of(["y"], [[np.zeros((2, 3), np.float32)]], 2).power == 1
 
 
 def test_batches_make_one_metric():
