@@ -202,7 +202,9 @@ def _read(path: Path, binding: Binding) -> dict[str, Any]:
 def _check(path: Path, header: Mapping[str, Any], binding: Binding) -> None:
     """Refuse a measurement of something else, and say what differs."""
     where, mend = f"--curves {path}", "give another --curves file, or delete this one"
-    if (header["version"], header["program"]) != (VERSION, __version__):
+    if header["version"] != VERSION:
+        raise ConfigError(f"{where}: has format {header['version']}, this program reads {VERSION}; {mend}")
+    if header["program"] != __version__:
         raise ConfigError(f"{where}: was written by rdoq-onnx {header['program']}, this is {__version__}; {mend}")
     if header["model"] != binding.model:
         raise ConfigError(f"{where}: was measured on another model; {mend}")

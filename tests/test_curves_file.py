@@ -163,6 +163,8 @@ def test_another_version_is_refused(files, monkeypatch):
     Run(files, files / "c.curves", effort="fast")
     monkeypatch.setattr(curves_file, "__version__", "99.0")
     assert "this is 99.0" in refusal(files)
+    monkeypatch.setattr(curves_file, "VERSION", 98)
+    assert "this program reads 98" in refusal(files)
 
 
 def test_what_is_no_file_of_curves_is_refused_and_kept(files):
