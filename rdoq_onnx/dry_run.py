@@ -74,7 +74,7 @@ def _seconds(
     rows = observation.metric.elements if observation.metric.elements <= EXACT_ROWS else 1
     judging = min(measuring, pipeline.JUDGING)
     work = sum(observation.sizes.values())
-    plan = Plan.within(config.effort, int(judging * work), units, len(network.activations))
+    plan = Plan.within(config.effort, int(judging * work), units, len(network.activations), len(network.layers))
     narrow = sum(b <= WEIGHT_BITS for b in config.widths)
     runs = narrow * len(network.layers) + 8 * len(network.activations)
     tying = min(pipeline.TYING_WORK[config.effort] / max(runs * work, 1), pipeline.TYING[1], measuring)

@@ -45,15 +45,15 @@ Float = NDArray[np.float64]
 
 
 def refitted(
-    allocation: Allocation, share: float, samples: Samples, runtime: Runtime, known: Steps | None = None
+    allocation: Allocation, chosen: Sequence[int], samples: Samples, runtime: Runtime, known: Steps | None = None
 ) -> Allocation:
-    """`allocation` with the first `share` of its layers, and the last ones, fitted on `samples`: scales and biases.
+    """`allocation` with the layers `chosen` (indices, see `fitted_layers`) fitted on `samples`: scales and biases.
 
-    known: keeps what the float network gives, up to 128 MB, for other allocations of the same measurement.
+    known: keeps what the float network gives, up to 128 MB, for other allocations of the same measurement and layers.
     """
     measurement = allocation.measurement
     network = measurement.network
-    layers = [(k, network.layers[k]) for k in _fitted(network, measurement.observation.metric.outputs, share)]
+    layers = [(k, network.layers[k]) for k in chosen]
     if not layers:
         return allocation
     some = samples.some(min(_SAMPLES, max(1, _LIVE // (8 * max(measurement.observation.sizes.values())))))
@@ -63,14 +63,14 @@ def refitted(
     def wanted() -> dict[str, Array]:
         return _targets(network, [layer for _, layer in layers], batches, positions, runtime)
 
-    targets = wanted() if known is None else known.once(f"{share:.3f} of the layers, in float", wanted)
-    chosen, emitted = chosen_weights(allocation), quantized_model(allocation)
+    targets = wanted() if known is None else known.once("layers fitted, in float", wanted)
+    weights, emitted = chosen_weights(allocation), quantized_model(allocation)
     made = {n.name: n.output[0] for n in emitted.graph.node}
     ends = {made[layer.uses[0].node]: k for k, layer in layers}
     codes, offsets = list(measurement.codes), list(measurement.offsets)
     for stop, values in staged(emitted, list(ends), [feeds for _, feeds in batches], runtime):
         k = ends[stop]
-        layer, _, shift = chosen[k]
+        layer, _, shift = weights[k]
         # The Add behind a MatMul has the shift, so its z' does not.
         added = shift if layer.linear.op_type == "MatMul" else np.zeros_like(shift)
         found = [_rows(layer.linear, v, count, positions) for v, (count, _) in zip(values, batches, strict=True)]
@@ -84,9 +84,13 @@ def refitted(
     return replace(allocation, measurement=replace(measurement, codes=tuple(codes), offsets=tuple(offsets)))
 
 
-def _fitted(network: Network, outputs: Sequence[str], share: float) -> list[int]:
-    """Indices of the layers that are fitted: each output channel has a scale of its own, and it is applied once."""
-    last = _last(network, outputs)
+def fitted_layers(allocation: Allocation, share: float) -> list[int]:
+    """Indices of the layers that can be fitted, of the first `share` of them and the last ones.
+
+    Those are layers of which each output channel has a scale of its own, and which are applied once.
+    """
+    network = allocation.measurement.network
+    last = _last(network, allocation.measurement.observation.metric.outputs)
     return [
         k for k, layer in enumerate(network.layers)
         if (k < share * len(network.layers) or layer.name in last)

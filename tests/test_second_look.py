@@ -13,7 +13,7 @@ from rdoq_onnx.measurement import split
 from rdoq_onnx.measuring import measure_network
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.progress import Progress
-from rdoq_onnx.refitting import _line, refitted
+from rdoq_onnx.refitting import _line, fitted_layers, refitted
 from rdoq_onnx.rerounding import remeasured, rerounded
 from rdoq_onnx.second_look import Judge, Plan, second_look
 from tests.cases import RUNTIME, ignore
@@ -113,8 +113,9 @@ def test_a_network_of_much_work_gets_fewer_swaps(digits):
 
 def test_lines_that_were_fitted_fit(digits):
     """Fitted once, gains are 1 and the rest 0: fitting again on the same samples changes little."""
-    once = refitted(digits.allocation, 1.0, digits.fitting, RUNTIME)
-    twice = refitted(once, 1.0, digits.fitting, RUNTIME)
+    every = fitted_layers(digits.allocation, 1.0)
+    once = refitted(digits.allocation, every, digits.fitting, RUNTIME)
+    twice = refitted(once, every, digits.fitting, RUNTIME)
     first, second, third = (
         next(iter(a.measurement.codes[3].values())).scales for a in (digits.allocation, once, twice)
     )
@@ -128,7 +129,8 @@ def test_lines_that_were_fitted_fit(digits):
 
 def test_the_first_layers_and_the_last_are_fitted(digits):
     def fitted(share):
-        offsets = refitted(digits.allocation, share, digits.fitting, RUNTIME).measurement.offsets
+        chosen = fitted_layers(digits.allocation, share)
+        offsets = refitted(digits.allocation, chosen, digits.fitting, RUNTIME).measurement.offsets
         return [k for k, offset in enumerate(offsets) if offset is not None]
 
     count = len(digits.allocation.layer_bits)
