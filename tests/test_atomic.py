@@ -56,7 +56,8 @@ def limit(request, monkeypatch):
 
 def writer(target, limit, *sources, times=1, largest=0):
     command = [sys.executable, "-c", WRITER, *map(str, (target, limit, largest, times, *sources))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    elsewhere = sources[0].parent  # in the repository's root the source would be imported in place of the package
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=elsewhere)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
     return process
