@@ -104,8 +104,9 @@ def in_float(network: Network, left: Unheld) -> Network:
     graph = Graph(network.model)
     lost = [layer for layer in network.layers if layer.name in left.layers]
     skips = [s for layer in lost for s in _layer_skips(layer, left.layers[layer.name], graph)]
+    told = {s.node for s in skips}
     skips += [s for a in network.activations if a.tensor in left.tensors
-              for s in _activation_skips(a, left.tensors[a.tensor], graph)]  # fmt: skip
+              for s in _activation_skips(a, left.tensors[a.tensor], graph) if s.node not in told]  # fmt: skip
     layers = tuple(layer for layer in network.layers if layer.name not in left.layers)
     read = {u.data for layer in layers for u in layer.uses}
     idle = {behind_clamp(u.output, graph) for layer in lost for u in layer.uses}

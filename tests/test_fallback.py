@@ -77,6 +77,14 @@ def test_a_layer_that_no_width_holds_stays_in_float(logarithm):
     assert [layer.name for layer in result.report.layers] == ["MatMul_1"]
 
 
+def test_a_node_is_told_once(logarithm):
+    """Its weights are not quantized, so neither is said of them that they alone are."""
+    model, samples = logarithm
+    left = pipeline.run(model, samples, replace(CONFIG, weight_bits=7), Progress()).report.skipped
+    assert [s.node for s in left].count("MatMul_0") == 1
+    assert "weights alone" not in next(s.reason for s in left if s.node == "MatMul_0")
+
+
 def test_the_choice_holds_whatever_the_bits(logarithm):
     """It is made at full width; fewer bits are what the user asks for."""
     model, samples = logarithm
