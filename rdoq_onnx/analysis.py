@@ -8,9 +8,11 @@ layer, taken where its values are made: behind the activation function and befor
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from rdoq_onnx.config import Config
@@ -83,6 +85,14 @@ class Network:
     skipped: tuple[Skip, ...]
     target: Target = TARGETS["onnxruntime"]
     weight_only: tuple[WeightOnly, ...] = ()
+
+    def rows(self, layer: Layer) -> NDArray[np.float32]:
+        """The float weights of `layer` as rows, [units, K]."""
+        return layer.linear.rows(numpy_helper.to_array(self._initializers[layer.weight]))
+
+    @cached_property
+    def _initializers(self) -> dict[str, TensorProto]:
+        return {t.name: t for t in self.model.graph.initializer}
 
 
 def analyse(model: onnx.ModelProto, config: Config) -> Network:

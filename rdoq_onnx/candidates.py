@@ -80,10 +80,8 @@ def make_candidates(
         for a in network.activations
     )
     limit = integer_limit(network)
-    tensors = {t.name: t for t in network.model.graph.initializer}
-
     layers = [
-        LayerRows(Blocks(layer.linear), layer.linear.rows(numpy_helper.to_array(tensors[layer.weight])), limit, floor)
+        LayerRows(Blocks(layer.linear), network.rows(layer), limit, floor)
         for layer, floor in zip(network.layers, scale_floors(network, ranges), strict=True)
     ]
     # The largest first, or one thread would be left with it while the others are done.

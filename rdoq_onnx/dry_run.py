@@ -13,7 +13,7 @@ import numpy as np
 
 from rdoq_onnx import pipeline
 from rdoq_onnx.analysis import Layer, Network, analyse
-from rdoq_onnx.backward import EXACT_ROWS
+from rdoq_onnx.backward import rows_of
 from rdoq_onnx.candidates import make_candidates
 from rdoq_onnx.config import Config
 from rdoq_onnx.measurement import FITTING, activation_elements, aimed_at
@@ -71,7 +71,7 @@ def _seconds(
         return around
     fitting, measuring = seen * FITTING, seen * (1 - FITTING)
     units = len(network.layers) + len(network.activations)
-    rows = observation.metric.elements if observation.metric.elements <= EXACT_ROWS else 1
+    rows = rows_of(observation.metric.elements)
     judging = min(measuring, pipeline.JUDGING)
     work = sum(observation.sizes.values())
     plan = Plan.within(config.effort, int(judging * work), units, len(network.activations), len(network.layers))

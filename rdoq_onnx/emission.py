@@ -49,12 +49,11 @@ class Emission:
 def chosen_weights(allocation: Allocation) -> list[tuple[Layer, WeightCodes, NDArray[np.float64]]]:
     """Each layer with its codes as allocated, and what its bias takes up."""
     measurement = allocation.measurement
-    tensors = {t.name: t for t in measurement.network.model.graph.initializer}
     result = []
     parts = zip(measurement.codes, allocation.layer_bits, measurement.means, measurement.offsets, strict=True)
     for layer, (codes, bits, mean, offset) in zip(measurement.network.layers, parts, strict=True):
         chosen = mixed(codes, bits)
-        change = chosen.values - layer.linear.rows(numpy_helper.to_array(tensors[layer.weight]))
+        change = chosen.values - measurement.network.rows(layer)
         shift = bias_shift(layer, change, mean)
         result.append((layer, chosen, shift if offset is None else shift + offset))
     return result

@@ -17,7 +17,7 @@ from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.graph import Graph
 from rdoq_onnx.patterns import as_pattern, channel_range, matches
-from rdoq_onnx.probe import Prober
+from rdoq_onnx.probe import Prober, exact_activation
 from rdoq_onnx.progress import Advance
 from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.taylor import Distortions
@@ -66,9 +66,7 @@ def checked(
             b: (several[int(np.argmin(values[k][b]))],) for b, several in tables[k].items()
         }
         tried[full] = tuple(dict.fromkeys([*tables[k][full], *coarse[k][full]]))
-        flat = prober.activation(network.activations[k], [q for several in tried.values() for q in several])
-        parts = np.split(flat, np.cumsum([len(several) for several in tried.values()])[:-1])
-        tables[k], values[k] = tried, dict(zip(tried, parts, strict=True))
+        tables[k], values[k] = tried, exact_activation(prober, network.activations[k], tried)
         advance(1)
     return replace(candidates, activations=tuple(tables)), replace(measured, activations=tuple(values))
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.backward import draws
@@ -66,7 +65,7 @@ def measure_network(
             candidates = replace(candidates, activations=bench.clipped(candidates))
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
-        lost = unheld(aimed, candidates, measured, config, bench.prober(judging(samples, config).some(SAMPLES)))
+        lost = unheld(aimed, candidates, measured, config, bench.check())
     seen = draws(len(split(samples, config)[1]), observation.metric.elements)
     return _chosen(source, network, observation, candidates, measured, lost, seen)
 
@@ -146,7 +145,7 @@ class _Bench:
             found = replace(found, activations=alone.activations, missing={**found.missing, **alone.missing})
         measured = found
         if found.missing:
-            prober = self.prober(measuring)
+            prober = self._prober(measuring)
             measured = self.keep.step("probe", 1, lambda _: complete(found, self.network, candidates, prober))
         _check_finite(self.network, measured)
         return measured
@@ -158,7 +157,7 @@ class _Bench:
         found = candidates, measured
         doubts = doubtful(self.network, measured, self.observation.metric.power)
         if doubts:
-            prober = self.prober(judging(self.samples, self.config).some(SAMPLES))
+            prober = self.check()
             found = self.keep.step("doubtful", len(doubts), lambda advance: checked(
                 self.network, candidates, coarse, measured, doubts, prober, advance
             ))  # fmt: skip
@@ -167,7 +166,7 @@ class _Bench:
 
     def exact(self, candidates: Candidates) -> Distortions:
         """All curves, measured exactly."""
-        prober = self.prober(split(self.samples, self.config)[1])
+        prober = self._prober(split(self.samples, self.config)[1])
         parts = len(self.network.layers) + len(self.network.activations)
         return self._with_unseen(candidates, self.keep.step("probe", parts, lambda advance: exact(
             self.network, candidates, prober, advance=advance, unfinished=self.keep.unfinished("probe")
@@ -193,8 +192,11 @@ class _Bench:
             unfinished=unfinished,
         )  # fmt: skip
 
-    def prober(self, samples: Samples) -> Prober:
-        """Exact measurements on `samples`."""
+    def check(self) -> Prober:
+        """Exact measurements of what first order may misjudge."""
+        return self._prober(judging(self.samples, self.config).some(SAMPLES))
+
+    def _prober(self, samples: Samples) -> Prober:
         return Prober(self.network, samples, self.observation.metric, self.runtime, self.observation.batching)
 
 
@@ -222,7 +224,6 @@ def _chosen(
     codes: list[dict[int, WeightCodes]] = []
     weights: list[NDArray[np.float64]] = []
     means = []
-    originals = {t.name: t for t in network.model.graph.initializer}
     for layer, mean, variants, found in zip(
         network.layers, candidates.means, candidates.weights, measured.weights, strict=True
     ):
@@ -231,7 +232,7 @@ def _chosen(
         likely = expected(found, seen)
         best = likely.argmin(axis=0)
         chosen = [picked([v[k] for v in variants], best[:, k]) for k in range(len(candidates.widths))]
-        errors = squared_errors(chosen, layer.linear.rows(numpy_helper.to_array(originals[layer.weight])))
+        errors = squared_errors(chosen, network.rows(layer))
         means.append(mean)
         codes.append(dict(zip(candidates.widths, chosen, strict=True)))
         weights.append(steadied(np.take_along_axis(likely, best[None], axis=0)[0], errors, seen))

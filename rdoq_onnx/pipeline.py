@@ -255,12 +255,12 @@ def looked_at(
     fitting, measuring = split(samples, config)
     observation = allocation.measurement.observation
     reference = allocation.measurement.aimed.model
-    judging = measuring.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * observation.metric.elements))))
-    judging = judging.loaded(FLOAT_MEMORY)
+    tried = measuring.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * observation.metric.elements))))
+    tried = tried.loaded(FLOAT_MEMORY)
     size, metric = observation.batching.size, observation.metric
-    targets = known.once("outputs, judging", lambda: float_outputs(reference, judging, metric, runtime, size))
-    judge = Judge(judging, size, targets, metric, runtime)
-    plan = Plan.of(config.effort, allocation, len(judging))
+    targets = known.once("outputs, judging", lambda: float_outputs(reference, tried, metric, runtime, size))
+    judge = Judge(tried, size, targets, metric, runtime)
+    plan = Plan.of(config.effort, allocation, len(tried))
     with known.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
         return second_look(allocation, config, plan, judge, fitting, measuring, pool, advance, known)
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from rdoq_onnx.analysis import Activation, Layer, Network
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.distortion import Metric
-from rdoq_onnx.graph import captured
 from rdoq_onnx.observation import Batching, with_outputs
 from rdoq_onnx.passes.insert_adds import InsertAdds, parameter
 from rdoq_onnx.progress import Advance, Unfinished
+from rdoq_onnx.protos import free_input, reads
 from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.runtime import Runtime, Session
 from rdoq_onnx.samples import Samples
@@ -47,8 +47,7 @@ class Prober:
 
         mean [G, K]: the mean input that the layer's bias is corrected for.
         """
-        weight = next(t for t in self.network.model.graph.initializer if t.name == layer.weight)
-        rows = layer.linear.rows(numpy_helper.to_array(weight))
+        rows = self.network.rows(layer)
         deltas = [c.values - rows for c in codes]
         suffix = _Suffix.of(self, "z", [u.output for u in layer.uses], [u.data for u in layer.uses])
         total = np.zeros((layer.linear.channels, len(codes)))
@@ -71,8 +70,7 @@ class Prober:
         self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
     ) -> NDArray[np.float64]:
         """δ of all channels of `layer` at once, the rest float, for each of `codes`; [len(codes)]."""
-        weight = next(t for t in self.network.model.graph.initializer if t.name == layer.weight)
-        rows = layer.linear.rows(numpy_helper.to_array(weight))
+        rows = self.network.rows(layer)
         deltas = [layer.linear.grouped((c.values - rows).astype(np.float32)) for c in codes]
         suffix = _Suffix.of(self, "z", [u.output for u in layer.uses], [u.data for u in layer.uses])
         total = np.zeros(len(codes))
@@ -176,13 +174,13 @@ def suffix_of(
     """
     reached = set(starts)
     for node in model.graph.node:
-        if reached.intersection(_reads(node)):
+        if reached.intersection(reads([node])):
             reached.update(o for o in node.output if o)
     made = reached - set(starts)
     constants = {t.name for t in model.graph.initializer} | {""}
     producer = {o: n for n in model.graph.node for o in n.output}
     integers = _integers(model)
-    pending = [i for n in model.graph.node if made.intersection(n.output) for i in _reads(n)]
+    pending = [i for n in model.graph.node if made.intersection(n.output) for i in reads([n])]
     pending += [o for o in outputs if o not in made]
     edge: dict[str, None] = {}
     while pending:
@@ -192,14 +190,10 @@ def suffix_of(
         if name in integers and name in producer:
             reached.update(producer[name].output)
             made.update(producer[name].output)
-            pending += _reads(producer[name])
+            pending += reads([producer[name]])
         elif name in producer or any(name == v.name for v in model.graph.input):
             edge[name] = None
     return list(edge), [n for n in model.graph.node if made.intersection(n.output)]
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    return [*node.input, *captured(node)]
 
 
 def _integers(model: onnx.ModelProto) -> set[str]:
@@ -236,11 +230,11 @@ class _Suffix:
         if prober.batching.rides:
             pair = (prefix.run(prober.samples.feeds(rows)) for rows in ([0], [0, 0]))
             shared = frozenset(n for n, one, two in zip(prefix.outputs, *pair, strict=True) if one.shape == two.shape)
-        inputs = [_free(name, sample[name]) for name in edge]
-        inputs += [_free(parameters[t], sample[t]) for t in tensors]
+        inputs = [free_input(name, sample[name]) for name in edge]
+        inputs += [free_input(parameters[t], sample[t]) for t in tensors]
         suffix = onnx.ModelProto()
         suffix.CopyFrom(modified)
-        read = {i for n in nodes for i in _reads(n)}
+        read = set(reads(nodes))
         graph = helper.make_graph(nodes, "suffix", inputs, [o for o in modified.graph.output if o.name in outputs])
         graph.initializer.extend(
             t for t in modified.graph.initializer if t.name in read and t.name not in parameters.values()
@@ -294,8 +288,3 @@ def _chunks(items: Sequence[Any], count: int, rides: bool) -> Iterator[Sequence[
 
 def _batches(prober: Prober) -> Iterator[tuple[int, dict[str, Array]]]:
     return prober.samples.counted_batches(prober.batching.size)
-
-
-def _free(name: str, value: Array) -> onnx.ValueInfoProto:
-    dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
-    return helper.make_tensor_value_info(name, dtype, [None] * value.ndim)

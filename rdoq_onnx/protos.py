@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from onnx import AttributeProto, GraphProto, NodeProto, ValueInfoProto
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, NodeProto, ValueInfoProto, helper
 
 from rdoq_onnx.errors import ModelError
 
@@ -94,6 +95,11 @@ def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
             rename(inner.node, names)
             for value in inner.output:
                 value.name = names.get(value.name, value.name)
+
+
+def free_input(name: str, value: NDArray[Any]) -> ValueInfoProto:
+    """A graph input of the type and rank of `value`, all of whose sizes are free."""
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
 
 
 def copy_fields(source: Any, target: Any, skip: set[str]) -> None:

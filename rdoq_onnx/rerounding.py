@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from rdoq_onnx.backward import draws
 from rdoq_onnx.blocks import Blocks
@@ -42,11 +41,9 @@ def rerounded(
         samples, measurement.observation.batching, runtime, workers, _unwatched,
     )  # fmt: skip
     floors = scale_floors(network, measurement.observation.ranges)
-    tensors = {t.name: t for t in network.model.graph.initializer}
     codes, means = list(measurement.codes), list(measurement.means)
     for k, layer, moment in zip(portion.tolist(), layers, moments, strict=True):
-        weights = layer.linear.rows(numpy_helper.to_array(tensors[layer.weight]))
-        rows = LayerRows(Blocks(layer.linear), weights, integer_limit(network), floors[k])
+        rows = LayerRows(Blocks(layer.linear), network.rows(layer), integer_limit(network), floors[k])
         widths = tuple(np.unique(allocation.layer_bits[k]).tolist())
         starts = rows.starts(moment.covariance, widths)
         codes[k] = {**codes[k], **rows.codes(moment.covariance, _DAMPING, starts)}
@@ -78,11 +75,10 @@ def remeasured(
     if found.missing:  # exact curves stay what they are
         return measurement
     seen = draws(len(samples), observation.metric.elements)
-    tensors = {t.name: t for t in network.model.graph.initializer}
-    steady = []
-    for layer, (codes,), curves in zip(network.layers, candidates.weights, found.weights, strict=True):
-        errors = squared_errors(codes, layer.linear.rows(numpy_helper.to_array(tensors[layer.weight])))
-        steady.append(steadied(curves[0], errors, seen))
+    steady = [
+        steadied(curves[0], squared_errors(codes, network.rows(layer)), seen)
+        for layer, (codes,), curves in zip(network.layers, candidates.weights, found.weights, strict=True)
+    ]
     activations = [{b: float(v[0]) for b, v in table.items()} for table in found.activations]
     return replace(measurement, curves=curves_of(network, observation, widths, steady, activations))
 

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from rdoq_onnx.graph import captured
+from rdoq_onnx.protos import free_input, reads
 from rdoq_onnx.runtime import Feeds, Runtime
 
 Array = NDArray[Any]
@@ -48,10 +48,10 @@ class _Stage:
     needed: frozenset[str]
 
     def model(self, whole: onnx.ModelProto, tensors: Feeds) -> onnx.ModelProto:
-        read = {name for node in self.nodes for name in _reads(node)}
+        read = set(reads(self.nodes))
         graph = helper.make_graph(
             self.nodes, "stage",
-            [_free(name, tensors[name]) for name in self.inputs],
+            [free_input(name, tensors[name]) for name in self.inputs],
             [onnx.ValueInfoProto(name=name) for name in self.outputs],
             [t for t in whole.graph.initializer if t.name in read],
         )  # fmt: skip
@@ -72,16 +72,8 @@ def _stages(model: onnx.ModelProto, stops: Sequence[str]) -> list[_Stage]:
     needed: set[str] = set()
     for stop, nodes in reversed(parts):
         own = dict.fromkeys(o for n in nodes for o in n.output if o)
-        inputs = {r: None for n in nodes for r in _reads(n) if r in made and r not in own}
+        inputs = {r: None for r in reads(nodes) if r in made and r not in own}
         outputs = [o for o in own if o in needed or o == stop]
         stages.append(_Stage(stop, tuple(nodes), tuple(inputs), tuple(outputs), frozenset(needed)))
         needed |= set(inputs)
     return stages[::-1]
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    return [name for name in (*node.input, *captured(node)) if name]
-
-
-def _free(name: str, value: Array) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)

@@ -104,9 +104,8 @@ class _Sums:
     def __init__(self, network: Network, candidates: Candidates, backward: Backward) -> None:
         self._network, self._candidates, self._reverse = network, candidates, backward.reverse
         self.samples = 0
-        originals = {t.name: onnx.numpy_helper.to_array(t) for t in network.model.graph.initializer}
         self._layers = [
-            _LayerSums(layer, originals[layer.weight], codes, mean)
+            _LayerSums(layer, network.rows(layer), codes, mean)
             for layer, codes, mean in zip(network.layers, candidates.weights, candidates.means, strict=True)
             if not backward.lost(layer)
         ]
@@ -161,10 +160,9 @@ class _LayerSums:
     """Sums over samples and rows of ⟨g, Δz⟩² for one layer, [variants, units, widths]."""
 
     def __init__(
-        self, layer: Layer, weight: Array, codes: Sequence[Sequence[WeightCodes]], mean: NDArray[np.float64]
+        self, layer: Layer, rows: NDArray[np.float32], codes: Sequence[Sequence[WeightCodes]], mean: NDArray[np.float64]
     ) -> None:
         self.layer, self._mean = layer, mean.astype(np.float32)[:, None, :]
-        rows = layer.linear.rows(weight)
         deltas = [code.values - rows for variant in codes for code in variant]
         self._deltas = np.ascontiguousarray(np.stack(deltas, axis=-1).astype(np.float32))
         self._shape = len(codes), layer.linear.channels, len(codes[0])

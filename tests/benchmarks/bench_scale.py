@@ -5,7 +5,6 @@
 Tables: memory, curves. README.md tells what each shows and what is asked.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_speed import Subject, subjects, verdict
-from tables import write
+from tables import parser, write
 
 COUNTS = (64, 1024)
 MEMORY = 1.1  # peak with many samples over that with few
@@ -67,10 +66,7 @@ TABLES: dict[str, Callable[[Subject, Path], Iterator[tuple[str, ...]]]] = {
 def main() -> None:
     """Print the tables asked for; the peak's needs samples in one file."""
     known = subjects()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=list(TABLES), help="may be repeated")
-    parser.add_argument("--model", action="append", choices=list(known), help="may be repeated")
-    args = parser.parse_args()
+    args = parser(__doc__, TABLES, known).parse_args()
     write(("model", "what", "first", "second", "ratio", ""), COLUMNS)
     for table in args.only or TABLES:
         for name in args.model or known:

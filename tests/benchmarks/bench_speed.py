@@ -6,7 +6,6 @@ Tables: adjoint, runs, equation7, growth; the allocation's own growth is in benc
 shows and what is asked.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -23,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from scipy.stats import spearmanr
-from tables import write
+from tables import parser, write
 from targets import ROOT, ZOO
 from turns import in_turns
 
@@ -254,11 +253,9 @@ TABLES: dict[str, Callable[[Subject, int], Iterator[tuple[str, ...]]]] = {
 def main() -> None:
     """Print the tables asked for."""
     known = subjects()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=list(TABLES), help="may be repeated")
-    parser.add_argument("--model", action="append", choices=list(known), help="may be repeated")
-    parser.add_argument("--samples", type=int, default=0, metavar="N", help="calibration samples")
-    args = parser.parse_args()
+    arguments = parser(__doc__, TABLES, known)
+    arguments.add_argument("--samples", type=int, default=0, metavar="N", help="calibration samples")
+    args = arguments.parse_args()
     write(("model", "what", "first", "second", "ratio", ""), ROWS)
     for table in args.only or TABLES:
         for name in args.model or (["digits_cnn"] if table == "growth" else known):
