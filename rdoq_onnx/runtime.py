@@ -4,8 +4,9 @@ The optimization level is always named by the caller: what is measured must not 
 between releases.
 """
 
+import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,16 +27,41 @@ except ImportError:
 
 Level = Literal["none", "basic", "all"]
 Feeds = Mapping[str, NDArray[Any]]
+BoundFeeds = Mapping[str, "NDArray[Any] | Tensor"]
 
 _LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
 _FATAL_ONLY = 4
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """A tensor in the memory of the device that sessions run on: one that is fed to another session is not copied."""
+
+    handle: "ort.OrtValue"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.handle.shape())
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.handle.tensor_size_in_bytes())
+
+    def numpy(self) -> NDArray[Any]:
+        """A copy in the memory of the host."""
+        value: NDArray[Any] = self.handle.numpy()
+        return value
+
+
+@dataclass(frozen=True)
 class Session:
-    """A loaded model."""
+    """A loaded model.
+
+    device: where its tensors are, by the name that I/O binding has for it.
+    """
 
     handle: "ort.InferenceSession"
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @property
     def outputs(self) -> list[str]:
@@ -46,11 +72,26 @@ class Session:
 
         Raises ModelError if the model fails on these feeds.
         """
-        try:
+        with _failures():
             values: list[NDArray[Any]] = self.handle.run(list(names) if names is not None else None, dict(feeds))
-        except Exception as error:
-            raise ModelError(f"ONNX Runtime could not run the model: {_first_line(error)}") from error
         return values
+
+    def bound(self, feeds: BoundFeeds, names: Sequence[str] | None = None) -> list[Tensor]:
+        """As `run`, by I/O binding: values stay on the device, and feeds that are there already are not copied.
+
+        Raises ModelError as `run` does.
+        """
+        with _failures():
+            binding = self.handle.io_binding()
+            for name, value in feeds.items():
+                if isinstance(value, Tensor):
+                    binding.bind_ortvalue_input(name, value.handle)
+                else:
+                    binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            for name in self.outputs if names is None else names:
+                binding.bind_output(name, self.device)
+            self.handle.run_with_iobinding(binding)
+            return [Tensor(value) for value in binding.get_outputs()]
 
 
 @dataclass(frozen=True)
@@ -89,6 +130,15 @@ class Runtime:
             raise ProviderError(f"--provider cuda: {problem}, or use --provider cpu")
         return ["CPUExecutionProvider"] if problem else ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where sessions keep their tensors. Raises ProviderError as `providers` does."""
+        return "cuda" if self.providers[0].startswith("CUDA") else "cpu"
+
+    def tensor(self, value: NDArray[Any]) -> Tensor:
+        """A copy of `value` on the device."""
+        return Tensor(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), self.device))
+
     def session(self, model: onnx.ModelProto, level: Level = "basic") -> Session:
         """Load `model` at an optimization level; bfloat16 inputs and outputs are float32 for the caller.
 
@@ -120,7 +170,7 @@ class Runtime:
             handle = ort.InferenceSession(float32_ends(model).SerializeToString(), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
-        return Session(handle)
+        return Session(handle, self.device)
 
 
 @cache
@@ -147,6 +197,15 @@ def _one_product() -> onnx.ModelProto:
     x, y = (value(name, TensorProto.FLOAT, [2, 2]) for name in "xy")
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "product", [x], [y])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Raises ModelError for whatever ONNX Runtime raises."""
+    try:
+        yield
+    except Exception as error:  # its exceptions share no base class of their own
+        raise ModelError(f"ONNX Runtime could not run the model: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

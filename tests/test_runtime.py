@@ -6,11 +6,12 @@ import pytest
 from onnx import parser
 
 from rdoq_onnx import runtime
-from rdoq_onnx.errors import ProviderError
+from rdoq_onnx.errors import ModelError, ProviderError
 from rdoq_onnx.runtime import Runtime, cuda_problem
 
 MODEL = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
 g (float[N, 3] x) => (float[N, 3] y) { y = Softmax (x) }""")
+needs_cuda = pytest.mark.skipif(bool(cuda_problem()), reason=f"no CUDA here: {cuda_problem()}")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
@@ -55,9 +56,27 @@ def test_the_cpu_when_asked_for():
     assert Runtime("cpu").session(MODEL).handle.get_providers() == [CPU]
 
 
+@needs_cuda
 def test_cuda_agrees_with_the_cpu():
-    if cuda_problem():
-        pytest.skip(f"no CUDA here: {cuda_problem()}")
     feeds = {"x": np.random.default_rng(0).standard_normal((5, 3), np.float32)}
     values = [Runtime(where).session(MODEL).run(feeds)[0] for where in ("cuda", "cpu")]
     np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("provider", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_values_go_from_session_to_session_without_the_host(provider):
+    here = Runtime(provider)
+    session = here.session(MODEL)
+    x = np.float32([[1, 2, 4], [0, 1, 0]])
+    (once,) = session.bound({"x": x})
+    (twice,) = session.bound({"x": once}, ["y"])
+    assert (once.shape, once.nbytes) == ((2, 3), 24)
+    np.testing.assert_allclose(twice.numpy(), session.run({"x": session.run({"x": x})[0]})[0], rtol=1e-6)
+    (placed,) = session.bound({"x": here.tensor(x[:, ::-1])})
+    np.testing.assert_allclose(placed.numpy(), session.run({"x": x[:, ::-1]})[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("feeds", [{}, {"x": np.zeros((2, 4), np.float32)}], ids=["nothing", "another shape"])
+def test_bound_feeds_that_do_not_fit_are_a_line(feeds):
+    with pytest.raises(ModelError, match=r"\AONNX Runtime could not run the model: .+\Z"):
+        Runtime("cpu").session(MODEL).bound(feeds)
