@@ -81,6 +81,10 @@ class Session:
 
         Raises ModelError as `run` does.
         """
+        wanted = self.outputs if names is None else names
+        # An output that is an input would share the memory of what is fed, which may be gone before it is read.
+        made = [name for name in wanted if name not in feeds]
+        found = {name: self._own(feeds[name]) for name in wanted if name in feeds}
         with _failures():
             binding = self.handle.io_binding()
             for name, value in feeds.items():
@@ -88,10 +92,15 @@ class Session:
                     binding.bind_ortvalue_input(name, value.handle)
                 else:
                     binding.bind_cpu_input(name, np.ascontiguousarray(value))
-            for name in self.outputs if names is None else names:
+            for name in made:
                 binding.bind_output(name, self.device)
             self.handle.run_with_iobinding(binding)
-            return [Tensor(value) for value in binding.get_outputs()]
+            found |= dict(zip(made, map(Tensor, binding.get_outputs()), strict=True))
+        return [found[name] for name in wanted]
+
+    def _own(self, value: "NDArray[Any] | Tensor") -> Tensor:
+        """`value` on the device, in memory that nobody else writes to."""
+        return value if isinstance(value, Tensor) else _placed(np.array(value, order="C"), self.device)
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ class Runtime:
 
     def tensor(self, value: NDArray[Any]) -> Tensor:
         """A copy of `value` on the device."""
-        return Tensor(ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), self.device))
+        return _placed(np.array(value, order="C"), self.device)
 
     def session(self, model: onnx.ModelProto, level: Level = "basic") -> Session:
         """Load `model` at an optimization level; bfloat16 inputs and outputs are float32 for the caller.
@@ -197,6 +206,11 @@ def _one_product() -> onnx.ModelProto:
     x, y = (value(name, TensorProto.FLOAT, [2, 2]) for name in "xy")
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "product", [x], [y])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def _placed(value: NDArray[Any], device: Literal["cpu", "cuda"]) -> Tensor:
+    """`value` on the device; on the CPU it is `value` itself."""
+    return Tensor(ort.OrtValue.ortvalue_from_numpy(value, device))
 
 
 @contextlib.contextmanager

@@ -80,3 +80,14 @@ def test_values_go_from_session_to_session_without_the_host(provider):
 def test_bound_feeds_that_do_not_fit_are_a_line(feeds):
     with pytest.raises(ModelError, match=r"\AONNX Runtime could not run the model: .+\Z"):
         Runtime("cpu").session(MODEL).bound(feeds)
+
+
+def test_an_output_that_is_an_input_has_memory_of_its_own():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3] x) => (float[N, 3] x, float[N, 3] y) { y = Relu (x) }""")
+    here = Runtime("cpu")
+    x = np.float32([[1, 2, 4]])
+    found = [*here.session(model).bound({"x": x}), here.tensor(x)]
+    x[:] = 7
+    for value in found:
+        np.testing.assert_array_equal(value.numpy(), [[1, 2, 4]])
