@@ -131,32 +131,29 @@ def test_a_file_that_gives_no_finite_outputs(case):
         verify_model(original, replace(emitted, model=broken), allocation, samples, RUNTIME)
 
 
-def found(measured, level_gap, sqnr_db=20.0):
-    return Verification(measured, sqnr_db, level_gap, {}, {}, 4)
+def test_a_level_whose_kernels_do_something_else(case, monkeypatch):
+    """What 8-bit weights do on CPUs without VNNI; done to the file here, for this CPU may have it."""
+    original, emitted, allocation, samples = case
+    layer = allocation.measurement.network.layers[0]
+    saturating = edit_integers(emitted, layer, lambda rows: np.clip(rows, -4, 4, out=rows))
+    load = Runtime.session
+    for level in ("all", "basic"):
+        monkeypatch.setattr(Runtime, "session", lambda self, model, at="all", wrong=level: load(
+            self, saturating.model if model is emitted.model and at == wrong else model, at
+        ))  # fmt: skip
+        with pytest.raises(VerificationError, match=r"has -?\d+\.\d dB at ONNX Runtime's (default|BASIC) level"):
+            verify_model(original, emitted, allocation, samples, RUNTIME)
 
 
-def test_levels_that_disagree():
-    """What 8-bit weights do on CPUs without VNNI; the judge is asked directly, for this CPU may have it."""
-    with pytest.raises(VerificationError, match=r"BASIC level than at its default level: distortion 4 between them, 3"):
-        verify._judge(found(3.0, 4.0), None)
-    with pytest.raises(VerificationError, match=r"has 17.0 dB at one thread, 30.0 dB at ONNX Runtime's BASIC"):
-        verify._judge_fusion(1000.0, {"two": 1.0, "one thread": 20.0}, 1.0)
-    with pytest.raises(VerificationError, match="at OpenVINO"):
-        verify._judge_fusion(1000.0, {"OpenVINO": 3.2}, 1.0)
-    verify._judge_fusion(1000.0, {"two": 1.2, "OpenVINO": 2.8}, 1.0)
-    verify._judge_fusion(1000.0, {"two": 0.005}, 0.001)  # 50 dB
-
-
-@pytest.mark.parametrize(("measured", "gap"), [(3.0, 0.5), (0.0, 0.0), (1e-12, 1e-10)])
-def test_ties_between_levels_are_let_pass(measured, gap):
-    verify._judge(found(measured, gap), None)
+def found(measured, sqnr_db=20.0):
+    return Verification(measured, sqnr_db, 0.0, {}, {}, 4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_distortion_that_is_not_finite(value):
     with pytest.raises(VerificationError, match="not finite"):
-        verify._judge(found(value, 0.0), None)
+        verify._judge(found(value), None)
 
 
 def test_no_distortion_at_all_passes_any_gate():
-    verify._judge(found(0.0, 0.0, np.inf), 200.0)
+    verify._judge(found(0.0, np.inf), 200.0)
