@@ -4,20 +4,22 @@ v is a vector over the outputs, independent for each sample: random signs, for w
 unit vectors one after another where outputs are few, which is exact.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import ValueInfoProto
 
 from rdoq_onnx.adjoint import Reverse, reverse_model
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.distortion import Metric
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.runtime import Runtime, Session
+from rdoq_onnx.runtime import BoundFeeds, Runtime, Session
 from rdoq_onnx.samples import Samples
+from rdoq_onnx.sum_graphs import SumGraph
 
 EXACT_ROWS = 16
 LEAST_DRAWS = 32  # of v: fewer samples are gone over again, or the best of many quantizers would be the luckiest
@@ -60,7 +62,7 @@ class Backward:
     """A network with its reverse graph, loaded.
 
     reverse: its `adjoints` name the output that holds g of each tensor, its `missing` the tensors that have none.
-    session: None where ONNX Runtime does not take the reverse graph, and all adjoints are missing.
+    session: None until it is loaded, and where ONNX Runtime does not take the graph; then all adjoints are missing.
     """
 
     reverse: Reverse
@@ -78,33 +80,69 @@ class Backward:
         batch: int,
         around: onnx.ModelProto | None = None,
     ) -> "Backward":
-        """around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default."""
+        """Not loaded yet.
+
+        around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default.
+        """
         _, feeds = next(full_batches(samples, batch))
         data = [u.data for layer in network.layers for u in layer.uses]
-        reverse = reverse_model(
-            static(around or network.model, feeds),
-            perturbed(network),
-            metric.outputs,
-            list(dict.fromkeys([*data, *(a.tensor for a in network.activations)])),
-            feeds=feeds,
-            optimize=runtime.optimized,
-            run=lambda model, feeds, names: runtime.session(model).run(feeds, names),
+        tensors = list(dict.fromkeys([*data, *(a.tensor for a in network.activations)]))
+        reverse = reverse_graph(
+            around or network.model, feeds, runtime, at=perturbed(network), outputs=metric.outputs, fetch=tensors
         )
+        return cls(reverse, None, metric, batch)
+
+    def loaded(self, runtime: Runtime, model: onnx.ModelProto | None = None) -> "Backward":
+        """The same with a session of `model`, which was made of the reverse graph and is that graph by default."""
         try:
-            return cls(reverse, runtime.session(reverse.model, "all"), metric, batch)
+            return replace(self, session=runtime.session(model or self.reverse.model, "all"))
         except ModelError as error:  # a rule of onnx-ad that ONNX Runtime does not take
-            lost = dict.fromkeys(perturbed(network), f"its adjoint does not load: {error}")
-            return cls(replace(reverse, adjoints={}, missing=lost), None, metric, batch)
+            tensors = (*self.reverse.adjoints, *self.reverse.missing)
+            lost = dict.fromkeys(tensors, f"its adjoint does not load: {error}")
+            return replace(self, reverse=replace(self.reverse, adjoints={}, missing=lost))
+
+    def sum_graph(self) -> SumGraph:
+        """The reverse graph, for sums to be appended to."""
+        return SumGraph(self.reverse.model, declared_shapes(self.reverse.model.graph.output), self.batch)
 
     def passes(self, samples: Samples, seed: int, exact: bool = True, first: int = 0) -> Iterator[Pass]:
-        """One pass a batch; where `exact`, one for each unit vector v if outputs are few. `first` samples are done."""
-        if self.session is None:
+        """One pass a batch; `exact` and `first` as for `batches`. Nothing without a session."""
+        session, fetched = self.session, set(self.reverse.adjoints.values())
+        if session is None:
             return
+
+        def fetch(row: int, feeds: dict[str, Array]) -> dict[str, Array]:
+            names = [o for o in session.outputs if not row or o in fetched]
+            return dict(zip(names, session.run(feeds, names), strict=True))
+
+        for count, rows in self.batches(samples, seed, exact, first):
+            yield Pass(tuple(fetch(k, feeds) for k, feeds in enumerate(rows)), self.batch, count)
+
+    def sums(
+        self, samples: Samples, seed: int, exact: bool = True, first: int = 0, fixed: BoundFeeds | None = None
+    ) -> Iterator[tuple[int, Iterator[list[Array]]]]:
+        """(samples that count, for each v all that the session gives), for a session that gives sums over a batch.
+
+        fixed: what it is fed besides. exact, first: as for `batches`. Nothing where there is nothing to sum.
+        """
+        session = self.session
+        if session is None or not session.outputs:
+            return
+        for count, rows in self.batches(samples, seed, exact, first):
+            yield count, ([v.numpy() for v in session.bound({**feeds, **(fixed or {})})] for feeds in rows)
+
+    def batches(
+        self, samples: Samples, seed: int, exact: bool = True, first: int = 0
+    ) -> Iterator[tuple[int, Iterator[dict[str, Array]]]]:
+        """(samples that count, feeds with the seeds of each v) of each batch; those that do not count have seeds of 0.
+
+        exact: v runs over the unit vectors if outputs are few. first: so many samples are done already.
+        """
         units = exact and self.metric.elements <= EXACT_ROWS
         for _ in range(first // len(samples), 1 if units else rounds(len(samples))):
             rest = samples.take(slice(first % len(samples), None))
             for count, feeds in full_batches(rest, self.batch):
-                yield Pass(tuple(self._rows(self.session, feeds, seed, first, units)), self.batch, count)
+                yield count, self._rows(feeds, seed, first, count, units)
                 first += count
 
     def lost(self, layer: Layer) -> bool:
@@ -112,25 +150,45 @@ class Backward:
         return any(u.output in self.reverse.missing for u in layer.uses)
 
     def _rows(
-        self, session: Session, feeds: dict[str, Array], seed: int, first: int, units: bool
+        self, feeds: dict[str, Array], seed: int, first: int, count: int, units: bool
     ) -> Iterator[dict[str, Array]]:
         metric, reverse = self.metric, self.reverse
-        shapes = {i.name: i.shape for i in session.handle.get_inputs()}
+        shapes = declared_shapes(reverse.model.graph.input)
         sizes = [int(np.prod(shapes[reverse.seeds[o]])) // self.batch for o in metric.outputs]
-        fetched = set(reverse.adjoints.values())
-        for row in range(metric.elements if units and fetched else 1):
+        for row in range(metric.elements if units and reverse.adjoints else 1):
             if units:
                 v = np.zeros((self.batch, metric.elements), np.float32)
                 v[:, row] = 1
             else:
                 v = np.stack([_signs(seed, first + k, metric.elements) for k in range(self.batch)])
+            v[count:] = 0
             parts = np.split(v, np.cumsum(sizes)[:-1], axis=1)
             seeds = {
                 reverse.seeds[o]: (part * np.float32(w)).reshape(shapes[reverse.seeds[o]])
                 for o, part, w in zip(metric.outputs, parts, metric.weights, strict=True)
             }
-            names = [o for o in session.outputs if not row or o in fetched]
-            yield dict(zip(names, session.run({**feeds, **seeds}, names), strict=True))
+            yield {**feeds, **seeds}
+
+
+def reverse_graph(
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    runtime: Runtime,
+    *,
+    fetch: Sequence[str],
+    at: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+) -> Reverse:
+    """`reverse_model` for batches of the size of `feeds`; with the forward pass alone where `at` is empty."""
+    return reverse_model(
+        static(model, feeds), at, outputs, fetch, feeds=feeds, optimize=runtime.optimized,
+        run=lambda model, feeds, names: runtime.session(model).run(feeds, names),
+    )  # fmt: skip
+
+
+def declared_shapes(values: Iterable[ValueInfoProto]) -> dict[str, tuple[int, ...]]:
+    """The shapes of inputs or outputs of a graph of fixed size."""
+    return {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
 
 
 def static(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:

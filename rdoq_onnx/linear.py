@@ -189,6 +189,13 @@ class Linear:
         return result
 
 
+def unfolded_size(linear: Linear, output: int) -> int:
+    """Elements of X for an output of `output` elements."""
+    shared = linear.group if linear.op_type == "ConvTranspose" else 1
+    positions = output // (linear.channels * shared)
+    return math.prod(linear.shape) // linear.channels * (linear.group // shared) * positions
+
+
 def _per_sample(blocks: FloatArray, samples: int) -> FloatArray:
     """[N·r, G, K, P] -> [N, G, K, r·P]."""
     if blocks.shape[0] == samples:

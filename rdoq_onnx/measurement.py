@@ -10,7 +10,6 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Activation, Network, analyse
-from rdoq_onnx.backward import rows_of
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves import Curves
 from rdoq_onnx.fallback import Unheld, in_float
@@ -88,12 +87,6 @@ def judging(samples: Samples, config: Config) -> Samples:
     """Samples that activations are measured on: all where they are few, as only ranges were fitted to them."""
     measuring = split(samples, config)[1]
     return samples if len(measuring) < FEW_SAMPLES else measuring
-
-
-def differentiated(observation: Observation) -> int:
-    """Samples that run together in reverse passes, which hold one set of adjoints for each unit vector v."""
-    size = observation.batching.size
-    return max(size * 3 // (2 + rows_of(observation.metric.elements)), 1) if observation.batching.rides else size
 
 
 def aimed_at(network: Network, outputs: Sequence[str]) -> Network:

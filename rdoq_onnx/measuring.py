@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.backward import draws
+from rdoq_onnx.batch_sizes import forward_batch, reverse_batch
 from rdoq_onnx.candidates import Candidates, make_candidates, widest
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves_file import Steps, Store
 from rdoq_onnx.equalization import equalize, exponent_for
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.fallback import SAMPLES, Tables, Unheld, checked, doubtful, in_float, unheld
-from rdoq_onnx.measurement import Measurement, aimed_at, curves_of, differentiated, judging, split
+from rdoq_onnx.measurement import Measurement, aimed_at, curves_of, judging, split
 from rdoq_onnx.moments import collect, passes
 from rdoq_onnx.observation import Observation, observe, targets
 from rdoq_onnx.parallel import Workers, workers
@@ -97,12 +98,14 @@ class _Bench:
         network, progress = self.network, self.keep.progress
         fitting, _ = split(self.samples, self.config)
         with progress.step("moments", len(fitting) * passes(network)) as advance:
-            moments = collect(network, fitting, self.observation.batching, self.runtime, self.pool, advance)
+            batch = forward_batch(network, self.observation, self.runtime, len(fitting))
+            moments = collect(network, fitting, batch, self.runtime, self.pool, advance)
         sensing = fitting.some(SENSING)
         with progress.step("sensitivity", len(sensing)) as advance:
             moments = with_sensitivity(
                 moments, replace(network, activations=()), sensing, self.observation.metric, self.runtime,
-                batch=self.observation.batching.size, seed=self.config.seed, workers=self.pool, advance=advance,
+                batch=forward_batch(network, self.observation, self.runtime, len(sensing)), seed=self.config.seed,
+                workers=self.pool, advance=advance,
             )  # fmt: skip
         offered = tuple(sorted({min(w, widest(network)) for w in self.config.widths}))
         reach, few = {a.tensor: self.observation.reach(a.tensor) for a in network.activations}, self.observation.few
@@ -188,8 +191,8 @@ class _Bench:
     ) -> Distortions:  # fmt: skip
         return first_order(
             network, candidates, samples, self.observation.metric, self.runtime,
-            batch=differentiated(self.observation), seed=self.config.seed, workers=self.pool, advance=advance,
-            unfinished=unfinished,
+            batch=reverse_batch(network, self.observation, self.runtime, len(samples)), seed=self.config.seed,
+            workers=self.pool, advance=advance, unfinished=unfinished,
         )  # fmt: skip
 
     def check(self) -> Prober:

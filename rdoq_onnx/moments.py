@@ -6,21 +6,24 @@ A layer behind a global pool sees one vector a sample, too few for its many inpu
 alike, and there are many more of them: N samples of K inputs give N parts of their own covariance and K parts of that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Layer, Network
+from rdoq_onnx.backward import declared_shapes, reverse_graph
 from rdoq_onnx.graph import Graph, attribute
-from rdoq_onnx.observation import Batching, with_outputs
+from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.progress import Advance
-from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.runtime import Feeds, Runtime, Session, Tensor
 from rdoq_onnx.samples import Samples
+from rdoq_onnx.sum_graphs import SumGraph
 
 # Shares of the mean diagonal that are added to a second moment. Few samples want much.
 _DAMPINGS = (0.02, 0.3)
@@ -31,6 +34,7 @@ MOST_INPUTS = 2048  # inputs that share one covariance; wider layers have one fo
 _MEMORY = 1 << 30  # bytes of sums that one pass over the samples may hold
 
 Float = NDArray[np.float64]
+Add = Callable[[int, Feeds], None]
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,51 @@ def blended(one: Float, other: Float, share: float) -> Float:
 
 
 def collect(
-    network: Network, samples: Samples, batching: Batching, runtime: Runtime, workers: Workers, advance: Advance
+    network: Network, samples: Samples, batch: int, runtime: Runtime, workers: Workers, advance: Advance
 ) -> tuple[Moments, ...]:
-    """The moments of all layers; several passes over the samples where they would not fit together."""
+    """The moments of all layers, `batch` samples at a time; in several passes where they would not fit together."""
     result: list[Moments] = []
     graph = Graph(network.model)
     for layers in _portions(network.layers):
         sums = [_Sums(layer, graph) for layer in layers]
         tensors = list(dict.fromkeys(name for s in sums for name in s.tensors))
-        session = runtime.session(with_outputs(network.model, tensors), "all")
-        for count, feeds in samples.counted_batches(batching.size):
-            values = dict(zip(session.outputs, session.run(feeds), strict=True))
-            workers.map(partial(_Sums.add, values=values, samples=count), sums)
+        model = with_outputs(network.model, tensors)
+        add = _in_graph(model, sums, runtime) if runtime.in_graph else _on_host(model, sums, runtime, workers)
+        for count, feeds in samples.counted_batches(batch):
+            add(count, feeds)
             advance(count)
         result += [s.result() for s in sums]
     return tuple(result)
+
+
+def _on_host(model: onnx.ModelProto, sums: Sequence["_Sums"], runtime: Runtime, workers: Workers) -> Add:
+    """Adds up the outputs of `model` by numpy."""
+    session = runtime.session(model, "all")
+
+    def add(count: int, feeds: Feeds) -> None:
+        values = dict(zip(session.outputs, session.run(feeds), strict=True))
+        workers.map(partial(_Sums.add, values=values, samples=count), sums)
+
+    return add
+
+
+def _in_graph(model: onnx.ModelProto, sums: Sequence["_Sums"], runtime: Runtime) -> Add:
+    """Adds up the outputs of `model` by nodes behind it, made anew for a batch of another size."""
+    sessions: dict[int, Session] = {}
+
+    def add(count: int, feeds: Feeds) -> None:
+        if count not in sessions:
+            sessions.clear()
+            forward = reverse_graph(model, feeds, runtime, fetch=[o.name for o in model.graph.output]).model
+            graph = SumGraph(forward, declared_shapes(forward.graph.output), count)
+            for s in sums:
+                s.append(graph)
+            sessions[count] = runtime.session(graph.model(), "all")
+        values = iter(sessions[count].bound(feeds))
+        for s in sums:
+            s.add_found(values)
+
+    return add
 
 
 def passes(network: Network) -> int:
@@ -136,13 +170,11 @@ class _Pool:
         axes = graph.constant(node.input[1]) if len(node.input) > 1 else attribute(node, "axes", None)
         return None if axes is None else cls(node.input[0], tuple(int(a) for a in axes))
 
-    def vectors(self, value: NDArray[np.float32], inputs: int) -> NDArray[np.float32] | None:
-        """[1, inputs, N·positions]; None if the pool leaves something else than its channels."""
-        spatial = set(range(2, value.ndim))
-        pooled = spatial if self.axes is None else {a % value.ndim for a in self.axes}
-        if not spatial or pooled != spatial or value.shape[1] != inputs:
-            return None
-        return np.moveaxis(value, 1, 0).reshape(1, inputs, -1)
+    def leaves(self, inputs: int, shape: tuple[int, ...]) -> bool:
+        """Whether the pool leaves `inputs` channels, and nothing else, of a tensor of `shape`."""
+        spatial = set(range(2, len(shape)))
+        pooled = spatial if self.axes is None else {a % len(shape) for a in self.axes}
+        return bool(spatial) and pooled == spatial and shape[1] == inputs
 
 
 class _Running:
@@ -160,6 +192,13 @@ class _Running:
         self.first += vectors.sum(axis=2, dtype=np.float64)
         parts = in_parts(vectors)
         self.second += parts @ parts.swapaxes(1, 2)
+
+    def add_found(self, values: Iterator[Tensor]) -> None:
+        """The next three of `values`: the shape of vectors, their sum, and that of their squares."""
+        shape, first, second = (next(values).numpy() for _ in range(3))
+        self.count += int(shape[-1])
+        self.first += first[..., 0]
+        self.second += second
 
     def moments(self) -> Moments:
         mean = self.first / self.count
@@ -189,10 +228,24 @@ class _Sums:
             unfolded = use.linear.unfold(values[use.data], samples)
             self._own.add(np.moveaxis(unfolded, 0, 2).reshape(*self._own.first.shape, -1))
         if self._pool is not None and self._positions is not None:
-            inputs = self._own.first.shape[1]
-            vectors = self._pool.vectors(values[self._pool.tensor], inputs)
-            if vectors is not None:
-                self._positions.add(vectors)
+            value, inputs = values[self._pool.tensor], self._own.first.shape[1]
+            if self._pool.leaves(inputs, value.shape):
+                self._positions.add(np.moveaxis(value, 1, 0).reshape(1, inputs, -1))
+
+    def append(self, graph: SumGraph) -> None:
+        """The sums as nodes of a graph that gives `tensors`."""
+        inputs, blocks = self._own.first.shape, self._own.second.shape[:2]
+        graph.moments(self._layer, inputs, blocks)
+        if self._pool is not None and self._pool.leaves(inputs[1], graph.shapes[self._pool.tensor]):
+            graph.positions(self._pool.tensor, blocks)
+        else:
+            self._positions = None
+
+    def add_found(self, values: Iterator[Tensor]) -> None:
+        """What `append` made the graph give."""
+        self._own.add_found(values)
+        if self._positions is not None:
+            self._positions.add_found(values)
 
     def result(self) -> Moments:
         own, vectors, inputs = self._own.moments(), self._own.count, self._own.first.shape[1]

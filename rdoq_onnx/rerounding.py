@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.backward import draws
+from rdoq_onnx.batch_sizes import forward_batch, reverse_batch
 from rdoq_onnx.blocks import Blocks
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.candidates import Candidates, LayerRows, integer_limit, scale_floors
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import chosen_weights, quantized_model
-from rdoq_onnx.measurement import Measurement, curves_of, differentiated
+from rdoq_onnx.measurement import Measurement, curves_of
 from rdoq_onnx.moments import collect
 from rdoq_onnx.parallel import Workers
 from rdoq_onnx.passes import run_passes
@@ -38,7 +39,7 @@ def rerounded(
         layers.append(replace(layer, uses=tuple(uses)))
     moments = collect(
         replace(network, model=emitted, layers=tuple(layers)),
-        samples, measurement.observation.batching, runtime, workers, _unwatched,
+        samples, forward_batch(network, measurement.observation, runtime, len(samples)), runtime, workers, _unwatched,
     )  # fmt: skip
     floors = scale_floors(network, measurement.observation.ranges)
     codes, means = list(measurement.codes), list(measurement.means)
@@ -69,8 +70,8 @@ def remeasured(
     )
     found = first_order(
         measurement.aimed, candidates, samples, observation.metric, runtime,
-        batch=differentiated(observation), seed=config.seed, workers=workers, advance=_unwatched,
-        around=run_passes([ReplaceWeights(weights)], measurement.aimed.model),
+        batch=reverse_batch(network, observation, runtime, len(samples)), seed=config.seed, workers=workers,
+        advance=_unwatched, around=run_passes([ReplaceWeights(weights)], measurement.aimed.model),
     )  # fmt: skip
     if found.missing:  # exact curves stay what they are
         return measurement

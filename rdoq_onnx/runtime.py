@@ -5,6 +5,8 @@ between releases.
 """
 
 import contextlib
+import os
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,15 @@ Feeds = Mapping[str, NDArray[Any]]
 BoundFeeds = Mapping[str, "NDArray[Any] | Tensor"]
 
 _LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+# Products in float32, not in TF32 with its 10 bits of mantissa; kernels chosen by a rule, not by a race; no more memory
+# than was asked for.
+_CUDA_OPTIONS = {
+    "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested",
+}  # fmt: skip
 _FATAL_ONLY = 4
+_MEMORY = 4 << 30  # bytes taken to be free on a GPU that does not tell
 
 
 @dataclass(frozen=True)
@@ -137,12 +147,21 @@ class Runtime:
         problem = "not asked for" if self.provider == "cpu" else cuda_problem()
         if problem and self.provider == "cuda":
             raise ProviderError(f"--provider cuda: {problem}, or use --provider cpu")
-        return ["CPUExecutionProvider"] if problem else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        return [_CPU] if problem else [_CUDA, _CPU]
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
         """Where sessions keep their tensors. Raises ProviderError as `providers` does."""
-        return "cuda" if self.providers[0].startswith("CUDA") else "cpu"
+        return "cuda" if self.providers[0] == _CUDA else "cpu"
+
+    @property
+    def in_graph(self) -> bool:
+        """Whether sums over large tensors are nodes of the graph that makes these (sum_graphs.py), or left to numpy."""
+        return self.device == "cuda"
+
+    def memory(self) -> int:
+        """Bytes that are free on the device just now; a small device's where its driver does not tell."""
+        return _free_memory()
 
     def tensor(self, value: NDArray[Any]) -> Tensor:
         """A copy of `value` on the device."""
@@ -153,15 +172,15 @@ class Runtime:
 
         Raises ModelError if ONNX Runtime refuses the model, ProviderError as `providers` does.
         """
-        return self._load(model, self._options(level))
+        return self._load(model, self._options(level), self.providers)
 
     def optimized(self, model: onnx.ModelProto, level: Level = "basic") -> onnx.ModelProto:
-        """The graph that ONNX Runtime makes of `model` at an optimization level."""
+        """The graph that ONNX Runtime makes of `model` at an optimization level; no device leaves its marks on it."""
         with tempfile.TemporaryDirectory() as folder:
             options = self._options(level)
             options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
             try:
-                self._load(model, options)
+                self._load(model, options, [_CPU])
             except ModelError as error:  # loaded before, most likely
                 raise ModelError(f"{error}; if {tempfile.gettempdir()} is full, set TMPDIR") from error
             return onnx.load(options.optimized_model_filepath)
@@ -173,31 +192,42 @@ class Runtime:
         options.intra_op_num_threads = self.threads
         return options
 
-    def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions") -> Session:
-        providers = self.providers
+    def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions", providers: Sequence[str]) -> Session:
+        named = [(_CUDA, _CUDA_OPTIONS) if name == _CUDA else name for name in providers]
         try:
-            handle = ort.InferenceSession(float32_ends(model).SerializeToString(), options, providers=providers)
+            handle = ort.InferenceSession(float32_ends(model).SerializeToString(), options, providers=named)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
-        return Session(handle, self.device)
+        return Session(handle, "cuda" if _CUDA in providers else "cpu")
 
 
 @cache
 def cuda_problem() -> str:
     """Why CUDA cannot be used, with the mend; empty if a model runs there."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+    if _CUDA not in ort.get_available_providers():
         return "this ONNX Runtime has no CUDA provider; pip install 'rdoq-onnx[gpu]' after removing onnxruntime"
     ort.preload_dlls()
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     try:
-        handle = ort.InferenceSession(_one_product().SerializeToString(), options, providers=["CUDAExecutionProvider"])
+        handle = ort.InferenceSession(_one_product().SerializeToString(), options, providers=[_CUDA])
         (found,) = handle.run(None, {"x": np.full((2, 2), 3, np.float32)})
     except Exception as error:  # whatever a driver that does not fit makes of it
         return f"CUDA fails ({_first_line(error)}); mend the driver and the CUDA libraries"
-    if "CUDAExecutionProvider" not in handle.get_providers() or not (found == 18).all():
+    if _CUDA not in handle.get_providers() or not (found == 18).all():
         return "the CUDA provider does not start; install the driver, CUDA and cuDNN that this ONNX Runtime wants"
     return ""
+
+
+def _free_memory() -> int:
+    """Bytes free on the first GPU that this process sees, as the driver's own tool tells."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    query = ["nvidia-smi", f"--id={first}", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(query, capture_output=True, check=True, text=True, timeout=30).stdout
+        return int(found.split()[0]) << 20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return _MEMORY
 
 
 def _one_product() -> onnx.ModelProto:

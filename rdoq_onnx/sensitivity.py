@@ -10,15 +10,18 @@ One channel's F_j has no more rank than there are samples, so that the layer's c
 rounding mixes it with the covariance (moments.py).
 """
 
-from collections.abc import Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Layer, Network
-from rdoq_onnx.backward import Backward, Pass
+from rdoq_onnx.backward import Backward, Pass, declared_shapes
 from rdoq_onnx.distortion import Metric
 from rdoq_onnx.moments import Moments, in_parts
 from rdoq_onnx.parallel import Workers
@@ -49,33 +52,83 @@ def with_sensitivity(
     layers whose outputs have no adjoint, or none that is finite. around: as for `taylor.first_order`.
     """
     backward = Backward.of(network, samples, metric, runtime, batch, around)
-    kept = [k for k, layer in enumerate(network.layers) if not backward.lost(layer)]
-    sums: dict[int, Float] = {}
-
-    def add(k: int, done: Pass) -> None:
-        found = _second(network.layers[k], moments[k], done, backward)
-        if found is not None:
-            sums[k] = sums[k] + found if k in sums else found
-
+    sums = (_GraphSums if runtime.in_graph else _HostSums)(network.layers, moments, backward, runtime)
     count = 0
-    for done in backward.passes(samples, seed, exact=False):
-        workers.map(lambda k, done=done: add(k, done), kept)  # type: ignore[misc]
-        count += done.count
-        advance(done.count)
-        del done  # or two passes would be in memory while the next one runs
-    known = {k: f / count for k, f in sums.items() if np.isfinite(f).all()}
+    for number in sums.batches(samples, seed, workers):
+        count += number
+        advance(number)
+    known = {k: f / count for k, f in sums.totals.items() if np.isfinite(f).all()}
     return tuple(replace(m, sensitivity=known[k]) if k in known else m for k, m in enumerate(moments))
 
 
-def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> Float | None:
-    """Σ over the samples of one batch and the channels of ∇ ∇ᵀ, [G·parts, B, B]; None at one position a sample."""
+class _Sums(ABC):
+    """Running sums of ∇ ∇ᵀ; totals: by the layer's index, [G·parts, B, B]."""
+
+    def __init__(self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward) -> None:
+        self._layers, self._moments, self._backward = layers, moments, backward
+        self._kept = [k for k, x in enumerate(layers) if not backward.lost(x) and _positions(x, backward) > 1]
+        self.totals: dict[int, Float] = {}
+
+    @abstractmethod
+    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+        """Add all samples; gives the number of those in each batch."""
+
+    def _add(self, index: int, found: NDArray[Any]) -> None:
+        self.totals[index] = self.totals.get(index, 0.0) + found.astype(np.float64)
+
+
+class _HostSums(_Sums):
+    """By numpy, from what a pass has brought to the host."""
+
+    def __init__(
+        self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward, runtime: Runtime
+    ) -> None:
+        super().__init__(layers, moments, backward.loaded(runtime))
+
+    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+        for done in self._backward.passes(samples, seed, exact=False):
+            workers.map(lambda k, done=done: self._add_layer(k, done), self._kept)  # type: ignore[misc]
+            yield done.count
+            del done  # or two passes would be in memory while the next one runs
+
+    def _add_layer(self, index: int, done: Pass) -> None:
+        self._add(index, _second(self._layers[index], self._moments[index], done, self._backward))
+
+
+class _GraphSums(_Sums):
+    """By nodes behind the reverse graph."""
+
+    def __init__(
+        self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward, runtime: Runtime
+    ) -> None:
+        super().__init__(layers, moments, backward)
+        graph = backward.sum_graph()
+        for k in self._kept:
+            mean, (parts, width, _) = moments[k].mean, moments[k].covariance.shape
+            graph.sensitivity(layers[k], backward.reverse.adjoints, mean, (parts, width))
+        self._backward = backward.loaded(runtime, graph.model())
+
+    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+        for count, rows in self._backward.sums(samples, seed, exact=False):
+            for k, found in zip(self._kept, next(rows), strict=True):
+                self._add(k, found)
+            yield count
+
+
+def _positions(layer: Layer, backward: Backward) -> int:
+    """P of one use of `layer`."""
+    shape = declared_shapes(backward.reverse.model.graph.output)[backward.reverse.adjoints[layer.uses[0].output]]
+    channels = layer.linear.channels * (layer.linear.group if layer.linear.op_type == "ConvTranspose" else 1)
+    return math.prod(shape) // (backward.batch * channels)
+
+
+def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> Float:
+    """Σ over the samples of one batch and the channels of ∇ ∇ᵀ, [G·parts, B, B]."""
     mean = moments.mean.astype(np.float32)[..., None]
     pairs = [use_gradients(use, done, backward.reverse.adjoints) for use in layer.uses]
     centred = [(x - mean, g) for x, g in pairs]
     _, _, channels, positions = pairs[0][1].shape
-    if positions == 1:
-        return None
-    total: Float | None = None
+    total = np.zeros(moments.covariance.shape)
     for sample in range(done.count):
         several = [(x[sample], g[sample]) for x, g in centred]
         if len(several) == 1 and positions < channels:
@@ -87,5 +140,5 @@ def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> F
         else:
             parts = in_parts(sum(x @ g.swapaxes(1, 2) for x, g in several))
             found = parts @ parts.swapaxes(1, 2)
-        total = found.astype(np.float64) if total is None else total + found
+        total += found
     return total

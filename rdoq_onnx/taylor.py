@@ -8,9 +8,9 @@ For a weight channel ⟨g, op(x, ΔW)⟩ = ⟨g Xᵀ, ΔW⟩ (see linear.py): th
 is corrected by -ΔW·E[x], so what is left of the perturbation is ΔW(x - E[x]) and the product is g (X - E[x])ᵀ.
 """
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,7 @@ from rdoq_onnx.progress import Advance, Unfinished
 from rdoq_onnx.quantizer import Affine, WeightCodes
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
-
-_CHUNK = 1 << 18  # elements of an activation that are sorted into bins at a time
-_BINS = (12, 16)  # log2 of the number of bins, at least and at most: a range may hold 650 steps of an 8-bit quantizer
-_BINNED = 10  # quantizers that take as long as one histogram
-_CACHED = 1 << 15  # elements of an activation that are quantized at a time: they stay in the cache
+from rdoq_onnx.staircases import rounding_sums
 
 Array = NDArray[Any]
 
@@ -68,16 +64,14 @@ def first_order(
     around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default. unfinished:
         sums of an earlier run, which goes on from there.
     """
-    backward = Backward.of(network, samples, metric, runtime, batch, around)
-    sums, unfinished = _Sums(network, candidates, backward), unfinished or Unfinished()
+    backward, unfinished = Backward.of(network, samples, metric, runtime, batch, around), unfinished or Unfinished()
+    sums = (_GraphSums if runtime.in_graph else _HostSums)(network, candidates, backward, runtime)
     sums.restore(unfinished.get())
     if sums.samples:
         advance(sums.samples)
-    for done in backward.passes(samples, seed, first=sums.samples):
-        sums.add(done, workers)
+    for count in sums.batches(samples, seed, workers):
         unfinished.put(sums.state())
-        advance(done.count)
-        del done  # or two passes would be in memory while the next one runs
+        advance(count)
     return sums.result(metric.elements)
 
 
@@ -98,11 +92,12 @@ def use_gradients(use: Use, done: Pass, adjoints: Mapping[str, str]) -> tuple[Ar
     return x, np.stack(rows, axis=2).reshape(count, linear.group, -1, x.shape[-1])
 
 
-class _Sums:
+class _Sums(ABC):
     """Running sums of ⟨g, Δ⟩² over samples."""
 
     def __init__(self, network: Network, candidates: Candidates, backward: Backward) -> None:
-        self._network, self._candidates, self._reverse = network, candidates, backward.reverse
+        self._network, self._candidates, self._backward = network, candidates, backward
+        self._reverse = backward.reverse
         self.samples = 0
         self._layers = [
             _LayerSums(layer, network.rows(layer), codes, mean)
@@ -110,15 +105,11 @@ class _Sums:
             if not backward.lost(layer)
         ]
         self._activations = [{b: np.zeros(len(q)) for b, q in table.items()} for table in candidates.activations]
+        self._known = [k for k, a in enumerate(network.activations) if a.tensor not in self._reverse.missing]
 
-    def add(self, done: Pass, workers: Workers) -> None:
-        """Add the samples of one batch."""
-        workers.map(lambda sums: sums.add(done, self._reverse.adjoints), self._layers)
-        workers.map(
-            lambda k: self._add_activation(k, done),
-            [k for k, a in enumerate(self._network.activations) if a.tensor not in self._reverse.missing],
-        )
-        self.samples += done.count
+    @abstractmethod
+    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+        """Add the samples that are not there yet; gives the number of those in each batch."""
 
     def state(self) -> dict[str, Any]:
         """The sums so far, for `restore`."""
@@ -132,15 +123,12 @@ class _Sums:
             for sums, total in zip(self._layers, state["layers"], strict=True):
                 sums.total = total
 
-    def _add_activation(self, index: int, done: Pass) -> None:
-        tensor, quantizers = self._network.activations[index].tensor, self._candidates.activations[index]
-        values = done.rows[0][tensor].reshape(done.batch, -1)[: done.count]
-        name = self._reverse.adjoints[tensor]
-        g = np.stack([row[name].reshape(done.batch, -1)[: done.count] for row in done.rows], axis=1)
-        flat = [q for several in quantizers.values() for q in several]
-        parts = np.split(_activation_sums(values, g, flat), np.cumsum([len(s) for s in quantizers.values()])[:-1])
-        for bits, part in zip(quantizers, parts, strict=True):
-            self._activations[index][bits] += part
+    def _add_activation(self, index: int, sums: NDArray[Any]) -> None:
+        """sums: one for each quantizer, width by width."""
+        table = self._activations[index]
+        parts = np.split(sums, np.cumsum([len(total) for total in table.values()])[:-1])
+        for bits, part in zip(table, parts, strict=True):
+            table[bits] += part
 
     def result(self, elements: int) -> Distortions:
         share = 1.0 / (max(self.samples, 1) * elements)
@@ -156,89 +144,95 @@ class _Sums:
         return Distortions(weights, activations, self._reverse.missing)
 
 
+class _HostSums(_Sums):
+    """By numpy, from what a pass has brought to the host."""
+
+    def __init__(self, network: Network, candidates: Candidates, backward: Backward, runtime: Runtime) -> None:
+        super().__init__(network, candidates, backward.loaded(runtime))
+
+    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+        adjoints = self._reverse.adjoints
+        for done in self._backward.passes(samples, seed, first=self.samples):
+            workers.map(lambda sums, done=done: sums.add(sums.products(done, adjoints)), self._layers)  # type: ignore[misc]
+            workers.map(lambda k, done=done: self._add_activation(k, self._rounding(k, done)), self._known)  # type: ignore[misc]
+            self.samples += done.count
+            yield done.count
+            del done  # or two passes would be in memory while the next one runs
+
+    def _rounding(self, index: int, done: Pass) -> NDArray[np.float64]:
+        """Σ ⟨g, Q(a) - a⟩² for each quantizer of an activation."""
+        tensor = self._network.activations[index].tensor
+        values = done.rows[0][tensor].reshape(done.batch, -1)[: done.count]
+        name = self._reverse.adjoints[tensor]
+        g = np.stack([row[name].reshape(done.batch, -1)[: done.count] for row in done.rows], axis=1)
+        return rounding_sums(values, g, _flat(self._candidates.activations[index]))
+
+
+class _GraphSums(_Sums):
+    """By nodes behind the reverse graph: feeds and seeds go to the device, sums come back.
+
+    Several v take a run each, which makes the tensors of the forward pass anew.
+    """
+
+    def __init__(self, network: Network, candidates: Candidates, backward: Backward, runtime: Runtime) -> None:
+        model, changes = _sum_graph(network, candidates, backward)
+        super().__init__(network, candidates, backward.loaded(runtime, model))
+        self._changes = {name: runtime.tensor(s.changes) for name, s in zip(changes, self._layers, strict=False)}
+
+    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+        for count, rows in self._backward.sums(samples, seed, first=self.samples, fixed=self._changes):
+            for found in rows:
+                for sums, squares in zip(self._layers, found, strict=False):
+                    sums.add(squares[:, 0])
+                for k, squares in zip(self._known, found[len(self._layers) :], strict=True):
+                    self._add_activation(k, squares.reshape(-1))
+            self.samples += count
+            yield count
+
+
+def _sum_graph(network: Network, candidates: Candidates, backward: Backward) -> tuple[onnx.ModelProto, list[str]]:
+    """The reverse graph with all sums, and the inputs that take each layer's ΔW."""
+    reverse, graph = backward.reverse, backward.sum_graph()
+    changes = [
+        graph.curve(layer, reverse.adjoints, mean, len(codes) * len(codes[0]))
+        for layer, codes, mean in zip(network.layers, candidates.weights, candidates.means, strict=True)
+        if not backward.lost(layer)
+    ]
+    for activation, table in zip(network.activations, candidates.activations, strict=True):
+        if activation.tensor not in reverse.missing:
+            graph.rounding(activation.tensor, reverse.adjoints[activation.tensor], _flat(table))
+    return graph.model(), changes
+
+
+def _flat(table: Mapping[int, Sequence[Affine]]) -> list[Affine]:
+    return [q for several in table.values() for q in several]
+
+
 class _LayerSums:
-    """Sums over samples and rows of ⟨g, Δz⟩² for one layer, [variants, units, widths]."""
+    """Sums over samples and rows of ⟨g, Δz⟩² for one layer, [variants, units, widths].
+
+    changes: ΔW of each unit, [units, weights of a unit, variants·widths].
+    """
 
     def __init__(
         self, layer: Layer, rows: NDArray[np.float32], codes: Sequence[Sequence[WeightCodes]], mean: NDArray[np.float64]
     ) -> None:
-        self.layer, self._mean = layer, mean.astype(np.float32)[:, None, :]
+        self.layer, self.mean = layer, mean.astype(np.float32)
         deltas = [code.values - rows for variant in codes for code in variant]
-        self._deltas = np.ascontiguousarray(np.stack(deltas, axis=-1).astype(np.float32))
+        self.changes = np.ascontiguousarray(np.stack(deltas, axis=-1).astype(np.float32))
         self._shape = len(codes), layer.linear.channels, len(codes[0])
         self.total = np.zeros(self._shape)
 
-    def add(self, done: Pass, adjoints: Mapping[str, str]) -> None:
+    def products(self, done: Pass, adjoints: Mapping[str, str]) -> NDArray[np.float64]:
+        """Σ ⟨g Xᵀ, ΔW⟩² over the samples of a batch, [units, variants·widths]."""
         linear = self.layer.linear
-        gradient = weight_gradients(self.layer, self._mean, done, adjoints)
+        gradient = weight_gradients(self.layer, self.mean[:, None, :], done, adjoints)
         blocks = gradient.reshape(done.count, linear.group, len(done.rows), -1, gradient.shape[-1])
-        per_unit = linear.ungrouped(np.moveaxis(blocks, 2, 1)).reshape(-1, linear.channels, self._deltas.shape[1])
-        products = per_unit.swapaxes(0, 1) @ self._deltas
-        sums = np.square(products, dtype=np.float64).sum(axis=1)
+        per_unit = linear.ungrouped(np.moveaxis(blocks, 2, 1)).reshape(-1, linear.channels, self.changes.shape[1])
+        products = per_unit.swapaxes(0, 1) @ self.changes
+        sums: NDArray[np.float64] = np.square(products, dtype=np.float64).sum(axis=1)
+        return sums
+
+    def add(self, sums: NDArray[Any]) -> None:
+        """sums: [units, variants·widths]."""
         self.total += np.moveaxis(sums.reshape(self._shape[1], self._shape[0], self._shape[2]), 1, 0)
-
-
-@dataclass(frozen=True)
-class _Staircases:
-    """Quantizers as staircases: Q(a) = s (h - how many of its thresholds are above a), h the highest integer.
-
-    thresholds: of all quantizers, one after another; each quantizer's begin at `starts`. scales, tops: its s and h.
-    """
-
-    thresholds: NDArray[np.float64]
-    starts: NDArray[np.int64]
-    scales: NDArray[np.float64]
-    tops: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, quantizers: Sequence[Affine]) -> "_Staircases":
-        steps = [(np.arange(q.low, q.high) - q.zero_point + 0.5) * q.scale for q in quantizers]
-        starts = np.cumsum([0, *(len(s) for s in steps[:-1])])
-        scales, tops = zip(*((q.scale, q.high - q.zero_point) for q in quantizers), strict=True)
-        return cls(np.concatenate(steps), starts, np.array(scales), np.array(tops, np.float64))
-
-    def products(self, a: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float64]:
-        """⟨g, Q(a) - a⟩ for each g of `rows` [R, E] and each quantizer, [R, quantizers].
-
-        From one histogram of a with weights g, whatever the number of quantizers. Its bins are so narrow that a
-        threshold within one may as well stand at its edge: the few values between are half a step off either way.
-        """
-        bins = 1 << int(np.clip(np.ceil(np.log2(4 * a.size)), *_BINS))
-        least = a.min()
-        pitch = np.float32((bins - 1) / max(float(a.max() - least), 1e-30))
-        below = np.zeros((len(rows), bins + 1))
-        for start in range(0, a.size, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            index = ((a[part] - least) * pitch).astype(np.intp)
-            for total, g in zip(below, rows[:, part], strict=True):
-                total[1:] += np.bincount(index, g, bins)
-        np.cumsum(below, axis=1, out=below)
-        edges = np.clip(np.rint((self.thresholds - least) * float(pitch)), 0, bins).astype(np.intp)
-        missed = np.add.reduceat(below[:, edges], self.starts, axis=1)
-        product: NDArray[np.float64] = self.scales * (self.tops * below[:, -1:] - missed) - (rows @ a)[:, None]
-        return product
-
-
-def _activation_sums(
-    values: NDArray[np.float32], g: NDArray[np.float32], quantizers: Sequence[Affine]
-) -> NDArray[np.float64]:
-    """Sum over samples and rows of ⟨g, Q(a) - a⟩² for each quantizer; values [n, E], g [n, rows, E]."""
-    products = _Staircases.of(quantizers).products
-    if g.shape[1] * _BINNED > len(quantizers):
-        products = partial(_products, quantizers)
-    sums = np.zeros(len(quantizers))
-    for a, rows in zip(values, g, strict=True):
-        sums += np.square(products(a, rows)).sum(axis=0)
-    return sums
-
-
-def _products(
-    quantizers: Sequence[Affine], a: NDArray[np.float32], rows: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """⟨g, Q(a) - a⟩ for each g of `rows` [R, E] and each quantizer, [R, quantizers]."""
-    products = np.zeros((len(rows), len(quantizers)))
-    for start in range(0, a.size, _CACHED):
-        part, seeds = a[start : start + _CACHED], rows[:, start : start + _CACHED]
-        for k, quantizer in enumerate(quantizers):
-            products[:, k] += seeds @ (quantizer(part) - part)
-    return products

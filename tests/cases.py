@@ -5,7 +5,7 @@ from rdoq_onnx.analysis import analyse
 from rdoq_onnx.candidates import make_candidates
 from rdoq_onnx.config import Config
 from rdoq_onnx.moments import collect
-from rdoq_onnx.observation import observe
+from rdoq_onnx.observation import observe, separated
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.probe import Prober, exact
 from rdoq_onnx.runtime import Runtime
@@ -22,12 +22,12 @@ class Case:
     def __init__(self, model, calibration, count=None, widths=tuple(range(8)), batching=None):
         config = Config(samples=count)
         self.model = pipeline.read_normalized(model)[1]
-        self.samples = pipeline.samples_for(self.model, calibration, config)
         self.network = analyse(self.model, config)
+        self.samples = separated(self.network, pipeline.samples_for(self.model, calibration, config), RUNTIME)
         self.seen = observe(self.network, self.samples, RUNTIME)
         self.batching = batching or self.seen.batching
         with workers(2) as pool:
-            moments = collect(self.network, self.samples, self.batching, RUNTIME, pool, ignore)
+            moments = collect(self.network, self.samples, self.batching.size, RUNTIME, pool, ignore)
             self.candidates = make_candidates(self.network, widths, self.seen.ranges, moments, pool)
         self.prober = Prober(self.network, self.samples, self.seen.metric, RUNTIME, self.batching)
 

@@ -9,7 +9,6 @@ from rdoq_onnx.analysis import analyse
 from rdoq_onnx.config import Config
 from rdoq_onnx.linear import Linear
 from rdoq_onnx.moments import collect, in_parts, passes
-from rdoq_onnx.observation import Batching
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.pipeline import NORMALIZE
@@ -79,7 +78,7 @@ def build(nodes, sample, output_rank, weights, rng):
 def collected(network, samples, batch=3):
     done = []
     with workers(2) as pool:
-        found = collect(network, samples, Batching(batch, True), RUNTIME, pool, done.append)
+        found = collect(network, samples, batch, RUNTIME, pool, done.append)
     assert sum(done) == len(samples) * passes(network)
     return found
 

@@ -91,3 +91,34 @@ def test_an_output_that_is_an_input_has_memory_of_its_own():
     x[:] = 7
     for value in found:
         np.testing.assert_array_equal(value.numpy(), [[1, 2, 4]])
+
+
+def test_what_a_graph_becomes_has_no_marks_of_a_device():
+    nodes = Runtime("auto").optimized(MODEL).graph.node
+    assert [n.op_type for n in nodes] == ["Softmax"]
+
+
+ANSWERS = {"memory": ("echo 7", 7 << 20), "no driver": ("exit 9", 4 << 30), "no number": ("echo '[N/A]'", 4 << 30)}
+
+
+@pytest.mark.parametrize(("script", "expected"), ANSWERS.values(), ids=ANSWERS)
+def test_memory_is_what_the_driver_tells(script, expected, tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert Runtime("cpu").memory() == expected
+
+
+def test_memory_without_a_tool_of_a_driver(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Runtime("cpu").memory() == 4 << 30
+
+
+@needs_cuda
+def test_products_are_of_float32():
+    """Not of TF32, which drops what distinguishes 1 + 2^-12 from 1."""
+    x = np.full((2, 2), 1 + 2.0**-12, np.float32)
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[2, 2] x) => (float[2, 2] y) { y = MatMul (x, x) }""")
+    np.testing.assert_allclose(Runtime("cuda").session(model).run({"x": x})[0], x @ x, rtol=1e-6)

@@ -38,7 +38,7 @@ def network(name):
 
 def sensitive(case, around=None):
     with workers(2) as pool:
-        moments = collect(case.network, case.samples, case.batching, RUNTIME, pool, ignore)
+        moments = collect(case.network, case.samples, case.batching.size, RUNTIME, pool, ignore)
         return with_sensitivity(
             moments, case.network, case.samples, case.seen.metric, RUNTIME,
             batch=case.batching.size, seed=5, workers=pool, advance=ignore, around=around,

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 import rdoq_onnx
 from rdoq_onnx.probe import complete
 from rdoq_onnx.quantizer import affine_candidates
-from rdoq_onnx.taylor import _Staircases
+from rdoq_onnx.staircases import Staircases
 from tests.cases import Case
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -107,7 +107,7 @@ def test_one_histogram_serves_all_quantizers(size, least):
     g = rng.standard_normal((2, size), np.float32)
     quantizers = [q for bits in range(1, 9) for q in affine_candidates(least, float(a.max()), bits)]
     expected = np.stack([g @ (q(a) - a) for q in quantizers], axis=1)
-    found = _Staircases.of(quantizers).products(a, g)
+    found = Staircases.of(quantizers).products(a, g)
     noise = np.sqrt([np.square(q(a) - a).sum() for q in quantizers])
     assert np.abs((found - expected) / noise).mean() < 0.2
     few = np.array([q.bits <= 3 for q in quantizers])
@@ -119,4 +119,4 @@ def test_a_constant_activation_has_a_histogram():
     a, g = np.full(5000, 0.37, np.float32), np.ones((1, 5000), np.float32)
     quantizers = affine_candidates(0.0, 1.0, 2)
     expected = [(q(a) - a).sum() for q in quantizers]
-    np.testing.assert_allclose(_Staircases.of(quantizers).products(a, g)[0], expected, rtol=1e-3)
+    np.testing.assert_allclose(Staircases.of(quantizers).products(a, g)[0], expected, rtol=1e-3)

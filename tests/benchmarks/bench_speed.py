@@ -79,7 +79,7 @@ def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     network = aimed_at(analyse(normal, Config()), targets(normal))
     seen = observe(network, samples, RUNTIME)
     for batch in dict.fromkeys((seen.batching.size, 8)):
-        both = Backward.of(network, samples, seen.metric, RUNTIME, batch).session
+        both = Backward.of(network, samples, seen.metric, RUNTIME, batch).loaded(RUNTIME).session
         feeds = next(full_batches(samples, batch))[1]
         forward = RUNTIME.session(static(network.model, feeds), "all")
         signs = np.random.default_rng(0)

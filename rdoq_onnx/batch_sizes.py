@@ -1,0 +1,38 @@
+"""How many samples run together where sums over them are made: as many as memory holds."""
+
+from rdoq_onnx.analysis import Network
+from rdoq_onnx.backward import rows_of
+from rdoq_onnx.linear import unfolded_size
+from rdoq_onnx.observation import Observation
+from rdoq_onnx.runtime import Runtime
+
+_MOST = 512
+_LARGEST = (1 << 31) - 1  # elements of a tensor that CUDA kernels can count
+_SHARE = 2  # part of the memory of a device that a batch may take; the rest is for weights, their changes and waste
+
+
+def forward_batch(network: Network, observation: Observation, runtime: Runtime, samples: int) -> int:
+    """How many of `samples` run together where the layers' inputs are summed."""
+    return _on_device(network, observation, runtime, samples) or observation.batching.size
+
+
+def reverse_batch(network: Network, observation: Observation, runtime: Runtime, samples: int) -> int:
+    """How many of `samples` run together in reverse passes; on the host one set of adjoints for each v is held."""
+    size = observation.batching.size
+    if observation.batching.rides:
+        size = max(size * 3 // (2 + rows_of(observation.metric.elements)), 1)
+    return _on_device(network, observation, runtime, samples) or size
+
+
+def _on_device(network: Network, observation: Observation, runtime: Runtime, samples: int) -> int:
+    """The same for sums that are made on a device, in batches of one size; 0 where they are not.
+
+    A power of two bounds it, so that it hardly depends on what else takes memory just now.
+    """
+    if not runtime.in_graph or not observation.batching.rides:
+        return 0
+    sizes = observation.sizes
+    largest = max((unfolded_size(u.linear, sizes[u.output]) for x in network.layers for u in x.uses), default=1)
+    held = 12 * sum(sizes.values()) + 8 * largest  # bytes: tensors and adjoints; X, and X in the order of a product
+    fits = max(min(runtime.memory() // _SHARE // held, _LARGEST // largest, _MOST), 1)
+    return -(-samples // -(-samples // (1 << fits.bit_length() - 1)))

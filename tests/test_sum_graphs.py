@@ -1,0 +1,180 @@
+"""Sums by nodes of a graph, as on a GPU, against the same sums by numpy; on the CPU, and on CUDA where there is one."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from onnx import numpy_helper, parser
+
+import rdoq_onnx
+from rdoq_onnx import moments, staircases, sum_graphs
+from rdoq_onnx.batch_sizes import forward_batch, reverse_batch
+from rdoq_onnx.moments import collect
+from rdoq_onnx.parallel import workers
+from rdoq_onnx.progress import Unfinished
+from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.sensitivity import with_sensitivity
+from rdoq_onnx.taylor import first_order
+from tests.cases import Case, ignore
+from tests.strategies import networks
+from tests.test_layer_forms import FORMS, feeds_of, model_of
+from tests.test_runtime import needs_cuda
+
+MODELS = Path(__file__).parents[1] / "models"
+
+
+class InGraph(Runtime):
+    in_graph = True
+
+
+HOST = Runtime("cpu", 2)
+DEVICES = [pytest.param(InGraph("cpu", 2), id="cpu"), pytest.param(Runtime("cuda"), id="cuda", marks=needs_cuda)]
+
+
+@pytest.fixture(autouse=True)
+def _exact_sums_by_numpy(monkeypatch):
+    """Without the histogram, whose bins round thresholds."""
+    monkeypatch.setattr(staircases, "_BINNED", 10**9)
+
+
+def measured(case, runtime, batch):
+    """Moments with sensitivity, and curves."""
+    with workers(2) as pool:
+        plain = collect(case.network, case.samples, batch, runtime, pool, ignore)
+        options = {"batch": batch, "seed": 3, "workers": pool, "advance": ignore}
+        sensed = with_sensitivity(plain, case.network, case.samples, case.seen.metric, runtime, **options)
+        curves = first_order(case.network, case.candidates, case.samples, case.seen.metric, runtime, **options)
+    return sensed, curves
+
+
+def close(found, expected):
+    scale = np.abs(expected).max(initial=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * scale)
+
+
+def same(case, runtime, batch):
+    (found, curves), (expected, exact) = measured(case, runtime, batch), measured(case, HOST, batch)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.mean, other.mean, rtol=1e-4, atol=1e-5)
+        close(one.covariance, other.covariance)
+        assert (one.sensitivity is None) == (other.sensitivity is None)
+        if other.sensitivity is not None:
+            close(one.sensitivity, other.sensitivity)
+    assert curves.missing == exact.missing
+    for one, other in zip(curves.weights, exact.weights, strict=True):
+        close(one, other)
+    for one, other in zip(curves.activations, exact.activations, strict=True):
+        assert list(one) == list(other)
+        for bits in other:
+            close(one[bits], other[bits])
+
+
+@pytest.mark.parametrize("runtime", DEVICES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_layer(form, runtime):
+    model = model_of(form)
+    case = Case(model, [feeds_of(model, seed) for seed in range(7)], widths=(0, 2, 4, 7))
+    same(case, runtime, case.batching.size if not case.batching.rides else 3)
+
+
+@pytest.mark.parametrize("runtime", DEVICES)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=networks())
+def test_random_networks(runtime, drawn):
+    model, samples = drawn
+    same(Case(model, samples, 9, widths=(0, 3, 7)), runtime, 4)
+
+
+def network(body, sample, weights, count=6):
+    """A case of a network from x to y with random weights, or those given."""
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, {", ".join(map(str, sample))}] x) => (y) {{ {body} }}""")
+    rng = np.random.default_rng(1)
+    for name, shape in weights.items():
+        value = rng.standard_normal(shape, np.float32) if isinstance(shape, tuple) else shape
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    known = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    return Case(known, {"x": rng.standard_normal((count, *sample), np.float32)}, widths=(0, 3, 7))
+
+
+def test_wide_layers_in_parts_and_quantizers_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(moments, "MOST_INPUTS", 10)
+    monkeypatch.setattr(sum_graphs, "_ROUNDED", 500)
+    body = "z = Conv <group = 2> (x, w) a = Tanh (z) p = GlobalAveragePool (a) v = Flatten (p) y = Gemm (v, u)"
+    same(network(body, (6, 5, 5), {"w": (24, 3, 2, 2), "u": (24, 18)}), InGraph("cpu", 2), 4)
+
+
+def test_one_position_a_sample_and_what_has_no_adjoint():
+    body = 'z = MatMul (x, w) t = Tanh (z) p = Pad <mode = "edge"> (t, pads) y = MatMul (p, v)'
+    weights = {"w": (5, 7), "v": (9, 20), "pads": np.array([0, 1, 0, 1])}
+    case = network(body, (5,), weights)
+    same(case, InGraph("cpu", 2), 3)
+    assert case.taylor().missing
+
+
+def test_a_run_goes_on_where_another_ended():
+    case = network("z = Conv (x, w) a = Relu (z) y = Conv (a, w)", (3, 6, 6), {"w": (3, 3, 2, 2)}, 40)
+
+    class Kept(Unfinished):
+        def __init__(self):
+            self.values = []
+
+        def get(self):
+            return self.values[-1] if self.values else None
+
+        def put(self, value):
+            self.values.append(value)
+
+    def curves():
+        done = []
+        with workers(2) as pool:
+            found = first_order(
+                case.network, case.candidates, case.samples, case.seen.metric, InGraph("cpu", 2),
+                batch=16, seed=0, workers=pool, advance=done.append, unfinished=kept,
+            )  # fmt: skip
+        return found, done
+
+    kept = Kept()
+    whole, _ = curves()
+    assert [v["samples"] for v in kept.values] == [16, 32, 40]
+    del kept.values[1:]
+    rest, done = curves()
+    assert done == [16, 16, 8]
+    for one, other in zip(rest.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("provider", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_the_same_bits_but_for_noise(provider, monkeypatch):
+    def run(provider):
+        return rdoq_onnx.quantize(
+            MODELS / "digits_cnn.onnx", MODELS / "digits_calib.npz", weight_bits=4, activation_bits=8, effort="fast",
+            samples=20, provider=provider, threads=2,
+        )  # fmt: skip
+
+    host = run("cpu")
+    monkeypatch.setattr(Runtime, "in_graph", True)
+    monkeypatch.setattr(Runtime, "memory", lambda self: 1 << 28)
+    graph = run(provider)
+    bits = [np.concatenate([x.bits for x in r.report.layers]) for r in (host, graph)]
+    assert np.mean(bits[0] != bits[1]) < 0.05
+    assert graph.report.predicted == pytest.approx(host.report.predicted, rel=0.02)
+
+
+def test_batches_fill_the_memory_of_a_device(monkeypatch):
+    case = network("y = Conv <pads = [1, 1, 1, 1]> (x, w)", (3, 8, 8), {"w": (4, 3, 3, 3)}, 12)
+    assert sorted(case.seen.sizes.values()) == [3 * 64, 4 * 64]
+    each = 12 * 7 * 64 + 8 * 27 * 64  # the tensors and their adjoints, the unfolded input twice
+
+    def batch(samples, memory, of=forward_batch):
+        monkeypatch.setattr(InGraph, "memory", lambda self: memory)
+        return of(case.network, case.seen, InGraph("cpu"), samples)
+
+    assert batch(1000, 2 * 9 * each) == 8  # a power of two
+    assert batch(100, 2 * 64 * each) == 50  # two alike rather than 64 and 36
+    assert batch(5, 1 << 40) == 5
+    assert batch(1000, 1) == 1
+    assert batch(1000, 2 * 9 * each, reverse_batch) == 8
+    assert forward_batch(case.network, case.seen, HOST, 1000) == case.batching.size
