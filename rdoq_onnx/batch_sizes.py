@@ -1,13 +1,15 @@
 """How many samples run together where sums over them are made: as many as memory holds."""
 
+import math
+
 from rdoq_onnx.analysis import Network
 from rdoq_onnx.backward import rows_of
-from rdoq_onnx.linear import unfolded_size
 from rdoq_onnx.observation import Observation
 from rdoq_onnx.runtime import Runtime
 
 _MOST = 512
 _LARGEST = (1 << 31) - 1  # elements of a tensor that CUDA kernels can count
+_ROWS = (1 << 16) - 1  # of axis 0 that all of cuDNN's kernels take; unfolding.py puts channels there
 _SHARE = 2  # part of the memory of a device that a batch may take; the rest is for weights, their changes and waste
 
 
@@ -31,8 +33,9 @@ def _on_device(network: Network, observation: Observation, runtime: Runtime, sam
     """
     if not runtime.in_graph or not observation.batching.rides:
         return 0
-    sizes = observation.sizes
-    largest = max((unfolded_size(u.linear, sizes[u.output]) for x in network.layers for u in x.uses), default=1)
+    sizes, uses = observation.sizes, [(u.linear, u.output) for x in network.layers for u in x.uses]
+    largest = max((x.group * x.inputs * x.positions(sizes[output]) for x, output in uses), default=1)
+    channels = max((x.group * x.inputs // math.prod(x.shape[2:]) for x, _ in uses if len(x.shape) > 2), default=1)
     held = 12 * sum(sizes.values()) + 8 * largest  # bytes: tensors and adjoints; X, and X in the order of a product
-    fits = max(min(runtime.memory() // _SHARE // held, _LARGEST // largest, _MOST), 1)
+    fits = max(min(runtime.memory() // _SHARE // held, _LARGEST // largest, _ROWS // channels, _MOST), 1)
     return -(-samples // -(-samples // (1 << fits.bit_length() - 1)))

@@ -34,8 +34,7 @@ class Blocks:
 
     @property
     def parts(self) -> int:
-        inputs = self.row_length // self.linear.group if self.shared else self.row_length
-        return int(in_parts(np.empty((1, inputs, 1))).shape[0])
+        return int(in_parts(np.empty((1, self.linear.inputs, 1))).shape[0])
 
     @property
     def single(self) -> bool:
@@ -51,9 +50,8 @@ class Blocks:
         """The inverse of `cut`."""
         groups = self.linear.group
         if self.parts > 1:
-            inputs = self.row_length // groups if self.shared else self.row_length
             apart = blocks.reshape(groups, self.parts, *blocks.shape[1:])
-            blocks = np.moveaxis(apart, 1, 2).reshape(groups, blocks.shape[1], -1)[..., :inputs]
+            blocks = np.moveaxis(apart, 1, 2).reshape(groups, blocks.shape[1], -1)[..., : self.linear.inputs]
         if self.shared:
             return blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1)
         return blocks.reshape(-1, blocks.shape[-1])

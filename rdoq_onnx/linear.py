@@ -64,6 +64,20 @@ class Linear:
     def channels(self) -> int:
         return self.shape[self.axis]
 
+    @property
+    def inputs(self) -> int:
+        """K. A unit of a grouped ConvTranspose has weights in all groups."""
+        return math.prod(self.shape) // self.channels // self._shared
+
+    def positions(self, elements: int) -> int:
+        """P of an output of `elements` elements."""
+        return elements // (self.channels * self._shared)
+
+    @property
+    def _shared(self) -> int:
+        """Groups that a unit lies in."""
+        return self.group if self.op_type == "ConvTranspose" else 1
+
     def rows(self, weight: FloatArray) -> FloatArray:
         """Weight tensor -> [units, weights of a unit]."""
         return np.moveaxis(weight, self.axis, 0).reshape(self.channels, -1)
@@ -187,13 +201,6 @@ class Linear:
                 e += max(-total, 0)
             result.append((d * (k - 1) - begin, d * (k - 1) - end + e))
         return result
-
-
-def unfolded_size(linear: Linear, output: int) -> int:
-    """Elements of X for an output of `output` elements."""
-    shared = linear.group if linear.op_type == "ConvTranspose" else 1
-    positions = output // (linear.channels * shared)
-    return math.prod(linear.shape) // linear.channels * (linear.group // shared) * positions
 
 
 def _per_sample(blocks: FloatArray, samples: int) -> FloatArray:

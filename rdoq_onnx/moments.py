@@ -132,17 +132,11 @@ def in_parts(values: NDArray[Any]) -> NDArray[Any]:
     return padded.reshape(groups * parts, width, positions)
 
 
-def _inputs(layer: Layer) -> tuple[int, int]:
-    """(groups, weights of a channel within one)."""
-    rows = int(np.prod(layer.linear.shape)) // layer.linear.channels
-    return layer.linear.group, rows // layer.linear.group if layer.linear.op_type == "ConvTranspose" else rows
-
-
 def _portions(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     portion: list[Layer] = []
     held = 0
     for layer in layers:
-        groups, inputs = _inputs(layer)
+        groups, inputs = layer.linear.group, layer.linear.inputs
         size = 8 * groups * inputs * min(inputs, MOST_INPUTS)
         if portion and held + size > _MEMORY:
             yield portion
@@ -215,8 +209,8 @@ class _Sums:
 
     def __init__(self, layer: Layer, graph: Graph) -> None:
         self._layer, self._pool = layer, _Pool.before(layer, graph)
-        self._own = _Running(*_inputs(layer))
-        self._positions = None if self._pool is None else _Running(*_inputs(layer))
+        self._own = _Running(layer.linear.group, layer.linear.inputs)
+        self._positions = None if self._pool is None else _Running(layer.linear.group, layer.linear.inputs)
 
     @property
     def tensors(self) -> list[str]:

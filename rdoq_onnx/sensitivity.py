@@ -118,8 +118,7 @@ class _GraphSums(_Sums):
 def _positions(layer: Layer, backward: Backward) -> int:
     """P of one use of `layer`."""
     shape = declared_shapes(backward.reverse.model.graph.output)[backward.reverse.adjoints[layer.uses[0].output]]
-    channels = layer.linear.channels * (layer.linear.group if layer.linear.op_type == "ConvTranspose" else 1)
-    return math.prod(shape) // (backward.batch * channels)
+    return layer.linear.positions(math.prod(shape) // backward.batch)
 
 
 def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> Float:

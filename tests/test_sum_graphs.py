@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from onnx import numpy_helper, parser
 
 import rdoq_onnx
-from rdoq_onnx import moments, staircases, sum_graphs
+from rdoq_onnx import batch_sizes, moments, staircases, sum_graphs
 from rdoq_onnx.batch_sizes import forward_batch, reverse_batch
 from rdoq_onnx.moments import collect
 from rdoq_onnx.parallel import workers
@@ -178,3 +178,5 @@ def test_batches_fill_the_memory_of_a_device(monkeypatch):
     assert batch(1000, 1) == 1
     assert batch(1000, 2 * 9 * each, reverse_batch) == 8
     assert forward_batch(case.network, case.seen, HOST, 1000) == case.batching.size
+    monkeypatch.setattr(batch_sizes, "_ROWS", 3 * 5)
+    assert batch(1000, 1 << 40) == 4
