@@ -16,7 +16,7 @@ from onnx import ValueInfoProto
 from rdoq_onnx.adjoint import Reverse, reverse_model
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.distortion import Metric
-from rdoq_onnx.errors import ModelError
+from rdoq_onnx.errors import ModelError, ShortageError
 from rdoq_onnx.runtime import BoundFeeds, Runtime, Session
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.sum_graphs import SumGraph
@@ -93,9 +93,14 @@ class Backward:
         return cls(reverse, None, metric, batch)
 
     def loaded(self, runtime: Runtime, model: onnx.ModelProto | None = None) -> "Backward":
-        """The same with a session of `model`, which was made of the reverse graph and is that graph by default."""
+        """The same with a session of `model`, which was made of the reverse graph and is that graph by default.
+
+        Raises ShortageError if there is no memory for it.
+        """
         try:
             return replace(self, session=runtime.session(model or self.reverse.model, "all"))
+        except ShortageError:
+            raise
         except ModelError as error:  # a rule of onnx-ad that ONNX Runtime does not take
             tensors = (*self.reverse.adjoints, *self.reverse.missing)
             lost = dict.fromkeys(tensors, f"its adjoint does not load: {error}")

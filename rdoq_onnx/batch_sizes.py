@@ -1,16 +1,35 @@
 """How many samples run together where sums over them are made: as many as memory holds."""
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 from rdoq_onnx.analysis import Network
 from rdoq_onnx.backward import rows_of
+from rdoq_onnx.errors import ShortageError
 from rdoq_onnx.observation import Observation
 from rdoq_onnx.runtime import Runtime
+
+T = TypeVar("T")
 
 _MOST = 512
 _LARGEST = (1 << 31) - 1  # elements of a tensor that CUDA kernels can count
 _ROWS = (1 << 16) - 1  # of axis 0 that all of cuDNN's kernels take; unfolding.py puts channels there
 _SHARE = 2  # part of the memory of a device that a batch may take; the rest is for weights, their changes and waste
+
+
+def with_memory(run: Callable[[int], T], batch: int, observation: Observation) -> T:
+    """`run(batch)`; where memory does not suffice, `run` of half as many samples, and so on.
+
+    Raises ShortageError if there is none for a single sample either.
+    """
+    while True:
+        try:
+            return run(batch)
+        except ShortageError:
+            if batch == 1 or not observation.batching.rides:
+                raise
+        batch = -(-batch // 2)
 
 
 def forward_batch(network: Network, observation: Observation, runtime: Runtime, samples: int) -> int:

@@ -3,6 +3,7 @@
     RdoqError
     ├── ConfigError        2  an option or argument is wrong
     ├── ModelError         2  the model cannot be read or has nothing to quantize
+    │   └── ShortageError  2  there is no memory to run it with so many samples at once
     ├── CalibrationError   2  the samples do not fit the model
     ├── OutputError        2  the output cannot be written
     ├── ProviderError      2  ONNX Runtime or the asked provider is missing
@@ -25,6 +26,10 @@ class ConfigError(RdoqError):
 
 class ModelError(RdoqError):
     """The model cannot be read, is not valid, or has nothing to quantize."""
+
+
+class ShortageError(ModelError):
+    """There is no memory to run the model with so many samples at once."""
 
 
 class CalibrationError(RdoqError):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.backward import draws
-from rdoq_onnx.batch_sizes import forward_batch, reverse_batch
+from rdoq_onnx.batch_sizes import forward_batch, reverse_batch, with_memory
 from rdoq_onnx.candidates import Candidates, make_candidates, widest
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves_file import Steps, Store
@@ -98,15 +98,16 @@ class _Bench:
         network, progress = self.network, self.keep.progress
         fitting, _ = split(self.samples, self.config)
         with progress.step("moments", len(fitting) * passes(network)) as advance:
-            batch = forward_batch(network, self.observation, self.runtime, len(fitting))
-            moments = collect(network, fitting, batch, self.runtime, self.pool, advance)
+            moments = with_memory(
+                lambda batch: collect(network, fitting, batch, self.runtime, self.pool, advance),
+                forward_batch(network, self.observation, self.runtime, len(fitting)), self.observation,
+            )  # fmt: skip
         sensing = fitting.some(SENSING)
         with progress.step("sensitivity", len(sensing)) as advance:
-            moments = with_sensitivity(
+            moments = with_memory(lambda batch: with_sensitivity(
                 moments, replace(network, activations=()), sensing, self.observation.metric, self.runtime,
-                batch=forward_batch(network, self.observation, self.runtime, len(sensing)), seed=self.config.seed,
-                workers=self.pool, advance=advance,
-            )  # fmt: skip
+                batch=batch, seed=self.config.seed, workers=self.pool, advance=advance,
+            ), forward_batch(network, self.observation, self.runtime, len(sensing)), self.observation)  # fmt: skip
         offered = tuple(sorted({min(w, widest(network)) for w in self.config.widths}))
         reach, few = {a.tensor: self.observation.reach(a.tensor) for a in network.activations}, self.observation.few
         return self.keep.step("candidates", 1, lambda _: make_candidates(
@@ -189,11 +190,10 @@ class _Bench:
         self, network: Network, candidates: Candidates, samples: Samples, advance: Advance,
         unfinished: Unfinished | None = None,
     ) -> Distortions:  # fmt: skip
-        return first_order(
+        return with_memory(lambda batch: first_order(
             network, candidates, samples, self.observation.metric, self.runtime,
-            batch=reverse_batch(network, self.observation, self.runtime, len(samples)), seed=self.config.seed,
-            workers=self.pool, advance=advance, unfinished=unfinished,
-        )  # fmt: skip
+            batch=batch, seed=self.config.seed, workers=self.pool, advance=advance, unfinished=unfinished,
+        ), reverse_batch(network, self.observation, self.runtime, len(samples)), self.observation)  # fmt: skip
 
     def check(self) -> Prober:
         """Exact measurements of what first order may misjudge."""

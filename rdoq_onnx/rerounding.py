@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.backward import draws
-from rdoq_onnx.batch_sizes import forward_batch, reverse_batch
+from rdoq_onnx.batch_sizes import forward_batch, reverse_batch, with_memory
 from rdoq_onnx.blocks import Blocks
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.candidates import Candidates, LayerRows, integer_limit, scale_floors
@@ -37,9 +37,10 @@ def rerounded(
     for layer in (network.layers[k] for k in portion):
         uses = (replace(u, data=nodes[u.node].input[1 - layer.linear.weight_side]) for u in layer.uses)
         layers.append(replace(layer, uses=tuple(uses)))
-    moments = collect(
-        replace(network, model=emitted, layers=tuple(layers)),
-        samples, forward_batch(network, measurement.observation, runtime, len(samples)), runtime, workers, _unwatched,
+    quantized = replace(network, model=emitted, layers=tuple(layers))
+    moments = with_memory(
+        lambda batch: collect(quantized, samples, batch, runtime, workers, _unwatched),
+        forward_batch(network, measurement.observation, runtime, len(samples)), measurement.observation,
     )  # fmt: skip
     floors = scale_floors(network, measurement.observation.ranges)
     codes, means = list(measurement.codes), list(measurement.means)
@@ -68,11 +69,11 @@ def remeasured(
         tuple((tuple(codes[b] for b in widths),) for codes in measurement.codes),
         tuple({b: (q,) for b, q in table.items()} for table in measurement.quantizers),
     )
-    found = first_order(
+    around = run_passes([ReplaceWeights(weights)], measurement.aimed.model)
+    found = with_memory(lambda batch: first_order(
         measurement.aimed, candidates, samples, observation.metric, runtime,
-        batch=reverse_batch(network, observation, runtime, len(samples)), seed=config.seed, workers=workers,
-        advance=_unwatched, around=run_passes([ReplaceWeights(weights)], measurement.aimed.model),
-    )  # fmt: skip
+        batch=batch, seed=config.seed, workers=workers, advance=_unwatched, around=around,
+    ), reverse_batch(network, observation, runtime, len(samples)), observation)  # fmt: skip
     if found.missing:  # exact curves stay what they are
         return measurement
     seen = draws(len(samples), observation.metric.elements)

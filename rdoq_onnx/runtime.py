@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from rdoq_onnx.errors import ModelError, ProviderError
+from rdoq_onnx.errors import ModelError, ProviderError, ShortageError
 from rdoq_onnx.passes.widen_floats import float32_ends
 
 try:
@@ -40,6 +40,7 @@ _CUDA_OPTIONS = {
     "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested",
 }  # fmt: skip
 _FATAL_ONLY = 4
+_NO_MEMORY = ("Failed to allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 _MEMORY = 4 << 30  # bytes taken to be free on a GPU that does not tell
 
 
@@ -197,7 +198,7 @@ class Runtime:
         try:
             handle = ort.InferenceSession(float32_ends(model).SerializeToString(), options, providers=named)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}") from error
+            raise _failure("ONNX Runtime refuses the model", error) from error
         return Session(handle, "cuda" if _CUDA in providers else "cpu")
 
 
@@ -245,11 +246,16 @@ def _placed(value: NDArray[Any], device: Literal["cpu", "cuda"]) -> Tensor:
 
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
-    """Raises ModelError for whatever ONNX Runtime raises."""
+    """Raises ModelError for whatever ONNX Runtime raises, ShortageError where it tells of memory."""
     try:
         yield
     except Exception as error:  # its exceptions share no base class of their own
-        raise ModelError(f"ONNX Runtime could not run the model: {_first_line(error)}") from error
+        raise _failure("ONNX Runtime could not run the model", error) from error
+
+
+def _failure(what: str, error: Exception) -> ModelError:
+    kind = ShortageError if any(words in str(error) for words in _NO_MEMORY) else ModelError
+    return kind(f"{what}: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

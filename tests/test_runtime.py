@@ -6,8 +6,8 @@ import pytest
 from onnx import parser
 
 from rdoq_onnx import runtime
-from rdoq_onnx.errors import ModelError, ProviderError
-from rdoq_onnx.runtime import Runtime, cuda_problem
+from rdoq_onnx.errors import ModelError, ProviderError, ShortageError
+from rdoq_onnx.runtime import Runtime, Session, cuda_problem
 
 MODEL = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
 g (float[N, 3] x) => (float[N, 3] y) { y = Softmax (x) }""")
@@ -96,6 +96,25 @@ def test_an_output_that_is_an_input_has_memory_of_its_own():
 def test_what_a_graph_becomes_has_no_marks_of_a_device():
     nodes = Runtime("auto").optimized(MODEL).graph.node
     assert [n.op_type for n in nodes] == ["Softmax"]
+
+
+REASONS = {
+    "arena": ("Status Message: \n/bfc_arena.cc:376 Failed to allocate memory for a buffer of size 8", ShortageError),
+    "driver": ("CUDA failure 2: out of memory", ShortageError),
+    "shapes": ("Invalid dimensions for input: x", ModelError),
+}
+
+
+@pytest.mark.parametrize(("text", "kind"), REASONS.values(), ids=REASONS)
+def test_a_shortage_of_memory_is_told_apart(text, kind):
+    class Failing:
+        def run(self, names, feeds):
+            raise RuntimeError(text)
+
+    with pytest.raises(ModelError) as failure:
+        Session(Failing()).run({})
+    assert type(failure.value) is kind
+    assert "\n" not in str(failure.value)
 
 
 ANSWERS = {"memory": ("echo 7", 7 << 20), "no driver": ("exit 9", 4 << 30), "no number": ("echo '[N/A]'", 4 << 30)}

@@ -1,5 +1,6 @@
 """Sums by nodes of a graph, as on a GPU, against the same sums by numpy; on the CPU, and on CUDA where there is one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from onnx import numpy_helper, parser
 
 import rdoq_onnx
 from rdoq_onnx import batch_sizes, moments, staircases, sum_graphs
-from rdoq_onnx.batch_sizes import forward_batch, reverse_batch
+from rdoq_onnx.batch_sizes import forward_batch, reverse_batch, with_memory
+from rdoq_onnx.errors import ShortageError
 from rdoq_onnx.moments import collect
+from rdoq_onnx.observation import Batching
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.progress import Unfinished
-from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.runtime import Runtime, Session
 from rdoq_onnx.sensitivity import with_sensitivity
 from rdoq_onnx.taylor import first_order
 from tests.cases import Case, ignore
@@ -161,6 +164,34 @@ def test_the_same_bits_but_for_noise(provider, monkeypatch):
     bits = [np.concatenate([x.bits for x in r.report.layers]) for r in (host, graph)]
     assert np.mean(bits[0] != bits[1]) < 0.05
     assert graph.report.predicted == pytest.approx(host.report.predicted, rel=0.02)
+
+
+def test_a_batch_for_which_there_is_no_memory_is_halved(monkeypatch):
+    case = network("z = Conv (x, w) a = Relu (z) y = Conv (a, w)", (3, 6, 6), {"w": (3, 3, 2, 2)}, 40)
+    whole, tried = Session.bound, []
+
+    def bound(self, feeds, names=None):
+        tried.append(len(feeds["x"]))
+        if tried[-1] > 11:
+            raise ShortageError("no memory")
+        return whole(self, feeds, names)
+
+    def curves(batch):
+        with workers(2) as pool:
+            return first_order(
+                case.network, case.candidates, case.samples, case.seen.metric, InGraph("cpu", 2),
+                batch=batch, seed=0, workers=pool, advance=ignore,
+            )  # fmt: skip
+
+    expected = curves(10)
+    monkeypatch.setattr(Session, "bound", bound)
+    found = with_memory(curves, 40, case.seen)
+    assert tried == [40, 20, 10, 10, 10, 10]
+    np.testing.assert_array_equal(found.weights[0], expected.weights[0])
+    tried.clear()
+    with pytest.raises(ShortageError):
+        with_memory(curves, 40, replace(case.seen, batching=Batching(40, False)))  # the model's own size
+    assert tried == [40]
 
 
 def test_batches_fill_the_memory_of_a_device(monkeypatch):
