@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from rdoq_onnx import adjoint_elementwise, adjoint_products, adjoint_shape  # noqa: F401 - importing registers rules
+from rdoq_onnx.adjoint_relu import masked, masked_tensors
 from rdoq_onnx.adjoint_tape import RULES, Grads, Tape
+from rdoq_onnx.graph import Graph
 
 Array = NDArray[Any]
 Optimize = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -64,6 +66,7 @@ def reverse_model(
     graph = optimize(_raise_opset(_with_outputs(model, [*outputs, *fetch, *at])))
     shapes, dtypes = _record(graph, feeds, run)
     tape = _tape(graph, shapes, dtypes, run)
+    tape.masked = masked_tensors(Graph(graph))
     seeds = {name: tape.name(f"seed/{name}") for name in dict.fromkeys(outputs) if dtypes.get(name) in FLOATS}
     grads, broken = _walk(tape, graph.graph.node, at, seeds)
     missing = {name: reason for name in at if (reason := broken.get(name) or _unfit(tape, name))}
@@ -192,6 +195,7 @@ def _contributions(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str,
     result: Any = NotImplemented
     if any(a.HasField("g") or a.graphs for a in node.attribute):
         return None
+    grads = masked(tape, node, grads)
     if node.domain in ("", "ai.onnx") and node.op_type in RULES:
         result = RULES[node.op_type](tape, node, grads)
     if result is NotImplemented:

@@ -45,10 +45,12 @@ def _unary(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     g, x, y = str(grads[0]), node.input[0], node.output[0]
     if node.op_type == "Neg":
         return [tape.op("Neg", g)]
+    if y in tape.masked:
+        return [g]
     return [tape.op("Mul", g, _SLOPES[node.op_type](tape, node, x, y))]
 
 
-def _positive(tape: Tape, value: str) -> str:
+def positive(tape: Tape, value: str) -> str:
     """1 where value > 0 and 0 elsewhere."""
     return tape.op("HardSigmoid", value, alpha=STEEP, beta=0.0)
 
@@ -57,7 +59,7 @@ def _inside(tape: Tape, y: str, low: float, high: float) -> str:
     """1 where low < y < high and 0 elsewhere, for y already clipped to [low, high]."""
     above = y if low == 0 else tape.op("Sub", y, tape.constant(low, y))
     below = tape.op("Sub", tape.constant(high, y), y)
-    return _positive(tape, tape.op("Mul", above, below))
+    return positive(tape, tape.op("Mul", above, below))
 
 
 def _hard_swish_slope(tape: Tape, x: str) -> str:
@@ -67,12 +69,12 @@ def _hard_swish_slope(tape: Tape, x: str) -> str:
 
 def _leaky_slope(tape: Tape, node: NodeProto, x: str) -> str:
     alpha = attribute(node, "alpha", 0.01)
-    return tape.op("Add", tape.scale(_positive(tape, x), 1 - alpha, x), tape.constant(alpha, x))
+    return tape.op("Add", tape.scale(positive(tape, x), 1 - alpha, x), tape.constant(alpha, x))
 
 
 def _sqrt_slope(tape: Tape, y: str) -> str:
     """1 / 2y, and 0 where y is 0: a spectrum's magnitude has no slope in silence, and must not have NaN."""
-    return tape.op("Div", tape.scale(_positive(tape, y), 0.5, y), tape.op("Max", y, tape.constant(1e-12, y)))
+    return tape.op("Div", tape.scale(positive(tape, y), 0.5, y), tape.op("Max", y, tape.constant(1e-12, y)))
 
 
 def _one_minus(tape: Tape, value: str, like: str) -> str:
@@ -80,7 +82,7 @@ def _one_minus(tape: Tape, value: str, like: str) -> str:
 
 
 _SLOPES: dict[str, Callable[[Tape, NodeProto, str, str], str]] = {
-    "Relu": lambda t, n, x, y: _positive(t, y),
+    "Relu": lambda t, n, x, y: positive(t, y),
     "Sigmoid": lambda t, n, x, y: t.op("Mul", y, _one_minus(t, y, y)),
     "Tanh": lambda t, n, x, y: _one_minus(t, t.op("Mul", y, y), y),
     "Exp": lambda t, n, x, y: y,
@@ -97,7 +99,7 @@ def _min(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     if len(node.input) != 2 or tape.value(node.input[1]) is None or tape.wants(node.input[1]):
         return NotImplemented
     y = node.output[0]
-    mask = _positive(tape, tape.op("Sub", node.input[1], y))
+    mask = positive(tape, tape.op("Sub", node.input[1], y))
     return [tape.unbroadcast(tape.op("Mul", grads[0], mask), tape.shapes[y], node.input[0]), None]
 
 
@@ -111,9 +113,9 @@ def _clip(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     if low is not None and high is not None:
         mask = _inside(tape, y, low, high)
     elif low is not None:
-        mask = _positive(tape, y if low == 0 else tape.op("Sub", y, tape.constant(low, y)))
+        mask = positive(tape, y if low == 0 else tape.op("Sub", y, tape.constant(low, y)))
     elif high is not None:
-        mask = _positive(tape, tape.op("Sub", tape.constant(high, y), y))
+        mask = positive(tape, tape.op("Sub", tape.constant(high, y), y))
     else:
         return only(node, str(grads[0]))
     return only(node, tape.op("Mul", str(grads[0]), mask))

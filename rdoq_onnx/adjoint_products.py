@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from rdoq_onnx.adjoint_tape import Array, Grads, Tape, attribute, only, rule
 from rdoq_onnx.linear import halves
@@ -188,8 +188,9 @@ def _max_pool(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     x, g = node.input[0], grads[0]
     if attribute(node, "storage_order", 0):
         return NotImplemented
-    tape.op("MaxPool", x, outputs=2, **{a.name: helper.get_attribute_value(a) for a in node.attribute})
-    places = tape.reshape(tape.nodes[-1].output[1], [-1])
-    zeros = tape.reshape(tape.op("HardSigmoid", x, alpha=0.0, beta=0.0), [-1])
+    if len(node.output) == 1:
+        node.output.append(tape.name(f"{node.output[0]}/places"))
+    places = tape.reshape(node.output[1], [-1])
+    zeros = tape.op("HardSigmoid", tape.reshape(x, [-1]), alpha=0.0, beta=0.0)  # flat: no blocked layout to leave
     sums = tape.op("ScatterElements", zeros, places, tape.reshape(g, [-1]), reduction="add")
     return [tape.reshape(sums, tape.shapes[x])]

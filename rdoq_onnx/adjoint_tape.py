@@ -41,6 +41,7 @@ class Tape:
     run_node: RunNode  # one node on one set of inputs, as ONNX Runtime computes it
     taken: set[str]
     depends: set[str] = field(default_factory=set)  # tensors whose adjoint is worth computing
+    masked: frozenset[str] = frozenset()  # tensors whose adjoint comes with the slope of their Relu (adjoint_relu.py)
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
 

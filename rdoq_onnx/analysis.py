@@ -6,7 +6,7 @@ layer, taken where its values are made: behind the activation function and befor
 8 bits for one reason: ONNX Runtime's integer convolution wants a quantized output.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,6 +89,15 @@ class Network:
     def rows(self, layer: Layer) -> NDArray[np.float32]:
         """The float weights of `layer` as rows, [units, K]."""
         return layer.linear.rows(numpy_helper.to_array(self._initializers[layer.weight]))
+
+    @cached_property
+    def sites(self) -> Mapping[str, str]:
+        """Where first order measures each activation: behind the MaxPools that alone read it.
+
+        They commute with a quantizer, and leave fewer elements.
+        """
+        graph = Graph(self.model)
+        return {a.tensor: _behind_pools(a.tensor, graph) for a in self.activations}
 
     @cached_property
     def _initializers(self) -> dict[str, TensorProto]:
@@ -247,6 +256,12 @@ def behind_clamp(tensor: str, graph: Graph) -> str:
     while (reader := graph.sole_consumer(tensor)) is not None and reader.op_type in CLAMPS:
         if any(i and i not in graph.constants for i in reader.input[1:]):
             break
+        tensor = reader.output[0]
+    return tensor
+
+
+def _behind_pools(tensor: str, graph: Graph) -> str:
+    while (reader := graph.sole_consumer(tensor)) is not None and reader.op_type == "MaxPool":
         tensor = reader.output[0]
     return tensor
 

@@ -86,7 +86,7 @@ class Backward:
         """
         _, feeds = next(full_batches(samples, batch))
         data = [u.data for layer in network.layers for u in layer.uses]
-        tensors = list(dict.fromkeys([*data, *(a.tensor for a in network.activations)]))
+        tensors = list(dict.fromkeys([*data, *network.sites.values()]))
         reverse = reverse_graph(
             around or network.model, feeds, runtime, at=perturbed(network), outputs=metric.outputs, fetch=tensors
         )
@@ -212,7 +212,7 @@ def static(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProt
 def perturbed(network: Network) -> list[str]:
     """The tensors that carry an Add of F̃."""
     outputs = [u.output for layer in network.layers for u in layer.uses]
-    return list(dict.fromkeys([*outputs, *(a.tensor for a in network.activations)]))
+    return list(dict.fromkeys([*outputs, *network.sites.values()]))
 
 
 def full_batches(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, Array]]]:

@@ -15,6 +15,7 @@ T = TypeVar("T")
 _MOST = 512
 _LARGEST = (1 << 31) - 1  # elements of a tensor that CUDA kernels can count
 _ROWS = (1 << 16) - 1  # of axis 0 that all of cuDNN's kernels take; unfolding.py puts channels there
+_CACHED = 320 << 20  # bytes of tensors and adjoints on the host: with more of them caches help less
 _SHARE = 2  # part of the memory of a device that a batch may take; the rest is for weights, their changes and waste
 
 
@@ -37,11 +38,18 @@ def forward_batch(network: Network, observation: Observation, runtime: Runtime, 
     return _on_device(network, observation, runtime, samples) or observation.batching.size
 
 
-def reverse_batch(network: Network, observation: Observation, runtime: Runtime, samples: int) -> int:
-    """How many of `samples` run together in reverse passes; on the host one set of adjoints for each v is held."""
+def reverse_batch(
+    network: Network, observation: Observation, runtime: Runtime, samples: int, exact: bool = True
+) -> int:
+    """How many of `samples` run together in reverse passes; on the host one set of adjoints for each v is held.
+
+    exact: whether v runs over the unit vectors if outputs are few.
+    """
     size = observation.batching.size
     if observation.batching.rides:
-        size = max(size * 3 // (2 + rows_of(observation.metric.elements)), 1)
+        sets = 2 + (rows_of(observation.metric.elements) if exact else 1)
+        held = 4 * sets * sum(observation.sizes.values())
+        size = max(min(size * 3 // sets, _CACHED // max(held, 1)), 1)
     return _on_device(network, observation, runtime, samples) or size
 
 

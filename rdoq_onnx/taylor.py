@@ -98,6 +98,9 @@ class _Sums(ABC):
     def __init__(self, network: Network, candidates: Candidates, backward: Backward) -> None:
         self._network, self._candidates, self._backward = network, candidates, backward
         self._reverse = backward.reverse
+        lost = backward.reverse.missing
+        sites = {**{u.output: u.output for layer in network.layers for u in layer.uses}, **network.sites}
+        self._missing = {tensor: lost[site] for tensor, site in sites.items() if site in lost}
         self.samples = 0
         self._layers = [
             _LayerSums(layer, network.rows(layer), codes, mean)
@@ -105,7 +108,7 @@ class _Sums(ABC):
             if not backward.lost(layer)
         ]
         self._activations = [{b: np.zeros(len(q)) for b, q in table.items()} for table in candidates.activations]
-        self._known = [k for k, a in enumerate(network.activations) if a.tensor not in self._reverse.missing]
+        self._known = [k for k, a in enumerate(network.activations) if a.tensor not in self._missing]
 
     @abstractmethod
     def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
@@ -138,10 +141,10 @@ class _Sums(ABC):
             for layer, codes in zip(self._network.layers, self._candidates.weights, strict=True)
         )
         activations = tuple(
-            {b: v * (np.nan if a.tensor in self._reverse.missing else share) for b, v in sums.items()}
+            {b: v * (np.nan if a.tensor in self._missing else share) for b, v in sums.items()}
             for a, sums in zip(self._network.activations, self._activations, strict=True)
         )
-        return Distortions(weights, activations, self._reverse.missing)
+        return Distortions(weights, activations, self._missing)
 
 
 class _HostSums(_Sums):
@@ -161,7 +164,7 @@ class _HostSums(_Sums):
 
     def _rounding(self, index: int, done: Pass) -> NDArray[np.float64]:
         """Σ ⟨g, Q(a) - a⟩² for each quantizer of an activation."""
-        tensor = self._network.activations[index].tensor
+        tensor = self._network.sites[self._network.activations[index].tensor]
         values = done.rows[0][tensor].reshape(done.batch, -1)[: done.count]
         name = self._reverse.adjoints[tensor]
         g = np.stack([row[name].reshape(done.batch, -1)[: done.count] for row in done.rows], axis=1)
@@ -199,8 +202,9 @@ def _sum_graph(network: Network, candidates: Candidates, backward: Backward) -> 
         if not backward.lost(layer)
     ]
     for activation, table in zip(network.activations, candidates.activations, strict=True):
-        if activation.tensor not in reverse.missing:
-            graph.rounding(activation.tensor, reverse.adjoints[activation.tensor], _flat(table))
+        site = network.sites[activation.tensor]
+        if site not in reverse.missing:
+            graph.rounding(site, reverse.adjoints[site], _flat(table))
     return graph.model(), changes
 
 

@@ -389,6 +389,28 @@ def test_no_adjoint_of_parameters_and_nothing_above_the_wanted_tensors() -> None
     assert not {"Transpose", "Where", "ReduceSum", "ConvTranspose", "Sign"} & set(kinds)
 
 
+RELUS = """g (float[2, 3, 9, 9] x) => (y) {
+    a = Conv(x, w1) b = Conv(x, w2) p = Relu(a) q = Relu(b) c = Concat <axis = 1> (p, q)
+    m = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (c) y = Conv(m, w3)
+}"""
+
+
+@pytest.mark.parametrize(("at", "masks"), [("a b m", 1), ("a b c", 1), ("a b p", 2), ("a b q m", 2), ("x", 1)])
+def test_the_slope_of_relus_is_taken_behind_what_commutes_with_them(at: str, masks: int) -> None:
+    model = text_model(RELUS, {"w1": [4, 3, 3, 3], "w2": [2, 3, 3, 3], "w3": [3, 6, 2, 2]})
+    feeds = {"x": sample([2, 3, 9, 9])}
+    result = reverse(model, at.split(), feeds)
+    steep = [n for n in result.model.graph.node if n.op_type == "HardSigmoid" and n.attribute[0].f > 0]
+    assert len(steep) == masks
+    assert_adjoint(model, at.split(), feeds)
+
+
+def test_a_max_pooling_runs_once() -> None:
+    model = text_model(RELUS, {"w1": [4, 3, 3, 3], "w2": [2, 3, 3, 3], "w3": [3, 6, 2, 2]})
+    kinds = [node.op_type for node in reverse(model, ["x"], {"x": sample([2, 3, 9, 9])}).model.graph.node]
+    assert kinds.count("MaxPool") == 1
+
+
 def test_operands_of_an_add_share_one_output() -> None:
     model = text_model("g (float[1, 4] x) => (y) { a = Relu(x) b = Tanh(x) y = Add(a, b) }", {})
     result = reverse(model, ["a", "b"], {"x": sample([1, 4])})

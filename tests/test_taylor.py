@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper, parser
 from scipy.stats import spearmanr
 
 import rdoq_onnx
+from rdoq_onnx.analysis import analyse
+from rdoq_onnx.config import Config
 from rdoq_onnx.probe import complete
 from rdoq_onnx.quantizer import affine_candidates
 from rdoq_onnx.staircases import Staircases
@@ -96,6 +99,38 @@ def test_what_has_no_adjoint_is_probed_and_said():
     result = rdoq_onnx.quantize(model, samples, bits=6, provider="cpu")
     assert set(result.report.probed) == {"a", "t", "x"}
     assert result.report.sqnr_db > 15
+
+
+POOLED = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 2, 9, 9] x) => (float[N, 12, 1, 1] y) {
+    a = Conv (x, w) b = Relu (a) c = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (b) READ y = Conv (c, v)
+}"""
+
+
+def pooled_network(read=""):
+    """A Relu in front of a MaxPool, and samples; `read`: a node that reads the Relu as well."""
+    rng = np.random.default_rng(4)
+    model = parser.parse_model(POOLED.replace("READ", read))
+    arrays = {"w": rng.standard_normal((3, 2, 3, 3), np.float32), "v": rng.standard_normal((12, 3, 3, 3), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items())
+    return model, {"x": rng.standard_normal((6, 2, 9, 9), np.float32)}
+
+
+def test_an_activation_is_measured_behind_its_pooling(monkeypatch):
+    case = Case(*pooled_network())
+    assert case.network.sites == {"x": "x", "b": "c"}
+    behind = case.taylor()
+    monkeypatch.setattr(type(case.network), "sites", {"x": "x", "b": "b"})
+    itself = Case(*pooled_network()).taylor()
+    for found, expected in zip(behind.activations, itself.activations, strict=True):
+        for bits in expected:
+            np.testing.assert_allclose(found[bits], expected[bits], rtol=1e-4)
+
+
+def test_an_activation_that_more_than_a_pooling_reads_is_measured_itself():
+    model, _ = pooled_network("z = Exp (b)")
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["N", 3, 7, 7]))
+    assert analyse(model, Config()).sites["b"] == "b"
 
 
 @pytest.mark.parametrize("size", [500, 70_000])

@@ -29,6 +29,7 @@ from turns import in_turns
 from rdoq_onnx import pipeline
 from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.backward import Backward, full_batches, static
+from rdoq_onnx.batch_sizes import reverse_batch
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission import bias_shift
 from rdoq_onnx.measurement import Measurement, aimed_at, split
@@ -78,7 +79,7 @@ def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     normal, samples = subject.loaded(count or 32)
     network = aimed_at(analyse(normal, Config()), targets(normal))
     seen = observe(network, samples, RUNTIME)
-    for batch in dict.fromkeys((seen.batching.size, 8)):
+    for batch in dict.fromkeys((reverse_batch(network, seen, RUNTIME, len(samples)), 8)):
         both = Backward.of(network, samples, seen.metric, RUNTIME, batch).loaded(RUNTIME).session
         feeds = next(full_batches(samples, batch))[1]
         forward = RUNTIME.session(static(network.model, feeds), "all")
