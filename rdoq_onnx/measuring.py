@@ -104,10 +104,11 @@ class _Bench:
             )  # fmt: skip
         sensing = fitting.some(SENSING)
         with progress.step("sensitivity", len(sensing)) as advance:
+            size = reverse_batch(network, self.observation, self.runtime, len(sensing), exact=False)
             moments = with_memory(lambda batch: with_sensitivity(
                 moments, replace(network, activations=()), sensing, self.observation.metric, self.runtime,
                 batch=batch, seed=self.config.seed, workers=self.pool, advance=advance,
-            ), reverse_batch(network, self.observation, self.runtime, len(sensing), exact=False), self.observation)  # fmt: skip
+            ), size, self.observation)  # fmt: skip
         offered = tuple(sorted({min(w, widest(network)) for w in self.config.widths}))
         reach, few = {a.tensor: self.observation.reach(a.tensor) for a in network.activations}, self.observation.few
         return self.keep.step("candidates", 1, lambda _: make_candidates(
