@@ -1,44 +1,63 @@
 """Exact curves (Eq. 7 and 8): feed the finite perturbation to its Add of F̃, run, compare outputs.
 
-Only what lies downstream of the Add is run: the tensors at its edge are taken from one run at s = 0. Many (channel,
+Only what lies downstream of the Add is run (suffix.py), from tensors of one run at s = 0 (prefix.py). Many (channel,
 width) pairs ride in one batch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
-from rdoq_onnx.analysis import Activation, Layer, Network
+from rdoq_onnx.analysis import Activation, Layer, Network, Use
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.distortion import Metric
-from rdoq_onnx.observation import Batching, with_outputs
-from rdoq_onnx.passes.insert_adds import InsertAdds, parameter
+from rdoq_onnx.observation import Batching
+from rdoq_onnx.prefix import KEPT, Prefix
 from rdoq_onnx.progress import Advance, Unfinished
-from rdoq_onnx.protos import free_input, reads
 from rdoq_onnx.quantizer import Affine, WeightCodes
-from rdoq_onnx.runtime import Runtime, Session
+from rdoq_onnx.runtime import Runtime, Tensor
 from rdoq_onnx.samples import Samples
+from rdoq_onnx.suffix import Suffix
 from rdoq_onnx.taylor import Distortions
 
-_ROWS = 128  # perturbed samples in one run
+# Perturbed samples in one run: as many as take so many bytes at the ends of a suffix, but not more than so many. On a
+# CPU what is between two layers then stays in the cache, a GPU wants more at once.
+_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+_ROWS = {"cpu": 128, "cuda": 1024}
 
 Array = NDArray[Any]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples: how many, the tensors of F on them, and the outputs of F."""
+
+    count: int
+    tensors: Mapping[str, Tensor]
+    outputs: tuple[Array, ...]
+
+    def unfolded(self, layer: Layer, mean: NDArray[np.float64] | float) -> Iterator[tuple[Use, Array]]:
+        """X of each use of `layer`, less the `mean` that its bias takes up."""
+        for use in layer.uses:
+            x = use.linear.unfold(self.tensors[use.data].numpy(), self.count)
+            yield use, x - np.asarray(mean, np.float32)[..., None]
 
 
 @dataclass(frozen=True)
 class Prober:
-    """Exact measurements on `samples`."""
+    """Exact measurements on `samples`. memory: bytes of tensors of F that may be kept for them."""
 
     network: Network
     samples: Samples
     metric: Metric
     runtime: Runtime
     batching: Batching
+    memory: int = KEPT
 
     def layer(
         self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
@@ -47,22 +66,18 @@ class Prober:
 
         mean [G, K]: the mean input that the layer's bias is corrected for.
         """
-        rows = self.network.rows(layer)
-        deltas = [c.values - rows for c in codes]
-        suffix = _Suffix.of(self, "z", [u.output for u in layer.uses], [u.data for u in layer.uses])
+        deltas = self._deltas(layer, codes)
+        suffix = self._suffix("z", [u.output for u in layer.uses])
         total = np.zeros((layer.linear.channels, len(codes)))
         pairs = [(j, w) for j in range(layer.linear.channels) for w in range(len(codes))]
-        for count, tensors in suffix.batches(self):
-            outputs = []
-            for use in layer.uses:
-                x = use.linear.unfold(tensors[use.data], count) - np.asarray(mean, np.float32)[..., None]
-                outputs.append([layer.linear.grouped(d.astype(np.float32)) @ x for d in deltas])
-            for chunk in _chunks(pairs, count, self.batching.rides):
+        for batch in self._batches(suffix, layer):
+            blocks = {u: [d @ x for d in deltas] for u, x in batch.unfolded(layer, mean)}
+            for chunk in self._chunks(pairs, suffix, batch):
                 parameters = {
-                    use.output: _channels_alone(layer, blocks, chunk, tensors[use.output].shape)
-                    for use, blocks in zip(layer.uses, outputs, strict=True)
+                    u.output: _channels_alone(layer, outputs, chunk, batch.tensors[u.output].shape)
+                    for u, outputs in blocks.items()
                 }
-                for (j, w), error in zip(chunk, suffix.errors(self, tensors, parameters, count), strict=True):
+                for (j, w), error in zip(chunk, self._errors(suffix, batch, parameters, len(chunk)), strict=True):
                     total[j, w] += error
         return total / len(self.samples)
 
@@ -70,36 +85,69 @@ class Prober:
         self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
     ) -> NDArray[np.float64]:
         """δ of all channels of `layer` at once, the rest float, for each of `codes`; [len(codes)]."""
-        rows = self.network.rows(layer)
-        deltas = [layer.linear.grouped((c.values - rows).astype(np.float32)) for c in codes]
-        suffix = _Suffix.of(self, "z", [u.output for u in layer.uses], [u.data for u in layer.uses])
+        deltas = self._deltas(layer, codes)
+        suffix = self._suffix("z", [u.output for u in layer.uses])
         total = np.zeros(len(codes))
-        for count, tensors in suffix.batches(self):
-            unfolded = {
-                u: u.linear.unfold(tensors[u.data], count) - np.asarray(mean, np.float32)[..., None]
-                for u in layer.uses
-            }
-            for chunk in _chunks(range(len(codes)), count, self.batching.rides):
+        for batch in self._batches(suffix, layer):
+            unfolded = dict(batch.unfolded(layer, mean))
+            for chunk in self._chunks(range(len(codes)), suffix, batch):
                 parameters = {
                     u.output: np.concatenate(
-                        [layer.linear.refold(deltas[k] @ unfolded[u], tensors[u.output].shape) for k in chunk]
+                        [layer.linear.refold(deltas[k] @ x, batch.tensors[u.output].shape) for k in chunk]
                     )
-                    for u in layer.uses
+                    for u, x in unfolded.items()
                 }
-                total[list(chunk)] += suffix.errors(self, tensors, parameters, count)
+                total[list(chunk)] += self._errors(suffix, batch, parameters, len(chunk))
         return total / len(self.samples)
 
     def activation(self, activation: Activation, quantizers: Sequence[Affine]) -> NDArray[np.float64]:
         """δ of `activation` under each quantizer, the rest float; [len(quantizers)]."""
-        suffix = _Suffix.of(self, "a", [activation.tensor], [])
+        suffix = self._suffix("a", [activation.tensor])
         total = np.zeros(len(quantizers))
-        for count, tensors in suffix.batches(self):
-            a = tensors[activation.tensor]
-            for chunk in _chunks(range(len(quantizers)), count, self.batching.rides):
+        for batch in self._batches(suffix):
+            a = batch.tensors[activation.tensor].numpy()
+            for chunk in self._chunks(range(len(quantizers)), suffix, batch):
                 perturbation = np.concatenate([quantizers[k](a) - a for k in chunk])
-                errors = suffix.errors(self, tensors, {activation.tensor: perturbation}, count)
-                total[list(chunk)] += errors
+                parameters = {activation.tensor: perturbation}
+                total[list(chunk)] += self._errors(suffix, batch, parameters, len(chunk))
         return total / len(self.samples)
+
+    @cached_property
+    def _prefix(self) -> Prefix:
+        return Prefix.of(
+            self.network, self.metric.outputs, self.samples, self.batching, self.runtime, self.memory
+        )
+
+    def _suffix(self, kind: str, tensors: Sequence[str]) -> Suffix:
+        return Suffix.of(self._prefix, kind, tensors, self.batching.rides, self.runtime)
+
+    def _deltas(self, layer: Layer, codes: Sequence[WeightCodes]) -> list[Array]:
+        """ΔW of each of `codes`, [G, O, K]."""
+        rows = self.network.rows(layer)
+        return [layer.linear.grouped((c.values - rows).astype(np.float32)) for c in codes]
+
+    def _batches(self, suffix: Suffix, layer: Layer | None = None) -> Iterator[Batch]:
+        """What `suffix` and `layer` read."""
+        data = [u.data for u in layer.uses] if layer else []
+        names = list(dict.fromkeys([*suffix.edge, *suffix.parameters, *data, *self.metric.outputs]))
+        for count, tensors in self._prefix.batches(names):
+            yield Batch(count, tensors, tuple(tensors[o].numpy() for o in self.metric.outputs))
+
+    def _chunks(self, items: Sequence[Item], suffix: Suffix, batch: Batch) -> Iterator[Sequence[Item]]:
+        """What of `items` runs together."""
+        device = self.runtime.device
+        rows = min(_BYTES[device] // suffix.row, _ROWS[device])
+        size = max(1, rows // batch.count) if self.batching.rides else 1
+        return (items[start : start + size] for start in range(0, len(items), size))
+
+    def _errors(
+        self, suffix: Suffix, batch: Batch, perturbations: Mapping[str, Array], repeats: int
+    ) -> NDArray[np.float64]:
+        """Sum over the samples of ‖F̃ - F‖² / D, for each of so many perturbations stacked along axis 0."""
+        values = suffix.run(batch.tensors, perturbations, repeats)
+        apart = [v.reshape(repeats, *o.shape) for v, o in zip(values, batch.outputs, strict=True)]
+        errors = self.metric.errors(apart, batch.outputs, repeats * batch.count)
+        return np.asarray(errors.reshape(repeats, batch.count).sum(axis=1))
 
 
 def exact(
@@ -164,110 +212,6 @@ def exact_activation(
     return dict(zip(table, parts, strict=True))
 
 
-def suffix_of(
-    model: onnx.ModelProto, starts: Sequence[str], outputs: Sequence[str]
-) -> tuple[list[str], list[onnx.NodeProto]]:
-    """(tensors read at the edge, nodes) of the part of `model` that lies downstream of the tensors `starts`.
-
-    Integers that the part reads are computed inside it: they are shapes more often than not, which must follow the
-    batch that is really run.
-    """
-    reached = set(starts)
-    for node in model.graph.node:
-        if reached.intersection(reads([node])):
-            reached.update(o for o in node.output if o)
-    made = reached - set(starts)
-    constants = {t.name for t in model.graph.initializer} | {""}
-    producer = {o: n for n in model.graph.node for o in n.output}
-    integers = _integers(model)
-    pending = [i for n in model.graph.node if made.intersection(n.output) for i in reads([n])]
-    pending += [o for o in outputs if o not in made]
-    edge: dict[str, None] = {}
-    while pending:
-        name = pending.pop(0)
-        if name in constants or name in reached or name in edge:
-            continue
-        if name in integers and name in producer:
-            reached.update(producer[name].output)
-            made.update(producer[name].output)
-            pending += reads([producer[name]])
-        elif name in producer or any(name == v.name for v in model.graph.input):
-            edge[name] = None
-    return list(edge), [n for n in model.graph.node if made.intersection(n.output)]
-
-
-def _integers(model: onnx.ModelProto) -> set[str]:
-    """Tensors known to be integers."""
-    known = onnx.shape_inference.infer_shapes(model).graph.value_info
-    return {v.name for v in known if v.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)}
-
-
-@dataclass(frozen=True)
-class _Suffix:
-    """F̃ downstream of some Adds, and the session that computes what it needs from the network's inputs.
-
-    shared: tensors of the edge that do not grow with the batch.
-    """
-
-    prefix: Session
-    session: Session
-    edge: tuple[str, ...]
-    shared: frozenset[str]
-    parameters: Mapping[str, str]
-
-    @classmethod
-    def of(cls, prober: Prober, kind: str, tensors: Sequence[str], data: Sequence[str]) -> "_Suffix":
-        model, outputs = prober.network.model, prober.metric.outputs
-        adds = InsertAdds(tensors, ()) if kind == "a" else InsertAdds((), tensors)
-        modified = adds(model)
-        parameters = {t: parameter(kind, t) for t in tensors}
-        edge, nodes = suffix_of(modified, list(parameters.values()), outputs)
-        fetched = list(dict.fromkeys([*edge, *data, *tensors, *outputs]))
-        prefix = prober.runtime.session(with_outputs(modified, fetched), "all")
-        _, feeds = next(_batches(prober))
-        sample = dict(zip(prefix.outputs, prefix.run(feeds), strict=True))
-        shared: frozenset[str] = frozenset()
-        if prober.batching.rides:
-            pair = (prefix.run(prober.samples.feeds(rows)) for rows in ([0], [0, 0]))
-            shared = frozenset(n for n, one, two in zip(prefix.outputs, *pair, strict=True) if one.shape == two.shape)
-        inputs = [free_input(name, sample[name]) for name in edge]
-        inputs += [free_input(parameters[t], sample[t]) for t in tensors]
-        suffix = onnx.ModelProto()
-        suffix.CopyFrom(modified)
-        read = set(reads(nodes))
-        graph = helper.make_graph(nodes, "suffix", inputs, [o for o in modified.graph.output if o.name in outputs])
-        graph.initializer.extend(
-            t for t in modified.graph.initializer if t.name in read and t.name not in parameters.values()
-        )
-        suffix.graph.CopyFrom(graph)
-        return cls(prefix, prober.runtime.session(suffix, "all"), tuple(edge), shared, parameters)
-
-    def batches(self, prober: Prober) -> Iterator[tuple[int, dict[str, Array]]]:
-        for count, feeds in _batches(prober):
-            yield count, dict(zip(self.prefix.outputs, self.prefix.run(feeds), strict=True))
-
-    def errors(
-        self, prober: Prober, tensors: Mapping[str, Array], parameters: Mapping[str, Array], count: int
-    ) -> NDArray[np.float64]:
-        """Sum over the samples of ‖F̃ - F‖² / D, for each perturbation stacked in `parameters`."""
-        tensor, stacked = next(iter(parameters.items()))
-        repeats = len(stacked) // len(tensors[tensor])
-        feeds = {
-            name: tensors[name] if name in self.shared else _repeated(tensors[name], repeats)
-            for name in self.edge
-        }
-        feeds |= {self.parameters[t]: value for t, value in parameters.items()}
-        values = self.session.run(feeds, prober.metric.outputs)
-        reference = [_repeated(tensors[name], repeats) for name in prober.metric.outputs]
-        errors = prober.metric.errors(values, reference, repeats * count)
-        return np.asarray(errors.reshape(repeats, count).sum(axis=1))
-
-
-def _repeated(value: Array, repeats: int) -> Array:
-    """`value` so many times along axis 0; a scalar, which only one sample at a time can have, as it is."""
-    return value if repeats == 1 else np.concatenate([value] * repeats)
-
-
 def _channels_alone(
     layer: Layer, blocks: Sequence[Array], pairs: Sequence[tuple[int, int]], shape: tuple[int, ...]
 ) -> Array:
@@ -278,13 +222,3 @@ def _channels_alone(
         row[where] = blocks[width][where]
     flat = stacked.reshape(-1, *blocks[0].shape[1:])
     return layer.linear.refold(flat, (len(pairs) * shape[0], *shape[1:]))
-
-
-def _chunks(items: Sequence[Any], count: int, rides: bool) -> Iterator[Sequence[Any]]:
-    size = max(1, _ROWS // count) if rides else 1
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _batches(prober: Prober) -> Iterator[tuple[int, dict[str, Array]]]:
-    return prober.samples.counted_batches(prober.batching.size)
