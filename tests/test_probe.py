@@ -1,5 +1,7 @@
 """Exact curves against the plain reading of Eq. 7 and 8: change the model, run it, compare outputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -117,6 +119,69 @@ def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
     both = (samples["x"] + np.tanh(samples["x"])) @ change
     curve = case.prober.layer(layer, codes)
     np.testing.assert_allclose(curve[:, 1], np.square(both).mean(axis=0) / 6, rtol=1e-3)
+
+
+def test_a_weight_shared_by_two_layers_one_behind_the_other():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 6] x) => (float[N, 6] y) { a = MatMul (x, w) b = Tanh (a) y = MatMul (b, w) }""")
+    rng = np.random.default_rng(8)
+    weight = rng.standard_normal((6, 6), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    for k, node in enumerate(model.graph.node):
+        node.name = f"n{k}"
+    samples = {"x": rng.standard_normal((7, 6), np.float32)}
+    case = Case(model, samples, widths=(2, 5))
+    code = case.candidates.weights[0][0][0]
+    changed = code.values.T.astype(np.float64)
+    # Eq. 2: both Adds are fed op(x, ΔW), the second with the float network's x.
+    x, change = samples["x"].astype(np.float64), changed - weight
+    first, second = x @ weight, np.tanh(x @ weight)
+    moved = np.tanh(first + x @ change) @ weight + second @ change - second @ weight
+    found = case.prober.whole_layer(case.network.layers[0], [code])
+    np.testing.assert_allclose(found, [np.square(moved).mean()], rtol=1e-3)
+
+
+RIDERS = {
+    "an output that the layer does not reach": (
+        "(float[N, 6] y, float[N, 4] t) { z = MatMul (x, w) y = Tanh (z) r = Relu (x) t = MatMul (r, v) }"
+    ),
+    "a tensor that is the same for any batch": (
+        "(float[N, 6] y) { z = MatMul (x, w) n = Shape <start = 1> (x) f = Cast <to = 1> (n) d = Sin (f) a = Add (z, d) "
+        "y = Tanh (a) }"
+    ),
+    "a shape that follows the batch": (
+        "(float[M, 3] y) { z = MatMul (x, w) n = Shape <end = 1> (x) s = Concat <axis = 0> (n, pair) "
+        "p = Reshape (z, s) q = Tanh (p) y = ReduceSum <keepdims = 0> (q, axis) }"
+    ),
+    "more rows than samples": (
+        "(float[N, 6] y) { r = Reshape (x, rows) t = Relu (r) u = MatMul (t, m) a = Add (u, t) "
+        "b = Reshape (a, back) y = MatMul (b, w) }"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RIDERS)
+def test_what_rides_beside_the_perturbed_tensor(kind):
+    """Samples one by one, one perturbation in each run, give what many give together."""
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x) => {RIDERS[kind]}')
+    rng = np.random.default_rng(9)
+    shapes = {"w": (6, 6), "v": (6, 4), "m": (3, 3)}
+    values = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    values |= {"pair": [2, 3], "axis": [1], "rows": [-1, 3], "back": [-1, 6]}
+    read = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(v), n) for n, v in values.items() if n in read)
+    for k, node in enumerate(model.graph.node):
+        node.name = f"n{k}"
+    samples = {"x": rng.standard_normal((6, 6)).astype(np.float32)}
+    stacked = Case(model, samples, widths=(2, 4), batching=Batching(4, True))
+    assert stacked.seen.batching.rides
+    alone = replace(stacked.prober, batching=Batching(1, False))
+    for layer, (codes, *_), mean in zip(
+        stacked.network.layers, stacked.candidates.weights, stacked.candidates.means, strict=True
+    ):
+        expected = alone.layer(layer, codes, mean)
+        assert (expected[:, 0] > 0).any()
+        np.testing.assert_allclose(stacked.prober.layer(layer, codes, mean), expected, rtol=1e-4)
 
 
 def test_a_scalar_that_decides_which_branch_runs():
