@@ -64,7 +64,7 @@ class Suffix:
     def run(self, tensors: Mapping[str, Tensor], perturbations: Mapping[str, Array], repeats: int) -> list[Array]:
         """The outputs of F̃ under so many perturbations of each tensor, which are stacked along axis 0 as they are."""
         feeds: dict[str, Array | Tensor] = {_fed(name): tensors[name] for name in self.edge}
-        feeds |= {_counts(rank): np.array([repeats] + [1] * (rank - 1)) for rank in self.ranks}
+        feeds |= {_counts(rank): np.array([repeats] + [1] * (rank - 1), np.int64) for rank in self.ranks}
         feeds |= {self.parameters[t]: value for t, value in perturbations.items()}
         return [value.numpy() for value in self.session.bound(feeds, self.outputs)]
 

@@ -146,8 +146,8 @@ RIDERS = {
         "(float[N, 6] y, float[N, 4] t) { z = MatMul (x, w) y = Tanh (z) r = Relu (x) t = MatMul (r, v) }"
     ),
     "a tensor that is the same for any batch": (
-        "(float[N, 6] y) { z = MatMul (x, w) n = Shape <start = 1> (x) f = Cast <to = 1> (n) d = Sin (f) a = Add (z, d) "
-        "y = Tanh (a) }"
+        "(float[N, 6] y) { z = MatMul (x, w) n = Shape <start = 1> (x) f = Cast <to = 1> (n) d = Sin (f) "
+        "a = Add (z, d) y = Tanh (a) }"
     ),
     "a shape that follows the batch": (
         "(float[M, 3] y) { z = MatMul (x, w) n = Shape <end = 1> (x) s = Concat <axis = 0> (n, pair) "
