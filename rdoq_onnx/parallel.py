@@ -32,12 +32,13 @@ class Workers:
 @contextmanager
 def workers(threads: int) -> Iterator[Workers]:
     """So many threads, 0 for one on each core that is ours; while they live, BLAS runs on one thread."""
-    count = threads or _cores()
+    count = threads or cores()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as pool:
         yield Workers(pool, count)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from rdoq_onnx.errors import ModelError, ProviderError, ShortageError
+from rdoq_onnx.parallel import cores
 from rdoq_onnx.passes.widen_floats import float32_ends
 
 try:
@@ -119,7 +120,7 @@ class Runtime:
     """Where and how models run.
 
     provider: "cpu", "cuda", or "auto" (CUDA where it works, else the CPU).
-    threads: threads inside an operator; 0 lets ONNX Runtime choose.
+    threads: threads inside an operator; 0 lets ONNX Runtime choose, which does not see that some cores are not ours.
 
     Raises ProviderError if ONNX Runtime is not installed.
     """
@@ -190,7 +191,8 @@ class Runtime:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
-        options.intra_op_num_threads = self.threads
+        ours = cores()
+        options.intra_op_num_threads = self.threads or (ours if ours < (os.cpu_count() or 1) else 0)
         return options
 
     def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions", providers: Sequence[str]) -> Session:

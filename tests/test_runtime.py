@@ -1,5 +1,8 @@
 """Where models run: CUDA only where a model has really run there."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -54,6 +57,20 @@ def test_cuda_that_does_not_start():
 def test_the_cpu_when_asked_for():
     assert Runtime("cpu").providers == [CPU]
     assert Runtime("cpu").session(MODEL).handle.get_providers() == [CPU]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_no_more_threads_than_cores_that_are_ours():
+    """A thread for each core of the machine would have them wait for one another by spinning."""
+    tasks, ours = Path("/proc/self/task"), os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(ours)})
+        before = len([*tasks.iterdir()])
+        session = Runtime("cpu").session(MODEL)
+        assert len([*tasks.iterdir()]) == before
+        assert session.run({"x": np.zeros((1, 3), np.float32)})[0].shape == (1, 3)
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 @needs_cuda
