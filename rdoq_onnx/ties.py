@@ -1,8 +1,13 @@
 """First-order curves tied to the truth at low widths, where perturbations are too large for a first order.
 
 Two cheap exact measurements: a whole layer at one width is one run, and so is an activation under one quantizer. The
-curves of a layer's channels at a width are scaled by the layer's exact δ over their sum (which holds what channels of
-one layer do to each other, too); an activation's δ is replaced.
+curves of a layer's channels at a width are scaled by r, the layer's exact δ over their sum (which holds what channels
+of one layer do to each other, too); an activation's δ is replaced.
+
+On n samples r is off by a share of √(2 / n), for what channels do to each other differs from sample to sample. It is
+drawn towards its mean over the layers, r̄, as far as that goes against how much layers truly differ, d:
+
+    log r ← (1 - s) log r + s log r̄,    s = (2 / n) / (2 / n + d²).
 """
 
 from dataclasses import replace
@@ -13,8 +18,11 @@ from numpy.typing import NDArray
 from rdoq_onnx.measurement import Measurement
 from rdoq_onnx.probe import Prober
 from rdoq_onnx.progress import Advance, Unfinished
+from rdoq_onnx.variants import noise_share
 
 WEIGHT_BITS = 3  # the widest weights that are tied
+# d at 0 to 3 bits: the standard deviation of log r over layers, where networks were measured on many samples.
+_DIFFER = (0.7, 0.5, 0.2, 0.1)
 _MOST = 8.0  # a measured ratio beyond this says more of the few samples than of the layer
 
 
@@ -29,31 +37,33 @@ def tie(
     unfinished = unfinished or Unfinished()
     tied = 0
     distortion = measurement.curves.distortion.copy()
+    ratios = np.full((len(measurement.network.layers), WEIGHT_BITS + 1), np.nan)
     if (before := unfinished.get()) is not None:
-        tied, distortion = before["tied"], before["distortion"].copy()
+        tied, ratios, distortion = before["tied"], before["ratios"].copy(), before["distortion"].copy()
         advance(tied)
 
     def done() -> None:
         nonlocal tied
         tied += 1
-        unfinished.put({"tied": tied, "distortion": distortion.copy()})
+        unfinished.put({"tied": tied, "ratios": ratios.copy(), "distortion": distortion.copy()})
         advance(1)
 
     layers = list(zip(
         measurement.network.layers, measurement.unit_rows(), measurement.codes, measurement.means, strict=True
     ))  # fmt: skip
-    for layer, rows, codes, mean in layers[tied:]:
+    for k, (layer, rows, codes, mean) in enumerate(layers[tied:], tied):
         low = {b: c for b, c in codes.items() if b <= WEIGHT_BITS}
         if low and not any(u.output in measurement.probed for u in layer.uses):
             exact = weights.whole_layer(layer, list(low.values()), mean)
-            for bits, value in zip(low, exact, strict=True):
-                distortion[rows, bits] *= ratio(value, distortion[rows, bits])
+            ratios[k, list(low)] = [ratio(e, distortion[rows, b]) for b, e in zip(low, exact, strict=True)]
         done()
     tables = zip(measurement.network.activations, measurement.quantizers, strict=True)
     untied = list(enumerate(tables, measurement.channels))[max(tied - len(layers), 0) :]
     for row, (activation, table) in untied:
         distortion[row, list(table)] = activations.activation(activation, list(table.values()))
         done()
+    for rows, factors in zip(measurement.unit_rows(), drawn(ratios, len(weights.samples)), strict=True):
+        distortion[rows, : WEIGHT_BITS + 1] *= factors
     return replace(measurement, curves=replace(measurement.curves, distortion=distortion))
 
 
@@ -67,3 +77,12 @@ def ratio(exact: float, first_order: NDArray[np.float64]) -> float:
     """What a layer's curves are multiplied by."""
     total = float(first_order.sum())
     return float(np.clip(exact / total, 1 / _MOST, _MOST)) if total > 0 else 1.0
+
+
+def drawn(ratios: NDArray[np.float64], samples: int) -> NDArray[np.float64]:
+    """`ratios` [layers, widths] of so many samples drawn towards those of all layers; 1 where there is none (NaN)."""
+    known = np.isfinite(ratios)
+    found = np.where(known, ratios, 1.0)
+    mean = np.where(known.any(axis=0), (found * known).sum(axis=0) / np.maximum(known.sum(axis=0), 1), 1.0)
+    share = np.array([noise_share(samples, d) for d in _DIFFER])
+    return np.where(known, found ** (1 - share) * mean**share, 1.0)

@@ -26,7 +26,7 @@ def expected(found: Float, draws: int) -> Float:
     """
     layer = found.sum(axis=1, keepdims=True)
     worth = layer / np.maximum(layer.mean(axis=0, keepdims=True), _TINY)
-    share = _noise(draws, _VARIANTS_DIFFER)
+    share = noise_share(draws, _VARIANTS_DIFFER)
     drawn: Float = (1 - share) * found + share * found.mean(axis=0, keepdims=True) * worth
     return drawn
 
@@ -36,7 +36,7 @@ def steadied(curves: Float, errors: Float, draws: int) -> Float:
 
     A channel that has not mattered on the few samples seen would else be given no bits, and mean nothing on the next.
     """
-    share = _noise(draws, _CHANNELS_DIFFER)
+    share = noise_share(draws, _CHANNELS_DIFFER)
     sensitivity = curves.sum(axis=0) / np.maximum(errors.sum(axis=0), _TINY)
     drawn: Float = (1 - share) * curves + share * sensitivity * errors
     return drawn
@@ -54,6 +54,6 @@ def picked(variants: Sequence[WeightCodes], best: NDArray[np.int64]) -> WeightCo
     return WeightCodes(integers[best, units], scales[best, units])
 
 
-def _noise(draws: int, differ: float) -> float:
+def noise_share(draws: int, differ: float) -> float:
     """The share of the variance of figures that is noise, where they truly differ by `differ` of themselves."""
     return (2 / draws) / (2 / draws + differ**2)

@@ -107,19 +107,44 @@ def tied(digits):
 
 def test_curves_of_a_layer_sum_up_to_the_truth(digits, tied):
     measured, prober = digits
-    inside = 0
+    known = []
     for layer, rows, codes, mean in zip(
         measured.network.layers, measured.unit_rows(), measured.codes, measured.means, strict=True
     ):
         low = [b for b in codes if b <= WEIGHT_BITS]
         exact = prober.whole_layer(layer, [codes[b] for b in low], mean)
-        for bits, value in zip(low, exact, strict=True):
-            before, after = (m.curves.distortion[rows, bits] for m in (measured, tied))
-            # All channels of a layer by one factor, which keeps within its bounds.
-            factor = np.clip(value / before.sum(), 1 / ties._MOST, ties._MOST)
-            np.testing.assert_allclose(after, factor * before, rtol=1e-6)
-            inside += factor == value / before.sum()
-    assert inside > 0.8 * len(measured.network.layers) * (WEIGHT_BITS + 1)
+        known.append(exact / measured.curves.distortion[rows, low].sum(axis=0))
+    kept = np.clip(known, 1 / ties._MOST, ties._MOST)
+    assert (kept == known).mean() > 0.8
+    # All channels of a layer by one factor, which is drawn towards that of the other layers.
+    for rows, factors in zip(measured.unit_rows(), ties.drawn(kept, COUNT), strict=True):
+        before, after = (m.curves.distortion[rows, : WEIGHT_BITS + 1] for m in (measured, tied))
+        np.testing.assert_allclose(after, factors * before, rtol=1e-6)
+
+
+def test_ratios_of_few_samples_are_drawn_towards_the_mean_of_the_layers():
+    ratios = np.array([[1.0, 2.0, 0.5, 2.0], [4.0, 2.0, 1.5, np.nan], [np.nan, 2.0, 1.0, 1.0]])
+    np.testing.assert_allclose(ties.drawn(ratios, 10**9), np.where(np.isnan(ratios), 1.0, ratios), rtol=1e-6)
+    few = ties.drawn(ratios, 4)
+    assert 1.0 < few[0, 0] < few[1, 0] < 4.0
+    np.testing.assert_allclose(few[:, 1], 2.0)
+    assert few[2, 0] == few[1, 3] == 1.0  # not tied
+    # At 3 bits layers hardly differ, so that what a few samples show is noise.
+    assert few[0, 3] / few[2, 3] < 1.05
+    np.testing.assert_array_equal(ties.drawn(np.full((2, 4), np.nan), 4), 1.0)
+
+
+def test_drawn_ratios_are_nearer_to_the_truth_than_those_of_few_samples():
+    rng = np.random.default_rng(0)
+    layers, samples = 200, 8
+    truth = 1.5 * np.exp(rng.normal(size=(layers, 4)) * ties._DIFFER)
+    seen = truth * rng.chisquare(samples, (layers, 4)) / samples
+
+    def off(found):
+        return np.square(np.log(found / truth)).mean(axis=0)
+
+    assert (off(ties.drawn(seen, samples)) < 0.9 * off(seen)).all()
+    assert off(ties.drawn(seen, samples)).sum() < 0.7 * off(np.full_like(seen, 1.5)).sum()
 
 
 def test_wide_weights_are_left_alone(digits, tied):
