@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.analysis import Network
 from rdoq_onnx.distortion import Metric, metric_of
 from rdoq_onnx.errors import CalibrationError, RdoqError
+from rdoq_onnx.ranges import ends_of, margin, widened, with_ends
 from rdoq_onnx.runtime import Runtime, Session
 from rdoq_onnx.samples import Samples
 from rdoq_onnx.tails import FEW, Tails
@@ -21,7 +22,6 @@ _MEMORY = 768 << 20  # bytes of tensors that one batch of the measurement may ho
 _MOST = 32
 FEW_SAMPLES = 16
 _BATCHES = 4096  # the largest that a fixed axis 0 is taken for
-_SURE = 32  # samples that show well enough where the ends of a range are
 _SATURATES = frozenset({"Sigmoid", "Softmax"})
 _NOT_FLOAT32 = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 _SPATIAL = frozenset({"Conv", "ConvTranspose", "Resize"})
@@ -65,14 +65,6 @@ class Observation:
         return min(low, least), max(high, greatest)
 
 
-def margin(samples: int) -> float:
-    """The share that a range seen on `samples` samples is widened by on either side, at most.
-
-    One more sample goes beyond n others with probability 1 / (n + 1), and the fewer there are, the further.
-    """
-    return max(0.0, 2 / samples - 2 / _SURE)
-
-
 def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation:
     """Run the float network over all `samples`.
 
@@ -85,46 +77,23 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
     batching, sizes = _batching(session, samples, names)
     ends: dict[str, list[NDArray[np.float64]]] = {n: [] for n in activations}
     few: dict[str, list[Array]] = {n: [] for n in activations if sizes[n] * len(samples) <= FEW}
+    seen = with_outputs(network.model, [*dict.fromkeys([*outputs, *few])])
+    session = runtime.session(with_ends(seen, activations), "all")
 
     def run() -> Iterator[list[Array]]:
         for count, feeds in samples.counted_batches(batching.size):
             values = dict(zip(session.outputs, session.run(feeds), strict=True))
             for name in activations:
-                ends[name].append(_ends(name, values[name], count if batching.rides else 1))
+                ends[name].append(ends_of(name, values, count if batching.rides else 1))
             for name, parts in few.items():
                 parts.append(values[name].reshape(-1))
             yield [np.asarray(values[o]) for o in outputs]
 
     metric = metric_of(outputs, run(), len(samples))
     share = margin(len(samples))
-    ranges = {name: _widened(np.concatenate(found, axis=1), share) for name, found in ends.items()}
+    ranges = {name: widened(np.concatenate(found, axis=1), share) for name, found in ends.items()}
     tails = {name: Tails.of(np.concatenate(parts)) for name, parts in few.items()}
     return Observation(ranges, sizes, metric, batching, len(samples), tails)
-
-
-def _ends(name: str, value: Array, count: int) -> NDArray[np.float64]:
-    """Least and greatest value of each of `count` samples, [2, count]."""
-    rows = value.reshape(count, -1)
-    ends = np.stack([rows.min(axis=1), rows.max(axis=1)]).astype(np.float64)
-    if not np.isfinite(ends).all():
-        raise CalibrationError(f"tensor {name!r} of the float model is not finite on the samples given")
-    return ends
-
-
-def _widened(ends: NDArray[np.float64], share: float) -> tuple[float, float]:
-    """The range of all samples with a margin, which is no wider than samples differ.
-
-    An end that several agree on gets none: it is a bound, as that of a Relu.
-    """
-    return -_beyond(-ends[0], share), _beyond(ends[1], share)
-
-
-def _beyond(ends: NDArray[np.float64], share: float) -> float:
-    """The greatest of `ends`, one for each sample, and a margin."""
-    greatest = ends.max()
-    if greatest <= 0 or np.count_nonzero(ends == greatest) > 1:
-        return float(greatest)
-    return float(greatest + min(share * greatest, greatest - ends.min()))
 
 
 def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:

@@ -8,9 +8,10 @@ from rdoq_onnx import observation
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import CalibrationError
-from rdoq_onnx.observation import Batching, margin, observe, separated, with_outputs
+from rdoq_onnx.observation import Batching, observe, separated, with_outputs
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.pipeline import NORMALIZE, samples_for
+from rdoq_onnx.ranges import margin
 from rdoq_onnx.runtime import Runtime
 
 RUNTIME = Runtime("cpu", 1)
@@ -50,11 +51,6 @@ def test_ranges_are_those_of_all_batches(monkeypatch, x):
     found = seen(network("y = MatMul (x, w)"), x)
     assert found.batching == Batching(2, True)
     np.testing.assert_allclose(found.ranges["x"], np.array([-40, 70]) * (1 + margin(9)))
-
-
-def test_ranges_have_a_margin_while_samples_are_few():
-    assert margin(4) > margin(8) > margin(31) > 0
-    assert margin(32) == margin(1000) == 0
 
 
 def test_an_end_that_samples_agree_on_is_a_bound(x):
