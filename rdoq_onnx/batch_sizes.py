@@ -16,7 +16,8 @@ _MOST = 512
 _LARGEST = (1 << 31) - 1  # elements of a tensor that CUDA kernels can count
 _ROWS = (1 << 16) - 1  # of axis 0 that all of cuDNN's kernels take; unfolding.py puts channels there
 _CACHED = 320 << 20  # bytes of tensors and adjoints on the host: with more of them caches help less
-_SHARE = 2  # part of the memory of a device that a batch may take; the rest is for weights, their changes and waste
+_SHARE = 2  # part of the memory of a device that a batch may take; the rest is for what an estimate misses
+_WEIGHT = 4 * (1 + 3 * 9)  # bytes of a weight and what three variants of rounding change it by at nine widths
 
 
 def with_memory(run: Callable[[int], T], batch: int, observation: Observation) -> T:
@@ -64,5 +65,6 @@ def _on_device(network: Network, observation: Observation, runtime: Runtime, sam
     largest = max((x.group * x.inputs * x.positions(sizes[output]) for x, output in uses), default=1)
     channels = max((x.group * x.inputs // math.prod(x.shape[2:]) for x, _ in uses if len(x.shape) > 2), default=1)
     held = 12 * sum(sizes.values()) + 8 * largest  # bytes: tensors and adjoints; X, and X in the order of a product
-    fits = max(min(runtime.memory() // _SHARE // held, _LARGEST // largest, _ROWS // channels, _MOST), 1)
+    room = runtime.memory() - _WEIGHT * sum(math.prod(x.linear.shape) for x in network.layers)
+    fits = max(min(room // _SHARE // held, _LARGEST // largest, _ROWS // channels, _MOST), 1)
     return -(-samples // -(-samples // (1 << fits.bit_length() - 1)))

@@ -6,7 +6,6 @@ between releases.
 
 import contextlib
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from rdoq_onnx.device_memory import free_memory
 from rdoq_onnx.errors import ModelError, ProviderError, ShortageError
 from rdoq_onnx.parallel import cores
 from rdoq_onnx.passes.widen_floats import float32_ends
@@ -42,7 +42,6 @@ _CUDA_OPTIONS = {
 }  # fmt: skip
 _FATAL_ONLY = 4
 _NO_MEMORY = ("Failed to allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-_MEMORY = 4 << 30  # bytes taken to be free on a GPU that does not tell
 
 
 @dataclass(frozen=True)
@@ -162,12 +161,13 @@ class Runtime:
         return self.device == "cuda"
 
     def memory(self) -> int:
-        """Bytes that are free on the device just now; a small device's where its driver does not tell."""
-        return _free_memory()
+        """Bytes that are free on a GPU just now; a small one's where its driver does not tell."""
+        return free_memory()
 
     def tensor(self, value: NDArray[Any]) -> Tensor:
-        """A copy of `value` on the device."""
-        return _placed(np.array(value, order="C"), self.device)
+        """A copy of `value` on the device. Raises ShortageError if it has no room for it."""
+        with _failures():
+            return _placed(np.array(value, order="C"), self.device)
 
     def session(self, model: onnx.ModelProto, level: Level = "basic") -> Session:
         """Load `model` at an optimization level; bfloat16 inputs and outputs are float32 for the caller.
@@ -222,17 +222,6 @@ def cuda_problem() -> str:
     return ""
 
 
-def _free_memory() -> int:
-    """Bytes free on the first GPU that this process sees, as the driver's own tool tells."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    query = ["nvidia-smi", f"--id={first}", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    try:
-        found = subprocess.run(query, capture_output=True, check=True, text=True, timeout=30).stdout
-        return int(found.split()[0]) << 20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return _MEMORY
-
-
 def _one_product() -> onnx.ModelProto:
     """y = x x for 2 x 2 matrices."""
     value = helper.make_tensor_value_info
@@ -256,8 +245,9 @@ def _failures() -> Iterator[None]:
 
 
 def _failure(what: str, error: Exception) -> ModelError:
-    kind = ShortageError if any(words in str(error) for words in _NO_MEMORY) else ModelError
-    return kind(f"{what}: {_first_line(error)}")
+    if any(words in str(error) for words in _NO_MEMORY):
+        return ShortageError(f"{what}: {_first_line(error)}; if that is a GPU's memory, use --provider cpu")
+    return ModelError(f"{what}: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -200,7 +200,7 @@ def test_batches_fill_the_memory_of_a_device(monkeypatch):
     each = 12 * 7 * 64 + 8 * 27 * 64  # the tensors and their adjoints, the unfolded input twice
 
     def batch(samples, memory, of=forward_batch):
-        monkeypatch.setattr(InGraph, "memory", lambda self: memory)
+        monkeypatch.setattr(InGraph, "memory", lambda self: 112 * 4 * 27 + memory)  # the weights and their changes
         return of(case.network, case.seen, InGraph("cpu"), samples)
 
     assert batch(1000, 2 * 9 * each) == 8  # a power of two
