@@ -34,7 +34,8 @@ class Compensator:
     def of(cls, covariance: Float, damping: float) -> "Compensator":
         """covariance [G, K, K] of the layer's inputs; damping as a share of its mean diagonal.
 
-        Inputs that never vary and covariances without full rank are carried by the damping.
+        Inputs that never vary and covariances without full rank are carried by the damping; those that rounding has
+        left indefinite, as it does where inputs vary by a thousandth of their mean, by as much more as they need.
         """
         count = covariance.shape[-1]
         diagonal = np.einsum("gkk->gk", covariance)
@@ -42,11 +43,14 @@ class Compensator:
         level = np.where(level > 0, level, 1.0)
         hessian = covariance + (damping * level)[:, None, None] * np.eye(count)
         order = np.argsort(-diagonal, axis=1, kind="stable")
-        rows = np.arange(len(order))[:, None, None]
-        sorted_hessian = hessian[rows, order[:, :, None], order[:, None, :]]
-        inverse = np.linalg.inv(sorted_hessian)
-        factor = np.swapaxes(np.linalg.cholesky((inverse + np.swapaxes(inverse, 1, 2)) / 2), 1, 2)
-        return cls(hessian, np.ascontiguousarray(factor), order)
+        try:
+            return cls(hessian, _factored(hessian, order), order)
+        except np.linalg.LinAlgError:
+            values = np.linalg.eigvalsh(hessian)
+            lowest, greatest = values[:, 0], np.abs(values).max(axis=1)
+            missing = np.where(lowest < damping * level / 2, damping * greatest - lowest, 0.0)
+            hessian += missing[:, None, None] * np.eye(count)
+            return cls(hessian, _factored(hessian, order), order)
 
     def round(self, weights: Rows, scales: Rows, low: Rows, high: Rows) -> tuple[NDArray[np.int8], Float]:
         """Round rows of weights [G, R, K] to integers low..high, in the precision of `weights`.
@@ -120,6 +124,14 @@ def _round(ordered: Rows, trials: int, spread: Rows, bounds: Sequence[Rows]) -> 
 def _carried(spread: Rows, errors: Rows) -> Rows:
     """What the weights rounded before have left to one column."""
     return spread @ errors if spread.ndim == 1 else np.einsum("kg,krg->rg", spread, errors)
+
+
+def _factored(hessian: Float, order: NDArray[np.int64]) -> Float:
+    """The upper Cholesky factor of the inverse, [G, K, K], columns in `order`. Raises LinAlgError if there is none."""
+    rows = np.arange(len(order))[:, None, None]
+    inverse = np.linalg.inv(hessian[rows, order[:, :, None], order[:, None, :]])
+    factor = np.swapaxes(np.linalg.cholesky((inverse + np.swapaxes(inverse, 1, 2)) / 2), 1, 2)
+    return np.ascontiguousarray(factor)
 
 
 def _weighted_squares(errors: Rows, pivots: Float) -> Float:

@@ -123,6 +123,16 @@ def dead(covariance):
     return covariance
 
 
+def indefinite(rng):
+    """What float32 products leave of inputs that vary by a ten-thousandth of their mean: as moments.py has it."""
+    inputs = (5 + 5e-4 * rng.normal(size=(12, 40))).astype(np.float32)
+    mean = inputs.mean(axis=1, dtype=np.float64)
+    covariance = (inputs @ inputs.T / 40).astype(np.float64) - np.outer(mean, mean)
+    np.fill_diagonal(covariance, np.maximum(np.diag(covariance), 0.0))
+    assert np.linalg.eigvalsh(covariance)[0] < -np.diag(covariance).mean()
+    return covariance[None]
+
+
 HARD = {
     "two dead inputs": lambda rng: dead(covariances(rng, 1, 12, 100)),
     "all inputs dead": lambda rng: np.zeros((1, 12, 12)),
@@ -131,6 +141,7 @@ HARD = {
     "an input twice": lambda rng: np.ones((1, 12, 12)),
     "tiny": lambda rng: 1e-30 * covariances(rng, 1, 12, 5),
     "huge": lambda rng: 1e30 * covariances(rng, 1, 12, 5),
+    "indefinite": indefinite,
     "very unlike ranges": lambda rng: np.diag(np.geomspace(1e-12, 1e12, 12))[None],
 }
 
