@@ -102,6 +102,16 @@ def network(body, sample, weights, count=6):
     return Case(known, {"x": rng.standard_normal((count, *sample), np.float32)}, widths=(0, 3, 7))
 
 
+@pytest.mark.parametrize("attributes", ["group = 3", "strides = [2, 2]", "pads = [1, 0, 0, 0]"])
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
+def test_kernels_of_one_tap(op_type, attributes):
+    if (op_type, attributes[:4]) == ("ConvTranspose", "pads"):
+        attributes = "output_padding = [1, 0], strides = [2, 1]"
+    inputs = 1 if attributes.startswith("group") else 3
+    case = network(f"y = {op_type} <{attributes}> (x, w)", (3, 4, 4), {"w": (3, inputs, 1, 1)})
+    same(case, InGraph("cpu", 2), 4)
+
+
 def test_wide_layers_in_parts_and_quantizers_a_few_at_a_time(monkeypatch):
     monkeypatch.setattr(moments, "MOST_INPUTS", 10)
     monkeypatch.setattr(sum_graphs, "_ROUNDED", 500)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tables import write
 from targets import Model, models
 
-from rdoq_onnx import candidates, measurement, moments, pipeline
+from rdoq_onnx import candidates, measuring, moments, pipeline
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.budget import allocate_bits
 from rdoq_onnx.calibration import load_samples
@@ -39,16 +39,17 @@ BATCH = 32
 SIZES = (-14, -33, -8, 9, 9, 10)
 
 
-def layer_wise(found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """δ such that all channels of a layer take the variant that is best for their sum."""
+def layer_wise(found: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
+    """δ such that all channels of a layer take the variant that is best for their sum, however many `draws`."""
+    del draws
     total = found.sum(axis=1, keepdims=True)
     return np.where(total == total.min(axis=0), found, np.inf)
 
 
 NEAREST = patch.object(candidates.LayerRows, "codes", lambda rows, second, damping, starts: dict(starts))
 NO_POOL = patch.object(moments._Pool, "before", classmethod(lambda cls, layer, graph: None))
-BLIND = patch.object(measurement, "with_sensitivity", lambda found, *rest, **options: found)
-LAYER_WISE = patch.object(measurement, "expected", layer_wise)
+BLIND = patch.object(measuring, "with_sensitivity", lambda found, *rest, **options: found)
+LAYER_WISE = patch.object(measuring, "expected", layer_wise)
 VARIANTS: dict[str, Sequence[Any]] = {
     "to nearest": (NEAREST, NO_POOL, BLIND, LAYER_WISE),
     "compensated": (NO_POOL, BLIND, LAYER_WISE),
@@ -68,7 +69,7 @@ def rows(model: Model, settings: Sequence[str], limit: int) -> Iterator[tuple[st
             for one in patches:
                 stack.enter_context(one)
             config = config_of(settings[0])
-            measured = measurement.measure_network(analyse(normal, config), config, calibration, RUNTIME, Progress())
+            measured = measuring.measure_network(analyse(normal, config), config, calibration, RUNTIME, Progress())
         for setting in settings:
             allocation = allocate_bits(measured, config_of(setting))
             found = outputs(quantized_model(allocation), test)

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_speed.py [--only TABLE] [--model MODEL] [--samples N]
 
-Tables: adjoint, runs, equation7, growth; the allocation's own growth is in bench_allocate.py. README.md tells what each
-shows and what is asked.
+Tables: adjoint, runs, equation7, growth, graphs; the allocation's own growth is in bench_allocate.py. README.md tells
+what each shows and what is asked.
 """
 
 import json
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -26,6 +27,7 @@ from tables import parser, write
 from targets import ROOT, ZOO
 from turns import in_turns
 
+import rdoq_onnx
 from rdoq_onnx import pipeline
 from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.backward import Backward, full_batches, static
@@ -37,7 +39,8 @@ from rdoq_onnx.measuring import measure_network
 from rdoq_onnx.observation import observe, targets
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.progress import Progress
-from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.report import Report
+from rdoq_onnx.runtime import Runtime, cuda_problem
 from rdoq_onnx.samples import Samples
 
 RUNTIME = Runtime("cpu")
@@ -193,6 +196,27 @@ def growth_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     yield from grown("chain", "channels of 4 layers", channels, lambda n: measured(*chain(4, n)))
 
 
+def graph_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
+    """Steps with sums by nodes of the graphs, on CUDA where there is one, beside those with sums by numpy."""
+    provider = "cpu" if cuda_problem() else "cuda"
+
+    def run(provider: str) -> Report:
+        return rdoq_onnx.quantize(
+            subject.path, subject.calibration, weight_bits=4, activation_bits=8, effort="fast", provider=provider,
+            samples=count or min(subject.samples, 64),
+        ).report  # fmt: skip
+
+    host = run("cpu")
+    with patch.object(Runtime, "in_graph", True):
+        graphs = run(provider)
+    for step in ("observe", "moments", "sensitivity", "clipping", "taylor", "taylor, activations"):
+        if step in host.seconds:
+            first, second = host.seconds[step], graphs.seconds[step]
+            yield row(subject, f"numpy, {provider} graphs: {step}", first, second, second / first, None)
+    bits = [np.concatenate([x.bits for x in report.layers]) for report in (host, graphs)]
+    yield subject.name, f"  of {bits[0].size} channels, other widths", "", "", f"{np.mean(bits[0] != bits[1]):.4f}", ""
+
+
 def grown(name: str, what: str, sizes: Sequence[int], work: Callable[[int], float]) -> Iterator[tuple[str, ...]]:
     times = [work(n) for n in sizes]
     exponent = np.polyfit(np.log(sizes), np.log(times), 1)[0]
@@ -248,6 +272,7 @@ def timed(work: Callable[[], object]) -> float:
 
 TABLES: dict[str, Callable[[Subject, int], Iterator[tuple[str, ...]]]] = {
     "adjoint": adjoint_rows, "runs": run_rows, "equation7": equation7_rows, "growth": growth_rows,
+    "graphs": graph_rows,
 }  # fmt: skip
 
 
