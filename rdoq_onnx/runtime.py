@@ -59,8 +59,9 @@ class Tensor:
         return int(self.handle.tensor_size_in_bytes())
 
     def numpy(self) -> NDArray[Any]:
-        """A copy in the memory of the host."""
+        """The values in the memory of the host, to be read; on the CPU they are where they were made."""
         value: NDArray[Any] = self.handle.numpy()
+        value.flags.writeable = False
         return value
 
 
@@ -102,7 +103,7 @@ class Session:
                 if isinstance(value, Tensor):
                     binding.bind_ortvalue_input(name, value.handle)
                 else:
-                    binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                    binding.bind_cpu_input(name, np.asarray(value, order="C"))
             for name in made:
                 binding.bind_output(name, self.device)
             self.handle.run_with_iobinding(binding)
@@ -111,7 +112,7 @@ class Session:
 
     def _own(self, value: "NDArray[Any] | Tensor") -> Tensor:
         """`value` on the device, in memory that nobody else writes to."""
-        return value if isinstance(value, Tensor) else _placed(np.array(value, order="C"), self.device)
+        return value if isinstance(value, Tensor) else _placed(value, self.device)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Runtime:
     def tensor(self, value: NDArray[Any]) -> Tensor:
         """A copy of `value` on the device. Raises ShortageError if it has no room for it."""
         with _failures():
-            return _placed(np.array(value, order="C"), self.device)
+            return _placed(value, self.device)
 
     def session(self, model: onnx.ModelProto, level: Level = "basic") -> Session:
         """Load `model` at an optimization level; bfloat16 inputs and outputs are float32 for the caller.
@@ -231,8 +232,10 @@ def _one_product() -> onnx.ModelProto:
 
 
 def _placed(value: NDArray[Any], device: Literal["cpu", "cuda"]) -> Tensor:
-    """`value` on the device; on the CPU it is `value` itself."""
-    return Tensor(ort.OrtValue.ortvalue_from_numpy(value, device))
+    """A copy that ONNX Runtime owns: its view of an array's memory would not keep the array."""
+    handle = ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype, device)
+    handle.update_inplace(np.asarray(value, order="C"))
+    return Tensor(handle)
 
 
 @contextlib.contextmanager

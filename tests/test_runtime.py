@@ -99,15 +99,28 @@ def test_bound_feeds_that_do_not_fit_are_a_line(feeds):
         Runtime("cpu").session(MODEL).bound(feeds)
 
 
-def test_an_output_that_is_an_input_has_memory_of_its_own():
+def test_values_outlive_what_was_fed_and_what_holds_them():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 3] x) => (float[N, 3] x, float[N, 3] y) { y = Relu (x) }""")
     here = Runtime("cpu")
-    x = np.float32([[1, 2, 4]])
-    found = [*here.session(model).bound({"x": x}), here.tensor(x)]
-    x[:] = 7
-    for value in found:
-        np.testing.assert_array_equal(value.numpy(), [[1, 2, 4]])
+    session = here.session(model)
+    for size in (2, 100_000):
+        values = []
+        for k in range(9):  # memory that is free by then is used again
+            x = np.full((size, 3), k, np.float32)
+            values.append([v.numpy() for v in (*session.bound({"x": x}), here.tensor(x))])
+            x[:] = -1
+        for k, found in enumerate(values):
+            for value in found:
+                np.testing.assert_array_equal(value, k)
+
+
+@pytest.mark.parametrize("value", [np.array(True), np.zeros((0, 2), np.int64), np.arange(6).reshape(2, 3).T], ids=str)
+def test_what_goes_to_the_device_comes_back(value):
+    found = Runtime("cpu").tensor(value).numpy()
+    assert found.dtype == value.dtype
+    np.testing.assert_array_equal(found, value)
+
 
 
 def test_what_a_graph_becomes_has_no_marks_of_a_device():
