@@ -4,6 +4,7 @@ F runs once over the samples for all suffixes (suffix.py) of a prober, and what 
 the device, as far as there is room. The samples that it does not hold for are run again for each suffix.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +42,7 @@ class Prefix:
     integers: frozenset[str]
     session: Session
     samples: Samples
-    size: int
+    batching: Batching
     outlines: Mapping[str, Array]
     shared: frozenset[str]
     memory: int
@@ -60,7 +61,7 @@ class Prefix:
         shapes = [[_outline(value) for value in session.run(feeds)] for feeds in trials]
         shared = (n for n, one, two in zip(session.outputs, *shapes, strict=True) if one.shape == two.shape)
         return cls(
-            graph, ends, integers, session, samples, batching.size, dict(zip(session.outputs, shapes[0], strict=True)),
+            graph, ends, integers, session, samples, batching, dict(zip(session.outputs, shapes[0], strict=True)),
             frozenset(shared if batching.rides else ()), memory,
         )  # fmt: skip
 
@@ -68,23 +69,23 @@ class Prefix:
         """(number of samples, the tensors `names` and perhaps others), batch by batch."""
         yield from self._kept
         rest = self.samples.take(slice(sum(count for count, _ in self._kept), None))
-        for count, feeds in rest.counted_batches(self.size):
+        for count, feeds in rest.counted_batches(self.batching.size):
             yield count, dict(zip(names, self.session.bound(feeds, names), strict=True))
 
     @cached_property
     def _kept(self) -> list[tuple[int, Mapping[str, Tensor]]]:
         """All tensors of the first batches, as far as there is room for them."""
-        kept: list[tuple[int, Mapping[str, Tensor]]] = []
-        seen = held = 0
-        for count, feeds in self.samples.counted_batches(self.size):
-            tensors = dict(zip(self.session.outputs, self.session.bound(feeds), strict=True))
-            seen, held = seen + count, held + sum(t.nbytes for t in tensors.values())
-            if held > self.memory:
-                break
-            kept.append((count, tensors))
-            if seen >= _FIRST:
-                break
-        return kept
+        batches = itertools.islice(self.samples.counted_batches(self.batching.size), self._room)
+        names = self.session.outputs
+        return [(n, dict(zip(names, self.session.bound(feeds, names), strict=True))) for n, feeds in batches]
+
+    @property
+    def _room(self) -> int:
+        """The number of batches that may be kept."""
+        size = self.batching.size
+        each = sum(outline.nbytes for outline in self.outlines.values())
+        whole = each * min(size, len(self.samples)) if self.batching.rides else each
+        return min(self.memory // whole, -(-_FIRST // size))
 
 
 def _types(model: onnx.ModelProto) -> tuple[frozenset[str], frozenset[str]]:

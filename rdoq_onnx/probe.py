@@ -119,7 +119,7 @@ class Prober:
         )
 
     def _suffix(self, kind: str, tensors: Sequence[str]) -> Suffix:
-        return Suffix.of(self._prefix, kind, tensors, self.batching.rides, self.runtime)
+        return Suffix.of(self._prefix, kind, tensors, self.runtime)
 
     def _deltas(self, layer: Layer, codes: Sequence[WeightCodes]) -> list[Array]:
         """ΔW of each of `codes`, [G, O, K]."""

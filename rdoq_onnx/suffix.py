@@ -34,11 +34,11 @@ class Suffix:
     row: int
 
     @classmethod
-    def of(cls, prefix: Prefix, kind: str, tensors: Sequence[str], rides: bool, runtime: Runtime) -> "Suffix":
-        """kind: "a" for Adds behind activations, "z" behind the outputs of layers. rides: whether samples stack."""
+    def of(cls, prefix: Prefix, kind: str, tensors: Sequence[str], runtime: Runtime) -> "Suffix":
+        """kind: "a" for Adds behind activations, "z" behind the outputs of layers."""
         graph, outlines = prefix.graph, prefix.outlines
         edge, nodes = downstream(graph, tensors, prefix.ends, prefix.integers)
-        repeated = [name for name in edge if name not in prefix.shared] if rides else []
+        repeated = [name for name in edge if name not in prefix.shared] if prefix.batching.rides else []
         ranks = frozenset(outlines[name].ndim for name in repeated)
         model = onnx.ModelProto()
         copy_fields(graph.model, model, skip={"graph"})
