@@ -1,0 +1,69 @@
+"""Exact measurement: what it gains from the tensors of the float network that are kept, and what a perturbation costs.
+
+    python tests/benchmarks/bench_probe.py [--only TABLE] [--model MODEL] [--samples N]
+
+Tables: alone (each layer and each activation at one width, as --report measures them), ties (four widths of each layer,
+eight of each activation). README.md tells what each column is.
+"""
+
+import statistics
+from dataclasses import replace
+
+from bench_speed import RUNTIME, Subject, subjects, timed
+from tables import parser, write
+from turns import in_turns
+
+from rdoq_onnx.analysis import analyse
+from rdoq_onnx.candidates import integer_limit
+from rdoq_onnx.config import Config
+from rdoq_onnx.measurement import aimed_at
+from rdoq_onnx.observation import observe, targets
+from rdoq_onnx.probe import Prober
+from rdoq_onnx.quantizer import affine, quantize_rows
+
+TABLES = {"alone": ((4,), (8,)), "ties": ((0, 1, 2, 3), tuple(range(1, 9)))}
+COLUMNS = (-15, -6, 8, 10, 10, 7, 10)
+
+
+def measured(subject: Subject, table: str, count: int, rounds: int) -> tuple[str, ...]:
+    """A row of `table`."""
+    normal, samples = subject.loaded(count)
+    network = aimed_at(analyse(normal, Config()), targets(normal))
+    seen = observe(network, samples, RUNTIME)
+    widths, precisions = TABLES[table]
+    limit = integer_limit(network)
+    codes = [[quantize_rows(network.rows(x), b, limit) for b in widths] for x in network.layers]
+    quantizers = [[affine(*seen.ranges[a.tensor], b) for b in precisions] for a in network.activations]
+    prober = Prober(network, samples, seen.metric, RUNTIME, seen.batching)
+
+    def curves(memory: int) -> None:
+        judge = replace(prober, memory=memory)  # which has nothing kept yet
+        for layer, several in zip(network.layers, codes, strict=True):
+            judge.whole_layer(layer, several)
+        for activation, table in zip(network.activations, quantizers, strict=True):
+            judge.activation(activation, table)
+
+    found = in_turns(lambda: curves(prober.memory), lambda: curves(0), rounds)
+    session = RUNTIME.session(network.model, "all")
+    feeds = list(samples.batches(seen.batching.size))
+    once = statistics.median(timed(lambda: [session.run(f) for f in feeds]) for _ in range(5))
+    runs = sum(map(len, codes)) + sum(map(len, quantizers))
+    return (subject.name, table, str(runs), f"{found.first:.2f} s", f"{found.second:.2f} s",
+            f"{1 / found.ratio:.2f}", f"{found.first / once / runs:.2f}")  # fmt: skip
+
+
+def main() -> None:
+    """Print the tables asked for, model by model."""
+    known = subjects()
+    arguments = parser(__doc__, TABLES, known)
+    arguments.add_argument("--samples", type=int, default=16, metavar="N", help="calibration samples (16)")
+    arguments.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of either (3)")
+    args = arguments.parse_args()
+    write(("model", "what", "Δ", "kept", "not kept", "ratio", "passes"), COLUMNS)
+    for name in args.model or known:
+        for table in args.only or TABLES:
+            write(measured(known[name], table, args.samples, args.rounds), COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
