@@ -88,9 +88,9 @@ def _seconds(
     if config.measure == "probe":
         channels = sum(layer.linear.channels for layer in network.layers)
         perturbed = 2 * channels * len(config.widths) + 8 * 8 * len(network.activations)
-        found["probe"] = 2 * load * units + measuring * perturbed * one / 2
+        found["probe"] = load * units + measuring * perturbed * one / 2
     elif tying >= pipeline.TYING[0]:
-        found["ties"] = 2 * load * units + tying * runs * one / 2
+        found["ties"] = load * units + tying * runs * one / 2
     return found
 
 
