@@ -130,7 +130,7 @@ def run_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
 
 def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     """All curves by first order against the plain reading of Eq. 7: a forward run for each channel and width."""
-    normal, samples = subject.loaded(count or 32)
+    normal, samples = subject.loaded(count or 64)
     progress, config = Progress(), Config(effort="fast")
     measurement = measure_network(analyse(normal, config), config, samples, RUNTIME, progress)
     judging = split(samples, config)[1]
