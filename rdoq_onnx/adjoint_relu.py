@@ -30,6 +30,6 @@ def masked_tensors(graph: Graph) -> frozenset[str]:
 def masked(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     """The adjoints of a node's outputs, times the slope of the Relus in front of it where it is the last to commute."""
     y = node.output[0]
-    if node.op_type not in _COMMUTES or node.input[0] not in tape.masked or y in tape.masked or grads[0] is None:
+    if node.input[0] not in tape.masked or y in tape.masked or grads[0] is None:
         return grads
     return [tape.op("Mul", str(grads[0]), positive(tape, y)), *grads[1:]]

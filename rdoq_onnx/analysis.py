@@ -6,7 +6,7 @@ layer, taken where its values are made: behind the activation function and befor
 8 bits for one reason: ONNX Runtime's integer convolution wants a quantized output.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,7 +97,7 @@ class Network:
         They commute with a quantizer, and leave fewer elements.
         """
         graph = Graph(self.model)
-        return {a.tensor: _behind_pools(a.tensor, graph) for a in self.activations}
+        return {a.tensor: _behind(a.tensor, graph, lambda node: node.op_type == "MaxPool") for a in self.activations}
 
     @cached_property
     def _initializers(self) -> dict[str, TensorProto]:
@@ -253,15 +253,14 @@ def _convolution_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
 
 def behind_clamp(tensor: str, graph: Graph) -> str:
     """The tensor behind the clamps by constants (Relu, Clip, Min) that alone read `tensor`, one after the other."""
-    while (reader := graph.sole_consumer(tensor)) is not None and reader.op_type in CLAMPS:
-        if any(i and i not in graph.constants for i in reader.input[1:]):
-            break
-        tensor = reader.output[0]
-    return tensor
+    return _behind(tensor, graph, lambda node: (
+        node.op_type in CLAMPS and all(not i or i in graph.constants for i in node.input[1:])
+    ))  # fmt: skip
 
 
-def _behind_pools(tensor: str, graph: Graph) -> str:
-    while (reader := graph.sole_consumer(tensor)) is not None and reader.op_type == "MaxPool":
+def _behind(tensor: str, graph: Graph, passed: Callable[[onnx.NodeProto], bool]) -> str:
+    """The tensor behind the nodes that are `passed` and alone read `tensor`, one after the other."""
+    while (reader := graph.sole_consumer(tensor)) is not None and passed(reader):
         tensor = reader.output[0]
     return tensor
 

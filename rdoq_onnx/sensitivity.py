@@ -12,7 +12,7 @@ rounding mixes it with the covariance (moments.py).
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,11 @@ class _Sums(ABC):
 
     def __init__(self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward) -> None:
         self._layers, self._moments, self._backward = layers, moments, backward
-        self._kept = [k for k, x in enumerate(layers) if not backward.lost(x) and _positions(x, backward) > 1]
+        shapes = declared_shapes(backward.reverse.model.graph.output)
+        self._kept = [
+            k for k, layer in enumerate(layers)
+            if not backward.lost(layer) and _positions(layer, backward, shapes) > 1
+        ]  # fmt: skip
         self.totals: dict[int, Float] = {}
 
     @abstractmethod
@@ -115,9 +119,9 @@ class _GraphSums(_Sums):
             yield count
 
 
-def _positions(layer: Layer, backward: Backward) -> int:
-    """P of one use of `layer`."""
-    shape = declared_shapes(backward.reverse.model.graph.output)[backward.reverse.adjoints[layer.uses[0].output]]
+def _positions(layer: Layer, backward: Backward, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """P of one use of `layer`; shapes: of the outputs of the reverse graph."""
+    shape = shapes[backward.reverse.adjoints[layer.uses[0].output]]
     return layer.linear.positions(math.prod(shape) // backward.batch)
 
 

@@ -26,17 +26,22 @@ SHAPES = {
 }
 
 
+def named(model):
+    """`model`, its nodes named n0, n1, ..."""
+    for k, node in enumerate(model.graph.node):
+        node.name = f"n{k}"
+    return model
+
+
 def network(rng, kind):
     """A layer between an input and a curved output that mixes all of its channels."""
     text = f"""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 4, 6, 6] x) => (float[N, 1, 1, 1] y, float[N, A, B, C] t)
     {{ {LAYERS[kind]} t = Tanh (z) u = Mul (t, t) y = ReduceMean <axes = [1, 2, 3]> (u) }}"""
-    model = parser.parse_model(text)
+    model = named(parser.parse_model(text))
     weights = {"w": rng.standard_normal(SHAPES[kind], np.float32), "b": rng.standard_normal(6, np.float32)}
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
     samples = {"x": rng.standard_normal((5, 4, 6, 6), np.float32)}
-    for k, node in enumerate(model.graph.node):
-        node.name = f"n{k}"
     return model, samples
 
 
@@ -101,16 +106,18 @@ def test_a_corrected_bias_takes_up_the_mean():
     np.testing.assert_allclose(curve[:, 0], np.square(moved).mean(axis=0) / 6, rtol=1e-3)
 
 
-def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
-    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
-    g (float[N, 6] x) => (float[N, 6] y)
-    { a = MatMul (x, w) b = Tanh (x) c = MatMul (b, w) y = Add (a, c) }""")
-    rng = np.random.default_rng(6)
+def shared_weight(nodes, seed):
+    """A weight, a network of `nodes` that share it, and samples."""
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x) => (float[N, 6] y) {{ {nodes} }}'
+    rng = np.random.default_rng(seed)
+    model = named(parser.parse_model(text))
     weight = rng.standard_normal((6, 6), np.float32)
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
-    for k, node in enumerate(model.graph.node):
-        node.name = f"n{k}"
-    samples = {"x": rng.standard_normal((7, 6), np.float32)}
+    return weight, model, {"x": rng.standard_normal((7, 6), np.float32)}
+
+
+def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
+    weight, model, samples = shared_weight("a = MatMul (x, w) b = Tanh (x) c = MatMul (b, w) y = Add (a, c)", seed=6)
     case = Case(model, samples, widths=(0, 2, 5))
     (layer,) = case.network.layers
     codes = case.candidates.weights[0][0]
@@ -122,14 +129,7 @@ def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
 
 
 def test_a_weight_shared_by_two_layers_one_behind_the_other():
-    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
-    g (float[N, 6] x) => (float[N, 6] y) { a = MatMul (x, w) b = Tanh (a) y = MatMul (b, w) }""")
-    rng = np.random.default_rng(8)
-    weight = rng.standard_normal((6, 6), np.float32)
-    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
-    for k, node in enumerate(model.graph.node):
-        node.name = f"n{k}"
-    samples = {"x": rng.standard_normal((7, 6), np.float32)}
+    weight, model, samples = shared_weight("a = MatMul (x, w) b = Tanh (a) y = MatMul (b, w)", seed=8)
     case = Case(model, samples, widths=(2, 5))
     code = case.candidates.weights[0][0][0]
     changed = code.values.T.astype(np.float64)
@@ -163,15 +163,15 @@ RIDERS = {
 @pytest.mark.parametrize("kind", RIDERS)
 def test_what_rides_beside_the_perturbed_tensor(kind):
     """Samples one by one, one perturbation in each run, give what many give together."""
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x) => {RIDERS[kind]}')
+    model = named(
+        parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x) => {RIDERS[kind]}')
+    )
     rng = np.random.default_rng(9)
     shapes = {"w": (6, 6), "v": (6, 4), "m": (3, 3)}
     values = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     values |= {"pair": [2, 3], "axis": [1], "rows": [-1, 3], "back": [-1, 6]}
     read = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(numpy_helper.from_array(np.array(v), n) for n, v in values.items() if n in read)
-    for k, node in enumerate(model.graph.node):
-        node.name = f"n{k}"
     samples = {"x": rng.standard_normal((6, 6)).astype(np.float32)}
     stacked = Case(model, samples, widths=(2, 4), batching=Batching(4, True))
     assert stacked.seen.batching.rides
