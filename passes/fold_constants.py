@@ -34,7 +34,13 @@ class FoldConstants(Pass):
     """
 
     def __call__(self, model: ModelProto) -> ModelProto:
-        return surgeon.edit(model, _fold)
+        return surgeon.edit(model, _fold) if _starts(model) else model
+
+
+def _starts(model: ModelProto) -> bool:
+    """Whether any node that may be computed reads initializers alone, as the first of a chain does."""
+    constants = {"", *(t.name for t in model.graph.initializer)}
+    return any(n.op_type in _ARITHMETIC and constants.issuperset(n.input) for n in model.graph.node)
 
 
 def _fold(graph: Graph) -> None:

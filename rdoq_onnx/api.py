@@ -79,7 +79,7 @@ def measure(
     normal = pipeline.read_normalized(model)[1]
     runtime = Runtime(config.provider, config.threads)
     network, samples = pipeline.network_and_samples(normal, calibration, config, runtime)
-    store = pipeline.store_for(normal, samples, config, curves)
+    store = pipeline.store_for(normal, samples, samples, config, curves)
     return pipeline.measured(network, config, samples, runtime, Progress(), store)
 
 

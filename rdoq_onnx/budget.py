@@ -60,19 +60,27 @@ class Allocation:
         return np.concatenate([*self.layer_bits, np.array(self.activation_bits, np.int64)])
 
     @property
+    def bound(self) -> float:
+        """What no widths within the budgets get under, by the curves."""
+        return self.predicted * (1 - self.gap)
+
+    @property
     def distortions(self) -> NDArray[np.float64]:
         """The predicted δ of each row of the curves at its width."""
         bits = self.bits
         return self.measurement.curves.distortion[np.arange(len(bits)), bits]
 
 
-def allocate_bits(measurement: Measurement, config: Config, weigh: NDArray[np.float64] | None = None) -> Allocation:
+def allocate_bits(
+    measurement: Measurement, config: Config, weigh: NDArray[np.float64] | None = None, bound: float | None = None
+) -> Allocation:
     """The widths of least predicted distortion within the budgets of `config`.
 
-    weigh: what each row of the curves counts when widths are chosen, 1 by default.
+    weigh: what each row of the curves counts when widths are chosen, 1 by default. bound: the `Allocation.bound` of
+    these curves and budgets, which no weights change, where it is known.
     Raises BudgetError if the narrowest widths allowed are over a budget.
     """
-    return _allocate(measurement, config, pinned(measurement, config.pins), weigh)
+    return _allocate(measurement, config, pinned(measurement, config.pins), weigh, bound)
 
 
 def uniform_bits(measurement: Measurement, config: Config, side: Side = "both") -> Allocation | None:
@@ -100,7 +108,7 @@ def uniform_bits(measurement: Measurement, config: Config, side: Side = "both") 
             mask[rows] = False
             mask[rows, chosen] = True
     try:
-        return _allocate(measurement, config, curves.restrict(mask), None)
+        return _allocate(measurement, config, curves.restrict(mask))
     except BudgetError:
         return None
 
@@ -118,7 +126,11 @@ def _one_width(curves: Curves, bits: float) -> NDArray[np.int64] | None:
 
 
 def _allocate(
-    measurement: Measurement, config: Config, curves: Curves, weigh: NDArray[np.float64] | None
+    measurement: Measurement,
+    config: Config,
+    curves: Curves,
+    weigh: NDArray[np.float64] | None = None,
+    bound: float | None = None,
 ) -> Allocation:
     weighed = curves if weigh is None else replace(curves, distortion=curves.distortion * weigh[:, None])
     channels, total = measurement.channels, len(curves.elements)
@@ -128,7 +140,7 @@ def _allocate(
     fusion = channels + np.array([k for k, a in enumerate(activations) if a.fusion], np.int64)
     choice = np.zeros(total, np.int64)
     choice[fusion] = MAX_BITS
-    slack = 0.0
+    least = 0.0  # by the groups' dual bounds
     if config.joint and config.activation_bits is not None:
         groups = [("--bits", np.concatenate([weights, feeding]), config.weight_bits)]
     else:
@@ -146,19 +158,21 @@ def _allocate(
     for option, rows, bits in groups if total else ():
         solution = _solve(option, weighed.take(rows), bits)
         choice[rows] = solution.choice
-        chosen = float(curves.distortion[rows, solution.choice].sum())
-        slack += chosen - (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
+        if bound is None:
+            least += (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
     if config.layer_limit is not None:
         capped = _capped(measurement, config.layer_limit, curves, weighed, choice)
         if capped is not None:
-            return _allocate(measurement, config, capped, weigh)
+            return _allocate(measurement, config, capped, weigh, bound)
     predicted = float(curves.distortion[np.arange(total), choice].sum())
+    if bound is None:
+        bound = least + float(curves.distortion[fusion, MAX_BITS].sum())
     return Allocation(
         measurement,
         tuple(measurement.per_layer(choice)),
         tuple(int(b) for b in choice[channels:]),
         predicted,
-        max(slack, 0.0) / max(predicted, 1e-300),
+        max(predicted - bound, 0.0) / max(predicted, 1e-300),
         widths(measurement.network.weight_only, config.pins),
     )
 

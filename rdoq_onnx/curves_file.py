@@ -25,7 +25,7 @@ from rdoq_onnx.progress import Advance, Progress, Unfinished
 from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
-VERSION = 3
+VERSION = 4
 _SHARE = 20  # parts of the time of which writing what is unfinished may take one
 _PAUSE = 10.0  # seconds between two of these writes, at least
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -24,9 +23,9 @@ class Workers:
     pool: ThreadPoolExecutor
     threads: int
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """`function` of each item, in order."""
-        return list(self.pool.map(function, items))
+    def map(self, function: Callable[..., R], *items: Iterable[Any]) -> list[R]:
+        """`function` of each item, or of the first ones of several `items`, the second ones and so on, in order."""
+        return list(self.pool.map(function, *items))
 
 
 @contextmanager

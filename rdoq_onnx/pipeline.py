@@ -117,7 +117,7 @@ class Job:
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
         seen, held_out = samples.split(1 - HELD_OUT, config.seed)
         source = str(model) if not isinstance(model, onnx.ModelProto) else ""
-        store = store_for(normal, seen, config, curves)
+        store = store_for(normal, samples, seen, config, curves)
         return cls(source, original, reference, normal, samples, seen, held_out, runtime, store, progress)
 
     def result(self, config: Config, *, additivity: bool = False) -> Result:
@@ -188,11 +188,17 @@ def run(
     return Job.of(model, calibration, config, progress, curves).result(config)
 
 
-def store_for(model: onnx.ModelProto, samples: Samples, config: Config, curves: str | Path | None) -> Store:
-    """What was measured of the normalized `model` on `samples`, in the file `curves` if there is one."""
+def store_for(
+    model: onnx.ModelProto, samples: Samples, seen: Samples, config: Config, curves: str | Path | None
+) -> Store:
+    """What was measured of the normalized `model` on `seen`, in the file `curves` if there is one.
+
+    seen: `samples` but for those that the settings' seed holds out, if any.
+    """
     if curves is None:
         return Store()
-    return Store.open(curves, Binding.of(model, samples.digest, config.measuring()))
+    data = f"{samples.digest}, {len(seen)} of {len(samples)}"
+    return Store.open(curves, Binding.of(model, data, config.measuring()))
 
 
 def check_storage(config: Config, runtime: Runtime) -> None:

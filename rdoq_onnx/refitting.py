@@ -15,19 +15,22 @@ is wrong with them is not noise any more, are better left alone, but for those t
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.curves_file import Steps
-from rdoq_onnx.emission import bias_shift, chosen_weights, mixed, quantized_model
+from rdoq_onnx.emission import bias_shift, chosen_weights, mixed
 from rdoq_onnx.graph import Graph
 from rdoq_onnx.linear import Linear
 from rdoq_onnx.observation import with_outputs
+from rdoq_onnx.parallel import Workers
 from rdoq_onnx.quantizer import WeightCodes, stored
 from rdoq_onnx.runtime import Feeds, Runtime
 from rdoq_onnx.samples import Samples
@@ -45,11 +48,18 @@ Float = NDArray[np.float64]
 
 
 def refitted(
-    allocation: Allocation, chosen: Sequence[int], samples: Samples, runtime: Runtime, known: Steps | None = None
+    allocation: Allocation,
+    emitted: onnx.ModelProto,
+    chosen: Sequence[int],
+    samples: Samples,
+    runtime: Runtime,
+    workers: Workers,
+    known: Steps | None = None,
 ) -> Allocation:
     """`allocation` with the layers `chosen` (indices, see `fitted_layers`) fitted on `samples`: scales and biases.
 
-    known: keeps what the float network gives, up to 128 MB, for other allocations of the same measurement and layers.
+    emitted: the `quantized_model` of `allocation`. known: keeps what the float network gives, up to 128 MB, for other
+    allocations of the same measurement and layers.
     """
     measurement = allocation.measurement
     network = measurement.network
@@ -64,7 +74,7 @@ def refitted(
         return _targets(network, [layer for _, layer in layers], batches, positions, runtime)
 
     targets = wanted() if known is None else known.once("layers fitted, in float", wanted)
-    weights, emitted = chosen_weights(allocation), quantized_model(allocation)
+    weights, counts = chosen_weights(allocation), [count for count, _ in batches]
     made = {n.name: n.output[0] for n in emitted.graph.node}
     ends = {made[layer.uses[0].node]: k for k, layer in layers}
     codes, offsets = list(measurement.codes), list(measurement.offsets)
@@ -73,14 +83,14 @@ def refitted(
         layer, _, shift = weights[k]
         # The Add behind a MatMul has the shift, so its z' does not.
         added = shift if layer.linear.op_type == "MatMul" else np.zeros_like(shift)
-        found = [_rows(layer.linear, v, count, positions) for v, (count, _) in zip(values, batches, strict=True)]
-        gain, rest = _line(targets[layer.name], np.concatenate(found, axis=1) + added[:, None].astype(np.float32))
+        found = workers.map(partial(_rows, layer.linear, positions), values, counts)
+        z = np.concatenate(found, axis=1) + added[:, None].astype(np.float32)
+        gain, rest = _lines(targets[layer.name], z, workers)
         codes[k] = {b: WeightCodes(c.integers, stored(c.scales * gain).astype(np.float32)) for b, c in codes[k].items()}
         bias, weight = _constants(network, layer)
         change = mixed(codes[k], allocation.layer_bits[k]).values - layer.linear.rows(weight)
         offsets[k] = gain * (bias + shift) + rest - bias - bias_shift(layer, change, measurement.means[k])
-        for n, (count, _) in enumerate(batches):
-            values[n] = _moved(layer.linear, values[n], count, gain, gain * added + rest - added)
+        values[:] = workers.map(partial(_moved, layer.linear, gain, gain * added + rest - added), values, counts)
     return replace(allocation, measurement=replace(measurement, codes=tuple(codes), offsets=tuple(offsets)))
 
 
@@ -122,11 +132,11 @@ def _targets(
     found: dict[str, list[Array]] = {layer.name: [] for layer in layers}
     for count, feeds in batches:
         for layer, z in zip(layers, session.run(feeds), strict=True):
-            found[layer.name].append(_rows(layer.linear, z, count, positions))
+            found[layer.name].append(_rows(layer.linear, positions, z, count))
     return {name: np.concatenate(rows, axis=1) for name, rows in found.items()}
 
 
-def _rows(linear: Linear, z: Array, samples: int, positions: int) -> Array:
+def _rows(linear: Linear, positions: int, z: Array, samples: int) -> Array:
     """A layer's output at about so many positions of each sample, [channels, points]."""
     blocks = linear.outputs(z, samples)
     every = blocks.shape[-1] // positions | 1  # odd, so as not to walk down one column of an image
@@ -134,7 +144,7 @@ def _rows(linear: Linear, z: Array, samples: int, positions: int) -> Array:
     return picked.reshape(linear.channels, -1)
 
 
-def _moved(linear: Linear, z: Array, samples: int, gain: Float, rest: Float) -> Array:
+def _moved(linear: Linear, gain: Float, rest: Float, z: Array, samples: int) -> Array:
     """gain z + rest for each channel; `z` may be overwritten, since large arrays take longer to get than to fill."""
     blocks = linear.outputs(z, samples)
     gain, rest = (v.astype(z.dtype).reshape(*blocks.shape[1:3], 1) for v in (gain, rest))
@@ -143,8 +153,15 @@ def _moved(linear: Linear, z: Array, samples: int, gain: Float, rest: Float) -> 
     return linear.refold(blocks, z.shape)
 
 
+def _lines(target: Array, found: Array, workers: Workers) -> tuple[Float, Float]:
+    """(α, β) of each channel, [channels, points] both, some channels on each thread."""
+    lines = workers.map(_line, *(np.array_split(v, workers.threads) for v in (target, found)))
+    gains, rests = zip(*lines, strict=True)
+    return np.concatenate(gains), np.concatenate(rests)
+
+
 def _line(target: Array, found: Array) -> tuple[Float, Float]:
-    """(α, β) of each channel, [channels, points] both; α is 1 where the channel hardly varies."""
+    """(α, β) of each channel; α is 1 where the channel hardly varies."""
     off = found - target
     off = np.abs(off - np.median(off, axis=1, keepdims=True))
     kept = (off <= _OUTLIERS * off.mean(axis=1, keepdims=True)).astype(np.float32)

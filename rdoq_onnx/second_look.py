@@ -116,16 +116,16 @@ class Judge:
     def of(cls, model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, size: int) -> "Judge":
         return cls(samples, size, float_outputs(model, samples, metric, runtime, size), metric, runtime)
 
-    def errors(self, allocation: Allocation) -> NDArray[np.float64]:
-        """What each sample adds to δ of the emitted model, [samples]."""
-        session = self.runtime.session(with_outputs(quantized_model(allocation), self.metric.outputs), "all")
+    def errors(self, model: onnx.ModelProto) -> NDArray[np.float64]:
+        """What each sample adds to δ of a quantized model, [samples]."""
+        session = self.runtime.session(with_outputs(model, self.metric.outputs), "all")
         batches = zip(self.samples.counted_batches(self.size), self.targets, strict=True)
         found = [self.metric.errors(session.run(x, self.metric.outputs), target, n) for (n, x), target in batches]
         return np.concatenate(found)
 
     def distortion(self, allocation: Allocation) -> float:
         """δ of the emitted model."""
-        return float(self.errors(allocation).mean())
+        return float(self.errors(quantized_model(allocation)).mean())
 
 
 def float_outputs(
@@ -163,20 +163,21 @@ def second_look(
     uniform = uniform_bits(look.allocation.measurement, config)
     if uniform is not None:
         look.step("uniform", uniform)
-    before = look.allocation
+    before, model = look.allocation, look.model
     for share in plan.fits:
         kept = known if len(plan.fits) == 1 else None
-        look.step("re-fit", refitted(before, fitted_layers(before, share), fitting, runtime, kept))
+        look.step("re-fit", refitted(before, model, fitted_layers(before, share), fitting, runtime, workers, kept))
     for k in fitted_layers(before, 1.0)[: plan.alone]:
-        look.step("re-fit", refitted(look.allocation, [k], fitting, runtime))
+        look.step("re-fit", refitted(look.allocation, look.model, [k], fitting, runtime, workers))
     return look.allocation, look.steps
 
 
 class _Look:
-    """The best allocation so far, with its distortion."""
+    """The best allocation so far, with what it becomes and the distortion of that."""
 
     def __init__(self, allocation: Allocation, judge: Judge, advance: Advance) -> None:
-        self.allocation, self._errors = allocation, judge.errors(allocation)
+        self.allocation, self.model = allocation, quantized_model(allocation)
+        self._errors = judge.errors(self.model)
         self._judge, self._advance = judge, advance
         self._steps: dict[str, Step] = {}
         advance(1)
@@ -191,12 +192,13 @@ class _Look:
 
     def step(self, name: str, trial: Allocation, sure: float = 0.0) -> bool:
         """Keep `trial` if it lowers the distortion, by `sure` standard errors."""
-        before, errors = self.distortion, self._judge.errors(trial)
+        model = quantized_model(trial)
+        before, errors = self.distortion, self._judge.errors(model)
         self._advance(1)
         found, gains = float(errors.mean()), self._errors - errors
         better = found < _ENOUGH * before and before - found >= sure * gains.std() / len(gains) ** 0.5
         if better:
-            self.allocation, self._errors = trial, errors
+            self.allocation, self.model, self._errors = trial, model, errors
         first = self._steps.get(name, Step(name, before, before, found))
         self._steps[name] = replace(first, after=self.distortion, tried=found)
         return better
@@ -212,7 +214,7 @@ class _Look:
                 for factor in _WEIGHS:
                     tried = weigh.copy()
                     tried[rows] *= factor
-                    trial = allocate_bits(measurement, config, tried)
+                    trial = allocate_bits(measurement, config, tried, self.allocation.bound)
                     if not _same(trial, self.allocation) and self.step("swaps", trial, _SURE):
                         weigh, improved, idle = tried, True, 0
                         break

@@ -9,6 +9,7 @@ from rdoq_onnx import pipeline
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.budget import allocate_bits, uniform_bits
 from rdoq_onnx.config import Config
+from rdoq_onnx.emission import quantized_model
 from rdoq_onnx.measurement import split
 from rdoq_onnx.measuring import measure_network
 from rdoq_onnx.parallel import workers
@@ -39,6 +40,11 @@ class Digits:
         plan = self.plan(config.effort)
         with workers(2) as pool:
             return second_look(allocation, config, plan, self.judge, self.fitting, self.measuring, pool, advance)
+
+
+    def refitted(self, allocation, chosen):
+        with workers(2) as pool:
+            return refitted(allocation, quantized_model(allocation), chosen, self.fitting, RUNTIME, pool)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +120,8 @@ def test_a_network_of_much_work_gets_fewer_swaps(digits):
 def test_lines_that_were_fitted_fit(digits):
     """Fitted once, gains are 1 and the rest 0: fitting again on the same samples changes little."""
     every = fitted_layers(digits.allocation, 1.0)
-    once = refitted(digits.allocation, every, digits.fitting, RUNTIME)
-    twice = refitted(once, every, digits.fitting, RUNTIME)
+    once = digits.refitted(digits.allocation, every)
+    twice = digits.refitted(once, every)
     first, second, third = (
         next(iter(a.measurement.codes[3].values())).scales for a in (digits.allocation, once, twice)
     )
@@ -130,7 +136,7 @@ def test_lines_that_were_fitted_fit(digits):
 def test_the_first_layers_and_the_last_are_fitted(digits):
     def fitted(share):
         chosen = fitted_layers(digits.allocation, share)
-        offsets = refitted(digits.allocation, chosen, digits.fitting, RUNTIME).measurement.offsets
+        offsets = digits.refitted(digits.allocation, chosen).measurement.offsets
         return [k for k, offset in enumerate(offsets) if offset is not None]
 
     count = len(digits.allocation.layer_bits)
