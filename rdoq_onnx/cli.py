@@ -1,5 +1,6 @@
 """The command line: arguments -> Config -> pipeline; exit codes. With terminal.py, what prints."""
 
+import gc
 import importlib.util
 import os
 import shlex
@@ -137,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         _heed_interrupts()
+        gc.freeze()  # what was imported lives as long as the process: not worth a look at each collection
     try:
         with warnings.catch_warnings():
             # What overflows is refused by the name of its tensor; numpy's word on it would be a line more.

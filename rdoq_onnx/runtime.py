@@ -8,7 +8,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -179,14 +179,20 @@ class Runtime:
 
     def optimized(self, model: onnx.ModelProto, level: Level = "basic") -> onnx.ModelProto:
         """The graph that ONNX Runtime makes of `model` at an optimization level; no device leaves its marks on it."""
+        return replace(self, provider="cpu").traced(model, level)[1]
+
+    def traced(self, model: onnx.ModelProto, level: Level = "basic") -> tuple[Session, onnx.ModelProto]:
+        """`session` and `optimized` at once, which on the CPU costs what one of them does."""
+        if self.device != "cpu":
+            return self.session(model, level), self.optimized(model, level)
         with tempfile.TemporaryDirectory() as folder:
             options = self._options(level)
             options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
             try:
-                self._load(model, options, [_CPU])
-            except ModelError as error:  # loaded before, most likely
+                session = self._load(model, options, [_CPU])
+            except ModelError as error:  # loaded at another level before, most likely
                 raise ModelError(f"{error}; if {tempfile.gettempdir()} is full, set TMPDIR") from error
-            return onnx.load(options.optimized_model_filepath)
+            return session, onnx.load(options.optimized_model_filepath)
 
     def _options(self, level: Level) -> "ort.SessionOptions":
         options = ort.SessionOptions()
@@ -194,6 +200,8 @@ class Runtime:
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
         ours = cores()
         options.intra_op_num_threads = self.threads or (ours if ours < (os.cpu_count() or 1) else 0)
+        # Threads that wait for the next run by spinning would take the cores from numpy, which comes between two runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
     def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions", providers: Sequence[str]) -> Session:

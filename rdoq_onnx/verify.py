@@ -78,7 +78,7 @@ def verify_model(
     outputs = [o.name for o in original.graph.output]
     shown = DEFAULT if target.saturates else BASIC
     try:
-        runs = _runs(quantized, runtime)
+        runs, optimized = _runs(quantized, runtime)
         if target.name == "openvino":
             runs |= _in_openvino(quantized, runtime.threads)
         # Outputs more than the model has may change how it is fused.
@@ -93,7 +93,6 @@ def verify_model(
             named = dict(zip(outputs, values[shown], strict=True))
             ends = found.run(feeds) if found is not None else [named[n] for n in metric.outputs]
             measured += float(metric.errors(ends, aimed, count).sum())
-        optimized = runtime.optimized(quantized, "all")
     except ModelError as error:
         mend = f"; {'.'.join(map(str, COMPLETE))} runs all that is emitted" if runtime.version < COMPLETE else ""
         raise VerificationError(f"the emitted model does not run: {error}{mend}") from error
@@ -178,13 +177,16 @@ def _judge(found: Verification, min_sqnr: float | None) -> None:
         )
 
 
-def _runs(model: onnx.ModelProto, runtime: Runtime) -> dict[str, Run]:
-    """How `model` runs at the levels of ONNX Runtime, with all threads and with one, by what these are called."""
-    runs: dict[str, Run] = {}
-    for threads, suffix in ((runtime.threads, ""), (1, " with one thread")):
-        for where, level in _LEVELS.items():
-            runs[where + suffix] = replace(runtime, threads=threads).session(model, level).run
-    return runs
+def _runs(model: onnx.ModelProto, runtime: Runtime) -> tuple[dict[str, Run], onnx.ModelProto]:
+    """How `model` runs at the levels of ONNX Runtime, with all threads and with one, by what these are called.
+
+    Also returns the graph that the default level makes of it.
+    """
+    basic = runtime.session(model, _LEVELS[BASIC])
+    default, optimized = runtime.traced(model, _LEVELS[DEFAULT])
+    single, sessions = replace(runtime, threads=1), {BASIC: basic, DEFAULT: default}
+    sessions |= {f"{where} with one thread": single.session(model, level) for where, level in _LEVELS.items()}
+    return {where: session.run for where, session in sessions.items()}, optimized
 
 
 def _in_openvino(model: onnx.ModelProto, threads: int) -> dict[str, Run]:
