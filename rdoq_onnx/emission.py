@@ -98,14 +98,19 @@ def quantized_model(allocation: Allocation) -> onnx.ModelProto:
 
 
 def emit_model(
-    allocation: Allocation, settings: Mapping[str, object], storage: Storage | None = None, keep_channels: bool = False
+    allocation: Allocation,
+    settings: Mapping[str, object],
+    storage: Storage | None = None,
+    keep_channels: bool = False,
+    plain: onnx.ModelProto | None = None,
 ) -> Emission:
     """The file of `allocation`: channels of 0 bits folded away, weights stored as `storage` says.
 
     settings: what metadata_props shall tell of how the file was made. storage: None for the target's default.
+    plain: the `quantized_model` of `allocation`, where it is at hand; it may be altered.
     """
     network = allocation.measurement.network
-    plain = quantized_model(allocation)
+    plain = quantized_model(allocation) if plain is None else plain
     storage = storage or network.target.storages[0]
     removal = None if keep_channels else removable(plain, _MULTIPLE)
     model = run_passes([RemoveChannels(removal)] if removal is not None and removal.outputs else [], plain)

@@ -13,7 +13,7 @@ from rdoq_onnx.budget import Allocation, allocate_bits
 from rdoq_onnx.calibration import load_samples, synthetic
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves_file import Binding, Steps, Store
-from rdoq_onnx.emission import emit_model
+from rdoq_onnx.emission import emit_model, quantized_model
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.measurement import Measurement, judging, restored, split, stored_fields
 from rdoq_onnx.measuring import measure_network, regime
@@ -33,7 +33,7 @@ from rdoq_onnx.report import Report, make_report
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples, input_specs
 from rdoq_onnx.search import Goal, fewest_bits
-from rdoq_onnx.second_look import Judge, Plan, Step, float_outputs, second_look
+from rdoq_onnx.second_look import Judge, Looked, Plan, float_outputs, second_look
 from rdoq_onnx.targets import CASTS_INT4, COMPLETE, TARGETS
 from rdoq_onnx.ties import runs, tie
 from rdoq_onnx.untrusted import check_model, check_sizes
@@ -142,13 +142,12 @@ class Job:
         if config.sqnr is None and config.top1_agreement is None:
             with progress.step("allocate"):
                 allocation = allocate_bits(measurement, config)
-            allocation, steps = looked_at(allocation, config, seen, runtime, known)
+            looked = looked_at(allocation, config, seen, runtime, known)
         else:
             batch = measurement.observation.batching.size
             goal = Goal.of(config, self.reference, self.held_out, batch, runtime)
-            allocation, steps = fewest_bits(
-                measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, known)
-            )
+            looked = fewest_bits(measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, known))
+        allocation, steps = looked.allocation, looked.steps
         if allocation.layer_bits:
             average = allocation.weight_average
             progress.note(f"{average:.2f} bits a weight, distortion {allocation.predicted:.4g} predicted")
@@ -156,7 +155,8 @@ class Job:
             progress.note(f"second look: distortion {steps[0].before:.4g} -> {steps[-1].after:.4g} measured")
         alone = measured_alone(allocation, measurement, self.held_out, runtime, progress) if additivity else None
         with progress.step("emit"):
-            emission = emit_model(allocation, settings(config, self.samples), config.storage, config.keep_channels)
+            told = settings(config, self.samples)
+            emission = emit_model(allocation, told, config.storage, config.keep_channels, looked.model)
         check_size(emission.model, config.max_bytes)
         with progress.step("verify"):
             floats = self._floats(measurement, known)
@@ -254,10 +254,10 @@ def looked_at(
     samples: Samples,
     runtime: Runtime,
     known: Steps,
-) -> tuple[Allocation, tuple[Step, ...]]:
+) -> Looked:
     """The allocation after the second look, judged on the samples that rounding was not fitted to."""
     if not allocation.layer_bits:
-        return allocation, ()
+        return Looked(allocation, quantized_model(allocation))
     fitting, measuring = split(samples, config)
     observation = allocation.measurement.observation
     reference = allocation.measurement.aimed.model

@@ -21,14 +21,13 @@ from rdoq_onnx.frontier import with_budget
 from rdoq_onnx.measurement import Measurement
 from rdoq_onnx.runtime import Runtime
 from rdoq_onnx.samples import Samples
-from rdoq_onnx.second_look import Step
+from rdoq_onnx.second_look import Looked
 
 STEP = 1 / 16  # bits between budgets that are tried
 _LOOKS = 4  # second looks that are taken, at most
 _BIT_DB = 6.0  # what a bit is worth
 
-Look = Callable[[Allocation, Config], tuple[Allocation, tuple[Step, ...]]]
-Found = tuple[Allocation, tuple[Step, ...]]
+Look = Callable[[Allocation, Config], Looked]
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Goal:
         return found
 
 
-def fewest_bits(measurement: Measurement, config: Config, goal: Goal, look: Look) -> Found:
+def fewest_bits(measurement: Measurement, config: Config, goal: Goal, look: Look) -> Looked:
     """The allocation of fewest bits that reaches `goal`, up to the bits of `config`.
 
     Raises BudgetError if none does.
@@ -107,16 +106,16 @@ def fewest_bits(measurement: Measurement, config: Config, goal: Goal, look: Look
 
 def _looked(
     goal: Goal, look: Look, config: Config, first: int, at: Callable[[int], tuple[Allocation | None, float]]
-) -> Found:
+) -> Looked:
     """Second looks from the budget `first` downwards; without one where it does not help."""
-    best: Found | None = None
+    best: Looked | None = None
     step, found = first, at(first)[1]
     for _ in range(_LOOKS):
         allocation = at(step)[0]
         if allocation is None:
             break
         looked = look(allocation, with_budget(config, config.moved, step * STEP))
-        reached = goal.reached(quantized_model(looked[0]))
+        reached = goal.reached(looked.model)
         found = max(found, reached)
         if reached < goal.least:
             break
@@ -127,7 +126,7 @@ def _looked(
             break
     plain, value = at(first)
     if best is None and plain is not None and value >= goal.least:
-        best = plain, ()
+        best = Looked(plain, quantized_model(plain))
     if best is None:
         most = f"{first * STEP:g} bits give {found:.2f} {goal.unit} on {goal.samples} samples held back"
         raise BudgetError(f"{goal.option} {goal.least:g} cannot be met: {most}; ask for no more, or for other --widths")

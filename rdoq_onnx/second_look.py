@@ -60,6 +60,15 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """An allocation, its `quantized_model`, and the steps that led to it."""
+
+    allocation: Allocation
+    model: onnx.ModelProto
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
     """How many trials to make, at most.
 
@@ -146,7 +155,7 @@ def second_look(
     workers: Workers,
     advance: Advance,
     known: Steps | None = None,
-) -> tuple[Allocation, tuple[Step, ...]]:
+) -> Looked:
     """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained.
 
     known: keeps what no allocation changes.
@@ -169,7 +178,7 @@ def second_look(
         look.step("re-fit", refitted(before, model, fitted_layers(before, share), fitting, runtime, workers, kept))
     for k in fitted_layers(before, 1.0)[: plan.alone]:
         look.step("re-fit", refitted(look.allocation, look.model, [k], fitting, runtime, workers))
-    return look.allocation, look.steps
+    return Looked(look.allocation, look.model, look.steps)
 
 
 class _Look:

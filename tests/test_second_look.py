@@ -62,7 +62,8 @@ STEPS = {
 @pytest.mark.parametrize("effort", STEPS)
 def test_no_step_makes_it_worse(digits, effort):
     config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
-    found, steps = digits.look(digits.allocation, config)
+    looked = digits.look(digits.allocation, config)
+    found, steps = looked.allocation, looked.steps
     assert [s.name for s in steps] == STEPS[effort]
     distortion = digits.judge.distortion(digits.allocation)
     for step in steps:
@@ -75,7 +76,7 @@ def test_no_step_makes_it_worse(digits, effort):
 
 
 def test_a_default_look_gains(digits):
-    _, steps = digits.look(digits.allocation, CONFIG)
+    steps = digits.look(digits.allocation, CONFIG).steps
     assert steps[-1].after < 0.9 * steps[0].before
 
 
@@ -86,7 +87,8 @@ def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
     bad = allocate_bits(digits.measurement, CONFIG, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 4)
     uniform = uniform_bits(digits.measurement, CONFIG)
     assert digits.judge.distortion(bad) > digits.judge.distortion(uniform)
-    found, steps = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
+    looked = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
+    found, steps = looked.allocation, looked.steps
     assert found.activation_bits == uniform.activation_bits
     assert all((a == b).all() for a, b in zip(found.layer_bits, uniform.layer_bits, strict=True))
     assert steps[-1].after == steps[-1].tried < steps[-1].before
