@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from .curves import BLOCK, MAX_BITS, Curves, hull_slopes
 from .errors import BudgetError
 
-_SORT = 1 << 12  # segments that are sorted rather than split further
+_SORT = 1 << 16  # segments that are sorted rather than split further
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,8 +115,9 @@ def test_against_mixed_integer_programming(problem):
         options={"mip_rel_gap": 1e-6, "time_limit": 1.0},
     )
     assume(result.x is not None)
-    assert solution.bound <= scale * result.fun * (1 + 1e-6)
-    assert solution.distortion >= scale * result.mip_dual_bound * (1 - 1e-6)
+    # HiGHS takes what is within 1e-6 of an integer or a bound for one, each of many times.
+    assert solution.bound <= scale * result.fun * (1 + 1e-5)
+    assert solution.distortion >= scale * result.mip_dual_bound * (1 - 1e-5)
     drop = largest_drop(affordable(curves, budget))
     assert solution.distortion - scale * result.mip_dual_bound <= drop + scale * 1e-5
 
