@@ -24,7 +24,6 @@ from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, VerificationEr
 from rdoq_onnx.options import declared, make_config
 from rdoq_onnx.pipeline import Job, Result
 from rdoq_onnx.progress import Progress
-from rdoq_onnx.terminal import Out, print_frontier, print_summary, shown
 from rdoq_onnx.version import __version__
 
 INTERRUPTED = 130
@@ -76,6 +75,8 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     bits = options.pop("bits")
     configs = {text.strip(): make_config(bits=text.strip(), **options) for text in bits.split(",")}
     if dry_run:
+        from rdoq_onnx.terminal import Out  # here: rich is slow to import, and --quiet does without
+
         out = Out(highlight=False, soft_wrap=True)
         for line in listing.lines(dry_run_of(files.input, files.calibration, next(iter(configs.values())))):
             out.print(line, markup=False)
@@ -83,18 +84,30 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     _check_files(files, [*configs])
     if files.calibration is None:
         _say(quiet, "warning: no --calibration: the samples are synthetic, so widths and figures mean less")
-    with shown(quiet) as progress:
-        results, failures = _run_all(configs, files, typed, progress)
-    if not quiet:
-        out = Out(highlight=False, soft_wrap=True)
-        for bits, result in results.items():
-            print_summary(out, result, files.input, files.at(bits).output, verbose)
-        if len(results) > 1:
-            print_frontier(out, results)
+    if quiet:
+        failures = _run_all(configs, files, typed, Progress())[1]
+    else:
+        failures = _run_shown(configs, files, typed, verbose)
     if failures:
         for bits, error in failures.items():
             _complain(f"--bits {bits}: {error}" if len(configs) > 1 else str(error))
         sys.exit(next(iter(failures.values())).exit_code)
+
+
+def _run_shown(
+    configs: Mapping[str, Config], files: Files, typed: Sequence[str], verbose: bool
+) -> dict[str, RdoqError]:
+    """`_run_all` with its progress and its figures on the terminal; returns the budgets that failed."""
+    from rdoq_onnx.terminal import Out, print_frontier, print_summary, shown  # here: see `command`
+
+    with shown() as progress:
+        results, failures = _run_all(configs, files, typed, progress)
+    out = Out(highlight=False, soft_wrap=True)
+    for bits, result in results.items():
+        print_summary(out, result, files.input, files.at(bits).output, verbose)
+    if len(results) > 1:
+        print_frontier(out, results)
+    return failures
 
 
 def _run_all(

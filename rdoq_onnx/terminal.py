@@ -23,11 +23,9 @@ EVERY = 20.0  # seconds between the lines of a long step
 
 
 @contextmanager
-def shown(quiet: bool) -> Iterator[Progress]:
+def shown() -> Iterator[Progress]:
     """The progress of a run, on standard error."""
-    if quiet:
-        yield Progress()
-    elif not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         yield Lines()
     else:
         bars = Bars(Console(stderr=True))

@@ -1,4 +1,4 @@
-"""How a run is shown: lines in logs, bars on terminals, silence when asked for."""
+"""How a run is shown: lines in logs, bars on terminals, and the silence of a plain Progress."""
 
 import io
 import re
@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 
 from rdoq_onnx import terminal
+from rdoq_onnx.progress import Progress
 from rdoq_onnx.terminal import Bars, Lines, shown
 
 
 def test_lines_tell_the_time_of_each_step(capsys: pytest.CaptureFixture[str]) -> None:
-    with shown(quiet=False) as progress:
+    with shown() as progress:
         with progress.step("observe"):
             pass
         with progress.step("probe", 5) as advance:
@@ -50,8 +51,8 @@ def test_bars_show_steps_and_what_is_known(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with shown(quiet=True) as progress:
-        progress.note("hello")
-        with progress.step("observe"):
-            pass
+    progress = Progress()
+    progress.note("hello")
+    with progress.step("observe"):
+        pass
     assert capsys.readouterr() == ("", "")
