@@ -84,10 +84,7 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     _check_files(files, [*configs])
     if files.calibration is None:
         _say(quiet, "warning: no --calibration: the samples are synthetic, so widths and figures mean less")
-    if quiet:
-        failures = _run_all(configs, files, typed, Progress())[1]
-    else:
-        failures = _run_shown(configs, files, typed, verbose)
+    failures = _run_all(configs, files, typed, Progress())[1] if quiet else _run_shown(configs, files, typed, verbose)
     if failures:
         for bits, error in failures.items():
             _complain(f"--bits {bits}: {error}" if len(configs) > 1 else str(error))
