@@ -108,6 +108,18 @@ def test_more_budget_never_predicts_more_distortion():
     assert found[-1] < found[0]
 
 
+@given(st.integers(0, 99), st.floats(1, 8), st.booleans())
+def test_a_bound_that_is_known_is_not_solved_for(seed, bits, joint):
+    measured = measurement(seed)
+    config = Config(weight_bits=bits, activation_bits=bits, joint=joint)
+    plain = allocate_bits(measured, config)
+    assert plain.bound <= plain.predicted
+    weigh = np.random.default_rng(seed).uniform(0.5, 2, len(measured.curves.elements))
+    found, told = (allocate_bits(measured, config, weigh, bound) for bound in (None, plain.bound))
+    assert told.bits.tolist() == found.bits.tolist()
+    assert told.gap == pytest.approx(found.gap, abs=1e-9)
+
+
 def test_weights_alone():
     table = measurement(1, activation_bits=None)
     allocation = allocate_bits(table, Config(weight_bits=2.5, activation_bits=None))

@@ -159,6 +159,12 @@ def test_a_measurement_of_something_else_is_refused_by_name(files):
     assert (files / "c.curves").read_bytes() == before
 
 
+def test_a_measurement_that_held_no_samples_out_is_refused(files):
+    """A run would verify on what it was fitted to."""
+    api.measure(files / "model.onnx", files / "x.npy", curves=files / "c.curves", effort="fast", threads=1)
+    assert "other samples" in refusal(files)
+
+
 def test_another_version_is_refused(files, monkeypatch):
     Run(files, files / "c.curves", effort="fast")
     monkeypatch.setattr(curves_file, "__version__", "99.0")

@@ -100,6 +100,11 @@ def test_left_alone(kind):
     assert ops(FoldConstants()(model)) == ops(model)
 
 
+def test_a_model_that_computes_nothing_from_constants_is_returned_itself():
+    model = parse(LEFT_ALONE["what is computed from the input"], w2=np.ones((2, 8), np.float32))
+    assert FoldConstants()(model) is model
+
+
 def test_a_chain_longer_than_python_s_stack(ort_run):
     chain = " ".join(f"t{i + 1} = Transpose (t{i})" for i in range(2001))
     model = parse(f"{chain} y = MatMul (x, t2001)", t0=WEIGHT)

@@ -14,7 +14,7 @@ from rdoq_onnx.measurement import split
 from rdoq_onnx.measuring import measure_network
 from rdoq_onnx.parallel import workers
 from rdoq_onnx.progress import Progress
-from rdoq_onnx.refitting import _line, fitted_layers, refitted
+from rdoq_onnx.refitting import _line, _lines, fitted_layers, refitted
 from rdoq_onnx.rerounding import remeasured, rerounded
 from rdoq_onnx.second_look import Judge, Plan, second_look
 from tests.cases import RUNTIME, ignore
@@ -145,6 +145,15 @@ def test_the_first_layers_and_the_last_are_fitted(digits):
     assert fitted(0.0) == [count - 1]
     assert fitted(2 / count) == [0, 1, count - 1]
     assert fitted(1.0) == list(range(count))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_lines_do_not_depend_on_threads(threads):
+    rng = np.random.default_rng(0)
+    target, noise = (rng.standard_normal((5, 300)).astype(np.float32) for _ in range(2))
+    with workers(threads) as pool:
+        found = _lines(target, target + 0.3 * noise, pool)
+    np.testing.assert_array_equal(found, _line(target, target + 0.3 * noise))
 
 
 def test_a_clipped_outlier_draws_no_line_to_itself():
