@@ -151,10 +151,12 @@ def stored(scales: FloatArray) -> NDArray[np.float64]:
 def affine(low: float, high: float, bits: int, symmetric: bool = False) -> Affine:
     """The quantizer of `bits` bits for values from low to high, which clips the others.
 
-    Zero is represented exactly; a range without negative values uses every integer for the positive ones.
+    Zero is represented exactly; a range without negative values uses every integer for the positive ones;
+    one of zero alone is taken as 0 to 1, since with a tiny scale the next layer's bias would not fit into INT32.
     symmetric: signed integers and a zero point of 0; at 8 bits, positive values then have 127 of them.
     """
     low, high = min(low, 0.0), max(high, 0.0)
+    high = 1.0 if low == high else high
     if symmetric:
         least, greatest = (0, min((1 << bits) - 1, 127)) if low == 0 else (-(1 << bits - 1), (1 << bits - 1) - 1)
         reach = max(high / max(greatest, 1), low / least if least else 0.0)

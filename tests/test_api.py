@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper, parser
 
 import rdoq_onnx
 from rdoq_onnx import api
@@ -198,3 +199,16 @@ def test_errors_are_of_one_family_and_misspelt_options_are_refused(
         rdoq_onnx.allocate(measurement, bits=4, pins=(("none_such", 4),))
     with pytest.raises(TypeError, match="sede"):
         rdoq_onnx.quantize(model, {"input": x}, sede=1)
+
+
+def test_a_tensor_that_is_always_zero_spoils_nothing() -> None:
+    """Behind a dead Relu a layer gives its bias, which has to fit into INT32 at the scale of those zeros."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N,3,6,6] x) => (float[N,2,6,6] y)
+        { a = Conv (x, w0, b0) b = Relu (a) c = Conv (b, w1, b1) d = Relu (c) e = Conv (x, w2) f = Add (d, e)
+          g = Relu (f) y = Conv (g, w3) }""")
+    rng = np.random.default_rng(0)
+    shapes = {"w0": (3, 3, 1, 1), "w1": (3, 3, 1, 1), "w2": (3, 3, 1, 1), "w3": (2, 3, 1, 1)}
+    values = {n: rng.standard_normal(s) for n, s in shapes.items()} | {"b0": [-30.0] * 3, "b1": [0.5, 1.0, 2.0]}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.float32), n) for n, v in values.items())
+    x = rng.standard_normal((40, 3, 6, 6)).astype(np.float32)
+    assert rdoq_onnx.quantize(model, {"x": x}, bits=8, effort="fast").report.sqnr_db > 30
