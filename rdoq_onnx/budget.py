@@ -140,7 +140,7 @@ def _allocate(
     fusion = channels + np.array([k for k, a in enumerate(activations) if a.fusion], np.int64)
     choice = np.zeros(total, np.int64)
     choice[fusion] = MAX_BITS
-    least = 0.0  # by the groups' dual bounds
+    dual = float(curves.distortion[fusion, MAX_BITS].sum())  # and the bounds of the groups, below
     if config.joint and config.activation_bits is not None:
         groups = [("--bits", np.concatenate([weights, feeding]), config.weight_bits)]
     else:
@@ -159,20 +159,19 @@ def _allocate(
         solution = _solve(option, weighed.take(rows), bits)
         choice[rows] = solution.choice
         if bound is None:
-            least += (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
+            dual += (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
     if config.layer_limit is not None:
         capped = _capped(measurement, config.layer_limit, curves, weighed, choice)
         if capped is not None:
             return _allocate(measurement, config, capped, weigh, bound)
     predicted = float(curves.distortion[np.arange(total), choice].sum())
-    if bound is None:
-        bound = least + float(curves.distortion[fusion, MAX_BITS].sum())
+    under = dual if bound is None else bound
     return Allocation(
         measurement,
         tuple(measurement.per_layer(choice)),
         tuple(int(b) for b in choice[channels:]),
         predicted,
-        max(predicted - bound, 0.0) / max(predicted, 1e-300),
+        max(predicted - under, 0.0) / max(predicted, 1e-300),
         widths(measurement.network.weight_only, config.pins),
     )
 

@@ -120,6 +120,17 @@ def test_a_bound_that_is_known_is_not_solved_for(seed, bits, joint):
     assert told.gap == pytest.approx(found.gap, abs=1e-9)
 
 
+@pytest.mark.parametrize("weigh", [None, 2.0])
+def test_the_gap_is_that_of_the_same_budget_in_bytes(weigh):
+    measured = measurement(3, widths=tuple(range(2, 8)))  # so that the least bytes are not 0
+    rows = None if weigh is None else np.where(np.arange(len(measured.curves.elements)) < 4, weigh, 1.0)
+    in_bits = allocate_bits(measured, Config(weight_bits=3), rows)
+    in_bytes = allocate_bits(measured, Config(size=18), rows)  # 48 weights
+    assert in_bytes.bits.tolist() == in_bits.bits.tolist()
+    assert in_bytes.gap == pytest.approx(in_bits.gap)
+    assert in_bits.gap > 0
+
+
 def test_weights_alone():
     table = measurement(1, activation_bits=None)
     allocation = allocate_bits(table, Config(weight_bits=2.5, activation_bits=None))
