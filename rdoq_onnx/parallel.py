@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from threadpoolctl import threadpool_limits
 
+T = TypeVar("T")
+S = TypeVar("S")
 R = TypeVar("R")
 
 
@@ -23,8 +25,13 @@ class Workers:
     pool: ThreadPoolExecutor
     threads: int
 
+    @overload
+    def map(self, function: Callable[[T], R], items: Iterable[T], /) -> list[R]: ...
+    @overload
+    def map(self, function: Callable[[T, S], R], items: Iterable[T], others: Iterable[S], /) -> list[R]: ...
+
     def map(self, function: Callable[..., R], *items: Iterable[Any]) -> list[R]:
-        """`function` of each item, or of the first ones of several `items`, the second ones and so on, in order."""
+        """`function` of each item, or of each pair of items of two iterables, in order."""
         return list(self.pool.map(function, *items))
 
 

@@ -155,7 +155,7 @@ def _moved(linear: Linear, gain: Float, rest: Float, z: Array, samples: int) -> 
 
 def _lines(target: Array, found: Array, workers: Workers) -> tuple[Float, Float]:
     """(α, β) of each channel, [channels, points] both, some channels on each thread."""
-    lines = workers.map(_line, *(np.array_split(v, workers.threads) for v in (target, found)))
+    lines = workers.map(_line, np.array_split(target, workers.threads), np.array_split(found, workers.threads))
     gains, rests = zip(*lines, strict=True)
     return np.concatenate(gains), np.concatenate(rests)
 

@@ -91,7 +91,7 @@ class _HostSums(_Sums):
 
     def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
         for done in self._backward.passes(samples, seed, exact=False):
-            workers.map(lambda k, done=done: self._add_layer(k, done), self._kept)
+            workers.map(lambda k, done=done: self._add_layer(k, done), self._kept)  # type: ignore[misc]
             yield done.count
             del done  # or two passes would be in memory while the next one runs
 

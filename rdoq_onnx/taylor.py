@@ -156,8 +156,8 @@ class _HostSums(_Sums):
     def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
         adjoints = self._reverse.adjoints
         for done in self._backward.passes(samples, seed, first=self.samples):
-            workers.map(lambda sums, done=done: sums.add(sums.products(done, adjoints)), self._layers)
-            workers.map(lambda k, done=done: self._add_activation(k, self._rounding(k, done)), self._known)
+            workers.map(lambda sums, done=done: sums.add(sums.products(done, adjoints)), self._layers)  # type: ignore[misc]
+            workers.map(lambda k, done=done: self._add_activation(k, self._rounding(k, done)), self._known)  # type: ignore[misc]
             self.samples += done.count
             yield done.count
             del done  # or two passes would be in memory while the next one runs

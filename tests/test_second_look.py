@@ -41,7 +41,6 @@ class Digits:
         with workers(2) as pool:
             return second_look(allocation, config, plan, self.judge, self.fitting, self.measuring, pool, advance)
 
-
     def refitted(self, allocation, chosen):
         with workers(2) as pool:
             return refitted(allocation, quantized_model(allocation), chosen, self.fitting, RUNTIME, pool)
