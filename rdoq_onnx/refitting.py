@@ -27,7 +27,7 @@ from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.budget import Allocation
 from rdoq_onnx.curves_file import Steps
 from rdoq_onnx.emission import bias_shift, chosen_weights, mixed
-from rdoq_onnx.graph import Graph
+from rdoq_onnx.graph import Graph, attribute
 from rdoq_onnx.linear import Linear
 from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.parallel import Workers
@@ -97,15 +97,19 @@ def refitted(
 def fitted_layers(allocation: Allocation, share: float) -> list[int]:
     """Indices of the layers that can be fitted, of the first `share` of them and the last ones.
 
-    Those are layers of which each output channel has a scale of its own, and which are applied once.
+    Those are layers of which each output channel has a scale of its own, which are applied once, and whose bias is
+    constant: a computed one would have to be scaled, too.
     """
     network = allocation.measurement.network
     last = _last(network, allocation.measurement.observation.metric.outputs)
+    nodes, constants = {n.name: n for n in network.model.graph.node}, {t.name for t in network.model.graph.initializer}
     return [
         k for k, layer in enumerate(network.layers)
         if (k < share * len(network.layers) or layer.name in last)
         and len(layer.uses) == 1
         and layer.linear.op_type != "ConvTranspose"
+        and constants.issuperset(filter(None, nodes[layer.name].input[2:]))
+        and attribute(nodes[layer.name], "beta", 1.0)  # without it the shift is in an Add behind the layer
     ]  # fmt: skip
 
 

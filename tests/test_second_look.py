@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import numpy_helper, parser
 
 from rdoq_onnx import pipeline
 from rdoq_onnx.analysis import analyse
@@ -144,6 +145,26 @@ def test_the_first_layers_and_the_last_are_fitted(digits):
     assert fitted(0.0) == [count - 1]
     assert fitted(2 / count) == [0, 1, count - 1]
     assert fitted(1.0) == list(range(count))
+
+
+def test_a_layer_with_no_constant_bias_to_move_is_not_fitted():
+    """Its bias is computed, or has a beta of 0: what quantization shifts stands in an Add behind it."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 16] x) => (float[N, 16] y) {
+          p = Gemm (x, w) a = Relu (p) s = ReduceMean <axes = [1], keepdims = 1> (x)
+          q = Gemm <beta = 2.0> (a, w_1, s) b = Relu (q) r = Gemm <beta = 0.0> (b, w_2, c) d = Relu (r)
+          y = Gemm (d, w_3, c)
+        }""")
+    rng = np.random.default_rng(0)
+    values = {"w": (16, 16), "w_1": (16, 16), "w_2": (16, 16), "w_3": (16, 16), "c": (16,)}
+    for name, shape in values.items():
+        value = rng.standard_normal(shape).astype(np.float32) / 4
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    config = Config(weight_bits=3, activation_bits=4)
+    result = pipeline.run(model, {"x": rng.standard_normal((128, 16)).astype(np.float32)}, config, Progress())
+    layers = result.allocation.measurement.network.layers
+    assert len(layers) == 4
+    assert [layers[k].name for k in fitted_layers(result.allocation, 1.0)] == [layers[0].name, layers[3].name]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
