@@ -13,7 +13,7 @@ more than a few times the mean deviation it is left out. The last layers of a ne
 is wrong with them is not noise any more, are better left alone, but for those that give its outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -101,21 +101,21 @@ def fitted_layers(allocation: Allocation, share: float) -> list[int]:
     constant: a computed one would have to be scaled, too.
     """
     network = allocation.measurement.network
-    last = _last(network, allocation.measurement.observation.metric.outputs)
-    nodes, constants = {n.name: n for n in network.model.graph.node}, {t.name for t in network.model.graph.initializer}
+    graph = Graph(network.model)
+    nodes, layers = {n.name: n for n in graph.nodes}, {layer.name for layer in network.layers}
+    last = _last(graph, layers, allocation.measurement.observation.metric.outputs)
     return [
         k for k, layer in enumerate(network.layers)
         if (k < share * len(network.layers) or layer.name in last)
         and len(layer.uses) == 1
         and layer.linear.op_type != "ConvTranspose"
-        and constants.issuperset(filter(None, nodes[layer.name].input[2:]))
+        and all(name in graph.initializers for name in nodes[layer.name].input[2:] if name)
         and attribute(nodes[layer.name], "beta", 1.0)  # without it the shift is in an Add behind the layer
     ]  # fmt: skip
 
 
-def _last(network: Network, outputs: Sequence[str]) -> set[str]:
-    """The layers with no other layer between them and an output."""
-    graph, layers = Graph(network.model), {layer.name for layer in network.layers}
+def _last(graph: Graph, layers: Collection[str], outputs: Sequence[str]) -> set[str]:
+    """Those of `layers` with no other one between them and an output."""
     found: set[str] = set()
     seen, pending = set(outputs), list(outputs)
     while pending:
@@ -185,6 +185,5 @@ def _constants(network: Network, layer: Layer) -> tuple[Float, Array]:
     weight = numpy_helper.to_array(tensors[layer.weight])
     if len(node.input) < 3 or node.input[2] not in tensors:
         return np.zeros(layer.linear.channels), weight
-    beta = next((a.f for a in node.attribute if a.name == "beta"), 1.0)
-    bias = beta * numpy_helper.to_array(tensors[node.input[2]]).astype(np.float64)
+    bias = attribute(node, "beta", 1.0) * numpy_helper.to_array(tensors[node.input[2]]).astype(np.float64)
     return np.broadcast_to(bias.reshape(-1), (layer.linear.channels,)), weight
