@@ -136,7 +136,7 @@ class Job:
             self.progress.seconds = shared  # the next budget has a time of its own
 
     def _quantized(self, measurement: Measurement, config: Config, additivity: bool) -> Result:
-        progress, runtime, seen = self.progress, self.runtime, self.seen
+        progress, runtime, seen = self.progress, replace(self.runtime, shared_arena=True), self.seen
         known = Steps(self.store, progress, regime(config))
         goal = None
         if config.sqnr is None and config.top1_agreement is None:

@@ -40,6 +40,7 @@ _CUDA = "CUDAExecutionProvider"
 _CUDA_OPTIONS = {
     "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested",
 }  # fmt: skip
+_ARENA = {"arena_extend_strategy": 1}  # by what is requested, not by powers of two
 _FATAL_ONLY = 4
 _NO_MEMORY = ("Failed to allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -53,10 +54,6 @@ class Tensor:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.handle.shape())
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.handle.tensor_size_in_bytes())
 
     def numpy(self) -> NDArray[Any]:
         """The values in the memory of the host, to be read; on the CPU they are where they were made."""
@@ -121,12 +118,16 @@ class Runtime:
 
     provider: "cpu", "cuda", or "auto" (CUDA where it works, else the CPU).
     threads: threads inside an operator; 0 lets ONNX Runtime choose, which does not see that some cores are not ours.
+    shared_arena: whether sessions on the CPU take their memory from one arena of the process, which keeps it from one
+    session to the next. Where many follow each other, each for a few runs, the system takes longer to provide memory
+    than they take to compute.
 
     Raises ProviderError if ONNX Runtime is not installed.
     """
 
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
+    shared_arena: bool = False
 
     def __post_init__(self) -> None:
         if ort is None:
@@ -202,6 +203,9 @@ class Runtime:
         options.intra_op_num_threads = self.threads or (ours if ours < (os.cpu_count() or 1) else 0)
         # Threads that wait for the next run by spinning would take the cores from numpy, which comes between two runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.shared_arena and self.device == "cpu":
+            _share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
         return options
 
     def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions", providers: Sequence[str]) -> Session:
@@ -211,6 +215,14 @@ class Runtime:
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise _failure("ONNX Runtime refuses the model", error) from error
         return Session(handle, "cuda" if _CUDA in providers else "cpu")
+
+
+@cache
+def _share_arena() -> None:
+    """Make the arena of the host's memory that all sessions of this process may share."""
+    where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    with contextlib.suppress(RuntimeError):  # some releases refuse a second one: who called us may have made the first
+        ort.create_and_register_allocator(where, ort.OrtArenaCfg(_ARENA))
 
 
 @cache
