@@ -167,7 +167,8 @@ def _lines(target: Array, found: Array, workers: Workers) -> tuple[Float, Float]
 def _line(target: Array, found: Array) -> tuple[Float, Float]:
     """(α, β) of each channel; α is 1 where the channel hardly varies."""
     off = found - target
-    off = np.abs(off - np.median(off, axis=1, keepdims=True))
+    middle = off.shape[1] // 2
+    off = np.abs(off - np.partition(off, middle, axis=1)[:, middle, None])  # np.median takes ten times as long
     kept = (off <= _OUTLIERS * off.mean(axis=1, keepdims=True)).astype(np.float32)
     count = np.maximum(kept.sum(axis=1, dtype=np.float64), 1)
     means = [(v * kept).sum(axis=1, dtype=np.float64) / count for v in (target, found)]
