@@ -193,8 +193,6 @@ def _reads(node: NodeProto) -> list[str]:
 def _contributions(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] | None:
     """(input, adjoint) pairs of one node, by our rule or onnx-ad's; None where neither has one."""
     result: Any = NotImplemented
-    if any(a.HasField("g") or a.graphs for a in node.attribute):
-        return None
     grads = masked(tape, node, grads)
     if node.domain in ("", "ai.onnx") and node.op_type in RULES:
         result = RULES[node.op_type](tape, node, grads)
@@ -206,11 +204,12 @@ def _contributions(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str,
 
 def _foreign(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] | None:
     """onnx-ad's reverse of a model that is this node alone, spliced in; its seed axis, of size 1, reshaped away."""
-    wanted = [name for name in dict.fromkeys(node.input) if tape.wants(name)]
+    read = [name for name in _reads(node) if name in tape.shapes]
+    wanted = [name for name in read if tape.wants(name)]
     seeded = {name: grad for name, grad in zip(node.output, grads, strict=True) if grad is not None}
-    names = {name: name for name in (*node.input, *node.output)}
+    names = {name: name for name in (*read, *node.output)}
     try:
-        single = _single_node(tape, node, wanted, list(seeded))
+        single = _single_node(tape, node, read, list(seeded))
         reverse = onnx_ad.reverse(single, wanted, list(seeded), prefix="adj_", dim="nadj", layout="onnx").graph
     except Exception:  # an alpha release meeting any operator whatever: whatever it raises, it has no rule
         return None
@@ -225,21 +224,41 @@ def _foreign(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]]
     for inner in reverse.node:
         if list(inner.output) == list(node.output) and inner.op_type == node.op_type:
             continue  # the node itself, which the forward pass has
-        copied = NodeProto()
-        copied.CopyFrom(inner)
-        copied.input[:] = [names[name] if name else "" for name in inner.input]
-        names.update({name: tape.name(f"adj/{name}") for name in inner.output if name})
-        copied.output[:] = [names[name] if name else "" for name in inner.output]
+        copied = _renamed(tape, inner, names)
         copied.name = copied.output[0]
         tape.nodes.append(copied)
     return [(name, tape.reshape(names[f"adj_{name}"], tape.shapes[name])) for name in wanted]
 
 
+def _renamed(tape: Tape, node: NodeProto, names: dict[str, str]) -> NodeProto:
+    """A copy of `node` that reads what `names` says; its outputs get new names, which are put there.
+
+    So do the tensors within its subgraphs, which may read whatever was there before.
+    """
+    copied = NodeProto()
+    copied.CopyFrom(node)
+    for attribute in copied.attribute:
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            inside = dict(names)
+            for tensor in (*graph.input, *graph.initializer):
+                inside[tensor.name] = tape.name(f"adj/{tensor.name}")
+                tensor.name = inside[tensor.name]
+            nodes = [_renamed(tape, inner, inside) for inner in graph.node]
+            del graph.node[:]
+            graph.node.extend(nodes)
+            for value in graph.output:
+                value.name = inside[value.name]
+    copied.input[:] = [names[name] if name else "" for name in node.input]
+    names.update({name: tape.name(f"adj/{name}") for name in node.output if name})
+    copied.output[:] = [names[name] if name else "" for name in node.output]
+    return copied
+
+
 def _single_node(tape: Tape, node: NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    constants = [tape.constants[name] for name in dict.fromkeys(node.input)
+    constants = [tape.constants[name] for name in inputs
                  if name in tape.constants and np.prod(tape.shapes[name]) <= SMALL]  # fmt: skip
-    folded = {t.name for t in constants} | {""}
-    read = [name for name in dict.fromkeys((*inputs, *node.input)) if name not in folded]
+    folded = {t.name for t in constants}
+    read = [name for name in inputs if name not in folded]
     values = [helper.make_tensor_value_info(n, tape.dtypes[n], tape.shapes[n]) for n in (*read, *outputs)]
     graph = helper.make_graph([node], "node", values[: len(read)], values[len(read) :], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", tape.opset)], ir_version=8)

@@ -1,7 +1,7 @@
 """g = J^T v against central differences, against onnx-ad's own rules, and on real models."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def with_adds(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], dty
             nodes.append(helper.make_node("Add", [name, f"add {name}"], [f"sum {name}"]))
     for node in graph.node:
         nodes.append(node)
-        node.input[:] = [f"sum {name}" if name in shapes else name for name in node.input]
+        read_sums(node, shapes)
         for i, name in enumerate(node.output):
             if name in shapes:
                 node.output[i] = f"raw {name}"
@@ -93,6 +93,13 @@ def with_adds(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], dty
     graph.node.extend(nodes)
     graph.input.extend(helper.make_tensor_value_info(f"add {n}", dtype, s) for n, s in shapes.items())
     return copy
+
+
+def read_sums(node: onnx.NodeProto, names: Collection[str]) -> None:
+    node.input[:] = [f"sum {name}" if name in names else name for name in node.input]
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            read_sums(inner, names)
 
 
 def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -331,20 +338,52 @@ def test_missing_rule_has_a_reason_and_the_rest_works() -> None:
     assert all(grad.any() for grad in grads.values())
 
 
-def test_tensor_read_by_a_subgraph_is_missing() -> None:
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_tensor_that_only_subgraphs_read(taken: bool) -> None:
     model = text_model(
         """g (float[1, 4] x, bool b) => (y) {
-            a = Relu(x)
+            a = Relu(x) c = Sigmoid(a)
             t = If (b) <then_branch = p () => (float[1, 4] u) { u = Neg(a) },
-                        else_branch = q () => (float[1, 4] v) { v = Exp(a) }>
+                        else_branch = q () => (float[1, 4] v) { w = Exp(a) v = Mul(w, c) }>
             y = Tanh(t)
         }""",
         {},
     )
-    result = reverse(model, ["t", "a", "b"], {"x": sample([1, 4]), "b": np.array(True)})
-    assert list(result.adjoints) == ["t"]
-    assert result.missing["a"].startswith("no adjoint rule for operator If")
-    assert result.missing["b"] == "tensor b is not of a float type"
+    feeds = {"x": sample([1, 4]), "b": np.array(taken)}
+    assert reverse(model, ["b"], feeds).missing == {"b": "tensor b is not of a float type"}
+    assert_adjoint(model, ["t", "a", "x"], feeds)
+
+
+def test_a_scan() -> None:
+    model = text_model(
+        """g (float[2, 3] s, float[4, 2, 5] x) => (last, y) {
+            a = Relu(x) b = Tanh(s)
+            last, y = Scan <num_scan_inputs = 1, body = g (float[2, 3] before, float[2, 5] v) =>
+                (float[2, 3] after, float[2, 3] o) {
+                    p = MatMul(v, w) q = Add(p, before) after = Tanh(q) o = Mul(after, p)
+                }> (b, a)
+        }""",
+        {"w": [5, 3]},
+    )  # fmt: skip
+    assert_adjoint(model, ["a", "b", "x", "s"], {"s": sample([2, 3]), "x": sample([4, 2, 5])})
+
+
+def test_recurrent_layers() -> None:
+    """onnx-ad makes each a Scan, with the same names within it."""
+    model = text_model(
+        """g (float[5, 3, 4] x) => (y) <int64[1] axis1 = {1}> {
+            a = Relu(x)
+            b = LSTM <hidden_size = 6> (a, w1, r1, b1) c = Squeeze(b, axis1)
+            d = GRU <hidden_size = 6, linear_before_reset = 1> (c, w2, r2, b2) e = Squeeze(d, axis1)
+            f, last = LSTM <hidden_size = 6> (e, w3, r1, b1) g = Squeeze(f, axis1)
+            y = Add(g, last)
+        }""",
+        {
+            "w1": [1, 24, 4], "r1": [1, 24, 6], "b1": [1, 48], "w2": [1, 18, 6], "r2": [1, 18, 6], "b2": [1, 36],
+            "w3": [1, 24, 6],
+        },
+    )  # fmt: skip
+    assert_adjoint(model, ["a", "c", "e", "x"], {"x": sample([5, 3, 4])})
 
 
 def test_several_outputs_one_of_them_an_integer() -> None:
