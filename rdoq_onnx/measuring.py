@@ -10,6 +10,7 @@ from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.backward import draws
 from rdoq_onnx.batch_sizes import forward_batch, reverse_batch, with_memory
 from rdoq_onnx.candidates import Candidates, make_candidates, widest
+from rdoq_onnx.completion import complete
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves_file import Steps, Store
 from rdoq_onnx.equalization import equalize, exponent_for
@@ -19,7 +20,7 @@ from rdoq_onnx.measurement import Measurement, aimed_at, curves_of, judging, spl
 from rdoq_onnx.moments import collect, passes
 from rdoq_onnx.observation import Observation, observe, targets
 from rdoq_onnx.parallel import Workers, workers
-from rdoq_onnx.probe import Prober, complete, exact
+from rdoq_onnx.probe import Prober, exact
 from rdoq_onnx.progress import Advance, Progress, Unfinished
 from rdoq_onnx.quantizer import Affine, WeightCodes, refined
 from rdoq_onnx.runtime import Runtime
@@ -151,7 +152,8 @@ class _Bench:
         measured = found
         if found.missing:
             prober = self._prober(measuring)
-            measured = self.keep.step("probe", 1, lambda _: complete(found, self.network, candidates, prober))
+            each = sum(self.observation.sizes.values())
+            measured = self.keep.step("probe", 1, lambda _: complete(found, self.network, candidates, prober, each))
         _check_finite(self.network, measured)
         return measured
 

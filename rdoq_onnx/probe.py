@@ -100,6 +100,17 @@ class Prober:
                 total[list(chunk)] += self._errors(suffix, batch, parameters, len(chunk))
         return total / len(self.samples)
 
+    def powers(
+        self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
+    ) -> NDArray[np.float64]:
+        """‖Δz‖² of each channel of `layer` for each of `codes`, of a sample on average; [units, len(codes)]."""
+        deltas, total = self._deltas(layer, codes), np.zeros((layer.linear.channels, len(codes)))
+        for count, tensors in self._prefix.batches([u.data for u in layer.uses]):
+            for _, x in Batch(count, tensors, ()).unfolded(layer, mean):
+                squares = np.stack([np.square(d @ x, dtype=np.float64).sum(axis=(0, -1)) for d in deltas])
+                total += layer.linear.ungrouped(squares[..., None]).sum(axis=-1).T
+        return total / len(self.samples)
+
     def activation(self, activation: Activation, quantizers: Sequence[Affine]) -> NDArray[np.float64]:
         """δ of `activation` under each quantizer, the rest float; [len(quantizers)]."""
         suffix = self._suffix("a", [activation.tensor])
@@ -181,26 +192,6 @@ def exact(
         activations.append(exact_activation(prober, activation, table))
         done()
     return Distortions(tuple(weights), tuple(activations), {})
-
-
-def complete(measured: Distortions, network: Network, candidates: Candidates, prober: Prober) -> Distortions:
-    """`measured` with the curves that it misses measured exactly."""
-    lost = measured.missing
-    weights = tuple(
-        np.stack([prober.layer(layer, codes, mean) for codes in variants])
-        if any(u.output in lost for u in layer.uses)
-        else curve
-        for layer, variants, mean, curve in zip(
-            network.layers, candidates.weights, candidates.means, measured.weights, strict=True
-        )
-    )
-    activations = tuple(
-        exact_activation(prober, a, table) if a.tensor in lost else curves
-        for a, table, curves in zip(
-            network.activations, candidates.activations, measured.activations, strict=True
-        )
-    )
-    return Distortions(weights, activations, lost)
 
 
 def exact_activation(

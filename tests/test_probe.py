@@ -197,3 +197,15 @@ def test_a_scalar_that_decides_which_branch_runs():
     found = case.probe()
     assert (found.weights[0][0][0] > found.weights[0][0][1]).all()
     assert np.isfinite(list(found.activations[0].values())).all()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_powers_are_the_curves_of_a_network_that_is_one_layer(kind):
+    model, samples = network(np.random.default_rng(3), kind)
+    del model.graph.node[1:], model.graph.output[0]
+    model.graph.output[0].name = "z"
+    case = Case(model, samples, widths=(0, 2, 5))
+    (layer,), metric, mean = case.network.layers, case.seen.metric, case.candidates.means[0]
+    codes = case.candidates.weights[0][0]
+    powers = case.prober.powers(layer, codes, mean) * metric.weights[0] ** 2 / metric.elements
+    np.testing.assert_allclose(powers, case.prober.layer(layer, codes, mean), rtol=1e-4, atol=1e-12)

@@ -10,8 +10,8 @@ from scipy.stats import spearmanr
 
 import rdoq_onnx
 from rdoq_onnx.analysis import analyse
+from rdoq_onnx.completion import complete
 from rdoq_onnx.config import Config
-from rdoq_onnx.probe import complete
 from rdoq_onnx.quantizer import affine_candidates
 from rdoq_onnx.staircases import Staircases
 from tests.cases import Case
@@ -93,12 +93,39 @@ def test_what_has_no_adjoint_is_probed_and_said():
     measured = case.taylor()
     assert set(measured.missing) == {"a", "t", "x"}
     assert all("Pad" in reason for reason in measured.missing.values())
-    completed, true = complete(measured, case.network, case.candidates, case.prober), case.probe()
+    completed, true = complete(measured, case.network, case.candidates, case.prober, 30), case.probe()
     np.testing.assert_allclose(completed.weights[0], true.weights[0])  # probed
     np.testing.assert_array_equal(completed.weights[1], measured.weights[1])  # as it was
     result = rdoq_onnx.quantize(model, samples, bits=6, provider="cpu")
     assert set(result.report.probed) == {"a", "t", "x"}
     assert result.report.sqnr_db > 15
+
+
+@pytest.mark.parametrize("work", [400, 0], ids=["each channel at one width", "each layer at one width"])
+def test_what_is_too_much_to_probe_is_scaled_from_fewer_runs(work):
+    """Here the second of 16 channels counts 100 times what the others do, which runs of whole layers cannot tell."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3, 8, 8] x) => (float[N, 5] y)
+    <int64[8] pads = {0, 0, 1, 1, 0, 0, 1, 1}>
+    { a = Conv (x, w) t = Tanh (a) b = Pad <mode = "edge"> (t, pads) c = Flatten (b) y = MatMul (c, v) }""")
+    rng = np.random.default_rng(2)
+    v = rng.standard_normal((16, 8, 8, 5), np.float32)
+    v[1] *= 10
+    arrays = {"w": rng.standard_normal((16, 3, 3, 3), np.float32) / 3, "v": v.reshape(-1, 5)}
+    model.graph.initializer.extend(numpy_helper.from_array(a, k) for k, a in arrays.items())
+    case = Case(model, {"x": rng.standard_normal((24, 3, 8, 8), np.float32)})
+    measured, true = case.taylor(), case.probe()
+    found = complete(measured, case.network, case.candidates, case.prober, 1, work)
+    fine = slice(3, None)  # widths at which first order holds
+    ours, theirs = found.weights[0][0][:, fine], true.weights[0][0][:, fine]
+    np.testing.assert_array_equal(found.weights[1], measured.weights[1])  # as it was
+    if work:  # what each channel counts for is known
+        assert spearmanr(ours, theirs, axis=None).statistic > 0.97
+        assert np.median(ours / theirs) == pytest.approx(1, abs=0.1)
+    else:
+        others = np.arange(16) != 1
+        assert spearmanr(ours[others], theirs[others], axis=None).statistic > 0.95
+        assert ours.sum(axis=0) == pytest.approx(theirs.sum(axis=0), rel=0.5)
 
 
 POOLED = """<ir_version: 8, opset_import: ["": 17]>

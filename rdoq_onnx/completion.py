@@ -1,0 +1,82 @@
+"""Curves of what has no adjoint: exact (Eq. 7 and 8) as far as that is not too much work, else near that.
+
+A layer's channels at all widths are many runs of what lies behind it. Where they are too many, each channel is measured
+at one width alone, on as many samples as the work allows, and
+
+    δ_j(b) = E‖Δz_j(b)‖² · δ_j(b₀) / E‖Δz_j(b₀)‖²
+
+which is first order in the channel's error and as exact as a run in what the network makes of it. Where even that is
+too much, what the network makes of the whole layer's error stands for each of its channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis import Layer, Network
+from rdoq_onnx.candidates import Candidates
+from rdoq_onnx.probe import Prober, exact_activation
+from rdoq_onnx.quantizer import WeightCodes
+from rdoq_onnx.taylor import Distortions
+
+_WORK = 3 * 10**10  # elements that each kind of runs may compute: less than a minute of convolutions
+_LEAST = 4  # samples for an activation, whatever the work
+_WIDTH = 4  # b₀, or what is nearest to it of the widths there are
+
+Float = NDArray[np.float64]
+
+
+def complete(
+    measured: Distortions, network: Network, candidates: Candidates, prober: Prober, each: int, work: int = _WORK
+) -> Distortions:
+    """`measured` with the curves that it misses.
+
+    each: elements that a run of one sample computes, of all tensors. work: how many all runs may compute.
+    """
+    lost, affordable = measured.missing, work // each
+    missing = [any(u.output in lost for u in layer.uses) for layer in network.layers]
+    parts = list(zip(network.layers, candidates.weights, candidates.means, measured.weights, missing, strict=True))
+    channels = sum(layer.linear.channels for layer, *_, gone in parts if gone)
+    pairs = sum(curve.size for *_, curve, gone in parts if gone)
+    quantizers = [
+        sum(map(len, table.values())) if a.tensor in lost else 0
+        for a, table in zip(network.activations, candidates.activations, strict=True)
+    ]
+    count = len(prober.samples)
+    all_fit = (pairs + sum(quantizers)) * count <= affordable
+    few = min(count, affordable // max(channels, 1))
+    alone = replace(prober, samples=prober.samples.some(few)) if few else None
+    weights = tuple(
+        curve if not gone
+        else np.stack([prober.layer(layer, codes, mean) for codes in variants]) if all_fit
+        else _scaled(layer, variants, mean, candidates.widths, prober, alone)
+        for layer, variants, mean, curve, gone in parts
+    )  # fmt: skip
+    some = prober if all_fit else replace(
+        prober, samples=prober.samples.some(min(count, max(_LEAST, affordable // max(sum(quantizers), 1))))
+    )  # fmt: skip
+    activations = tuple(
+        exact_activation(some, a, table) if a.tensor in lost else curves
+        for a, table, curves in zip(network.activations, candidates.activations, measured.activations, strict=True)
+    )
+    return Distortions(weights, activations, lost)
+
+
+def _scaled(
+    layer: Layer, variants: Sequence[Sequence[WeightCodes]], mean: Float, widths: Sequence[int], prober: Prober,
+    alone: Prober | None,
+) -> Float:  # fmt: skip
+    """δ from the power of Δz, [variants, units, widths].
+
+    alone: measures each channel by itself, at one width; None where the layer is measured as a whole.
+    """
+    known = [variants[0][int(np.argmin(np.abs(np.asarray(widths) - _WIDTH)))]]
+    if alone is None:
+        gain = prober.whole_layer(layer, known, mean) / np.maximum(prober.powers(layer, known, mean).sum(), 1e-300)
+    else:
+        power, found = alone.powers(layer, known, mean), alone.layer(layer, known, mean)
+        moved = power > 0  # a channel that b₀ bits hold exactly takes the mean of the others
+        gain = np.where(moved, found / np.where(moved, power, 1.0), found.sum() / max(power.sum(), 1e-300))
+    return np.stack([gain * prober.powers(layer, codes, mean) for codes in variants])
