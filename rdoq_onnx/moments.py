@@ -1,6 +1,7 @@
 """First and second moments of every layer's input over samples: what error-compensated rounding needs.
 
-Sums run over samples and positions, batch by batch; memory is set by the layers, not by the number of samples.
+Sums run over samples and positions, batch by batch; memory is set by the layers, not by the number of samples. On the
+host some positions stand for all, where there are so many that the others tell little more.
 
 A layer behind a global pool sees one vector a sample, too few for its many inputs. The positions before the pool vary
 alike, and there are many more of them: N samples of K inputs give N parts of their own covariance and K parts of that.
@@ -31,6 +32,8 @@ _DAMPING = 0.1
 _SHARES = (0.1, 0.5)  # of the covariance in the sensitivity
 _POOLS = frozenset({"GlobalAveragePool", "ReduceMean"})
 MOST_INPUTS = 2048  # inputs that share one covariance; wider layers have one for each part of theirs
+# Positions of a sample that stand for all, at least: so many, and so many for each input.
+_POSITIONS, _PER_INPUT = 4096, 16
 _MEMORY = 1 << 30  # bytes of sums that one pass over the samples may hold
 
 Float = NDArray[np.float64]
@@ -204,6 +207,12 @@ class _Running:
         return Moments(mean, covariance)
 
 
+def _spread(size: int, count: int) -> NDArray[np.int64]:
+    """So many of `size` indices, one at random in each stretch: even steps might meet one phase of a pattern alone."""
+    drawn = np.random.default_rng(0).random(count)
+    return ((np.arange(count) + drawn) * (size / count)).astype(np.int64)
+
+
 class _Sums:
     """Running sums for one layer, and for the positions before its pool if it has one."""
 
@@ -220,6 +229,9 @@ class _Sums:
     def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> None:
         for use in self._layer.uses:
             unfolded = use.linear.unfold(values[use.data], samples)
+            enough = max(_POSITIONS, _PER_INPUT * unfolded.shape[2])
+            if unfolded.shape[-1] > 2 * enough:
+                unfolded = unfolded[..., _spread(unfolded.shape[-1], enough)]
             self._own.add(np.moveaxis(unfolded, 0, 2).reshape(*self._own.first.shape, -1))
         if self._pool is not None and self._positions is not None:
             value, inputs = values[self._pool.tensor], self._own.first.shape[1]

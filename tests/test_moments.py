@@ -226,3 +226,13 @@ def test_other_means_are_no_pool_of_channels(nodes, axes):
     network, samples = build(nodes, (4, 4, 4), 2, {"w": (4, 3)}, np.random.default_rng(5))
     (found,) = collected(network, samples)
     expect(found, by_vector(np.maximum(samples.arrays["x"].mean(axis=axes), 0)))
+
+
+def test_some_positions_stand_for_many():
+    """Of 238 x 238 positions one of 14 is looked at."""
+    network, samples = build("y = Conv (x, w)", (4, 240, 240), 4, {"w": (3, 4, 3, 3)}, np.random.default_rng(5))
+    (found,) = collected(network, samples)
+    (vectors,) = windows(samples.arrays["x"], (3, 3)).astype(np.float64)
+    covariance = np.cov(vectors, bias=True)
+    assert 0 < np.linalg.norm(found.covariance[0] - covariance) < 0.05 * np.linalg.norm(covariance)
+    assert 0 < np.abs(found.mean[0] - vectors.mean(axis=1)).max() < 0.03
