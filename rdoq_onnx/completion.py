@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.candidates import Candidates
 from rdoq_onnx.probe import Prober, exact_activation
+from rdoq_onnx.progress import Advance
 from rdoq_onnx.quantizer import WeightCodes
 from rdoq_onnx.taylor import Distortions
 
@@ -28,40 +29,45 @@ _WIDTH = 4  # b₀, or what is nearest to it of the widths there are
 Float = NDArray[np.float64]
 
 
+def lost_parts(measured: Distortions, network: Network) -> tuple[list[int], list[int]]:
+    """Indices of the layers, and of the activations, whose curves `measured` misses."""
+    lost = measured.missing
+    layers = [k for k, layer in enumerate(network.layers) if any(u.output in lost for u in layer.uses)]
+    return layers, [k for k, a in enumerate(network.activations) if a.tensor in lost]
+
+
 def complete(
-    measured: Distortions, network: Network, candidates: Candidates, prober: Prober, each: int, work: int = _WORK
-) -> Distortions:
-    """`measured` with the curves that it misses.
+    measured: Distortions, network: Network, candidates: Candidates, prober: Prober, each: int, advance: Advance,
+    work: int = _WORK,
+) -> Distortions:  # fmt: skip
+    """`measured` with the curves that it misses; `advance(1)` after each layer and activation of `lost_parts`.
 
     each: elements that a run of one sample computes, of all tensors. work: how many all runs may compute.
     """
-    lost, affordable = measured.missing, work // each
-    missing = [any(u.output in lost for u in layer.uses) for layer in network.layers]
-    parts = list(zip(network.layers, candidates.weights, candidates.means, measured.weights, missing, strict=True))
-    channels = sum(layer.linear.channels for layer, *_, gone in parts if gone)
-    pairs = sum(curve.size for *_, curve, gone in parts if gone)
-    quantizers = [
-        sum(map(len, table.values())) if a.tensor in lost else 0
-        for a, table in zip(network.activations, candidates.activations, strict=True)
-    ]
-    count = len(prober.samples)
-    all_fit = (pairs + sum(quantizers)) * count <= affordable
-    few = min(count, affordable // max(channels, 1))
-    alone = replace(prober, samples=prober.samples.some(few)) if few else None
-    weights = tuple(
-        curve if not gone
-        else np.stack([prober.layer(layer, codes, mean) for codes in variants]) if all_fit
-        else _scaled(layer, variants, mean, candidates.widths, prober, alone)
-        for layer, variants, mean, curve, gone in parts
-    )  # fmt: skip
-    some = prober if all_fit else replace(
-        prober, samples=prober.samples.some(min(count, max(_LEAST, affordable // max(sum(quantizers), 1))))
-    )  # fmt: skip
-    activations = tuple(
-        exact_activation(some, a, table) if a.tensor in lost else curves
-        for a, table, curves in zip(network.activations, candidates.activations, measured.activations, strict=True)
-    )
-    return Distortions(weights, activations, lost)
+    layers, activations = lost_parts(measured, network)
+    weights, values = list(measured.weights), list(measured.activations)
+    channels = sum(network.layers[k].linear.channels for k in layers)
+    quantizers = sum(len(several) for k in activations for several in candidates.activations[k].values())
+    count, affordable = len(prober.samples), work // each
+    all_fit = (sum(weights[k].size for k in layers) + quantizers) * count <= affordable
+
+    def on(samples: int) -> Prober:
+        return prober if all_fit else replace(prober, samples=prober.samples.some(min(count, samples)))
+
+    few = affordable // max(channels, 1)
+    alone = on(few) if few else None
+    for k in layers:
+        layer, variants, mean = network.layers[k], candidates.weights[k], candidates.means[k]
+        weights[k] = (
+            np.stack([prober.layer(layer, codes, mean) for codes in variants]) if all_fit
+            else _scaled(layer, variants, mean, candidates.widths, prober, alone)
+        )  # fmt: skip
+        advance(1)
+    some = on(max(_LEAST, affordable // max(quantizers, 1)))
+    for k in activations:
+        values[k] = exact_activation(some, network.activations[k], candidates.activations[k])
+        advance(1)
+    return replace(measured, weights=tuple(weights), activations=tuple(values))
 
 
 def _scaled(

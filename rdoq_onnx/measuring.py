@@ -10,7 +10,7 @@ from rdoq_onnx.analysis import Network, analyse
 from rdoq_onnx.backward import draws
 from rdoq_onnx.batch_sizes import forward_batch, reverse_batch, with_memory
 from rdoq_onnx.candidates import Candidates, make_candidates, widest
-from rdoq_onnx.completion import complete
+from rdoq_onnx.completion import complete, lost_parts
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves_file import Steps, Store
 from rdoq_onnx.equalization import equalize, exponent_for
@@ -152,8 +152,10 @@ class _Bench:
         measured = found
         if found.missing:
             prober = self._prober(measuring)
-            each = sum(self.observation.sizes.values())
-            measured = self.keep.step("probe", 1, lambda _: complete(found, self.network, candidates, prober, each))
+            each, parts = sum(self.observation.sizes.values()), sum(map(len, lost_parts(found, self.network)))
+            measured = self.keep.step("probe", parts, lambda advance: complete(
+                found, self.network, candidates, prober, each, advance
+            ))  # fmt: skip
         _check_finite(self.network, measured)
         return measured
 

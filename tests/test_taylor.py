@@ -14,7 +14,7 @@ from rdoq_onnx.completion import complete
 from rdoq_onnx.config import Config
 from rdoq_onnx.quantizer import affine_candidates
 from rdoq_onnx.staircases import Staircases
-from tests.cases import Case
+from tests.cases import Case, ignore
 
 MODELS = Path(__file__).parents[1] / "models"
 
@@ -93,7 +93,7 @@ def test_what_has_no_adjoint_is_probed_and_said():
     measured = case.taylor()
     assert set(measured.missing) == {"a", "t", "x"}
     assert all("Pad" in reason for reason in measured.missing.values())
-    completed, true = complete(measured, case.network, case.candidates, case.prober, 30), case.probe()
+    completed, true = complete(measured, case.network, case.candidates, case.prober, 30, ignore), case.probe()
     np.testing.assert_allclose(completed.weights[0], true.weights[0])  # probed
     np.testing.assert_array_equal(completed.weights[1], measured.weights[1])  # as it was
     result = rdoq_onnx.quantize(model, samples, bits=6, provider="cpu")
@@ -115,7 +115,7 @@ def test_what_is_too_much_to_probe_is_scaled_from_fewer_runs(work):
     model.graph.initializer.extend(numpy_helper.from_array(a, k) for k, a in arrays.items())
     case = Case(model, {"x": rng.standard_normal((24, 3, 8, 8), np.float32)})
     measured, true = case.taylor(), case.probe()
-    found = complete(measured, case.network, case.candidates, case.prober, 1, work)
+    found = complete(measured, case.network, case.candidates, case.prober, 1, ignore, work)
     fine = slice(3, None)  # widths at which first order holds
     ours, theirs = found.weights[0][0][:, fine], true.weights[0][0][:, fine]
     np.testing.assert_array_equal(found.weights[1], measured.weights[1])  # as it was
