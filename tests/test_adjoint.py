@@ -368,6 +368,19 @@ def test_a_scan() -> None:
     assert_adjoint(model, ["a", "b", "x", "s"], {"s": sample([2, 3]), "x": sample([4, 2, 5])})
 
 
+def test_a_loop() -> None:
+    model = text_model(
+        """g (float[2, 3] x) => (y) <int64 three = {3}, bool yes = {1}> {
+            a = Relu(x)
+            y = Loop <body = body (int64 i, bool before, float[2, 3] s) => (bool after, float[2, 3] t) {
+                after = Identity(before) u = MatMul(s, w) v = Add(u, a) t = Tanh(v)
+            }> (three, yes, a)
+        }""",
+        {"w": [3, 3]},
+    )  # fmt: skip
+    assert_adjoint(model, ["a", "x"], {"x": sample([2, 3])})
+
+
 def test_recurrent_layers() -> None:
     """onnx-ad makes each a Scan, with the same names within it."""
     model = text_model(
@@ -376,11 +389,12 @@ def test_recurrent_layers() -> None:
             b = LSTM <hidden_size = 6> (a, w1, r1, b1) c = Squeeze(b, axis1)
             d = GRU <hidden_size = 6, linear_before_reset = 1> (c, w2, r2, b2) e = Squeeze(d, axis1)
             f, last = LSTM <hidden_size = 6> (e, w3, r1, b1) g = Squeeze(f, axis1)
-            y = Add(g, last)
+            h = RNN <hidden_size = 6> (g, w4, w4, b4) i = Squeeze(h, axis1)
+            y = Add(i, last)
         }""",
         {
             "w1": [1, 24, 4], "r1": [1, 24, 6], "b1": [1, 48], "w2": [1, 18, 6], "r2": [1, 18, 6], "b2": [1, 36],
-            "w3": [1, 24, 6],
+            "w3": [1, 24, 6], "w4": [1, 6, 6], "b4": [1, 12],
         },
     )  # fmt: skip
     assert_adjoint(model, ["a", "c", "e", "x"], {"x": sample([5, 3, 4])})
