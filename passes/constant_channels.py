@@ -5,7 +5,7 @@ computed as runtimes compute them, and so are slots: channels that only go toget
 together, are tied.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +14,11 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import LAYER_TYPES
-from rdoq_onnx.graph import Graph, attribute, captured
+from rdoq_onnx.graph import Graph, attribute
 from rdoq_onnx.passes import weights_as_inputs
 from rdoq_onnx.passes.channel_rules import BROADCASTING, Channels, Shapes, follow
 from rdoq_onnx.passes.stored_layers import StoredLayer, read_layer
+from rdoq_onnx.protos import captured
 
 _SMALL = 1024  # elements of the tensors that shape inference may look into
 
@@ -98,7 +99,7 @@ class ConstantChannels:
             return np.where(which & data.constant, integers - layer.codes.zero_point, 0)
         return np.where(which & data.constant, data.values, 0).astype(np.float64)
 
-    def _fix(self, tensors: Sequence[str], reason: str) -> None:
+    def _fix(self, tensors: Iterable[str], reason: str) -> None:
         for name in tensors:
             if name in self.channels:
                 self.ties.fix(self.channels[name].slots, reason)

@@ -25,6 +25,7 @@ from rdoq_onnx import adjoint_elementwise, adjoint_products, adjoint_shape  # no
 from rdoq_onnx.adjoint_relu import masked, masked_tensors
 from rdoq_onnx.adjoint_tape import RULES, Grads, Tape
 from rdoq_onnx.graph import Graph
+from rdoq_onnx.protos import all_names, reads, rename, subgraphs_of
 
 Array = NDArray[Any]
 Optimize = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -145,7 +146,7 @@ def _walk(
     """Backward over the nodes. Returns each tensor's adjoint, and why those without one have none."""
     tape.depends = {name for name in at if tape.dtypes.get(name) in FLOATS}
     for node in nodes:
-        if any(name in tape.depends for name in _reads(node)):
+        if any(name in tape.depends for name in reads([node])):
             tape.depends.update(name for name in node.output if tape.dtypes.get(name) in FLOATS)
     terms: dict[str, list[str]] = {name: [seed] for name, seed in seeds.items()}
     grads: dict[str, str] = {}
@@ -161,7 +162,7 @@ def _walk(
 
     for node in reversed(nodes):
         adjoints = [take(name) for name in node.output]
-        wanted = [name for name in _reads(node) if name in tape.depends]
+        wanted = [name for name in dict.fromkeys(reads([node])) if name in tape.depends]
         reason = next((broken[name] for name in node.output if name in broken), "")
         if not wanted or not (reason or any(adjoints)):
             continue
@@ -179,17 +180,6 @@ def _walk(
     return grads, broken
 
 
-def _reads(node: NodeProto) -> list[str]:
-    """A node's inputs and whatever its subgraphs mention, each once, in order."""
-    names = dict.fromkeys(node.input)
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            names.update(dict.fromkeys(value.name for value in graph.output))
-            for inner in graph.node:
-                names.update(dict.fromkeys(_reads(inner)))
-    return list(names)
-
-
 def _contributions(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] | None:
     """(input, adjoint) pairs of one node, by our rule or onnx-ad's; None where neither has one."""
     result: Any = NotImplemented
@@ -204,7 +194,7 @@ def _contributions(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str,
 
 def _foreign(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] | None:
     """onnx-ad's reverse of a model that is this node alone, spliced in; its seed axis, of size 1, reshaped away."""
-    read = [name for name in _reads(node) if name in tape.shapes]
+    read = list(dict.fromkeys(reads([node])))
     wanted = [name for name in read if tape.wants(name)]
     seeded = {name: grad for name, grad in zip(node.output, grads, strict=True) if grad is not None}
     names = {name: name for name in (*read, *node.output)}
@@ -221,37 +211,16 @@ def _foreign(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]]
             copy.CopyFrom(tensor)
             copy.name = names[tensor.name] = tape.name(f"adj/{tensor.name}")
             tape.initializers[copy.name] = copy
-    for inner in reverse.node:
-        if list(inner.output) == list(node.output) and inner.op_type == node.op_type:
-            continue  # the node itself, which the forward pass has
-        copied = _renamed(tape, inner, names)
-        copied.name = copied.output[0]
-        tape.nodes.append(copied)
+    # All but the node itself, which the forward pass has.
+    spliced = [n for n in reverse.node if n.op_type != node.op_type or n.output[:] != node.output[:]]
+    names.update({name: tape.name(f"adj/{name}") for n in spliced for name in n.output if name})
+    within = dict.fromkeys(name for n in spliced for inner in subgraphs_of(n) for name in all_names(inner) if name)
+    names.update({name: tape.name(f"adj/{name}") for name in within if name not in names})
+    rename(spliced, names)
+    for made in spliced:
+        made.name = made.output[0]
+    tape.nodes += spliced
     return [(name, tape.reshape(names[f"adj_{name}"], tape.shapes[name])) for name in wanted]
-
-
-def _renamed(tape: Tape, node: NodeProto, names: dict[str, str]) -> NodeProto:
-    """A copy of `node` that reads what `names` says; its outputs get new names, which are put there.
-
-    So do the tensors within its subgraphs, which may read whatever was there before.
-    """
-    copied = NodeProto()
-    copied.CopyFrom(node)
-    for attribute in copied.attribute:
-        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            inside = dict(names)
-            for tensor in (*graph.input, *graph.initializer):
-                inside[tensor.name] = tape.name(f"adj/{tensor.name}")
-                tensor.name = inside[tensor.name]
-            nodes = [_renamed(tape, inner, inside) for inner in graph.node]
-            del graph.node[:]
-            graph.node.extend(nodes)
-            for value in graph.output:
-                value.name = inside[value.name]
-    copied.input[:] = [names[name] if name else "" for name in node.input]
-    names.update({name: tape.name(f"adj/{name}") for name in node.output if name})
-    copied.output[:] = [names[name] if name else "" for name in node.output]
-    return copied
 
 
 def _single_node(tape: Tape, node: NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
@@ -290,7 +259,7 @@ def _assemble(
     nodes = []
     for node in reversed([*graph.node, *tape.nodes]):
         if any(name in needed for name in node.output):
-            needed.update(_reads(node))
+            needed.update(reads([node]))
             nodes.append(node)
     declare = helper.make_tensor_value_info
     inputs = [*graph.input, *(declare(s, tape.dtypes[n], tape.shapes[n]) for n, s in seeds.items())]

@@ -30,7 +30,7 @@ class Graph:
         self.inputs = [i.name for i in graph.input if i.name not in self.initializers]
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
-            for name in dict.fromkeys((*node.input, *captured(node))):
+            for name in dict.fromkeys(reads([node])):
                 self.consumers.setdefault(name, []).append(node)
         self._ends = set(self.outputs)
         self._roots: dict[str, str] = {}  # known so far
@@ -92,16 +92,5 @@ def upstream(tensors: Sequence[str], producer: Mapping[str, onnx.NodeProto]) -> 
         node = producer.get(pending.pop())
         if node is not None and id(node) not in found:
             found.add(id(node))
-            pending += [*node.input, *captured(node)]
+            pending += reads([node])
     return list({id(n): n for n in producer.values() if id(n) in found}.values())
-
-
-def captured(node: onnx.NodeProto) -> list[str]:
-    """Names that the bodies of an If, Loop or Scan may read from the graph around them."""
-    names: list[str] = []
-    for a in node.attribute:
-        for body in ([a.g] if a.HasField("g") else []) + list(a.graphs):
-            for inner in body.node:
-                names += [*inner.input, *captured(inner)]
-            names += [o.name for o in body.output]
-    return names

@@ -46,12 +46,17 @@ def reads(nodes: Iterable[NodeProto]) -> Iterator[str]:
     """Names that the nodes take from around them: their inputs, and what their subgraphs capture."""
     for node in nodes:
         yield from filter(None, node.input)
-        for inner in subgraphs_of(node):
-            own = {t.name for t in (*inner.input, *inner.initializer)}
-            own.update(t.values.name for t in inner.sparse_initializer)
-            own.update(name for n in inner.node for name in n.output)
-            yield from (name for name in reads(inner.node) if name not in own)
-            yield from (o.name for o in inner.output if o.name not in own)
+        yield from captured(node)
+
+
+def captured(node: NodeProto) -> Iterator[str]:
+    """Names that the bodies of an If, Loop or Scan read from the graph around them."""
+    for inner in subgraphs_of(node):
+        own = {t.name for t in (*inner.input, *inner.initializer)}
+        own.update(t.values.name for t in inner.sparse_initializer)
+        own.update(name for n in inner.node for name in n.output)
+        yield from (name for name in reads(inner.node) if name not in own)
+        yield from (o.name for o in inner.output if o.name not in own)
 
 
 def subgraphs_of(node: NodeProto) -> Iterator[GraphProto]:
@@ -93,7 +98,7 @@ def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
                 several[k] = names.get(name, name)
         for inner in subgraphs_of(node):
             rename(inner.node, names)
-            for value in inner.output:
+            for value in (*inner.input, *inner.initializer, *inner.output):
                 value.name = names.get(value.name, value.name)
 
 
