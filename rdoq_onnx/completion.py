@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Layer, Network
 from rdoq_onnx.candidates import Candidates
-from rdoq_onnx.probe import Prober, exact_activation
+from rdoq_onnx.probe import Prober, exact_activation, exact_layer
 from rdoq_onnx.progress import Advance
 from rdoq_onnx.quantizer import WeightCodes
 from rdoq_onnx.taylor import Distortions
@@ -51,19 +51,19 @@ def complete(
     count, affordable = len(prober.samples), work // each
     all_fit = (sum(weights[k].size for k in layers) + quantizers) * count <= affordable
 
-    def on(samples: int) -> Prober:
-        return prober if all_fit else replace(prober, samples=prober.samples.some(min(count, samples)))
+    def on(most: int) -> Prober:
+        return replace(prober, samples=prober.samples.some(most))
 
     few = affordable // max(channels, 1)
     alone = on(few) if few else None
     for k in layers:
         layer, variants, mean = network.layers[k], candidates.weights[k], candidates.means[k]
         weights[k] = (
-            np.stack([prober.layer(layer, codes, mean) for codes in variants]) if all_fit
+            exact_layer(prober, layer, variants, mean) if all_fit
             else _scaled(layer, variants, mean, candidates.widths, prober, alone)
         )  # fmt: skip
         advance(1)
-    some = on(max(_LEAST, affordable // max(quantizers, 1)))
+    some = prober if all_fit else on(max(_LEAST, affordable // max(quantizers, 1)))
     for k in activations:
         values[k] = exact_activation(some, network.activations[k], candidates.activations[k])
         advance(1)

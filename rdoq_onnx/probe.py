@@ -185,13 +185,20 @@ def exact(
         advance(len(weights) + len(activations))
     layers = list(zip(network.layers, candidates.weights, candidates.means, strict=True))
     for layer, variants, mean in layers[len(weights) :]:
-        weights.append(np.stack([prober.layer(layer, codes, mean) for codes in variants]))
+        weights.append(exact_layer(prober, layer, variants, mean))
         done()
     tables = list(zip(network.activations, candidates.activations, strict=True))
     for activation, table in tables[len(activations) :]:
         activations.append(exact_activation(prober, activation, table))
         done()
     return Distortions(tuple(weights), tuple(activations), {})
+
+
+def exact_layer(
+    prober: Prober, layer: Layer, variants: Sequence[Sequence[WeightCodes]], mean: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """δ of each channel of `layer` for each variant of rounding, [variants, units, widths]."""
+    return np.stack([prober.layer(layer, codes, mean) for codes in variants])
 
 
 def exact_activation(
