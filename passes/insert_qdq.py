@@ -1,6 +1,6 @@
 """QuantizeLinear and DequantizeLinear around what was allocated, where the target fuses integer kernels.
 
-    activation   a ─ QuantizeLinear ─ [Clip to 0..2^b-1] ─ DequantizeLinear ─ all that read a
+    activation   a ─ QuantizeLinear ─ [Clip to 0..2^b-1] ─ DequantizeLinear ─ all that read a (BranchReaders)
     weight       INT8 integers ─ DequantizeLinear (one scale per channel, zero point 0) ─ layer
     bias         INT32 integers ─ DequantizeLinear (weight scale x activation scale) ─ layer
     weights only INT8 integers ─ Cast ─ Mul by the scales ─ layer
@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from rdoq_onnx import surgeon
-from rdoq_onnx.analysis import CLAMPS, Activation, Layer
+from rdoq_onnx.analysis import Activation, Layer
+from rdoq_onnx.graph import CLAMPS
 from rdoq_onnx.passes import Pass
 from rdoq_onnx.passes.correct_bias import add_to_bias
 from rdoq_onnx.quantizer import Affine
@@ -79,6 +80,9 @@ class InsertQDQ(Pass):
                 for weight in self.weights:
                     for use in weight.layer.uses:
                         _quantize_bias(graph, nodes[use.node], weight)
+            for node in graph.nodes:
+                if node.op == "Identity":  # of BranchReaders
+                    surgeon.bypass(graph, node)
 
         return surgeon.edit(model, insert)
 

@@ -6,7 +6,7 @@ layer, taken where its values are made: behind the activation function and befor
 8 bits for one reason: ONNX Runtime's integer convolution wants a quantized output.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,16 +17,17 @@ from onnx import TensorProto, numpy_helper
 
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ConfigError, ModelError
-from rdoq_onnx.graph import MOVES, Graph, attribute, moves
+from rdoq_onnx.float_readers import quantized_readers
+from rdoq_onnx.graph import MOVES, Graph, attribute, behind, behind_clamp, moves
 from rdoq_onnx.linear import Linear
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.branch_readers import BRANCH, BranchReaders
 from rdoq_onnx.patterns import Excludes, channel_range, matches, nearest
 from rdoq_onnx.targets import TARGETS, Target
 from rdoq_onnx.unquantized import Skip, integer_kernels
 from rdoq_onnx.weight_only import RECURRENT, WeightOnly, is_stack, weight_only
 
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
-CLAMPS = frozenset({"Relu", "Clip", "Min"})
 # Operators that ONNX Runtime runs on integers when all their inputs are quantized.
 FUSES = frozenset({"Add", "Concat"})
 FUSION_BITS = 8
@@ -71,6 +72,11 @@ class Activation:
     def fusion(self) -> bool:
         return not self.feeds
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that `--pin` knows it by: its own, and that of the tensor that it is a branch of."""
+        return (self.tensor, self.tensor.removesuffix(BRANCH))
+
 
 @dataclass(frozen=True)
 class Network:
@@ -97,7 +103,7 @@ class Network:
         They commute with a quantizer, and leave fewer elements.
         """
         graph = Graph(self.model)
-        return {a.tensor: _behind(a.tensor, graph, lambda node: node.op_type == "MaxPool") for a in self.activations}
+        return {a.tensor: behind(a.tensor, graph, lambda node: node.op_type == "MaxPool") for a in self.activations}
 
     @cached_property
     def _initializers(self) -> dict[str, TensorProto]:
@@ -128,6 +134,9 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
     activations: tuple[Activation, ...] = ()
     if config.activation_bits is not None:
         activations = _find_activations(graph, layers, target.sums)
+        branches = _branches(graph, layers, activations, target.sums)
+        if branches:
+            return analyse(run_passes([BranchReaders(branches)], model), config)
     network = Network(model, layers, activations, skipped, target, others)
     _check_pins(network, config)
     return network
@@ -237,32 +246,34 @@ def _find_activations(graph: Graph, layers: Sequence[Layer], sums: bool) -> tupl
     parts = {root: _parts(root, graph, feeds) for root in feeds}
     joined = {p for several in parts.values() for p in several}
     found = [Activation(t, tuple(f), _moved(t, graph, f), parts[t]) for t, f in feeds.items()]
+    within = _sums(graph, layers) if sums else {}
     for tensor in dict.fromkeys(_convolution_outputs(graph, layers)):
-        reader = graph.sole_consumer(tensor)
-        taken_in = sums and reader is not None and reader.op_type == "Add"
-        if tensor not in feeds and tensor not in joined and tensor not in graph.outputs and not taken_in:
+        if tensor not in {*feeds, *joined, *graph.outputs, *within}:
             found.append(Activation(tensor, moved=_moved(tensor, graph, ())))
     order = {name: k for k, name in enumerate([*graph.inputs, *graph.producer])}
     return tuple(sorted(found, key=lambda a: order[a.tensor]))
 
 
+def _branches(
+    graph: Graph, layers: Sequence[Layer], activations: Sequence[Activation], sums: bool
+) -> dict[str, tuple[str, ...]]:
+    """What BranchReaders takes: the activations that some nodes had better read in float."""
+    quantized = {t for a in activations for t in (a.tensor, *a.parts)}
+    whole = [a.tensor for a in activations if a.feeds and not a.parts]
+    integer = {u.node for x in layers for u in x.uses}
+    integer.update(_sums(graph, layers).values() if sums else ())
+    return quantized_readers(graph, whole, quantized, integer)
+
+
+def _sums(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:
+    """For each output of a convolution that an Add alone reads, that Add's name."""
+    readers = {t: graph.sole_consumer(t) for t in _convolution_outputs(graph, layers)}
+    return {t: n.name for t, n in readers.items() if n is not None and n.op_type == "Add"}
+
+
 def _convolution_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
     """What ONNX Runtime's integer convolution must see quantized to fuse."""
     return [behind_clamp(u.output, graph) for x in layers if x.linear.op_type == "Conv" for u in x.uses]
-
-
-def behind_clamp(tensor: str, graph: Graph) -> str:
-    """The tensor behind the clamps by constants (Relu, Clip, Min) that alone read `tensor`, one after the other."""
-    return _behind(tensor, graph, lambda node: (
-        node.op_type in CLAMPS and all(not i or i in graph.constants for i in node.input[1:])
-    ))  # fmt: skip
-
-
-def _behind(tensor: str, graph: Graph, passed: Callable[[onnx.NodeProto], bool]) -> str:
-    """The tensor behind the nodes that are `passed` and alone read `tensor`, one after the other."""
-    while (reader := graph.sole_consumer(tensor)) is not None and passed(reader):
-        tensor = reader.output[0]
-    return tensor
 
 
 def _moved(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
@@ -296,7 +307,7 @@ def _parts(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
 
 def _check_pins(network: Network, config: Config) -> None:
     layers = [layer_names(layer) for layer in network.layers]
-    tensors: list[tuple[str, ...]] = [(a.tensor,) for a in network.activations] + [w.names for w in network.weight_only]
+    tensors: list[tuple[str, ...]] = [a.names for a in network.activations] + [w.names for w in network.weight_only]
     for pattern, bits in config.pins:
         name, channels = channel_range(pattern)
         if not any(matches(name, n) for n in (layers if channels else layers + tensors)):

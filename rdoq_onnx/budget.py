@@ -245,7 +245,7 @@ def _named_rows(measurement: Measurement) -> list[tuple[tuple[str, ...], slice]]
     layers = zip(map(layer_names, measurement.network.layers), measurement.unit_rows(), strict=True)
     first = measurement.channels
     activations = measurement.network.activations
-    return [*layers, *(((a.tensor,), slice(first + k, first + k + 1)) for k, a in enumerate(activations))]
+    return [*layers, *((a.names, slice(first + k, first + k + 1)) for k, a in enumerate(activations))]
 
 
 def _solve(option: str, curves: Curves, bits: float) -> Solution:

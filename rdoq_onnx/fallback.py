@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis import Activation, Layer, Network, behind_clamp, layer_names
+from rdoq_onnx.analysis import Activation, Layer, Network, layer_names
 from rdoq_onnx.candidates import Candidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.graph import Graph
+from rdoq_onnx.graph import Graph, behind_clamp
 from rdoq_onnx.patterns import as_pattern, channel_range, matches
 from rdoq_onnx.probe import Prober, exact_activation
 from rdoq_onnx.progress import Advance
@@ -78,7 +78,7 @@ def unheld(network: Network, candidates: Candidates, measured: Distortions, conf
     """
     pinned = [pattern for pattern, _ in config.pins]
     activations = {
-        a.tensor: (float(values[max(values)].min()) / prober.metric.power, (a.tensor,))
+        a.tensor: (float(values[max(values)].min()) / prober.metric.power, a.names)
         for a, values in zip(network.activations, measured.activations, strict=True)
     }
     layers = {

@@ -1,7 +1,7 @@
 """Read-only look-ups into a graph: who makes a tensor, who reads it, what is constant, what only moves values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -11,8 +11,10 @@ from onnx import helper, numpy_helper
 from rdoq_onnx.protos import reads
 
 # Operators whose output values are all input values (or the zero that every quantizer here represents).
-MOVES = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice"})
+MOVES = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice"})
 MOVES |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+# Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
+CLAMPS = frozenset({"Relu", "Clip", "Min"})
 _SMALL = 1024  # elements of a constant that is worth a look
 
 
@@ -69,6 +71,20 @@ def moves(node: onnx.NodeProto, graph: Graph) -> bool:
     if node.op_type == "Resize":
         return bool(attribute(node, "mode", b"nearest") == b"nearest")
     return node.op_type in MOVES and node.input[0] not in graph.constants
+
+
+def behind_clamp(tensor: str, graph: Graph) -> str:
+    """The tensor behind the clamps by constants (Relu, Clip, Min) that alone read `tensor`, one after the other."""
+    return behind(tensor, graph, lambda node: (
+        node.op_type in CLAMPS and all(not i or i in graph.constants for i in node.input[1:])
+    ))  # fmt: skip
+
+
+def behind(tensor: str, graph: Graph, passed: Callable[[onnx.NodeProto], bool]) -> str:
+    """The tensor behind the nodes that are `passed` and alone read `tensor`, one after the other."""
+    while (reader := graph.sole_consumer(tensor)) is not None and passed(reader):
+        tensor = reader.output[0]
+    return tensor
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

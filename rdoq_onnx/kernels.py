@@ -4,8 +4,8 @@ import re
 
 import onnx
 
-from rdoq_onnx.analysis import Layer, Network, Use, behind_clamp
-from rdoq_onnx.graph import Graph
+from rdoq_onnx.analysis import Layer, Network, Use
+from rdoq_onnx.graph import Graph, behind_clamp
 
 # What a layer becomes in float, and on integers.
 _FLOAT = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})

@@ -50,6 +50,7 @@ def quantized(graph, weights, ort_run, *, activation_bits=8, weight_bits=5, shar
         model.graph.initializer.append(numpy_helper.from_array(value, name))
     model = run_passes(NORMALIZE, model)
     network = analyse(model, Config(activation_bits=activation_bits))
+    model = network.model
     feeds = {
         i.name: rng.standard_normal([d.dim_value for d in i.type.tensor_type.shape.dim], np.float32)
         for i in model.graph.input

@@ -58,7 +58,7 @@ def measured():
     return this, curves(replace(this.prober, memory=KEPT), this.network, this.candidates)
 
 
-ONE = 4 * (5 * 6)  # bytes of one sample of x, z, a, b and y, which are read somewhere
+ONE = 4 * (6 * 6)  # bytes of one sample of x, z, a, its branch for v, b and y, which are read somewhere
 
 
 @pytest.mark.parametrize(("memory", "kept"), [(0, 0), (ONE * SIZE, 1), (ONE * 2 * SIZE, 2), (KEPT, 3)])
