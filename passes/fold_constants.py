@@ -1,7 +1,8 @@
 """What is computed from constants alone, computed once.
 
-Exporters leave Transpose, Reshape, Cast and the like between an initializer and the layer that it belongs to, and whole
-subgraphs that end in the few integers of a Pad, Slice or Reshape.
+Exporters leave Transpose, Reshape, Cast and the like between an initializer and the layer that it belongs to, the
+arithmetic of weights that are normalized or standardized as well, and whole subgraphs that end in the few integers of a
+Pad, Slice or Reshape.
 """
 
 import math
@@ -18,9 +19,11 @@ from rdoq_onnx.passes import Pass
 from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor
 
 _READERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
-_FOLDED = frozenset(["Cast", "Concat", "Flatten", "Identity", "Mul", "Reshape", "Squeeze", "Transpose", "Unsqueeze"])
+_ELEMENTWISE = frozenset({"Abs", "Add", "Div", "Max", "Mul", "Pow", "Reciprocal", "Sqrt", "Sub"})
+_FOLDED = _ELEMENTWISE | {"Cast", "Concat", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_FOLDED |= {"ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"}
 # Of results this small.
-_ARITHMETIC = _FOLDED | {"Add", "ConstantOfShape", "Div", "Gather", "Shape", "Slice", "Sub"}
+_ARITHMETIC = _FOLDED | {"ConstantOfShape", "Gather", "Shape", "Slice"}
 _SMALL = 64  # elements
 _INPUT = 1024  # elements that they may be computed from; a Shape reads none
 _GROWTH = 16  # results together may hold so many times the elements of the model: a few doublings would fill all memory
@@ -86,7 +89,7 @@ def _known(node: Node) -> bool:
 def _most_elements(node: Node) -> int:
     """Of the output of a node in _FOLDED, whose inputs are constants."""
     shapes = [t.shape for t in node.inputs]
-    return math.prod(np.broadcast_shapes(*shapes)) if node.op == "Mul" else sum(map(math.prod, shapes))
+    return math.prod(np.broadcast_shapes(*shapes)) if node.op in _ELEMENTWISE else sum(map(math.prod, shapes))
 
 
 def _evaluate(node: Node, opset: int, exposed: set[int], most: int | None = None) -> bool:
@@ -105,7 +108,8 @@ def _evaluate(node: Node, opset: int, exposed: set[int], most: int | None = None
         [onnx.ValueInfoProto(name="o")],
     )
     single = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)])
-    value = np.asarray(next(iter(ReferenceEvaluator(single).run(None, feeds))))
+    with np.errstate(all="ignore"):
+        value = np.asarray(next(iter(ReferenceEvaluator(single).run(None, feeds))))
     if most is not None and value.size > most:
         return False
     surgeon.freeze(output, value)

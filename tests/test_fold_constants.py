@@ -33,10 +33,17 @@ FOLDED = {
     "Unsqueeze and Squeeze": "u = Unsqueeze (w, first) s = Squeeze (u, first) t = Transpose (s)",
     "Mul": "m = Mul (w, two) t = Transpose (m)",
     "Concat": "a = Transpose (w) t = Concat <axis = 1> (a, a)",
+    "weight normalization": "n = ReduceL2 <axes = [1]> (w) d = Div (w, n) m = Mul (g, d) t = Transpose (m)",
+    "weight normalization, spelled out": """q = Pow (w, two) s = ReduceSum (q, first) n = Sqrt (s) d = Div (w, n)
+        t = Transpose (d)""",
+    "weight standardization": """m = ReduceMean <axes = [1]> (w) c = Sub (w, m) q = Mul (c, c)
+        v = ReduceMean <axes = [1]> (q) e = Add (v, two) n = Sqrt (e) r = Reciprocal (n) s = Mul (c, r)
+        t = Transpose (s)""",
     "several": "a = Transpose (w) b = Reshape (a, shape) t = Identity (b)",
 }
 VALUES = {
     "w": WEIGHT, "h": WEIGHT.astype(np.float16), "shape": np.array([4, 3]), "first": np.array([0]),
+    "g": np.array([[1], [2], [3]], np.float32),
     "two": np.float32(2) * np.ones((), np.float32),
 }  # fmt: skip
 
