@@ -21,7 +21,7 @@ from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor
 _READERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 _ELEMENTWISE = frozenset({"Abs", "Add", "Div", "Max", "Mul", "Pow", "Reciprocal", "Sqrt", "Sub"})
 _FOLDED = _ELEMENTWISE | {"Cast", "Concat", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-_FOLDED |= {"ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"}
+_FOLDED |= {"BatchNormalization", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"}
 # Of results this small.
 _ARITHMETIC = _FOLDED | {"ConstantOfShape", "Gather", "Shape", "Slice"}
 _SMALL = 64  # elements
@@ -51,17 +51,17 @@ def _fold(graph: Graph) -> None:
     room = _GROWTH * sum(math.prod(t.shape) for t in graph.tensors().values() if isinstance(t, Constant))
     computed: dict[int, tuple[int, Node]] = {}  # id of a tensor -> what makes it of constants alone, and its place
     for place, node in enumerate(graph.nodes):
-        if node.op in _READERS:
+        if node.op in _ARITHMETIC and _known(node) and _evaluate(node, opset, exposed, _SMALL):
+            continue
+        if node.op in _FOLDED and all(isinstance(t, Constant) or id(t) in computed for t in node.inputs):
+            computed[id(node.outputs[0])] = place, node
+        elif node.op in _READERS:
             for tensor in node.inputs:
                 for maker in _makers(tensor, computed):
                     size = _most_elements(maker)
                     if size > room or not _evaluate(maker, opset, exposed):
                         break
                     room -= size
-        elif node.op in _ARITHMETIC and _known(node) and _evaluate(node, opset, exposed, _SMALL):
-            continue
-        elif node.op in _FOLDED and all(isinstance(t, Constant) or id(t) in computed for t in node.inputs):
-            computed[id(node.outputs[0])] = place, node
 
 
 def _makers(tensor: Tensor, computed: Mapping[int, tuple[int, Node]]) -> list[Node]:
@@ -93,19 +93,23 @@ def _most_elements(node: Node) -> int:
 
 
 def _evaluate(node: Node, opset: int, exposed: set[int], most: int | None = None) -> bool:
-    """Make the output of `node`, whose inputs are constants, an initializer unless it has over `most` elements."""
-    output = node.outputs[0] if len(node.outputs) == 1 else None
-    if output is None or node.domain not in (None, "", "ai.onnx") or id(output) in exposed:
+    """Make the first output of `node`, whose inputs are constants, an initializer unless it has over `most` elements.
+
+    False, and no change, where it has, and where somebody reads another output.
+    """
+    output, *others = node.outputs
+    read = any(t.outputs or id(t) in exposed for t in others)
+    if read or node.domain not in (None, "", "ai.onnx") or id(output) in exposed:
         return False
     feeds = {f"i{k}": t.values for k, t in enumerate(node.inputs) if t.name}
     names = [f"i{k}" if t.name else "" for k, t in enumerate(node.inputs)]
     attrs = {k: numpy_helper.from_array(v.values) if isinstance(v, Constant) else v for k, v in node.attrs.items()}
-    proto = helper.make_node(node.op, names, ["o"], **attrs)
+    proto = helper.make_node(node.op, names, [f"o{k}" for k in range(len(node.outputs))], **attrs)
     body = helper.make_graph(
         [proto],
         "constant",
         [helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for k, v in feeds.items()],
-        [onnx.ValueInfoProto(name="o")],
+        [onnx.ValueInfoProto(name="o0")],
     )
     single = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)])
     with np.errstate(all="ignore"):

@@ -39,10 +39,15 @@ FOLDED = {
     "weight standardization": """m = ReduceMean <axes = [1]> (w) c = Sub (w, m) q = Mul (c, c)
         v = ReduceMean <axes = [1]> (q) e = Add (v, two) n = Sqrt (e) r = Reciprocal (n) s = Mul (c, r)
         t = Transpose (s)""",
+    "weight standardization by a BatchNormalization": """c = Transpose (w) m = ReduceMean <axes = [1], keepdims = 0> (w)
+        t = BatchNormalization (c, o, z, m, o)""",
+    "weight standardization by a BatchNormalization that trains": """c = Transpose (w)
+        t, mean, variance = BatchNormalization <training_mode = 1> (c, o, z, z, o)""",
     "several": "a = Transpose (w) b = Reshape (a, shape) t = Identity (b)",
 }
 VALUES = {
     "w": WEIGHT, "h": WEIGHT.astype(np.float16), "shape": np.array([4, 3]), "first": np.array([0]),
+    "o": np.ones(3, np.float32), "z": np.zeros(3, np.float32),
     "g": np.array([[1], [2], [3]], np.float32),
     "two": np.float32(2) * np.ones((), np.float32),
 }  # fmt: skip
@@ -95,13 +100,16 @@ LEFT_ALONE = {
     "a tensor that a few numbers blow up": "t = ConstantOfShape (huge) y = Mul (x, t)",
     "operators that are no rearrangement": "e = Exp (w) t = Transpose (e) y = MatMul (x, t)",
     "what is computed from the input": "a = Transpose (x) t = Concat <axis = 0> (a, a) y = MatMul (w2, t)",
+    "an operator whose other outputs are read": """t, m, v = BatchNormalization <training_mode = 1> (w, o, o, o, o)
+        n = Gemm <transB = 1> (x, t) y = Add (n, m)""",
     "operators of others": "t = com.microsoft.Transpose (w) y = MatMul (x, t)",
 }
 
 
 @pytest.mark.parametrize("kind", LEFT_ALONE)
 def test_left_alone(kind):
-    model = parse(LEFT_ALONE[kind], w=WEIGHT, w2=np.ones((2, 8), np.float32), large=LARGE, huge=HUGE)
+    ones = {"w2": np.ones((2, 8), np.float32), "o": np.ones(4, np.float32)}
+    model = parse(LEFT_ALONE[kind], w=WEIGHT, large=LARGE, huge=HUGE, **ones)
     if "com.microsoft" in LEFT_ALONE[kind]:
         model.opset_import.add(domain="com.microsoft", version=1)
     assert ops(FoldConstants()(model)) == ops(model)
