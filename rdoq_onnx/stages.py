@@ -1,7 +1,7 @@
 """A model run in stages: up to a tensor on all batches, then, with that tensor as the caller leaves it, on to the next.
 
 What lies between costs one pass over the samples, however many tensors are stopped at. In memory are the tensors of all
-batches that a later stage reads.
+batches that a later stage reads, and no others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,12 +29,17 @@ def staged(
     for stage in _stages(model, stops):
         session = runtime.session(stage.model(model, live[0]), "all")
         for tensors in live:
-            found = session.run({name: tensors[name] for name in stage.inputs}, stage.outputs)
-            tensors.update(zip(stage.outputs, found, strict=True))
-        values = [tensors[stage.stop] for tensors in live]
+            made = zip(stage.outputs, session.run({n: tensors[n] for n in stage.inputs}, stage.outputs), strict=True)
+            tensors.update(made)
+            # At once, so that the next batch finds the memory.
+            for name in tensors.keys() - {stage.stop, *stage.needed}:
+                del tensors[name]
+        values = [tensors.pop(stage.stop) for tensors in live]
         yield stage.stop, values
-        for k, value in enumerate(values):
-            live[k] = {n: v for n, v in {**live[k], stage.stop: value}.items() if n in stage.needed}
+        if stage.stop in stage.needed:
+            for k, tensors in enumerate(live):
+                tensors[stage.stop] = values[k]
+        values.clear()  # the caller's list, too
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """A model run in stages gives what it gives in one run, and goes on from what its caller puts in."""
 
+import weakref
+
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
@@ -52,3 +54,11 @@ def test_what_is_put_in_is_what_the_rest_reads(model, batches):
         if name == "c":
             for value in values:
                 np.testing.assert_allclose(value, np.ones_like(value) @ weight, rtol=1e-6)
+
+
+def test_nothing_is_kept_that_no_later_stage_reads(model, batches):
+    past = {}
+    for name, values in staged(model, STOPS, batches, RUNTIME):
+        alive = {n for n, refs in past.items() if any(ref() is not None for ref in refs)}
+        assert alive == {"c": {"a"}, "e": set()}.get(name, set())
+        past[name] = [weakref.ref(v) for v in values]
