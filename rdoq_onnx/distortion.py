@@ -52,7 +52,10 @@ def metric_of(names: Sequence[str], batches: Iterable[Sequence[Array]], samples:
                 power[name] += float(np.square(value.astype(np.float64)).sum())
                 count[name] += value.size
     if not floating:
-        raise CalibrationError("the model has no floating-point output, so there is no distortion to measure")
+        raise CalibrationError(
+            "the model has no output of a floating-point type, so there is no distortion to measure; "
+            "export it with its scores as an output (scikit-learn: zipmap=False)"
+        )
     weights = []
     for name in floating:
         if not np.isfinite(power[name]):

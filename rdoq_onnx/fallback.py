@@ -107,7 +107,9 @@ def in_float(network: Network, left: Unheld) -> Network:
               for s in _activation_skips(a, left.tensors[a.tensor], graph) if s.node not in told]  # fmt: skip
     layers = tuple(layer for layer in network.layers if layer.name not in left.layers)
     read = {u.data for layer in layers for u in layer.uses}
-    idle = {behind_clamp(u.output, graph) for layer in lost for u in layer.uses}
+    unread = {f for a in network.activations if a.tensor in left.tensors for f in a.feeds}
+    idle = {behind_clamp(u.output, graph) for layer in network.layers for u in layer.uses
+            if layer in lost or u.data in unread}  # no integer kernel makes them
     kept = [
         replace(a, feeds=tuple(f for f in a.feeds if f in read))
         for a in network.activations

@@ -10,8 +10,10 @@ from onnx import numpy_helper, parser
 from rdoq_onnx import pipeline
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ModelError
+from rdoq_onnx.fallback import Unheld, in_float
 from rdoq_onnx.measurement import restored, stored_fields
 from rdoq_onnx.progress import Progress
+from tests.test_analysis import find
 
 NARROW = 15  # channels beside a wide one, which is worth nothing
 CONFIG = Config(weight_bits=6, activation_bits=8, effort="fast", threads=1)
@@ -83,6 +85,16 @@ def test_a_node_is_told_once(logarithm):
     left = pipeline.run(model, samples, replace(CONFIG, weight_bits=7), Progress()).report.skipped
     assert [s.node for s in left].count("MatMul_0") == 1
     assert "weights alone" not in next(s.reason for s in left if s.node == "MatMul_0")
+
+
+def test_no_quantizer_behind_a_convolution_that_reads_floats():
+    network = find("""g (float[1, 4, 6, 6] x) => (float y, float u)
+        { z = Conv (x, w1) a = Relu (z) b = Conv (a, w2) y = Tanh (b) c = Conv (x, w3) u = Tanh (c) }""",
+        **{f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3)})  # fmt: skip
+    assert [a.tensor for a in network.activations] == ["x", "a", "b", "c"]
+    left = in_float(network, Unheld({"a": 0.01}, {}))
+    assert [a.tensor for a in left.activations] == ["x", "c"]
+    assert len(left.layers) == 3
 
 
 def test_the_choice_holds_whatever_the_bits(logarithm):

@@ -157,7 +157,7 @@ def test_sizes_that_cannot_be_guessed_come_with_the_mend(x):
 
 def test_a_model_without_floating_point_outputs_is_refused(x):
     net = network("z = MatMul (x, w) y = ArgMax <axis = 1> (z)", "(float[N, 6] x) => (int64[N, 1] y)")
-    refused(net, x, "no floating-point output")
+    refused(net, x, "no output of a floating-point type")
 
 
 def test_outputs_as_asked_for():
