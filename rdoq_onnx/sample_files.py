@@ -69,7 +69,7 @@ class Spool(AbstractContextManager["Spool"]):
     def append(self, array: Array) -> None:
         """Add samples of the shape and type that all have. Raises CalibrationError if the disk is full."""
         with _room():
-            self._file.write(np.ascontiguousarray(array).data)
+            self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer
         self.count += len(array)
 
     def rows(self) -> FileRows:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from rdoq_onnx import sample_files
 from rdoq_onnx.calibration import load_samples
@@ -81,10 +82,11 @@ def test_a_changed_byte_is_noticed(tmp_path):
         read_arrays(tmp_path / "a.npz")
 
 
-def test_spool():
-    with Spool((2,), np.dtype(np.int16)) as spool:
+@pytest.mark.parametrize("dtype", [np.int16, helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)])
+def test_spool(dtype):
+    with Spool((2,), np.dtype(dtype)) as spool:
         for first in (0, 3):
-            spool.append(np.arange(first, first + 6, dtype=np.int16).reshape(3, 2))
+            spool.append(np.arange(first, first + 6).astype(dtype).reshape(3, 2))
         rows = spool.rows()
     assert rows[...].tolist() == [[0, 1], [2, 3], [4, 5], [3, 4], [5, 6], [7, 8]]
 
