@@ -259,10 +259,10 @@ def _branches(
 ) -> dict[str, tuple[str, ...]]:
     """What BranchReaders takes: the activations that some nodes had better read in float."""
     quantized = {t for a in activations for t in (a.tensor, *a.parts)}
-    whole = [a.tensor for a in activations if a.feeds and not a.parts]
+    feeding = [a.tensor for a in activations if not a.fusion]
     integer = {u.node for x in layers for u in x.uses}
     integer.update(_sums(graph, layers).values() if sums else ())
-    return quantized_readers(graph, whole, quantized, integer)
+    return quantized_readers(graph, feeding, quantized, integer)
 
 
 def _sums(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:

@@ -5,7 +5,7 @@ takes them in. A quantizer in front of them costs accuracy and a DequantizeLinea
 float tensor. Where an integer kernel makes the activation there is none to read, so that all readers get what it makes.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from onnx import NodeProto
 
@@ -33,22 +33,26 @@ def quantized_readers(
         if moves(node, graph) and not wanted.isdisjoint(node.output):
             wanting.add(node.name)
             wanted.add(node.input[0])
+    made = _made(graph, held)
     found = {}
     for tensor in activations:
-        maker = _maker(tensor, graph)
-        computed = [i for i in maker.input if i and i not in graph.constants] if maker is not None else []
-        if computed and all(held(i) for i in computed):
-            continue
         readers = [n for n in graph.consumers.get(tensor, []) if n.op_type != "Shape"]
         names = tuple(n.name for n in readers if n.name in wanting)
-        if len(names) < len(readers):
+        if tensor not in made and len(names) < len(readers):
             found[tensor] = names
     return found
 
 
-def _maker(tensor: str, graph: Graph) -> NodeProto | None:
-    """What computes `tensor`, in front of the clamps that a quantizer takes in."""
-    node = graph.producer.get(tensor)
-    while node is not None and node.op_type in CLAMPS:
-        node = graph.producer.get(node.input[0])
-    return node
+def _made(graph: Graph, held: Callable[[str], bool]) -> set[str]:
+    """What integer kernels make, of quantized data alone, or a Concat joins of it and others."""
+    made: set[str] = set()
+    for node in graph.nodes:
+        data = [i for i in node.input if i and i not in graph.constants]
+        if node.op_type in CLAMPS or moves(node, graph):
+            integer = node.input[0] in made
+        elif node.op_type == "Concat":
+            integer = not made.isdisjoint(data)
+        else:
+            integer = bool(data) and all(map(held, data))
+        made.update(node.output if integer else ())
+    return made

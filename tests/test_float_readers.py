@@ -45,6 +45,10 @@ BRANCHES = {
         "g (float[2, 3, 8] x, int64[2] d) => (float[2, 3, 8] y)"
         " { t = Tanh (x) v = Reshape (t, d) m = MatMul (v, w1) f = Shape (t) u = Reshape (m, f) y = Sub (t, u) }",
         {"w1": (8, 8)}, {"t": (["Reshape"], ["Shape", "Sub"])}),
+    "a Concat of what is made in float": (
+        f"{MAPS} {{ t = Tanh (x) u = Sin (x) c = Concat <axis = 1> (t, u) z = Conv (c, w3)"
+        " m = ReduceMean <axes = [1], keepdims = 1> (c) y = Mul (z, m) }", {"w3": (4, 8, 1, 1)},
+        {"c": (["Conv"], ["ReduceMean"])}),
     "a body": (
         """g (float[2, 4] x) => (float[2, 4] y, float[2, 4] u)
         { t = Tanh (x) y = MatMul (t, w1)
@@ -69,6 +73,9 @@ QUANTIZED = {
     "a Concat of quantized parts": f"""{MAPS}
         {{ a = Tanh (x) b = Sin (x) c = Concat <axis = 1> (a, b) d = Conv (a, w1) e = Conv (b, w1) f = Conv (c, w3)
            g = Add (d, e) y = Add (f, g) }}""",
+    "a Concat of what a convolution makes and others": f"""{MAPS}
+        {{ t = Tanh (x) a = Conv (t, w1) b = Relu (a) c = Concat <axis = 1> (t, b) d = Conv (c, w3)
+           m = ReduceMean <axes = [1], keepdims = 1> (c) y = Mul (d, m) }}""",
     "the shape alone": f"{MAPS} {{ t = Tanh (x) z = Conv (t, w1) d = Shape (t) y = Expand (z, d) }}",
 }  # fmt: skip
 
