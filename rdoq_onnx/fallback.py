@@ -109,7 +109,7 @@ def in_float(network: Network, left: Unheld) -> Network:
     read = {u.data for layer in layers for u in layer.uses}
     unread = {f for a in network.activations if a.tensor in left.tensors for f in a.feeds}
     idle = {behind_clamp(u.output, graph) for layer in network.layers for u in layer.uses
-            if layer in lost or u.data in unread}  # no integer kernel makes them
+            if layer.name in left.layers or u.data in unread}  # no integer kernel makes them
     kept = [
         replace(a, feeds=tuple(f for f in a.feeds if f in read))
         for a in network.activations
