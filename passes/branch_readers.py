@@ -3,7 +3,7 @@
     a ─┬─ Identity ─ a/quantized ─ layers
        └─ nodes that compute in float
 
-Quantizers, Adds and curves are then those of the branch. InsertQDQ takes the Identity out.
+Quantizers, Adds and curves are then those of the branch. InsertQDQ joins the two again, with a quantizer between.
 """
 
 from collections.abc import Collection, Mapping
@@ -39,3 +39,10 @@ class BranchReaders(Pass):
                         inputs[index] = branch
 
         return surgeon.edit(model, insert)
+
+
+def join_readers(graph: Graph) -> None:
+    """Take the Identity of each branch out. Normalize has left no other but where it cannot go."""
+    for node in graph.nodes:
+        if node.op == "Identity" and surgeon.standard(node):
+            surgeon.bypass(graph, node)

@@ -100,7 +100,7 @@ def _fold_before(graph: Graph, norm: Node, ranks: dict[str, int]) -> bool:
 
 def _affine(node: Node, source: Tensor, channels: int, rank: int) -> _Affine | None:
     """What `node` does to each of the channels, axis 1, of `source`; None if it is not that simple."""
-    if node.domain not in (None, "", "ai.onnx"):
+    if not surgeon.standard(node):
         return None
     if node.op == "BatchNormalization":
         trains = node.attrs.get("training_mode", 0) or any(t.name for t in node.outputs[1:])
@@ -171,7 +171,7 @@ def _only_reader(graph: Graph, tensor: Tensor) -> Node | None:
 
 def _weight(layer: Node, ranks: dict[str, int]) -> Float64 | None:
     """The constant weight of a linear layer whose channels are on axis 1 of input and output; else None."""
-    if layer.op not in LAYER_TYPES or layer.domain not in (None, "", "ai.onnx"):
+    if layer.op not in LAYER_TYPES or not surgeon.standard(layer):
         return None
     if layer.op == "MatMul" and ranks.get(layer.outputs[0].name) != 2:
         return None

@@ -99,7 +99,7 @@ def _evaluate(node: Node, opset: int, exposed: set[int], most: int | None = None
     """
     output, *others = node.outputs
     read = any(t.outputs or id(t) in exposed for t in others)
-    if read or node.domain not in (None, "", "ai.onnx") or id(output) in exposed:
+    if read or not surgeon.standard(node) or id(output) in exposed:
         return False
     feeds = {f"i{k}": t.values for k, t in enumerate(node.inputs) if t.name}
     names = [f"i{k}" if t.name else "" for k, t in enumerate(node.inputs)]

@@ -33,6 +33,7 @@ from rdoq_onnx import surgeon
 from rdoq_onnx.analysis import Activation, Layer
 from rdoq_onnx.graph import CLAMPS
 from rdoq_onnx.passes import Pass
+from rdoq_onnx.passes.branch_readers import join_readers
 from rdoq_onnx.passes.correct_bias import add_to_bias
 from rdoq_onnx.quantizer import Affine
 from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor, Variable
@@ -80,9 +81,7 @@ class InsertQDQ(Pass):
                 for weight in self.weights:
                     for use in weight.layer.uses:
                         _quantize_bias(graph, nodes[use.node], weight)
-            for node in graph.nodes:
-                if node.op == "Identity":  # of BranchReaders
-                    surgeon.bypass(graph, node)
+            join_readers(graph)
 
         return surgeon.edit(model, insert)
 

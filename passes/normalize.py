@@ -97,7 +97,7 @@ def _reshape_weight(node: Node) -> None:
 
 
 def _is(node: Node, op: str) -> bool:
-    return bool(node.op == op and node.domain in (None, "", "ai.onnx"))
+    return bool(node.op == op and surgeon.standard(node))
 
 
 def _idle(graph: Graph, dropout: Node) -> bool:

@@ -133,8 +133,9 @@ def analyse(model: onnx.ModelProto, config: Config) -> Network:
         raise ConfigError(f"{option}: all weights are of a kind that takes 8 bits unsearched; leave that option out")
     activations: tuple[Activation, ...] = ()
     if config.activation_bits is not None:
-        activations = _find_activations(graph, layers, target.sums)
-        branches = _branches(graph, layers, activations, target.sums)
+        sums = _sums(graph, layers) if target.sums else {}
+        activations = _find_activations(graph, layers, sums)
+        branches = _branches(graph, layers, activations, sums)
         if branches:
             return analyse(run_passes([BranchReaders(branches)], model), config)
     network = Network(model, layers, activations, skipped, target, others)
@@ -237,8 +238,8 @@ def _linear(node: onnx.NodeProto, shape: tuple[int, ...], side: int) -> Linear:
     )
 
 
-def _find_activations(graph: Graph, layers: Sequence[Layer], sums: bool) -> tuple[Activation, ...]:
-    """sums: whether a convolution takes in the Add that alone reads it."""
+def _find_activations(graph: Graph, layers: Sequence[Layer], sums: Mapping[str, str]) -> tuple[Activation, ...]:
+    """sums: outputs of convolutions that take in the Add behind them, which get no quantizer."""
     feeds: dict[str, dict[str, None]] = {}
     for layer in layers:
         for use in layer.uses:
@@ -246,22 +247,21 @@ def _find_activations(graph: Graph, layers: Sequence[Layer], sums: bool) -> tupl
     parts = {root: _parts(root, graph, feeds) for root in feeds}
     joined = {p for several in parts.values() for p in several}
     found = [Activation(t, tuple(f), _moved(t, graph, f), parts[t]) for t, f in feeds.items()]
-    within = _sums(graph, layers) if sums else {}
+    settled = {*feeds, *joined, *graph.outputs, *sums}
     for tensor in dict.fromkeys(_convolution_outputs(graph, layers)):
-        if tensor not in {*feeds, *joined, *graph.outputs, *within}:
+        if tensor not in settled:
             found.append(Activation(tensor, moved=_moved(tensor, graph, ())))
     order = {name: k for k, name in enumerate([*graph.inputs, *graph.producer])}
     return tuple(sorted(found, key=lambda a: order[a.tensor]))
 
 
 def _branches(
-    graph: Graph, layers: Sequence[Layer], activations: Sequence[Activation], sums: bool
+    graph: Graph, layers: Sequence[Layer], activations: Sequence[Activation], sums: Mapping[str, str]
 ) -> dict[str, tuple[str, ...]]:
     """What BranchReaders takes: the activations that some nodes had better read in float."""
     quantized = {t for a in activations for t in (a.tensor, *a.parts)}
     feeding = [a.tensor for a in activations if not a.fusion]
-    integer = {u.node for x in layers for u in x.uses}
-    integer.update(_sums(graph, layers).values() if sums else ())
+    integer = {*sums.values(), *(u.node for x in layers for u in x.uses)}
     return quantized_readers(graph, feeding, quantized, integer)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis import Layer, Network, analyse
 from rdoq_onnx.config import Config
-from rdoq_onnx.graph import Graph, attribute
+from rdoq_onnx.graph import SIZES, Graph, attribute
 from rdoq_onnx.observation import with_outputs
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.equalize import Equalize
@@ -104,7 +104,7 @@ def find_chains(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Chai
     for node in graph.nodes:
         if node.name in single and node.name not in shared and _scalable(node, single[node.name], graph):
             layers.append(node)
-        elif node.op_type not in ("Shape", "Size") and not tying.tie(node):
+        elif node.op_type not in SIZES and not tying.tie(node):
             tying.fix([*reads([node]), *node.output])
     tying.fix([*graph.inputs, *graph.outputs])
     chains = Chains(tying.resolved(), component=tying.components())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 
 from onnx import NodeProto
 
-from rdoq_onnx.graph import CLAMPS, Graph, behind_clamp, moves
+from rdoq_onnx.graph import CLAMPS, SIZES, Graph, behind_clamp, moves
 
 
 def quantized_readers(
@@ -36,7 +36,7 @@ def quantized_readers(
     made = _made(graph, held)
     found = {}
     for tensor in activations:
-        readers = [n for n in graph.consumers.get(tensor, []) if n.op_type != "Shape"]
+        readers = [n for n in graph.consumers.get(tensor, []) if n.op_type not in SIZES]
         names = tuple(n.name for n in readers if n.name in wanting)
         if tensor not in made and len(names) < len(readers):
             found[tensor] = names

@@ -15,6 +15,7 @@ MOVES = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pa
 MOVES |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 # Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
 CLAMPS = frozenset({"Relu", "Clip", "Min"})
+SIZES = frozenset({"Shape", "Size"})  # operators that read no values
 _SMALL = 1024  # elements of a constant that is worth a look
 
 

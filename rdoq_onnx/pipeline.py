@@ -85,7 +85,8 @@ class Result:
 class Job:
     """What runs at several budgets share: the model, its samples, what was measured so far.
 
-    original: the model as it was given; reference: as ONNX Runtime runs it; normal: after the NORMALIZE passes.
+    original: the model as it was given; reference: as ONNX Runtime runs it; normal: after the NORMALIZE passes, with
+    the branches that the analysis has put in, so that it does so once for all budgets.
     held_out: samples that only verification sees; seen: the others.
     """
 
@@ -118,7 +119,7 @@ class Job:
         seen, held_out = samples.split(1 - HELD_OUT, config.seed)
         source = str(model) if not isinstance(model, onnx.ModelProto) else ""
         store = store_for(normal, samples, seen, config, curves)
-        return cls(source, original, reference, normal, samples, seen, held_out, runtime, store, progress)
+        return cls(source, original, reference, network.model, samples, seen, held_out, runtime, store, progress)
 
     def result(self, config: Config, *, additivity: bool = False) -> Result:
         """The quantized model at the budget of `config`, whose other settings are the job's.

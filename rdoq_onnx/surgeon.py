@@ -25,7 +25,7 @@ from rdoq_onnx.protos import all_names, copy_fields
 __all__ = [
     "Constant", "Graph", "Node", "Tensor", "Variable",
     "append", "bypass", "constant", "edit", "exposed", "freeze", "fresh", "in_body", "insert_after",
-    "values",
+    "standard", "values",
 ]  # fmt: skip
 
 def edit(model: ModelProto, change: Callable[[Graph], None]) -> ModelProto:
@@ -95,6 +95,11 @@ def exposed(graph: Graph) -> set[int]:
 def in_body(graph: Graph, node: Node) -> bool:
     """Whether `node` belonged to a subgraph when the model was imported."""
     return id(node) in graph.body_nodes
+
+
+def standard(node: Node) -> bool:
+    """Whether `node` is of ONNX's own operators."""
+    return node.domain in (None, "", "ai.onnx")
 
 
 def append(

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from rdoq_onnx.constant_origins import Origin, Scope, origins, walk
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.graph import Graph, attribute
+from rdoq_onnx.graph import SIZES, Graph, attribute
 from rdoq_onnx.patterns import Excludes, channel_range, matches
 from rdoq_onnx.protos import all_outputs
 from rdoq_onnx.targets import Target
@@ -29,7 +29,6 @@ NARROWEST = 2  # bits that a pin may give
 _TABLE = 1024  # elements of an embedding; smaller tables are shape arithmetic
 _NODES = 256  # bytes of the nodes and names that decode a tensor, about
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-_SIZES = frozenset({"Shape", "Size"})  # operators that read no values
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def weight_only(
     chosen = []
     for tensor, several in found.items():
         own = {id(origin.reader) for _, origin in several}
-        others = [n for n in readers[tensor] if id(n) not in own and n.op_type not in _SIZES]
+        others = [n for n in readers[tensor] if id(n) not in own and n.op_type not in SIZES]
         other = next((n for n in others if n.name not in searched.get(tensor, ())), None)
         if other is not None or tensor in exposed:
             use = "is an output" if other is None else f"also feeds {other.op_type} {other.name or other.output[0]!r}"

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from onnx import checker
+from onnx import checker, parser
 
+from rdoq_onnx import surgeon
 from rdoq_onnx.analysis import analyse
 from rdoq_onnx.config import Config
 from rdoq_onnx.passes import run_passes
-from rdoq_onnx.passes.branch_readers import BranchReaders
+from rdoq_onnx.passes.branch_readers import BranchReaders, join_readers
 from rdoq_onnx.patterns import matches
 from tests.test_analysis import find, parse
 from tests.test_insert_qdq import count, expect_numbers, quantized
@@ -120,6 +121,13 @@ def test_branch_changes_no_value(ort_run):
     checker.check_model(changed, full_check=True)
     assert count(changed)["Identity"] == 2
     np.testing.assert_array_equal(ort_run(changed, feeds)[0], ort_run(model, feeds)[0])
+
+
+def test_an_identity_of_another_domain_is_no_branch():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17, "other": 1]>
+        g (float[2] x) => (float[2] y) { a = Sin (x) b = other.Identity (a) c = Identity (b) y = Tanh (c) }""")
+    joined = surgeon.edit(model, join_readers)
+    assert [(n.domain, n.op_type) for n in joined.graph.node] == [("", "Sin"), ("other", "Identity"), ("", "Tanh")]
 
 
 @pytest.mark.parametrize("bits", [8, 4])

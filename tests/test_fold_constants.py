@@ -98,7 +98,7 @@ HUGE = np.array([1 << 40], np.int64)
 LEFT_ALONE = {
     "what no layer reads": "t = Transpose (large) y = Mul (x, t)",
     "a tensor that a few numbers blow up": "t = ConstantOfShape (huge) y = Mul (x, t)",
-    "operators that are no rearrangement": "e = Exp (w) t = Transpose (e) y = MatMul (x, t)",
+    "an operator that no weight is normalized by": "e = Exp (w) t = Transpose (e) y = MatMul (x, t)",
     "what is computed from the input": "a = Transpose (x) t = Concat <axis = 0> (a, a) y = MatMul (w2, t)",
     "an operator whose other outputs are read": """t, m, v = BatchNormalization <training_mode = 1> (w, o, o, o, o)
         n = Gemm <transB = 1> (x, t) y = Add (n, m)""",
