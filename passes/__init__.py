@@ -9,21 +9,16 @@ channel_rules and slice_channels, for pack_weights channel_widths, bit_rows and 
 decoding, for all that touch biases correct_bias.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto
-from onnx.helper import make_tensor_value_info
+from onnx import ModelProto
 
 from rdoq_onnx.errors import ModelError, RdoqError
-from rdoq_onnx.protos import copy_fields
+from rdoq_onnx.model.sizes import serialisable, weights_as_inputs
 
-__all__ = ["Pass", "check", "model_bytes", "one_line", "run_passes", "tensor_bytes", "weights_as_inputs"]
-
-# The checker serialises the model, which protobuf refuses from 2 GiB on; what is not tensors is small.
-_CHECKER_LIMIT = 2**31 - 2**26
+__all__ = ["Pass", "check", "one_line", "run_passes"]
 
 
 class Pass(Protocol):
@@ -72,52 +67,9 @@ def run_passes(passes: Sequence[Pass], model: ModelProto, *, checked: bool = Tru
 def check(model: ModelProto) -> None:
     """Raise ModelError unless onnx.checker accepts `model`, which may be larger than the checker can take."""
     try:
-        onnx.checker.check_model(model if tensor_bytes(model) < _CHECKER_LIMIT else weights_as_inputs(model))
+        onnx.checker.check_model(model if serialisable(model) else weights_as_inputs(model))
     except onnx.checker.ValidationError as error:
         raise ModelError(f"the model is not valid ONNX: {one_line(error)}") from error
-
-
-def tensor_bytes(model: ModelProto) -> int:
-    """Bytes of the stored tensors, without serialising anything. Data in other files is not counted."""
-    return sum(
-        len(t.raw_data)
-        + sum(map(len, t.string_data))
-        + 4 * (len(t.float_data) + len(t.int32_data))
-        + 8 * (len(t.int64_data) + len(t.double_data) + len(t.uint64_data))
-        for t in _tensors(model.graph)
-    )
-
-
-def model_bytes(model: ModelProto) -> int:
-    """Bytes of `model` in one file, also where protobuf could not write that file."""
-    stored = tensor_bytes(model)
-    if stored < _CHECKER_LIMIT:
-        return int(model.ByteSize())
-    return int(weights_as_inputs(model).ByteSize()) + stored
-
-
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _tensors(inner)
-
-
-def weights_as_inputs(model: ModelProto, larger_than: int = 0) -> ModelProto:
-    """`model` with initializers of more than so many elements as mere inputs: small enough to serialise."""
-    result = ModelProto()
-    copy_fields(model, result, skip={"graph"})
-    copy_fields(model.graph, result.graph, skip={"initializer"})
-    listed = {i.name for i in model.graph.input}
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= larger_than:
-            result.graph.initializer.add().CopyFrom(tensor)
-        elif tensor.name not in listed:
-            info = make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            result.graph.input.append(info)
-    return result
 
 
 def one_line(error: Exception) -> str:

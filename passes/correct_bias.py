@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from rdoq_onnx import surgeon
-from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor
+from rdoq_onnx.model import surgeon
+from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor
 
 
 def add_to_bias(graph: Graph, node: Node, shift: NDArray[np.float64], weight_side: int) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from rdoq_onnx import surgeon
+from rdoq_onnx.model import surgeon
+from rdoq_onnx.model.surgeon import Constant, Graph, Node
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.surgeon import Constant, Graph, Node
 
 Float = NDArray[np.float64]
 

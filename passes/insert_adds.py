@@ -12,9 +12,9 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 from onnx.shape_inference import infer_shapes
 
-from rdoq_onnx import surgeon
+from rdoq_onnx.model import surgeon
+from rdoq_onnx.model.surgeon import Graph, Tensor
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.surgeon import Graph, Tensor
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from rdoq_onnx import surgeon
-from rdoq_onnx.analysis import Activation, Layer
-from rdoq_onnx.graph import CLAMPS
+from rdoq_onnx.model import surgeon
+from rdoq_onnx.model.codes import Affine
+from rdoq_onnx.model.graph import CLAMPS
+from rdoq_onnx.model.layers import Activation, Layer
+from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor, Variable
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.passes.branch_readers import join_readers
+from rdoq_onnx.passes.branch_consumers import join_readers
 from rdoq_onnx.passes.correct_bias import add_to_bias
-from rdoq_onnx.quantizer import Affine
-from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor, Variable
 
 _ROUNDING = 1e-6
 

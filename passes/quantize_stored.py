@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from rdoq_onnx import surgeon
+from rdoq_onnx.model import surgeon
+from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.surgeon import Constant, Graph, Node, Tensor
 
 
 @dataclass(frozen=True)

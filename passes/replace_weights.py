@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from rdoq_onnx import surgeon
-from rdoq_onnx.analysis import Layer
+from rdoq_onnx.model import surgeon
+from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.model.surgeon import Graph
 from rdoq_onnx.passes import Pass
 from rdoq_onnx.passes.correct_bias import add_to_bias
-from rdoq_onnx.surgeon import Graph
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@
 `measure`, `allocate` and `emit` are its steps, for those who want several budgets from one measurement.
 """
 
+from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.api import allocate, emit, measure, quantize
-from rdoq_onnx.budget import Allocation
+from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.errors import RdoqError
-from rdoq_onnx.measurement import Measurement
-from rdoq_onnx.pipeline import Result
-from rdoq_onnx.report import Report
+from rdoq_onnx.report.report import Report
+from rdoq_onnx.report.result import Result
 from rdoq_onnx.version import __version__
 
 __all__ = [

@@ -6,14 +6,17 @@ from typing import Any
 import onnx
 
 from rdoq_onnx import pipeline
-from rdoq_onnx.budget import Allocation, allocate_bits
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.allocation.budget import allocate_bits
+from rdoq_onnx.analysis.normalization import Model, read_normalized
 from rdoq_onnx.config import Config
-from rdoq_onnx.emission import emit_model
+from rdoq_onnx.curves.measure import measured, store_for
+from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.measurement import Measurement
-from rdoq_onnx.pipeline import Model, Result
-from rdoq_onnx.progress import Progress
-from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.report.result import Result
+from rdoq_onnx.system.progress import Progress
+from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.targets import Storage
 
 
@@ -76,11 +79,11 @@ def measure(
     [True]
     """
     config = _config(8, None, None, weights_only, options)
-    normal = pipeline.read_normalized(model)[1]
+    normal = read_normalized(model)[1]
     runtime = Runtime(config.provider, config.threads)
     network, samples = pipeline.network_and_samples(normal, calibration, config, runtime)
-    store = pipeline.store_for(normal, samples, samples, config, curves)
-    return pipeline.measured(network, config, samples, runtime, Progress(), store)
+    store = store_for(normal, samples, samples, config, curves)
+    return measured(network, config, samples, runtime, Progress(), store)
 
 
 def allocate(
@@ -115,7 +118,7 @@ def emit(
     storage: "packed", "native" or "int8"; None for the default of the target that was measured for. keep_channels:
     keep channels of 0 bits. Raises ModelError if `model` is another one.
     """
-    if pipeline.read_normalized(model)[1] != allocation.measurement.source:
+    if read_normalized(model)[1] != allocation.measurement.source:
         raise ModelError("this is not the model that the allocation was measured on; measure it first")
     return emit_model(allocation, {}, storage, keep_channels).model
 

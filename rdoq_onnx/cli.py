@@ -16,14 +16,17 @@ from typing import Any
 
 import click
 
-from rdoq_onnx import io, listing, pipeline
+from rdoq_onnx import pipeline
 from rdoq_onnx.config import Config
 from rdoq_onnx.config_file import Kind, read_options, table_of
 from rdoq_onnx.dry_run import dry_run as dry_run_of
+from rdoq_onnx.dry_run import lines
 from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, VerificationError
 from rdoq_onnx.options import declared, make_config
-from rdoq_onnx.pipeline import Job, Result
-from rdoq_onnx.progress import Progress
+from rdoq_onnx.pipeline import Job
+from rdoq_onnx.report.result import Result
+from rdoq_onnx.system import io
+from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.version import __version__
 
 INTERRUPTED = 130
@@ -75,10 +78,10 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     bits = options.pop("bits")
     configs = {text.strip(): make_config(bits=text.strip(), **options) for text in bits.split(",")}
     if dry_run:
-        from rdoq_onnx.terminal import Out  # here: rich is slow to import, and --quiet does without
+        from rdoq_onnx.report.terminal import Out  # here: rich is slow to import, and --quiet does without
 
         out = Out(highlight=False, soft_wrap=True)
-        for line in listing.lines(dry_run_of(files.input, files.calibration, next(iter(configs.values())))):
+        for line in lines(dry_run_of(files.input, files.calibration, next(iter(configs.values())))):
             out.print(line, markup=False)
         return
     _check_files(files, [*configs])
@@ -95,7 +98,7 @@ def _run_shown(
     configs: Mapping[str, Config], files: Files, typed: Sequence[str], verbose: bool
 ) -> dict[str, RdoqError]:
     """`_run_all` with its progress and its figures on the terminal; returns the budgets that failed."""
-    from rdoq_onnx.terminal import Out, print_frontier, print_summary, shown  # here: see `command`
+    from rdoq_onnx.report.terminal import Out, print_frontier, print_summary, shown  # here: see `command`
 
     with shown() as progress:
         results, failures = _run_all(configs, files, typed, progress)
@@ -225,7 +228,7 @@ def _write(result: Result, files: Files, typed: Sequence[str]) -> None:
     if files.json is not None:
         io.write_text(result.report.to_json(files.output), files.json)
     if files.report is not None:
-        from rdoq_onnx.html_report import html_report  # here: plotly is an extra, and slow to import
+        from rdoq_onnx.report.html_report import html_report  # here: plotly is an extra, and slow to import
 
         io.write_text(html_report(result, files.output, shlex.join(["rdoq-onnx", *typed])), files.report)
     result.save(files.output)

@@ -5,8 +5,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from rdoq_onnx.calibration.pixels import Pixels
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.images import Pixels
 from rdoq_onnx.targets import TARGETS, Storage, TargetName
 
 Measure = Literal["taylor", "probe"]

@@ -5,25 +5,37 @@ weights, which is timed on one layer. Steps that pay by the call (sessions, emis
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rdoq_onnx import pipeline
-from rdoq_onnx.analysis import Layer, Network, analyse
-from rdoq_onnx.backward import rows_of
-from rdoq_onnx.candidates import make_candidates
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.analysis.normalization import Model, read_normalized
+from rdoq_onnx.analysis.weight_only import BITS
+from rdoq_onnx.calibration.split import FITTING, HELD_OUT
+from rdoq_onnx.candidates.blocks import in_parts
+from rdoq_onnx.candidates.candidates import widest
+from rdoq_onnx.candidates.make import make_candidates
+from rdoq_onnx.candidates.moment_passes import passes
+from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.config import Config
-from rdoq_onnx.measurement import FITTING, activation_elements, aimed_at
-from rdoq_onnx.measuring import CLIPPING, SENSING
-from rdoq_onnx.moments import Moments, in_parts, passes
-from rdoq_onnx.observation import Observation, observe, separated, targets
-from rdoq_onnx.parallel import workers
-from rdoq_onnx.runtime import Runtime
-from rdoq_onnx.second_look import Plan
-from rdoq_onnx.ties import WEIGHT_BITS
+from rdoq_onnx.curves.anchoring import TYING, TYING_WORK, WEIGHT_BITS
+from rdoq_onnx.curves.measurement import activation_elements, aimed_at
+from rdoq_onnx.curves.steps import CLIPPING, SENSING
+from rdoq_onnx.gradients.backward import rows_of
+from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.observation.batching import separated
+from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.observe import Observation, observe
+from rdoq_onnx.refinement.judge import JUDGING
+from rdoq_onnx.refinement.plan import Plan
+from rdoq_onnx.report.wording import pin_of
+from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.threads import workers
 
 TIMED = 8  # samples of the passes that are timed
 _REVERSE = 6.0  # a forward and reverse pass with its products, in forward passes
@@ -41,10 +53,10 @@ class DryRun:
     seconds: Mapping[str, float]
 
 
-def dry_run(model: pipeline.Model, calibration: Any, config: Config) -> DryRun:
+def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     """Read and analyse all, run a few samples. Raises what a run would raise up to here."""
     runtime = Runtime(config.provider, config.threads)
-    normal = pipeline.read_normalized(model)[1]
+    normal = read_normalized(model)[1]
     network = analyse(normal, config)
     samples = separated(network, pipeline.samples_for(normal, calibration, config), runtime)
     aimed = aimed_at(network, targets(network.model))
@@ -65,19 +77,19 @@ def _seconds(
     network: Network, config: Config, observation: Observation, samples: int, one: float, load: float
 ) -> dict[str, float]:
     """one: seconds of one sample in a pass; load: of making a session."""
-    seen = samples * (1 - pipeline.HELD_OUT)
-    around = {"observe": load + seen * one, "verify": 6 * load + samples * pipeline.HELD_OUT * _VERIFY * one}
+    seen = samples * (1 - HELD_OUT)
+    around = {"observe": load + seen * one, "verify": 6 * load + samples * HELD_OUT * _VERIFY * one}
     if not network.layers:
         return around
     fitting, measuring = seen * FITTING, seen * (1 - FITTING)
     units = len(network.layers) + len(network.activations)
     rows = rows_of(observation.metric.elements)
-    judging = min(measuring, pipeline.JUDGING)
+    judging = min(measuring, JUDGING)
     work = sum(observation.sizes.values())
     plan = Plan.within(config.effort, int(judging * work), units, len(network.activations), len(network.layers))
     narrow = sum(b <= WEIGHT_BITS for b in config.widths)
     runs = narrow * len(network.layers) + 8 * len(network.activations)
-    tying = min(pipeline.TYING_WORK[config.effort] / max(runs * work, 1), pipeline.TYING[1], measuring)
+    tying = min(TYING_WORK[config.effort] / max(runs * work, 1), TYING[1], measuring)
     found = around | {
         "moments": load + 2 * fitting * passes(network) * one,
         "sensitivity": 2 * load + min(SENSING, fitting) * _REVERSE * one,
@@ -89,7 +101,7 @@ def _seconds(
         channels = sum(layer.linear.channels for layer in network.layers)
         perturbed = 2 * channels * len(config.widths) + 8 * 8 * len(network.activations)
         found["probe"] = load * units + measuring * perturbed * one / 2
-    elif tying >= pipeline.TYING[0]:
+    elif tying >= TYING[0]:
         found["ties"] = load * units + tying * runs * one / 2
     return found
 
@@ -121,3 +133,42 @@ def _work(layer: Layer) -> float:
     """What rounding a layer costs, in a unit of its own: each weight meets those of its row."""
     elements = float(np.prod(layer.linear.shape))
     return elements * (32 + elements / layer.linear.channels)
+
+
+_SHOWN = 0.02  # share of the time from which a step is named
+
+
+def lines(found: DryRun) -> Iterator[str]:
+    """Layers, activations, what stays in float and why, and the time."""
+    network = found.network
+    channels = sum(layer.linear.channels for layer in network.layers)
+    weights = sum(int(np.prod(layer.linear.shape)) for layer in network.layers)
+    yield f"{len(network.layers)} layers, {channels:,} channels, {weights:,} weights ({weights / 250:,.1f} kB in float)"
+    bits = widest(network)
+    for layer in network.layers:
+        elements = int(np.prod(layer.linear.shape))
+        shape = "x".join(map(str, layer.linear.shape))
+        told = f"{layer.linear.op_type}, {layer.linear.channels} channels, {elements:,} weights, {shape}"
+        yield f"  {pin_of(layer.name, bits)}  # {told}"
+    feeding = [(a, n) for a, n in zip(network.activations, found.elements, strict=True) if not a.fusion]
+    fusion = [(a, n) for a, n in zip(network.activations, found.elements, strict=True) if a.fusion]
+    yield f"{len(feeding)} activations, {sum(n for _, n in feeding):,} elements a sample"
+    for activation, elements in feeding:
+        yield f"  {pin_of(activation.tensor, 8)}  # {elements:,} elements"
+    if fusion:
+        yield f"{len(fusion)} tensors at 8 bits outside the budget, so that integer kernels fuse"
+        yield from (f"  # {activation.tensor}: {elements:,} elements" for activation, elements in fusion)
+    if network.weight_only:
+        yield f"{len(network.weight_only)} tensors quantized in their weights alone, outside search and budget"
+    for alone in network.weight_only:
+        told = f"{alone.op_type}, {alone.elements:,} weights, {'x'.join(map(str, alone.shape))}: {alone.reason}"
+        yield f"  {pin_of(alone.tensor, BITS)}  # {told}"
+    yield f"left in float: {len(network.skipped)} nodes"
+    yield from (f"  {skip.op_type} {skip.node}: {skip.reason}" for skip in network.skipped)
+    total = sum(found.seconds.values())
+    steps = ", ".join(f"{name} {s:.0f}" for name, s in found.seconds.items() if s >= _SHOWN * total)
+    yield f"about {_duration(total)} with {found.samples} samples from {found.source} (seconds: {steps})"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

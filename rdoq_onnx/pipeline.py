@@ -1,84 +1,41 @@
 """The steps, in order: model → analysis → candidates → curves → allocation → emission → verification."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from rdoq_onnx import io
-from rdoq_onnx.additivity import Alone, affordable, measure_alone
-from rdoq_onnx.analysis import Network, analyse, integer_ranges
-from rdoq_onnx.budget import Allocation, allocate_bits
-from rdoq_onnx.calibration import load_samples, synthetic
+from rdoq_onnx.allocation.budget import allocate_bits
+from rdoq_onnx.analysis.analyse import analyse, integer_ranges
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.analysis.normalization import Model, read_normalized, runnable
+from rdoq_onnx.calibration.load import load_samples, synthetic
+from rdoq_onnx.calibration.samples import Samples, input_specs
+from rdoq_onnx.calibration.split import HELD_OUT
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves_file import Binding, Steps, Store
-from rdoq_onnx.emission import emit_model, quantized_model
+from rdoq_onnx.curves.checkpoint import Binding, Steps, Store
+from rdoq_onnx.curves.measure import measured, regime, store_for
+from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.emission.emit import emit_model, settings
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.measurement import Measurement, judging, restored, split, stored_fields
-from rdoq_onnx.measuring import measure_network, regime
-from rdoq_onnx.observation import separated
-from rdoq_onnx.parallel import workers
+from rdoq_onnx.model.validate import check_sizes
+from rdoq_onnx.observation.batching import separated
 from rdoq_onnx.passes import run_passes
-from rdoq_onnx.passes.fold_batchnorm import FoldBatchNorm
-from rdoq_onnx.passes.fold_constants import FoldConstants
-from rdoq_onnx.passes.hoist_weights import HoistWeights
-from rdoq_onnx.passes.inline_functions import InlineFunctions
 from rdoq_onnx.passes.insert_adds import InsertAdds
-from rdoq_onnx.passes.normalize import Normalize, default_opset, raise_opset
-from rdoq_onnx.passes.widen_floats import WidenFloats
-from rdoq_onnx.probe import Prober
-from rdoq_onnx.progress import Progress
-from rdoq_onnx.report import Report, make_report
-from rdoq_onnx.runtime import Runtime
-from rdoq_onnx.samples import Samples, input_specs
-from rdoq_onnx.search import Goal, fewest_bits
-from rdoq_onnx.second_look import Judge, Looked, Plan, float_outputs, second_look
+from rdoq_onnx.refinement.judge import FLOAT_MEMORY
+from rdoq_onnx.refinement.refine import looked_at
+from rdoq_onnx.refinement.search import Goal, fewest_bits
+from rdoq_onnx.report.report import make_report
+from rdoq_onnx.report.result import Result
+from rdoq_onnx.system.progress import Progress
+from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.targets import CASTS_INT4, COMPLETE, TARGETS
-from rdoq_onnx.ties import runs, tie
-from rdoq_onnx.untrusted import check_model, check_sizes
-from rdoq_onnx.verify import FloatRuns, check_size, float_runs, verify_model
+from rdoq_onnx.verification.additivity import measured_alone
+from rdoq_onnx.verification.runs import FloatRuns, float_runs
+from rdoq_onnx.verification.verify import check_size, verify_model
 
-OPSET = 13
-NORMALIZE = (InlineFunctions(), WidenFloats(), Normalize(OPSET), HoistWeights(), FoldConstants(), FoldBatchNorm())
-_FIRST_OPSET = 7  # that ONNX Runtime takes
-HELD_OUT = 0.15  # share of the samples that only verification sees
-TYING = (8, 32)  # samples of exact measurements, at least and at most
-TYING_WORK = {"fast": 0.0, "default": 3e10, "best": 1e11}  # elements that they may compute; larger networks go without
-JUDGING = 128  # samples that the second look measures on
-FLOAT_MEMORY = 1 << 27  # bytes of inputs, and of the float network's outputs, that are held for that or verification
 SYNTHETIC_SAMPLES = 64
-
-Model = onnx.ModelProto | str | Path
-
-
-@dataclass(frozen=True)
-class Result:
-    """A quantized model, and how it came about.
-
-    model: the emitted ONNX. report: its figures. allocation: the width of every channel and activation, and through
-    `allocation.measurement` the curves. config: the settings. alone: δ of each layer and activation by itself, where
-    that was asked for.
-    """
-
-    model: onnx.ModelProto
-    report: Report
-    allocation: Allocation
-    config: Config
-    alone: Alone | None = None
-
-    @property
-    def curves(self) -> Measurement:
-        """What was measured: the curves, and the candidates that they describe."""
-        return self.allocation.measurement
-
-    def save(self, path: str | Path) -> None:
-        """Write the model atomically. Raises OutputError."""
-        io.write_model(self.model, path)
-
-    def _repr_html_(self) -> str:
-        """The report's table, for notebooks."""
-        return self.report.to_html()
 
 
 @dataclass(frozen=True)
@@ -189,19 +146,6 @@ def run(
     return Job.of(model, calibration, config, progress, curves).result(config)
 
 
-def store_for(
-    model: onnx.ModelProto, samples: Samples, seen: Samples, config: Config, curves: str | Path | None
-) -> Store:
-    """What was measured of the normalized `model` on `seen`, in the file `curves` if there is one.
-
-    seen: `samples` but for those that the settings' seed holds out, if any.
-    """
-    if curves is None:
-        return Store()
-    data = f"{samples.digest}, {len(seen)} of {len(samples)}"
-    return Store.open(curves, Binding.of(model, data, config.measuring()))
-
-
 def check_storage(config: Config, runtime: Runtime) -> None:
     """Raise ConfigError if the ONNX Runtime at hand does not read the types that weights shall be stored in."""
     target = TARGETS[config.target]
@@ -211,94 +155,6 @@ def check_storage(config: Config, runtime: Runtime) -> None:
         raise ConfigError(
             f"--storage native: its types need ONNX Runtime {first}, found {found}; upgrade it, or use --storage int8"
         )
-
-
-def measured(
-    network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress, store: Store
-) -> Measurement:
-    """The curves of `network`, tied to exact measurements where the effort allows; those of `store` if it has them."""
-    steps = Steps(store, progress, regime(config))
-    known = steps.get("measurement")
-    if known is not None:
-        progress.note("curves: measured before")
-        return restored(known, network.model, config)
-    measurement = measure_network(network, config, samples, runtime, progress, store)
-    if network.layers:
-        measurement = tied(measurement, config, samples, runtime, steps)
-    steps.finish("measurement", stored_fields(measurement))
-    return measurement
-
-
-def tied(measurement: Measurement, config: Config, samples: Samples, runtime: Runtime, steps: Steps) -> Measurement:
-    """`measurement` with its curves tied to exact measurements where the effort allows."""
-    work = runs(measurement) * sum(measurement.observation.sizes.values())  # of one sample
-    affordable = min(int(TYING_WORK[config.effort] / work), TYING[1])
-    if config.measure == "probe" or affordable < TYING[0]:
-        return measurement
-    observation = measurement.observation
-    weights, activations = (
-        Prober(measurement.aimed, tying.some(affordable), observation.metric, runtime, observation.batching)
-        for tying in (split(samples, config)[1], judging(samples, config))
-    )
-    parts = len(measurement.network.layers) + len(measurement.network.activations)
-    so_far = steps.unfinished("ties")
-    with workers(config.threads):  # which keeps BLAS to one thread, too
-        curves = steps.step("ties", parts, lambda advance: tie(
-            measurement, weights, activations, advance, so_far
-        ).curves)  # fmt: skip
-    return replace(measurement, curves=curves)
-
-
-def looked_at(
-    allocation: Allocation,
-    config: Config,
-    samples: Samples,
-    runtime: Runtime,
-    known: Steps,
-) -> Looked:
-    """The allocation after the second look, judged on the samples that rounding was not fitted to."""
-    if not allocation.layer_bits:
-        return Looked(allocation, quantized_model(allocation))
-    fitting, measuring = split(samples, config)
-    observation = allocation.measurement.observation
-    reference = allocation.measurement.aimed.model
-    tried = measuring.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * observation.metric.elements))))
-    tried = tried.loaded(FLOAT_MEMORY)
-    size, metric = observation.batching.size, observation.metric
-    targets = known.once("outputs, judging", lambda: float_outputs(reference, tried, metric, runtime, size))
-    judge = Judge(tried, size, targets, metric, runtime)
-    plan = Plan.of(config.effort, allocation, len(tried))
-    with known.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
-        return second_look(allocation, config, plan, judge, fitting, measuring, pool, advance, known)
-
-
-def measured_alone(
-    allocation: Allocation, measurement: Measurement, held_out: Samples, runtime: Runtime, progress: Progress
-) -> Alone:
-    """δ of each layer and activation by itself, at the widths of `allocation`, as `measurement` describes them.
-
-    The second look has fitted scales and biases to what the layers in front do wrong; by itself a layer has no such
-    inputs.
-    """
-    described = replace(allocation, measurement=measurement)
-    observation = measurement.observation
-    samples = held_out.some(affordable(described))
-    prober = Prober(measurement.aimed, samples, observation.metric, runtime, observation.batching)
-    with progress.step("additivity", len(allocation.layer_bits) + len(allocation.activation_bits)) as advance:
-        return measure_alone(described, prober, advance)
-
-
-def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The model as it was given, and after the NORMALIZE passes. Raises ModelError."""
-    original = model if isinstance(model, onnx.ModelProto) else io.read_model(model)
-    check_model(original)
-    return original, run_passes(NORMALIZE, original)
-
-
-def runnable(original: onnx.ModelProto) -> onnx.ModelProto:
-    """The float model as ONNX Runtime runs it: float16 inside as float32, and an opset of 7 at least."""
-    model = run_passes(NORMALIZE[:2], original)
-    return raise_opset(model, OPSET) if 0 < default_opset(model) < _FIRST_OPSET else model
 
 
 def network_and_samples(
@@ -327,8 +183,3 @@ def modified(network: Network) -> onnx.ModelProto:
     return run_passes([InsertAdds([a.tensor for a in network.activations], outputs)], network.model)
 
 
-def settings(config: Config, samples: Samples) -> dict[str, Any]:
-    """What a reader of the file needs to make it again."""
-    # By content: the same samples from another path, or from memory, make the same file.
-    source = samples.source if samples.source == "synthetic" else f"sha256:{samples.digest}"
-    return asdict(replace(config, provider="auto")) | {"calibration": source, "samples": len(samples)}

@@ -33,8 +33,8 @@ from onnx.backend.test.loader import load_model_tests
 
 import rdoq_onnx
 from rdoq_onnx import cli
-from rdoq_onnx.distortion import sqnr_db
-from rdoq_onnx.protos import all_nodes
+from rdoq_onnx.model.protos import all_nodes
+from rdoq_onnx.observation.distortion import sqnr_db
 
 SECONDS = 60
 LEAST = 15.0  # dB of the outputs at 8 bits, on a handful of numbers

@@ -1,15 +1,17 @@
 """A model with samples, observed, with all its candidates: what tests of curves start from."""
 
 from rdoq_onnx import pipeline
-from rdoq_onnx.analysis import analyse
-from rdoq_onnx.candidates import make_candidates
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.analysis.normalization import read_normalized
+from rdoq_onnx.candidates.make import make_candidates
+from rdoq_onnx.candidates.moment_passes import collect
 from rdoq_onnx.config import Config
-from rdoq_onnx.moments import collect
-from rdoq_onnx.observation import observe, separated
-from rdoq_onnx.parallel import workers
-from rdoq_onnx.probe import Prober, exact
-from rdoq_onnx.runtime import Runtime
-from rdoq_onnx.taylor import first_order
+from rdoq_onnx.curves.taylor import first_order
+from rdoq_onnx.observation.batching import separated
+from rdoq_onnx.observation.observe import observe
+from rdoq_onnx.probing.probe import Prober, exact
+from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.threads import workers
 
 RUNTIME = Runtime("cpu", 2)
 
@@ -21,7 +23,7 @@ def ignore(done):
 class Case:
     def __init__(self, model, calibration, count=None, widths=tuple(range(8)), batching=None):
         config = Config(samples=count)
-        self.model = pipeline.read_normalized(model)[1]
+        self.model = read_normalized(model)[1]
         self.network = analyse(self.model, config)
         self.samples = separated(self.network, pipeline.samples_for(self.model, calibration, config), RUNTIME)
         self.seen = observe(self.network, self.samples, RUNTIME)

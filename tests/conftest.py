@@ -94,6 +94,7 @@ def feeds_for(path: Path, model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     if calib.exists():
         with np.load(calib) as data:
             feeds = {k: data[k][:2] for k in data.files if k in {i.name for i in model.graph.input}}
-        if feeds:
+        given = {t.name for t in model.graph.initializer}
+        if feeds and set(feeds) == {i.name for i in model.graph.input} - given:
             return feeds
     return random_feeds(model)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
-from rdoq_onnx.curves import Curves
+from rdoq_onnx.curves.curves import Curves
 
 
 @st.composite

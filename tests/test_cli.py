@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper, parser
 
 from rdoq_onnx import __version__, cli
-from rdoq_onnx.runtime import Runtime
-from rdoq_onnx.tensorrt_rules import violations
-from rdoq_onnx.verify import constants
+from rdoq_onnx.emission.tensorrt_rules import violations
+from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.verification.widths import constants
 from tests.conftest import ROOT, OrtRun
 
 MODELS = ROOT / "models"

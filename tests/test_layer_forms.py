@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 import rdoq_onnx
-from rdoq_onnx.distortion import sqnr_db
+from rdoq_onnx.observation.distortion import sqnr_db
 from tests.conftest import OrtRun
 
 # Signature and body of a model, and the shapes of its weights.

@@ -20,7 +20,7 @@ from targets import ROOT
 
 from rdoq_onnx import pipeline
 from rdoq_onnx.config import Config, Effort
-from rdoq_onnx.progress import Progress
+from rdoq_onnx.system.progress import Progress
 
 BUDGETS = (2.0, 3.0, 4.0, 5.0, 6.0)
 SIZES = (-12, 6, 12, 12, 12, 16, 16)

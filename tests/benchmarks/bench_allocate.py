@@ -13,8 +13,8 @@ import tracemalloc
 
 import numpy as np
 
-from rdoq_onnx.allocate import solve
-from rdoq_onnx.curves import Curves
+from rdoq_onnx.allocation.allocate import solve
+from rdoq_onnx.curves.curves import Curves
 
 UNITS = (1_000, 10_000, 100_000, 1_000_000)
 WIDTHS = np.arange(9)

@@ -30,19 +30,21 @@ from tables import write
 from targets import ROOT, ZOO
 
 from rdoq_onnx import pipeline
-from rdoq_onnx.analysis import analyse
-from rdoq_onnx.budget import allocate_bits
+from rdoq_onnx.allocation.budget import allocate_bits
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.analysis.normalization import read_normalized
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.calibration.split import HELD_OUT, split
 from rdoq_onnx.config import Config
-from rdoq_onnx.emission import emit_model
+from rdoq_onnx.curves.anchoring import TYING, WEIGHT_BITS, tie
+from rdoq_onnx.curves.measure import measure_network
+from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import VerificationError
-from rdoq_onnx.measurement import Measurement, split
-from rdoq_onnx.measuring import measure_network
-from rdoq_onnx.probe import Prober
-from rdoq_onnx.progress import Progress
-from rdoq_onnx.runtime import Runtime
-from rdoq_onnx.samples import Samples
-from rdoq_onnx.ties import WEIGHT_BITS, tie
-from rdoq_onnx.verify import verify_model
+from rdoq_onnx.probing.probe import Prober
+from rdoq_onnx.system.progress import Progress
+from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.verification.verify import verify_model
 
 RUNTIME = Runtime("cpu", 2)
 WIDTHS = range(8)
@@ -69,12 +71,12 @@ class Subject:
     @classmethod
     def of(cls, name: str, model: Any, calibration: Any, count: int) -> "Subject":
         config = Config(samples=count, effort="fast")
-        original, normal = pipeline.read_normalized(model)
+        original, normal = read_normalized(model)
         samples = pipeline.samples_for(normal, calibration, config)
-        seen, held_out = samples.split(1 - pipeline.HELD_OUT, config.seed)
+        seen, held_out = samples.split(1 - HELD_OUT, config.seed)
         before = measure_network(analyse(normal, config), config, seen, RUNTIME, Progress())
-        measuring = split(seen, config)[1]
-        tying = prober(before, measuring.some(pipeline.TYING))
+        measuring = split(seen, config.seed)[1]
+        tying = prober(before, measuring.some(TYING))
         after = tie(before, tying, tying, lambda done: None)
         return cls(name, original, before, after, measuring, held_out)
 

@@ -29,7 +29,7 @@ from targets import EVAL, Model, models
 from turns import Turns, in_turns, resident, session
 
 from rdoq_onnx.errors import ProviderError
-from rdoq_onnx.openvino_runtime import load
+from rdoq_onnx.system.openvino_runtime import load
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 W4A8 = ("--weight-bits", "4", "--activation-bits", "8")

@@ -13,13 +13,15 @@ from bench_speed import RUNTIME, Subject, subjects, timed
 from tables import parser, write
 from turns import in_turns
 
-from rdoq_onnx.analysis import analyse
-from rdoq_onnx.candidates import integer_limit
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.candidates.activations import affine
+from rdoq_onnx.candidates.candidates import integer_limit
+from rdoq_onnx.candidates.quantizer import quantize_rows
 from rdoq_onnx.config import Config
-from rdoq_onnx.measurement import aimed_at
-from rdoq_onnx.observation import observe, targets
-from rdoq_onnx.probe import Prober
-from rdoq_onnx.quantizer import affine, quantize_rows
+from rdoq_onnx.curves.measurement import aimed_at
+from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.observe import observe
+from rdoq_onnx.probing.probe import Prober
 
 TABLES = {"alone": ((4,), (8,)), "ties": ((0, 1, 2, 3), tuple(range(1, 9)))}
 COLUMNS = (-15, -6, 8, 10, 10, 7, 10)

@@ -22,7 +22,7 @@ from tables import write
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from rdoq_onnx import cli
-from rdoq_onnx.runtime import Runtime
+from rdoq_onnx.system.runtime import Runtime
 from tests.hostile_models import CASES
 
 SIZES = (-34, 4, 8, 7, -110)

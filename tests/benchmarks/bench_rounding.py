@@ -23,16 +23,19 @@ from numpy.typing import NDArray
 from tables import write
 from targets import Model, models
 
-from rdoq_onnx import candidates, measuring, moments, pipeline
-from rdoq_onnx.analysis import analyse
-from rdoq_onnx.budget import allocate_bits
-from rdoq_onnx.calibration import load_samples
+from rdoq_onnx.allocation.budget import allocate_bits
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.analysis.normalization import read_normalized
+from rdoq_onnx.calibration.load import load_samples
+from rdoq_onnx.calibration.samples import Samples, input_specs
+from rdoq_onnx.candidates import moments
+from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.config import Config
-from rdoq_onnx.distortion import sqnr_db
-from rdoq_onnx.emission import quantized_model
-from rdoq_onnx.progress import Progress
-from rdoq_onnx.runtime import Runtime
-from rdoq_onnx.samples import Samples, input_specs
+from rdoq_onnx.curves import measure
+from rdoq_onnx.emission.quantized_model import quantized_model
+from rdoq_onnx.observation.distortion import sqnr_db
+from rdoq_onnx.system.progress import Progress
+from rdoq_onnx.system.runtime import Runtime
 
 RUNTIME = Runtime("cpu")
 BATCH = 32
@@ -46,10 +49,10 @@ def layer_wise(found: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
     return np.where(total == total.min(axis=0), found, np.inf)
 
 
-NEAREST = patch.object(candidates.LayerRows, "codes", lambda rows, second, damping, starts: dict(starts))
+NEAREST = patch.object(LayerRows, "codes", lambda rows, second, damping, starts: dict(starts))
 NO_POOL = patch.object(moments._Pool, "before", classmethod(lambda cls, layer, graph: None))
-BLIND = patch.object(measuring, "with_sensitivity", lambda found, *rest, **options: found)
-LAYER_WISE = patch.object(measuring, "expected", layer_wise)
+BLIND = patch.object(measure, "with_sensitivity", lambda found, *rest, **options: found)
+LAYER_WISE = patch.object(measure, "expected", layer_wise)
 VARIANTS: dict[str, Sequence[Any]] = {
     "to nearest": (NEAREST, NO_POOL, BLIND, LAYER_WISE),
     "compensated": (NO_POOL, BLIND, LAYER_WISE),
@@ -60,7 +63,7 @@ VARIANTS: dict[str, Sequence[Any]] = {
 
 
 def rows(model: Model, settings: Sequence[str], limit: int) -> Iterator[tuple[str, ...]]:
-    original, normal = pipeline.read_normalized(model.path)
+    original, normal = read_normalized(model.path)
     specs = input_specs(normal)
     calibration, test = load_samples(model.calibration, specs, None), load_samples(model.test, specs, limit or None)
     target = outputs(original, test)
@@ -69,7 +72,7 @@ def rows(model: Model, settings: Sequence[str], limit: int) -> Iterator[tuple[st
             for one in patches:
                 stack.enter_context(one)
             config = config_of(settings[0])
-            measured = measuring.measure_network(analyse(normal, config), config, calibration, RUNTIME, Progress())
+            measured = measure.measure_network(analyse(normal, config), config, calibration, RUNTIME, Progress())
         for setting in settings:
             allocation = allocate_bits(measured, config_of(setting))
             found = outputs(quantized_model(allocation), test)

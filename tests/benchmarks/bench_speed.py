@@ -29,19 +29,23 @@ from turns import in_turns
 
 import rdoq_onnx
 from rdoq_onnx import pipeline
-from rdoq_onnx.analysis import Network, analyse
-from rdoq_onnx.backward import Backward, full_batches, static
-from rdoq_onnx.batch_sizes import reverse_batch
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.analysis.normalization import read_normalized
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.calibration.split import split
 from rdoq_onnx.config import Config
-from rdoq_onnx.emission import bias_shift
-from rdoq_onnx.measurement import Measurement, aimed_at, split
-from rdoq_onnx.measuring import measure_network
-from rdoq_onnx.observation import observe, targets
+from rdoq_onnx.curves.measure import measure_network
+from rdoq_onnx.curves.measurement import Measurement, aimed_at
+from rdoq_onnx.emission.quantized_model import bias_shift
+from rdoq_onnx.gradients.backward import Backward, full_batches, static
+from rdoq_onnx.gradients.batch_sizes import reverse_batch
+from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
-from rdoq_onnx.progress import Progress
-from rdoq_onnx.report import Report
-from rdoq_onnx.runtime import Runtime, cuda_problem
-from rdoq_onnx.samples import Samples
+from rdoq_onnx.report.report import Report
+from rdoq_onnx.system.progress import Progress
+from rdoq_onnx.system.runtime import Runtime, cuda_problem
 
 RUNTIME = Runtime("cpu")
 ADJOINT = {"mobilenet_v2": 4.5, "squeezenet1_1": 3.2, "resnet20": 3.2}  # forward and reverse over forward, at most
@@ -63,7 +67,7 @@ class Subject:
 
     def loaded(self, count: int) -> tuple[onnx.ModelProto, Samples]:
         """The normalized model, and samples."""
-        normal = pipeline.read_normalized(self.path)[1]
+        normal = read_normalized(self.path)[1]
         return normal, pipeline.samples_for(normal, self.calibration, Config(samples=count))
 
 
@@ -133,7 +137,7 @@ def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     normal, samples = subject.loaded(count or 64)
     progress, config = Progress(), Config(effort="fast")
     measurement = measure_network(analyse(normal, config), config, samples, RUNTIME, progress)
-    judging = split(samples, config)[1]
+    judging = split(samples, config.seed)[1]
     widths = sorted(measurement.codes[0])
     pairs = drawn(measurement, widths)
     network, metric = measurement.aimed, measurement.observation.metric
@@ -249,7 +253,7 @@ def chain(depth: int, channels: int = 16) -> tuple[onnx.ModelProto, Samples]:
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     feeds = {"x0": rng.standard_normal((32, channels, 16, 16), np.float32)}
-    normal = pipeline.read_normalized(model)[1]
+    normal = read_normalized(model)[1]
     return normal, pipeline.samples_for(normal, feeds, Config())
 
 

@@ -1,0 +1,156 @@
+"""Channels cut out of a graph: of weights, scales, biases and all constants that have one number for each channel.
+
+What is cut is a new initializer, so that others who read the same one keep it whole; where nobody does, it takes over
+the name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.model import surgeon
+from rdoq_onnx.model.layers import LAYER_TYPES
+from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor
+from rdoq_onnx.passes.pruning.channel_rules import BROADCASTING
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which channels of a tensor stay, [C], and how many axes are behind theirs."""
+
+    stays: Mask
+    behind: int
+
+
+def slice_channels(graph: Graph, cuts: Mapping[str, Cut], added: Mapping[str, NDArray[Any]]) -> None:
+    """Leave only the channels in `cuts`, by tensor, after adding `added` to biases, by layer."""
+    slicer = _Slicer(graph)
+    for node in [n for n in graph.nodes if n.op in LAYER_TYPES]:
+        slicer.slice_layer(node, cuts.get(node.inputs[0].name), cuts.get(node.outputs[0].name), added.get(node.name))
+    for node in [n for n in graph.nodes if n.outputs[0].name in cuts]:
+        slicer.slice_constants(node, cuts[node.outputs[0].name])
+    slicer.take_over_names()
+    for name, tensor in graph.tensors().items():
+        if name in cuts and tensor.shape:
+            axis = len(tensor.shape) - cuts[name].behind - 1
+            tensor.shape = [int(cuts[name].stays.sum()) if k == axis else n for k, n in enumerate(tensor.shape)]
+
+
+class _Slicer:
+    """Cuts nodes in place, and remembers which constants and decoders it replaced."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._replaced: list[tuple[Constant, Constant]] = []
+        self._weights: dict[str, Tensor] = {}
+
+    def slice_layer(self, node: Node, read: Cut | None, made: Cut | None, added: NDArray[Any] | None) -> None:
+        """read, made: what stays of its inputs and outputs. added: [outputs] before the cut."""
+        if added is not None and node.op == "MatMul":
+            self._add_behind(node, added)
+        by_output = node.op == "Conv" or node.attrs.get("transB", 0)
+        masks = {} if made is None else {0 if by_output else 1: made.stays}
+        if node.attrs.get("group", 1) > 1:  # a depthwise convolution: its weight has no axis of inputs
+            node.attrs["group"] = int(made.stays.sum()) if made else node.attrs["group"]
+        elif read is not None:
+            masks[1 if by_output else 0] = read.stays
+        if masks:
+            weight = node.inputs[1]
+            # Layers that share a weight have it cut alike.
+            if weight.name not in self._weights:
+                self._weights[weight.name] = self._slice_weight(weight, masks)
+            node.inputs[1] = self._weights[weight.name]
+        if node.op != "MatMul":
+            self._slice_bias(node, None if made is None else made.stays, added)
+
+    def slice_constants(self, node: Node, cut: Cut) -> None:
+        """Constants beside data with channels, and the shape that a Reshape is told."""
+        if node.op in BROADCASTING:
+            for index, tensor in enumerate(node.inputs):
+                node.inputs[index] = self._sliced(tensor, {-cut.behind - 1: cut.stays})
+        elif node.op == "Reshape":
+            rows, columns = node.inputs[1].values
+            if columns != -1:
+                node.inputs[1] = self._put(node.inputs[1], np.array([rows, cut.stays.sum()], np.int64))
+
+    def take_over_names(self) -> None:
+        exposed = surgeon.exposed(self._graph)
+        for old, new in self._replaced:
+            if not old.outputs and id(old) not in exposed and new.outputs:
+                free = surgeon.fresh(self._graph, old.name)
+                new.name, old.name = old.name, free
+
+    def _slice_weight(self, weight: Tensor, masks: Mapping[int, Mask]) -> Tensor:
+        """The constant, or the decoder of one, with only what `masks` say, by axis."""
+        if isinstance(weight, Constant):
+            return self._sliced(weight, masks)
+        node: Node = weight.inputs[0]
+        rank = _stored(weight).values.ndim
+        if node.op == "DequantizeLinear":
+            axis = node.attrs.get("axis", 1)
+            beside = {0: masks[axis]} if axis in masks else {}
+        else:
+            beside = {axis - rank: mask for axis, mask in masks.items()}
+        node.inputs = [self._slice_weight(node.inputs[0], masks), *(self._sliced(t, beside) for t in node.inputs[1:])]
+        weight.shape = None
+        return weight
+
+    def _slice_bias(self, node: Node, stays: Mask | None, added: NDArray[Any] | None) -> None:
+        """Add what removed inputs gave, making a bias where there is none, then leave out the outputs that go."""
+        old = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+        if added is None and (old is None or stays is None):
+            return
+        stored = None if old is None else _stored(old)
+        total = np.zeros(1) if stored is None else stored.values.reshape(-1)
+        total = total if added is None else total + added
+        total = total if stays is None else total[stays]
+        in_steps = added is not None and added.dtype == np.int64 if stored is None else stored.values.dtype == np.int32
+        total = total.astype(np.int32 if in_steps else np.float32)
+        if stored is None:
+            new = surgeon.constant(surgeon.fresh(self._graph, f"{node.name}_bias"), total)
+        else:
+            new = self._put(stored, total)
+        if not in_steps:
+            node.inputs = [*node.inputs[:2], new]
+            return
+        scales = [t.inputs[0].inputs[1] for t in (node.inputs[1], node.inputs[0])]
+        if old is not None:
+            decoder: Node = old.inputs[0]
+            decoder.inputs[0], decoder.inputs[1].inputs[0].inputs = new, scales
+            return
+        scale = surgeon.append(self._graph, "Mul", scales, f"{new.name}_scale")
+        decoded = surgeon.append(
+            self._graph, "DequantizeLinear", [new, scale], f"{new.name}_DequantizeLinear", attrs={"axis": 0}
+        )
+        node.inputs = [*node.inputs[:2], decoded]
+
+    def _add_behind(self, node: Node, added: NDArray[np.float64]) -> None:
+        """Add to the constant of the Add that alone reads a MatMul."""
+        adder: Node = node.outputs[0].outputs[0]
+        index = next(k for k, t in enumerate(adder.inputs) if isinstance(t, Constant))
+        old: Constant = adder.inputs[index]
+        adder.inputs[index] = self._put(old, (old.values + added).astype(np.float32))
+
+    def _sliced(self, tensor: Tensor, masks: Mapping[int, Mask]) -> Tensor:
+        """A constant with what stays along each axis, if it has all of it there (negative: from the end)."""
+        value = whole = surgeon.values(tensor)
+        if value is None or whole is None:
+            return tensor
+        for axis, stays in masks.items():
+            if -value.ndim <= axis < value.ndim and value.shape[axis] == stays.size:
+                value = np.compress(stays, value, axis)
+        return tensor if value is whole else self._put(tensor, value)
+
+    def _put(self, old: Constant, value: NDArray[Any]) -> Constant:
+        new = surgeon.constant(surgeon.fresh(self._graph, old.name), np.ascontiguousarray(value))
+        self._replaced.append((old, new))
+        return new
+
+
+def _stored(tensor: Tensor) -> Constant:
+    return tensor if isinstance(tensor, Constant) else _stored(tensor.inputs[0].inputs[0])

@@ -1,0 +1,192 @@
+"""Weighted layers as an emitted file stores them: integers and scales or floats, and where their bias is.
+
+    weight   INT8 ─ DequantizeLinear    or    INT8 ─ Cast ─ Mul    or    FLOAT
+    bias     INT32 ─ DequantizeLinear (weight scale x activation scale)    or    FLOAT    or    none
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from rdoq_onnx.model.graph import Graph, attribute
+from rdoq_onnx.model.layers import LAYER_TYPES
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a layer's data is decoded from: the tensor of integers, its zero point and scale."""
+
+    tensor: str
+    zero_point: int
+    scale: np.float32
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A layer whose weights and bias are initializers.
+
+    blocks: weights as stored, int8 or float, [groups, outputs, inputs, kernel] of a group. scales: float32 [outputs of
+    all groups], None for float weights. bias: [outputs of all groups], None where there is none. codes: where the layer
+    adds in integers; `bias` is then int32 in steps of weight scale x activation scale, else float. adder: the Add with
+    a constant that alone reads a MatMul. padded: whether outputs at the border see zeros beside the data.
+    spatial: number of axes behind the channels of data and outputs.
+    """
+
+    node: onnx.NodeProto
+    blocks: NDArray[Any]
+    scales: NDArray[np.float32] | None
+    bias: NDArray[Any] | None
+    codes: Codes | None
+    adder: onnx.NodeProto | None
+    padded: bool
+    spatial: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.node.op_type} {self.node.name}"
+
+    @property
+    def inputs(self) -> int:
+        return int(self.blocks.shape[0] * self.blocks.shape[2])
+
+    @property
+    def outputs(self) -> int:
+        return int(self.blocks.shape[0] * self.blocks.shape[1])
+
+    @property
+    def depthwise(self) -> bool:
+        return self.blocks.shape[0] > 1 and self.blocks.shape[1:3] == (1, 1) and self.node.op_type == "Conv"
+
+    @cached_property
+    def used(self) -> NDArray[np.bool_]:
+        """Which inputs of its group an output depends on, [groups, outputs, inputs]."""
+        return np.asarray(self.blocks.any(axis=-1))
+
+    def summed(self, data: NDArray[Any]) -> NDArray[Any]:
+        """What data that is constant over all positions, [inputs], adds to the outputs, [outputs].
+
+        int64 in steps of weight scale x activation scale where `codes` is given and `data` is int64, else float64.
+        """
+        sums, parts = self._kernel_sums(data)
+        total: NDArray[Any] = (sums @ parts).reshape(-1)
+        return total if self.scales is None or self.codes else total * self.scales
+
+    def reach(self, data: NDArray[np.int64]) -> int:
+        """The largest integer that could come up when the bias takes up some of `data`."""
+        sums, parts = self._kernel_sums(data)
+        bias = np.zeros(1, np.int64) if self.bias is None else np.abs(self.bias.astype(np.int64))
+        return int((bias + (np.abs(sums) @ np.abs(parts)).reshape(-1)).max())
+
+    def _kernel_sums(self, data: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Σ_k w, [groups, outputs, inputs], and data, [groups, inputs, 1], of the inputs that are not all zero."""
+        parts = data.reshape(self.blocks.shape[0], -1)
+        hot = parts.any(axis=0)
+        return self.blocks[:, :, hot].sum(axis=-1, dtype=data.dtype), parts[:, hot, None]
+
+    def values(self, added: NDArray[Any]) -> NDArray[np.float32]:
+        """The outputs, [outputs], where nothing but the bias and `added`, as `summed` gives it, makes them."""
+        total = added if self.bias is None else self.bias + added
+        if self.codes and self.scales is not None:
+            return total.astype(np.float32) * (self.scales * self.codes.scale)
+        return total.astype(np.float32)
+
+
+def read_layer(node: onnx.NodeProto, graph: Graph) -> StoredLayer | None:
+    """`node` as it is stored; None if its weight or bias is none of the forms above, or it transposes or scales."""
+    scaled = attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0
+    weight = _weight(node.input[1], graph)
+    if scaled or attribute(node, "transA", 0) or weight is None:
+        return None
+    stored, scales = weight
+    if stored.ndim < 2 or (stored.ndim > 2) != node.op_type.startswith("Conv"):
+        return None
+    blocks = _blocks(node, stored)
+    outputs = blocks.shape[0] * blocks.shape[1]
+    if scales is not None and scales.size != outputs:  # a grouped ConvTranspose shares scales between groups
+        return None
+    codes = _codes(node, graph) if node.op_type in ("Conv", "Gemm") else None
+    bias = None
+    if len(node.input) > 2 and node.input[2]:
+        found = graph.producer.get(node.input[2])
+        bias = initializer(node.input[2] if found is None else found.input[0], graph)
+        if bias is None or bias.size != outputs or (found is not None and not _integer_bias(node, found, graph)):
+            return None
+        bias, codes = bias.reshape(-1), codes if found is not None else None
+    return StoredLayer(
+        node, blocks, scales, bias, codes, _adder(node, graph), _pads(node, stored.shape[2:]), stored.ndim - 2
+    )
+
+
+def initializer(name: str, graph: Graph) -> NDArray[Any] | None:
+    tensor = graph.initializers.get(name)
+    return None if tensor is None else numpy_helper.to_array(tensor)
+
+
+def _weight(name: str, graph: Graph) -> tuple[NDArray[Any], NDArray[np.float32] | None] | None:
+    """The stored weight and its flat scales. What decodes it may serve nothing but weights of layers."""
+    node = graph.producer.get(name)
+    others = [n for n in graph.consumers.get(name, []) if n.op_type not in LAYER_TYPES or n.input[1] != name]
+    if node is not None and (others or name in graph.outputs):
+        return None
+    if node is None:
+        stored = initializer(name, graph)
+        return None if stored is None or stored.dtype != np.float32 else (stored, None)
+    source = node.input[0]
+    if node.op_type == "Mul":
+        cast = graph.producer.get(source)
+        alone = cast is not None and cast.op_type == "Cast" and graph.sole_consumer(source) is not None
+        source = cast.input[0] if cast is not None and alone else ""
+    elif node.op_type != "DequantizeLinear":
+        return None
+    zero_point = initializer(node.input[2], graph) if len(node.input) > 2 else np.zeros(1)
+    stored, scales = initializer(source, graph), initializer(node.input[1], graph)
+    if stored is None or stored.dtype != np.int8 or scales is None or zero_point is None or zero_point.any():
+        return None
+    return stored, scales.reshape(-1)
+
+
+def _blocks(node: onnx.NodeProto, weight: NDArray[Any]) -> NDArray[Any]:
+    group = attribute(node, "group", 1)
+    if node.op_type == "Conv":
+        return weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
+    if node.op_type == "ConvTranspose":
+        return weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1).swapaxes(1, 2)
+    return (weight if attribute(node, "transB", 0) else weight.T)[None, :, :, None]
+
+
+def _codes(node: onnx.NodeProto, graph: Graph) -> Codes | None:
+    data, weight = graph.producer.get(node.input[0]), graph.producer.get(node.input[1])
+    if data is None or weight is None or data.op_type != "DequantizeLinear" or weight.op_type != "DequantizeLinear":
+        return None
+    scale, zero_point = (initializer(i, graph) for i in (*data.input, "")[1:3])
+    if scale is None or scale.size != 1 or zero_point is None:
+        return None
+    return Codes(data.input[0], int(zero_point), np.float32(scale))
+
+
+def _integer_bias(node: onnx.NodeProto, decoder: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether `decoder` gives a bias in steps of the scales that weight and data are decoded with."""
+    product = graph.producer.get(decoder.input[1])
+    alone = all(graph.sole_consumer(i) is not None for i in (decoder.input[1], decoder.output[0]))
+    if decoder.op_type != "DequantizeLinear" or product is None or product.op_type != "Mul" or not alone:
+        return False
+    factors = [graph.producer[i].input[1] for i in node.input[:2] if i in graph.producer]
+    return _codes(node, graph) is not None and sorted(product.input) == sorted(factors)
+
+
+def _adder(node: onnx.NodeProto, graph: Graph) -> onnx.NodeProto | None:
+    reader = graph.sole_consumer(node.output[0]) if node.op_type == "MatMul" else None
+    constants = [i for i in reader.input if i in graph.initializers] if reader is not None else []
+    return reader if reader is not None and reader.op_type == "Add" and constants else None
+
+
+def _pads(node: onnx.NodeProto, kernel: tuple[int, ...]) -> bool:
+    if node.op_type == "ConvTranspose":  # its strides leave gaps of zeros, its border sees fewer products
+        return True
+    same = attribute(node, "auto_pad", b"NOTSET").startswith(b"SAME") and any(k > 1 for k in kernel)
+    return same or any(attribute(node, "pads", ()))

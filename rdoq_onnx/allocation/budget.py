@@ -1,0 +1,159 @@
+"""Budgets and pins in, a width for every channel and activation out."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.allocation.allocate import Solution, solve
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.allocation.pins import pinned
+from rdoq_onnx.analysis.weight_only import widths
+from rdoq_onnx.config import MAX_BITS, Config, Side
+from rdoq_onnx.curves.curves import Curves
+from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.errors import BudgetError
+
+
+def allocate_bits(
+    measurement: Measurement, config: Config, weigh: NDArray[np.float64] | None = None, bound: float | None = None
+) -> Allocation:
+    """The widths of least predicted distortion within the budgets of `config`.
+
+    weigh: what each row of the curves counts when widths are chosen, 1 by default. bound: the `Allocation.bound` of
+    these curves and budgets, which no weights change, where it is known.
+    Raises BudgetError if the narrowest widths allowed are over a budget.
+    """
+    return _allocate(measurement, config, pinned(measurement, config.pins), weigh, bound)
+
+
+def uniform_bits(measurement: Measurement, config: Config, side: Side = "both") -> Allocation | None:
+    """One width for all weights and one for all activations, the widest within the budgets; pins hold.
+
+    side: "weights" or "activations" for one width on that side alone. None where pins or --layer-limit leave no
+    room for that.
+    """
+    curves = pinned(measurement, config.pins)
+    first = measurement.channels
+    feeding = [first + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
+    mask = np.ones(curves.distortion.shape, bool)
+    weight_bits = config.weight_bits
+    if config.size is not None:
+        weight_bits = min(8 * config.size / float(curves.elements[:first].sum()), MAX_BITS)
+    sides = (
+        ("weights", np.arange(first), weight_bits),
+        ("activations", np.array(feeding, np.int64), config.activation_bits),
+    )
+    for name, rows, bits in sides:
+        if bits is not None and len(rows) and side in ("both", name):
+            chosen = _one_width(curves.take(rows), bits)
+            if chosen is None:
+                return None
+            mask[rows] = False
+            mask[rows, chosen] = True
+    try:
+        return _allocate(measurement, config, curves.restrict(mask))
+    except BudgetError:
+        return None
+
+
+def _one_width(curves: Curves, bits: float) -> NDArray[np.int64] | None:
+    """The widest width within the budget, for each row; rows that do not offer it take the nearest under it."""
+    allowed = np.isfinite(curves.distortion)
+    columns = np.arange(allowed.shape[1])
+    for width in range(int(bits), -1, -1):
+        under = np.where(allowed & (columns <= width), columns, -1).max(axis=1)
+        chosen: NDArray[np.int64] = np.where(under >= 0, under, allowed.argmax(axis=1))
+        if (chosen * curves.elements).sum() <= bits * curves.elements.sum():
+            return chosen
+    return None
+
+
+def _allocate(
+    measurement: Measurement,
+    config: Config,
+    curves: Curves,
+    weigh: NDArray[np.float64] | None = None,
+    bound: float | None = None,
+) -> Allocation:
+    weighed = curves if weigh is None else replace(curves, distortion=curves.distortion * weigh[:, None])
+    channels, total = measurement.channels, len(curves.elements)
+    activations = measurement.network.activations
+    weights = np.arange(channels)
+    feeding = channels + np.array([k for k, a in enumerate(activations) if not a.fusion], np.int64)
+    fusion = channels + np.array([k for k, a in enumerate(activations) if a.fusion], np.int64)
+    choice = np.zeros(total, np.int64)
+    choice[fusion] = MAX_BITS
+    dual = float(curves.distortion[fusion, MAX_BITS].sum())  # and the bounds of the groups, below
+    if config.joint and config.activation_bits is not None:
+        groups = [("--bits", np.concatenate([weights, feeding]), config.weight_bits)]
+    else:
+        groups = [("--weight-bits", weights, config.weight_bits)]
+        if config.size is not None:
+            least = _least_bytes(curves.take(weights))
+            if config.size < least:
+                raise BudgetError(
+                    f"--size {config.size} cannot be met: the narrowest allowed widths take {least} bytes; "
+                    "give that much or allow narrower widths"
+                )
+            groups = [("--size", weights, 8 * config.size / int(curves.elements[weights].sum()))]
+        if len(feeding) and config.activation_bits is not None:
+            groups.append(("--activation-bits", feeding, config.activation_bits))
+    for option, rows, bits in groups if total else ():
+        solution = _solve(option, weighed.take(rows), bits)
+        choice[rows] = solution.choice
+        if bound is None:
+            dual += (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
+    if config.layer_limit is not None:
+        capped = _capped(measurement, config.layer_limit, curves, weighed, choice)
+        if capped is not None:
+            return _allocate(measurement, config, capped, weigh, bound)
+    predicted = float(curves.distortion[np.arange(total), choice].sum())
+    under = dual if bound is None else bound
+    return Allocation(
+        measurement,
+        tuple(measurement.per_layer(choice)),
+        tuple(int(b) for b in choice[channels:]),
+        predicted,
+        max(predicted - under, 0.0) / max(predicted, 1e-300),
+        widths(measurement.network.weight_only, config.pins),
+    )
+
+
+def _capped(
+    measurement: Measurement, limit: int, curves: Curves, weighed: Curves, choice: NDArray[np.int64]
+) -> Curves | None:
+    """`curves` with the layers that `choice` puts over `limit` bytes at the best widths within it; None if none is.
+
+    What they leave goes to the others, which may then be over it in turn. Their Lagrangian slope only falls, so a layer
+    that was over the limit stays at it. Raises BudgetError if the narrowest widths of a layer are over it.
+    """
+    mask = np.ones(curves.distortion.shape, bool)
+    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=True):
+        units = np.arange(rows.start, rows.stop)
+        if (choice[units] * curves.elements[units]).sum() <= 8 * limit:
+            continue
+        try:
+            within = solve(weighed.take(units), 8 * limit).choice
+        except BudgetError as error:
+            raise BudgetError(
+                f"--layer-limit {limit} cannot be met: the narrowest allowed widths of layer {layer.name!r} take "
+                f"{_least_bytes(curves.take(units))} bytes; give that much or allow narrower widths"
+            ) from error
+        mask[units] = np.arange(curves.distortion.shape[1]) == within[:, None]
+    return None if mask.all() else curves.restrict(mask)
+
+
+def _least_bytes(curves: Curves) -> int:
+    """What the narrowest allowed widths take."""
+    narrowest = np.isfinite(curves.distortion).argmax(axis=1)
+    return -(-int((curves.widths[narrowest] * curves.elements).sum()) // 8)
+
+
+def _solve(option: str, curves: Curves, bits: float) -> Solution:
+    try:
+        return solve(curves, int(bits * int(curves.elements.sum()) + 1e-6))
+    except BudgetError as error:
+        raise BudgetError(f"{option} {bits:g} cannot be met: {error}") from error
+
+

@@ -1,0 +1,53 @@
+"""What is quantized in a model: layers, activations and the rules of the target."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.analysis.weight_only import WeightOnly
+from rdoq_onnx.model.graph import Graph, behind
+from rdoq_onnx.model.layers import Activation, Layer
+from rdoq_onnx.targets import TARGETS, Target
+
+
+@dataclass(frozen=True)
+class Network:
+    """The layers and activations of `model`, in graph order, and the rules that they are quantized by.
+
+    skipped: nodes with weights that stay in float. weight_only: what is quantized outside the search.
+    """
+
+    model: onnx.ModelProto
+    layers: tuple[Layer, ...]
+    activations: tuple[Activation, ...]
+    skipped: tuple[Skip, ...]
+    target: Target = TARGETS["onnxruntime"]
+    weight_only: tuple[WeightOnly, ...] = ()
+
+    def rows(self, layer: Layer) -> NDArray[np.float32]:
+        """The float weights of `layer` as rows, [units, K]."""
+        return layer.linear.rows(numpy_helper.to_array(self._initializers[layer.weight]))
+
+    @cached_property
+    def sites(self) -> Mapping[str, str]:
+        """Where first order measures each activation: behind the MaxPools that alone read it.
+
+        They commute with a quantizer, and leave fewer elements.
+        """
+        graph = Graph(self.model)
+        return {a.tensor: behind(a.tensor, graph, lambda node: node.op_type == "MaxPool") for a in self.activations}
+
+    @cached_property
+    def _initializers(self) -> dict[str, TensorProto]:
+        return {t.name: t for t in self.model.graph.initializer}
+
+
+def layer_names(layer: Layer) -> tuple[str, ...]:
+    """The names that `--pin` and `--exclude` know a layer by: its nodes' and its weight's."""
+    return (*(u.node for u in layer.uses), layer.weight)

@@ -1,0 +1,34 @@
+"""The passes that bring any model into the form that the analysis reads."""
+
+from pathlib import Path
+
+import onnx
+
+from rdoq_onnx.model.protos import default_opset
+from rdoq_onnx.model.validate import check_model
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.normalization.fold_batchnorm import FoldBatchNorm
+from rdoq_onnx.passes.normalization.fold_constants import FoldConstants
+from rdoq_onnx.passes.normalization.hoist_weights import HoistWeights
+from rdoq_onnx.passes.normalization.inline_functions import InlineFunctions
+from rdoq_onnx.passes.normalization.normalize import Normalize, raise_opset
+from rdoq_onnx.passes.normalization.widen_floats import WidenFloats
+from rdoq_onnx.system import io
+
+OPSET = 13
+NORMALIZE = (InlineFunctions(), WidenFloats(), Normalize(OPSET), HoistWeights(), FoldConstants(), FoldBatchNorm())
+_FIRST_OPSET = 7  # that ONNX Runtime takes
+Model = onnx.ModelProto | str | Path
+
+
+def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The model as it was given, and after the NORMALIZE passes. Raises ModelError."""
+    original = model if isinstance(model, onnx.ModelProto) else io.read_model(model)
+    check_model(original)
+    return original, run_passes(NORMALIZE, original)
+
+
+def runnable(original: onnx.ModelProto) -> onnx.ModelProto:
+    """The float model as ONNX Runtime runs it: float16 inside as float32, and an opset of 7 at least."""
+    model = run_passes(NORMALIZE[:2], original)
+    return raise_opset(model, OPSET) if 0 < default_opset(model) < _FIRST_OPSET else model

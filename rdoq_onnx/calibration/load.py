@@ -1,0 +1,218 @@
+"""Where calibration samples come from, and whether they fit the model.
+
+A sample is a row on axis 0 of every input that batches. Inputs that do not (a sampling rate, a recurrent
+state) are constants: the same array in every run.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rdoq_onnx.calibration.array_files import read_arrays
+from rdoq_onnx.calibration.feeds import NORMALISATION, as_array, collate, listed, model_batch
+from rdoq_onnx.calibration.folders import evenly, folder_arrays
+from rdoq_onnx.calibration.images import channel_axis
+from rdoq_onnx.calibration.pixels import AS_USUAL, Pixels
+from rdoq_onnx.calibration.samples import Converted, InputSpec, Rows, Samples
+from rdoq_onnx.calibration.synthetic import draw
+from rdoq_onnx.calibration.user_code import call
+from rdoq_onnx.errors import CalibrationError
+
+BESIDE = ("y", *NORMALISATION)  # labels and normalisation, which may lie beside the samples
+
+Array = NDArray[Any]
+
+
+class Reader(Protocol):
+    """ONNX Runtime's CalibrationDataReader: feeds one by one, then None."""
+
+    def get_next(self) -> Mapping[str, ArrayLike] | None: ...
+
+
+Source = str | Path | Mapping[str, ArrayLike] | Iterable[Mapping[str, ArrayLike]] | Reader
+
+
+def load_samples(
+    source: Source, specs: Sequence[InputSpec], limit: int | None, pixels: Pixels = AS_USUAL
+) -> Samples:
+    """At most `limit` samples of `source`, as the inputs `specs` want them.
+
+    source: path of an .npz, .npy or folder, "module:function", arrays by name, feeds, or an object with ONNX Runtime's
+    get_next(). Samples are evenly spaced over files and arrays, and the first ones of feeds, which may never end.
+    pixels: how images become numbers. Reads all samples once: raises CalibrationError where they do not fit.
+    """
+    label, stored = _read(source, specs, limit)
+    given = _by_input(label, stored, specs)
+    for spec in specs:
+        _check_rank(label, given[spec.name], spec)
+    count, fixed = _count(label, given, specs)
+    samples = Samples(label, {n: a for n, a in given.items() if n not in fixed}, {n: given[n][...] for n in fixed})
+    samples = replace(samples, batch=samples.fixed_batch(specs))
+    step = samples.batch or 1
+    if count % step:
+        raise CalibrationError(f"{label}: {count} samples, the model takes {step} at a time; give a multiple")
+    beside = {name: stored[name][...] for name in BESIDE if name in stored and name not in given}
+    fitted = {s.name: _fit(label, given[s.name], s, beside, pixels, s.name in fixed) for s in specs}
+    if pixels.given and not any(_holds_images(given[s.name], s) for s in specs):
+        raise CalibrationError(f"{label} holds no images as bytes, so --image-mean, --image-std and --image-scale "
+                               "mean nothing; leave them out")  # fmt: skip
+    samples = replace(
+        samples,
+        arrays={n: fitted[n] for n in samples.arrays},
+        constants={n: fitted[n][...] for n in samples.constants},
+        picked=evenly(count, limit, step),
+    )
+    len(samples.digest)  # converts, and so checks, all values before the long work
+    return samples
+
+
+def synthetic(
+    specs: Sequence[InputSpec],
+    count: int,
+    seed: int,
+    integer_ranges: Mapping[str, int] = MappingProxyType({}),
+) -> Samples:
+    """Random samples: dead leaves for images, normal floats, integers below `integer_ranges` or else 2.
+
+    There are `count` of them, or up to the next multiple of the model's own batch, at least two batches.
+    """
+    batch = model_batch(specs)
+    count = max(-(-count // (batch or 1)), 2) * (batch or 1)
+    arrays, constants = {}, {}
+    for position, spec in enumerate(specs):
+        rng = np.random.default_rng([seed, position])
+        if not spec.shape or spec.shape[0] not in (None, batch):
+            constants[spec.name] = draw(rng, spec, None, integer_ranges)
+        else:
+            arrays[spec.name] = draw(rng, spec, count, integer_ranges)
+    samples = Samples("synthetic", arrays, constants)
+    return replace(samples, batch=samples.fixed_batch(specs))
+
+
+def _read(source: Source, specs: Sequence[InputSpec], limit: int | None) -> tuple[str, Mapping[str, Rows]]:
+    """(name for the user, arrays) of any source."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        function = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", str(source))
+        if function and not path.exists():
+            return str(source), _read(call(str(source), *function.groups()), specs, limit)[1]
+        return str(source), folder_arrays(path, specs, limit) if path.is_dir() else read_arrays(path)
+    if isinstance(source, Mapping):
+        return "arrays", {name: as_array("arrays", name, value) for name, value in source.items()}
+    get_next = getattr(source, "get_next", None)
+    label = "feeds" if get_next is None else "data reader"
+    feeds = source if get_next is None else iter(get_next, None)
+    if isinstance(feeds, Iterable):
+        return label, collate(label, ((f"item {k}", feed) for k, feed in enumerate(feeds)), specs, limit)
+    raise CalibrationError(f"calibration is a {type(source).__name__}; give a path, arrays by name, or feeds")
+
+
+def _by_input(label: str, stored: Mapping[str, Rows], specs: Sequence[InputSpec]) -> dict[str, Rows]:
+    """The array of each input; a single array serves a single input under any name."""
+    names = [s.name for s in specs]
+    others = [n for n in stored if n not in names and n not in BESIDE]
+    if len(names) == len(others) == 1 and names[0] not in stored:
+        return {names[0]: stored[others[0]]}
+    known = f"the model's inputs: {listed(names)}; the arrays: {listed(stored) or 'none'}"
+    for name in names:
+        if name not in stored:
+            near = difflib.get_close_matches(name, others, 1, 0)
+            hint = f"rename {near[0]!r} or add it" if near else "add it"
+            raise CalibrationError(f"{label}: no array for input {name!r}; {hint} ({known})")
+    if others:
+        raise CalibrationError(f"{label}: {others[0]!r} is no input; remove it ({known})")
+    return {name: stored[name] for name in names}
+
+
+def _check_rank(label: str, rows: Rows, spec: InputSpec) -> None:
+    if len(rows.shape) != len(spec.shape):
+        raise CalibrationError(f"{label}: {spec.name!r} has shape {_shape(rows.shape)}, but the model wants "
+                               f"{_shape(spec.shape)}; give that many dimensions")  # fmt: skip
+
+
+def _count(label: str, given: Mapping[str, Rows], specs: Sequence[InputSpec]) -> tuple[int, frozenset[str]]:
+    """(number of samples, the constants): those fill their input as they are, not a row for each sample."""
+    batch = model_batch(specs)
+    filled = {s.name: s.shape[0] if s.shape else None for s in specs
+              if not s.shape or s.shape[0] == given[s.name].shape[0]}  # fmt: skip
+    counts = {name: rows.shape[0] for name, rows in given.items() if name not in filled}
+    if len(set(counts.values())) > 1:
+        raise CalibrationError(f"{label}: numbers of samples differ, {listed(counts.items())}; give as many of all")
+    count = next(iter(counts.values()), batch)
+    if not count:
+        raise CalibrationError(f"{label}: {next(iter(counts), '')!r} holds no samples; give at least one")
+    return count, frozenset(name for name, size in filled.items() if size != batch or size != count)
+
+
+def _fit(
+    label: str, rows: Rows, spec: InputSpec, beside: Mapping[str, Array], pixels: Pixels, constant: bool
+) -> Rows:
+    """`rows` as the model wants them: images normalised, dimensions checked, values of the input's type."""
+    where = f"{label}: {spec.name!r}"
+    if _holds_images(rows, spec):
+        rows = _as_images(where, rows, spec, pixels.over(beside))
+    wanted = spec.shape if constant else (None, *spec.shape[1:])
+    if any(size not in (None, found) for size, found in zip(wanted, rows.shape, strict=True)):
+        raise CalibrationError(f"{where} has shape {_shape(rows.shape)}, but the model wants "
+                               f"{_shape(spec.shape)}; resize, crop or transpose it")  # fmt: skip
+    return Converted(rows, rows.shape[1:], spec.dtype, lambda block: _checked(where, block, spec.dtype))
+
+
+def _holds_images(rows: Rows, spec: InputSpec) -> bool:
+    """Whether `rows` are bytes [N, H, W, C] that are not yet what the model wants."""
+    if rows.dtype != np.uint8 or len(rows.shape) != 4:
+        return False
+    fits = all(size in (None, n) for size, n in zip(spec.shape[1:], rows.shape[1:], strict=True))
+    return spec.dtype.kind == "f" or (spec.dtype == np.uint8 and not fits)
+
+
+def _as_images(where: str, rows: Rows, spec: InputSpec, pixels: Pixels | None) -> Rows:
+    """Bytes as numbers, where it is known how, and in the model's order of axes."""
+    sample = rows.shape[1:]
+    if spec.dtype.kind == "f":
+        if pixels is None:
+            return rows
+        try:
+            pixels.normal(np.zeros((1, 1, 1, sample[2]), np.uint8))
+        except ValueError as error:
+            raise CalibrationError(f"{where}: {error}") from error
+        rows = Converted(rows, sample, np.dtype(np.float32), pixels.normal)
+    if spec.shape[1] not in (None, sample[2]) or channel_axis(spec) == 3:
+        return rows
+    return Converted(rows, (sample[2], *sample[:2]), rows.dtype, lambda x: np.ascontiguousarray(np.moveaxis(x, 3, 1)))
+
+
+def _checked(where: str, array: Array, dtype: np.dtype[Any]) -> Array:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise CalibrationError(f"{where} holds NaN or infinity; remove those samples")
+    return _convert(where, array, dtype)
+
+
+def _convert(where: str, array: Array, dtype: np.dtype[Any]) -> Array:
+    """`array` as `dtype` where every value survives, up to rounding between floats."""
+    if array.dtype == dtype:
+        return array
+    if array.dtype.kind == dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            converted = array.astype(dtype)
+        if not np.isfinite(converted).all():
+            raise CalibrationError(f"{where} holds values too large for the input's {dtype}; scale them")
+        return converted
+    if array.dtype.kind not in "iu" or dtype.kind not in "iu":
+        hint = ", or give --image-mean and --image-std with [N,H,W,C] images" if array.dtype == np.uint8 else ""
+        raise CalibrationError(f"{where} is {array.dtype}, but the model wants {dtype}; convert it{hint}")
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))
+    if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
+        raise CalibrationError(f"{where} holds {low} to {high}, too wide for the input's {dtype}; check it")
+    return array.astype(dtype)
+
+
+def _shape(shape: Sequence[int | None]) -> str:
+    return "[" + ",".join("?" if size is None else str(size) for size in shape) + "]"

@@ -1,0 +1,110 @@
+"""One layer to round: scales searched together with the rounding that compensates its own error."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.candidates.blocks import Blocks
+from rdoq_onnx.candidates.compensation import Compensator
+from rdoq_onnx.candidates.quantizer import quantize_rows, scale_floor, window
+from rdoq_onnx.model.codes import WeightCodes, stored
+
+Float = NDArray[np.float64]
+Rows = NDArray[np.floating[Any]]
+
+_DAMPING = 0.02  # of the diagonal that counts where scales are first searched, as a share of its mean
+# Scales tried with compensation, relative to the best one without.
+_TRIALS = (0.76, 0.88, 1.0, 1.12, 1.26)
+_FINE_TRIALS = (0.94, 1.0)
+_FINE_LEVELS = 31
+_TINY = 1e-30
+_TRIED_AT_ONCE = 1 << 12  # rows times trials that are rounded at a time: some columns of them fit the cache
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """A layer to round: its weights as rows [units, weights of a row].
+
+    limit: bound on the integers' magnitude. least_scale [units]: scales may not be smaller.
+    """
+
+    blocks: Blocks
+    rows: Rows
+    limit: int
+    least_scale: Float | None
+
+    def starts(self, covariance: Float, widths: tuple[int, ...]) -> dict[int, WeightCodes]:
+        """Rounded to nearest at each width; weights count as their inputs vary."""
+        diagonal = np.einsum("gkk->gk", covariance)
+        diagonal = diagonal + _DAMPING * np.maximum(diagonal.mean(axis=1, keepdims=True), _TINY)
+        blocks = self.blocks.cut(self.rows)
+        importance = self.blocks.join(np.broadcast_to(diagonal[:, None, :], blocks.shape))
+        return {b: quantize_rows(self.rows, b, self.limit, self.least_scale, importance) for b in widths}
+
+    def codes(self, second: Float, damping: float, starts: Mapping[int, WeightCodes]) -> dict[int, WeightCodes]:
+        """Rounded with error compensation under a second moment, at each width, at scales around those of `starts`."""
+        trials = {b: _Trials.around(c.scales, *window(self.rows, b, self.limit)) for b, c in starts.items() if b}
+        if not trials:
+            return dict(starts)
+        compensator = Compensator.of(second, damping)
+        floor = scale_floor(self.rows, self.least_scale)
+        found = _compensated(self.blocks, self.rows.astype(np.float32), compensator, list(trials.values()), floor)
+        return {**starts, **dict(zip(trials, found, strict=True))}
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Scales to try for each row at one width, [units, T], and the integers' bounds."""
+
+    scales: Float
+    low: Float
+    high: Float
+
+    @classmethod
+    def around(cls, scales: NDArray[np.float32], low: Float, high: Float) -> "_Trials":
+        factors = np.array(_TRIALS if high.max() - low.min() < _FINE_LEVELS else _FINE_TRIALS)
+        tried = scales[:, None] * factors
+        return cls(tried, *(np.broadcast_to(bound[:, None], tried.shape) for bound in (low, high)))
+
+
+def _compensated(
+    blocks: Blocks, rows: NDArray[np.float32], compensator: Compensator, widths: Sequence[_Trials], floor: Float
+) -> list[WeightCodes]:
+    """For each width the best of its trials for each row, by the error on the layer's output."""
+    low, high = (np.concatenate([getattr(w, name) for w in widths], axis=1) for name in ("low", "high"))
+    tried = stored(np.maximum(np.concatenate([w.scales for w in widths], axis=1), floor[:, None]))
+    ends = np.cumsum([w.scales.shape[1] for w in widths])
+    integers = np.empty((len(rows), len(widths), rows.shape[1]), np.int8)
+    picks = np.empty((len(rows), len(widths)), np.int64)
+    # Any subset of rows can be cut into blocks on its own where there is one group.
+    size = max(1, _TRIED_AT_ONCE // tried.shape[1]) if blocks.single else len(rows)
+    for first in range(0, len(rows), size):
+        part = slice(first, first + size)
+        bounds = (blocks.spread(v[part]).astype(np.float32) for v in (tried, low, high))
+        q, loss = compensator.round(blocks.cut(rows[part]), *bounds)
+        for w, losses in enumerate(np.split(blocks.gather(loss, tried.shape[1]), ends[:-1], axis=1)):
+            picks[part, w] = losses.argmin(axis=1) + ends[w] - losses.shape[1]
+        best = blocks.spread(picks[part]).reshape(len(q), 1, -1, len(widths))
+        kept = np.take_along_axis(q.swapaxes(1, 2).reshape(*q.shape[::2], -1, tried.shape[1]), best, axis=3)
+        for w in range(len(widths)):
+            integers[part, w] = blocks.join(kept[..., w].swapaxes(1, 2))
+    scales = np.take_along_axis(tried, picks, axis=1)
+    if blocks.parts == 1 and not blocks.shared:
+        scales = _refitted(blocks, rows, integers, compensator, scales, floor)
+    return [WeightCodes(q, s.astype(np.float32)) for q, s in zip(integers.swapaxes(0, 1), scales.T, strict=True)]
+
+
+def _refitted(
+    blocks: Blocks, rows: NDArray[np.float32], integers: NDArray[np.int8], compensator: Compensator, scales: Float,
+    floor: Float,
+) -> Float:  # fmt: skip
+    """The scales [units, W] of least error for integers [units, W, K]."""
+    count = integers.shape[1]
+    grouped = integers.reshape(blocks.linear.group, -1, integers.shape[2])
+    weights = np.repeat(blocks.cut(rows), count, axis=1)
+    least = blocks.spread(np.broadcast_to(floor[:, None], scales.shape))
+    found = compensator.refit(weights, grouped, blocks.spread(scales), least)
+    return stored(blocks.gather(found, count))

@@ -1,0 +1,63 @@
+"""Every channel and every activation at every width, just as it would be emitted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.candidates.activations import affine_candidates
+from rdoq_onnx.candidates.blocks import Blocks
+from rdoq_onnx.candidates.candidates import Candidates, integer_limit
+from rdoq_onnx.candidates.layer_rows import LayerRows
+from rdoq_onnx.candidates.moments import Moments
+from rdoq_onnx.candidates.scale_floors import scale_floors
+from rdoq_onnx.config import MAX_BITS
+from rdoq_onnx.model.codes import WeightCodes
+from rdoq_onnx.model.layers import FUSION_BITS
+from rdoq_onnx.system.threads import Workers
+
+Float = NDArray[np.float64]
+Rows = NDArray[np.floating[Any]]
+
+
+def make_candidates(
+    network: Network,
+    widths: tuple[int, ...],
+    ranges: Mapping[str, tuple[float, float]],
+    moments: Sequence[Moments],
+    workers: Workers,
+    *,
+    uncertain: bool = False,
+) -> Candidates:
+    """Quantize all layers and activations of `network`.
+
+    widths: those that weight channels may take. ranges: least and greatest value of each activation on the samples.
+    moments: of each layer's input. uncertain: the samples are too few to clip ranges by what they show.
+    """
+    quantizers = tuple(
+        {
+            bits: tuple(affine_candidates(*ranges[a.tensor], bits, network.target.symmetric, uncertain))
+            for bits in ((FUSION_BITS,) if a.fusion else range(1, MAX_BITS + 1))
+        }
+        for a in network.activations
+    )
+    limit = integer_limit(network)
+    layers = [
+        LayerRows(Blocks(layer.linear), network.rows(layer), limit, floor)
+        for layer, floor in zip(network.layers, scale_floors(network, ranges), strict=True)
+    ]
+    # The largest first, or one thread would be left with it while the others are done.
+    largest = sorted(range(len(layers)), key=lambda k: -moments[k].covariance.size * len(layers[k].rows))
+    nearest = workers.map(lambda k: layers[k].starts(moments[k].covariance, widths), largest)
+    starts = dict(zip(largest, nearest, strict=True))
+    tasks = [(k, variant) for k in largest for variant in moments[k].variants()]
+    codes = workers.map(lambda task: layers[task[0]].codes(*task[1], starts[task[0]]), tasks)
+    found: dict[int, list[tuple[WeightCodes, ...]]] = {}
+    for (k, _), several in zip(tasks, codes, strict=True):
+        found.setdefault(k, []).append(tuple(several.values()))
+    weights = tuple(tuple(found[k]) for k in range(len(layers)))
+    return Candidates(widths, tuple(m.mean for m in moments), weights, quantizers)
+
+

@@ -1,0 +1,173 @@
+"""First and second moments of every layer's input over samples: what error-compensated rounding needs.
+
+Sums run over samples and positions, batch by batch; memory is set by the layers, not by the number of samples. On the
+host some positions stand for all, where there are so many that the others tell little more.
+
+A layer behind a global pool sees one vector a sample, too few for its many inputs. The positions before the pool vary
+alike, and there are many more of them: N samples of K inputs give N parts of their own covariance and K parts of that.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.candidates.blocks import in_parts
+from rdoq_onnx.gradients.sum_graph import SumGraph
+from rdoq_onnx.model.graph import Graph, attribute
+from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.system.runtime import Tensor
+
+# Shares of the mean diagonal that are added to a second moment. Few samples want much.
+_DAMPINGS = (0.02, 0.3)
+_DAMPING = 0.1
+_SHARES = (0.1, 0.5)  # of the covariance in the sensitivity
+_POOLS = frozenset({"GlobalAveragePool", "ReduceMean"})
+# Positions of a sample that stand for all, at least: so many, and so many for each input.
+_POSITIONS, _PER_INPUT = 4096, 16
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """mean [G, K] of the unfolded input, and covariance [G·parts, B, B] of its parts (see `in_parts`).
+
+    sensitivity: F of sensitivity.py in the same form; None where it is not known.
+    """
+
+    mean: Float
+    covariance: Float
+    sensitivity: Float | None = None
+
+    def variants(self) -> tuple[tuple[Float, float], ...]:
+        """Second moments that rounding may be fitted under, each with its damping as a share of the mean diagonal.
+
+        Which of them suits a layer depends on how many samples there are for its inputs; curves on others decide.
+        """
+        if self.sensitivity is None:
+            return tuple((self.covariance, damping) for damping in _DAMPINGS)
+        mixed = (blended(self.sensitivity, self.covariance, share) for share in _SHARES)
+        return (*((second, _DAMPINGS[0]) for second in mixed), (self.covariance, _DAMPING))
+
+
+def blended(one: Float, other: Float, share: float) -> Float:
+    """`one` with a `share` of `other`, which is brought to the same trace; both [G, B, B]."""
+    own, foreign = (np.einsum("gkk->g", m)[:, None, None] for m in (one, other))
+    known = (own > 0) & (foreign > 0)
+    scaled = np.where(known, own / np.where(known, foreign, 1.0), 1.0) * other
+    result: Float = np.where(known, (1 - share) * one + share * scaled, one + scaled)
+    return result
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """A mean over all positions of `tensor` [N, C, ...]; `axes` as the node has them, None for all of them."""
+
+    tensor: str
+    axes: tuple[int, ...] | None
+
+    @classmethod
+    def before(cls, layer: Layer, graph: Graph) -> "_Pool | None":
+        """The pool whose output is the one input of `layer`."""
+        node = graph.producer.get(graph.root(layer.uses[0].data))
+        if len(layer.uses) > 1 or layer.linear.group > 1 or node is None or node.op_type not in _POOLS:
+            return None
+        if node.op_type == "GlobalAveragePool":
+            return cls(node.input[0], None)
+        axes = graph.constant(node.input[1]) if len(node.input) > 1 else attribute(node, "axes", None)
+        return None if axes is None else cls(node.input[0], tuple(int(a) for a in axes))
+
+    def leaves(self, inputs: int, shape: tuple[int, ...]) -> bool:
+        """Whether the pool leaves `inputs` channels, and nothing else, of a tensor of `shape`."""
+        spatial = set(range(2, len(shape)))
+        pooled = spatial if self.axes is None else {a % len(shape) for a in self.axes}
+        return bool(spatial) and pooled == spatial and shape[1] == inputs
+
+
+class _Running:
+    """Sums over vectors [G, K]."""
+
+    def __init__(self, groups: int, inputs: int) -> None:
+        self.count = 0
+        self.first = np.zeros((groups, inputs))
+        width = in_parts(self.first[..., None]).shape[1]
+        self.second = np.zeros((groups * -(-inputs // width), width, width))
+
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Vectors [G, K, P]."""
+        self.count += vectors.shape[-1]
+        self.first += vectors.sum(axis=2, dtype=np.float64)
+        parts = in_parts(vectors)
+        self.second += parts @ parts.swapaxes(1, 2)
+
+    def add_found(self, values: Iterator[Tensor]) -> None:
+        """The next three of `values`: the shape of vectors, their sum, and that of their squares."""
+        shape, first, second = (next(values).numpy() for _ in range(3))
+        self.count += int(shape[-1])
+        self.first += first[..., 0]
+        self.second += second
+
+    def moments(self) -> Moments:
+        mean = self.first / self.count
+        parts = in_parts(mean[..., None])
+        covariance = self.second / self.count - parts * parts.swapaxes(1, 2)
+        # Rounding of the float32 products can leave a variance just under zero.
+        index = np.arange(covariance.shape[-1])
+        covariance[:, index, index] = np.maximum(covariance[:, index, index], 0.0)
+        return Moments(mean, covariance)
+
+
+def _spread(size: int, count: int) -> NDArray[np.int64]:
+    """So many of `size` indices, one at random in each stretch: even steps might meet one phase of a pattern alone."""
+    drawn = np.random.default_rng(0).random(count)
+    return ((np.arange(count) + drawn) * (size / count)).astype(np.int64)
+
+
+class Sums:
+    """Running sums for one layer, and for the positions before its pool if it has one."""
+
+    def __init__(self, layer: Layer, graph: Graph) -> None:
+        self._layer, self._pool = layer, _Pool.before(layer, graph)
+        self._own = _Running(layer.linear.group, layer.linear.inputs)
+        self._positions = None if self._pool is None else _Running(layer.linear.group, layer.linear.inputs)
+
+    @property
+    def tensors(self) -> list[str]:
+        """What `add` reads."""
+        return [u.data for u in self._layer.uses] + ([] if self._pool is None else [self._pool.tensor])
+
+    def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> None:
+        for use in self._layer.uses:
+            unfolded = use.linear.unfold(values[use.data], samples)
+            enough = max(_POSITIONS, _PER_INPUT * unfolded.shape[2])
+            if unfolded.shape[-1] > 2 * enough:
+                unfolded = unfolded[..., _spread(unfolded.shape[-1], enough)]
+            self._own.add(np.moveaxis(unfolded, 0, 2).reshape(*self._own.first.shape, -1))
+        if self._pool is not None and self._positions is not None:
+            value, inputs = values[self._pool.tensor], self._own.first.shape[1]
+            if self._pool.leaves(inputs, value.shape):
+                self._positions.add(np.moveaxis(value, 1, 0).reshape(1, inputs, -1))
+
+    def append(self, graph: SumGraph) -> None:
+        """The sums as nodes of a graph that gives `tensors`."""
+        inputs, blocks = self._own.first.shape, self._own.second.shape[:2]
+        graph.moments(self._layer, inputs, blocks)
+        if self._pool is not None and self._pool.leaves(inputs[1], graph.shapes[self._pool.tensor]):
+            graph.positions(self._pool.tensor, blocks)
+        else:
+            self._positions = None
+
+    def add_found(self, values: Iterator[Tensor]) -> None:
+        """What `append` made the graph give."""
+        self._own.add_found(values)
+        if self._positions is not None:
+            self._positions.add_found(values)
+
+    def result(self) -> Moments:
+        own, vectors, inputs = self._own.moments(), self._own.count, self._own.first.shape[1]
+        if self._positions is None or not self._positions.count:
+            return own
+        share = inputs / (inputs + vectors)
+        return replace(own, covariance=blended(own.covariance, self._positions.moments().covariance, share))

@@ -1,0 +1,148 @@
+"""Which rounding errors of a layer the network's output sees: second moments of its gradient by the layer's weights.
+
+To first order (supplement, Eq. 3) rounding errors ΔW_j of channel j, bias corrected, distort the output by
+
+    δ = ΔW_jᵀ F_j ΔW_j / D,    F_j = E[∇_j ∇_jᵀ],    ∇_j = Σ_p g_jp (x_p - E[x])
+
+which is the curve that will be measured, as a quadratic form. The sum over positions p is inside the square: errors
+that all positions share add up, others average out, and the covariance of single positions cannot tell them apart.
+One channel's F_j has no more rank than there are samples, so that the layer's channels share the sum F = Σ_j F_j, and
+rounding mixes it with the covariance (moments.py).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.candidates.blocks import in_parts
+from rdoq_onnx.candidates.moments import Moments
+from rdoq_onnx.gradients.backward import Backward, Pass, declared_shapes, use_gradients
+from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.observation.distortion import Metric
+from rdoq_onnx.system.progress import Advance
+from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.threads import Workers
+
+Float = NDArray[np.float64]
+
+
+def with_sensitivity(
+    moments: Sequence[Moments],
+    network: Network,
+    samples: Samples,
+    metric: Metric,
+    runtime: Runtime,
+    *,
+    batch: int,
+    seed: int,
+    workers: Workers,
+    advance: Advance,
+    around: onnx.ModelProto | None = None,
+) -> tuple[Moments, ...]:
+    """`moments` of the layers of `network` with F from one reverse pass over `samples`.
+
+    Layers that have one position a sample, where F tells little that the covariance does not, keep theirs, and so do
+    layers whose outputs have no adjoint, or none that is finite. around: as for `taylor.first_order`.
+    """
+    backward = Backward.of(network, samples, metric, runtime, batch, around)
+    sums = (_GraphSums if runtime.in_graph else _HostSums)(network.layers, moments, backward, runtime)
+    count = 0
+    for number in sums.batches(samples, seed, workers):
+        count += number
+        advance(number)
+    known = {k: f / count for k, f in sums.totals.items() if np.isfinite(f).all()}
+    return tuple(replace(m, sensitivity=known[k]) if k in known else m for k, m in enumerate(moments))
+
+
+class _Sums(ABC):
+    """Running sums of ∇ ∇ᵀ; totals: by the layer's index, [G·parts, B, B]."""
+
+    def __init__(self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward) -> None:
+        self._layers, self._moments, self._backward = layers, moments, backward
+        shapes = declared_shapes(backward.reverse.model.graph.output)
+        self._kept = [
+            k for k, layer in enumerate(layers)
+            if not backward.lost(layer) and _positions(layer, backward, shapes) > 1
+        ]  # fmt: skip
+        self.totals: dict[int, Float] = {}
+
+    @abstractmethod
+    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+        """Add all samples; gives the number of those in each batch."""
+
+    def _add(self, index: int, found: NDArray[Any]) -> None:
+        self.totals[index] = self.totals.get(index, 0.0) + found.astype(np.float64)
+
+
+class _HostSums(_Sums):
+    """By numpy, from what a pass has brought to the host."""
+
+    def __init__(
+        self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward, runtime: Runtime
+    ) -> None:
+        super().__init__(layers, moments, backward.loaded(runtime))
+
+    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+        for done in self._backward.passes(samples, seed, exact=False):
+            workers.map(lambda k, done=done: self._add_layer(k, done), self._kept)  # type: ignore[misc]
+            yield done.count
+            del done  # or two passes would be in memory while the next one runs
+
+    def _add_layer(self, index: int, done: Pass) -> None:
+        self._add(index, _second(self._layers[index], self._moments[index], done, self._backward))
+
+
+class _GraphSums(_Sums):
+    """By nodes behind the reverse graph."""
+
+    def __init__(
+        self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward, runtime: Runtime
+    ) -> None:
+        super().__init__(layers, moments, backward)
+        graph = backward.sum_graph()
+        for k in self._kept:
+            mean, (parts, width, _) = moments[k].mean, moments[k].covariance.shape
+            graph.sensitivity(layers[k], backward.reverse.adjoints, mean, (parts, width))
+        self._backward = backward.loaded(runtime, graph.model())
+
+    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+        for count, rows in self._backward.sums(samples, seed, exact=False):
+            for k, found in zip(self._kept, next(rows), strict=True):
+                self._add(k, found)
+            yield count
+
+
+def _positions(layer: Layer, backward: Backward, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """P of one use of `layer`; shapes: of the outputs of the reverse graph."""
+    shape = shapes[backward.reverse.adjoints[layer.uses[0].output]]
+    return layer.linear.positions(math.prod(shape) // backward.batch)
+
+
+def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> Float:
+    """Σ over the samples of one batch and the channels of ∇ ∇ᵀ, [G·parts, B, B]."""
+    mean = moments.mean.astype(np.float32)[..., None]
+    pairs = [use_gradients(use, done, backward.reverse.adjoints) for use in layer.uses]
+    centred = [(x - mean, g) for x, g in pairs]
+    _, _, channels, positions = pairs[0][1].shape
+    total = np.zeros(moments.covariance.shape)
+    for sample in range(done.count):
+        several = [(x[sample], g[sample]) for x, g in centred]
+        if len(several) == 1 and positions < channels:
+            # ∇ᵀ∇ = X (gᵀ g) Xᵀ is the shorter way.
+            x, g = several[0]
+            parts = in_parts(x)
+            inner = np.repeat(g.swapaxes(1, 2) @ g, len(parts) // len(g), axis=0)
+            found = parts @ inner @ parts.swapaxes(1, 2)
+        else:
+            parts = in_parts(sum(x @ g.swapaxes(1, 2) for x, g in several))
+            found = parts @ parts.swapaxes(1, 2)
+        total += found
+    return total

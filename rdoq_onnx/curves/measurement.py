@@ -1,0 +1,101 @@
+"""What is known of a network before bits are allocated: its curves, and the candidates that they describe."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.config import MAX_BITS
+from rdoq_onnx.curves.curves import Curves
+from rdoq_onnx.model.codes import Affine, WeightCodes
+from rdoq_onnx.model.layers import Activation
+from rdoq_onnx.model.protos import with_outputs
+from rdoq_onnx.observation.observe import Observation
+
+Tables = tuple[Mapping[int, tuple[Affine, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Unheld:
+    """Activations by tensor, and layers by name, with the δ at full width of each as a share of the signal's power."""
+
+    tensors: Mapping[str, float]
+    layers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The curves of a network, and the candidates that they describe.
+
+    source: the normalized model. network: the same with channel ranges evened out, and what there is to quantize in it.
+    codes: for each layer, its channels at each width offered. means: for each layer, the mean input [G, K] that its
+        bias is corrected for. offsets: for each layer, what is added to its outputs besides, or None.
+    quantizers: each activation's quantizer at each width, with the clipping of least distortion.
+    curves: a row for each channel of each layer, in order, then one for each activation; columns are 0 to 8 bits.
+    unheld: what no quantizer of full width holds, and stays in float.
+    probed: tensors that could not be differentiated and were measured exactly instead, with the reason.
+    """
+
+    source: onnx.ModelProto
+    network: Network
+    observation: Observation
+    codes: tuple[Mapping[int, WeightCodes], ...]
+    means: tuple[NDArray[np.float64], ...]
+    offsets: tuple[NDArray[np.float64] | None, ...]
+    quantizers: tuple[Mapping[int, Affine], ...]
+    curves: Curves
+    unheld: Unheld
+    probed: Mapping[str, str]
+
+    @property
+    def aimed(self) -> Network:
+        """The network with the tensors whose distortion is measured as its outputs."""
+        return aimed_at(self.network, self.observation.metric.outputs)
+
+    @property
+    def channels(self) -> int:
+        """Rows of `curves` that are weight channels; the rest are activations."""
+        return sum(layer.linear.channels for layer in self.network.layers)
+
+    def unit_rows(self) -> list[slice]:
+        """The rows of `curves` that are each layer's channels."""
+        ends = np.cumsum([0, *(layer.linear.channels for layer in self.network.layers)])
+        return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+
+    def per_layer(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Values of all weight channels -> one array for each layer."""
+        return [rows[part] for part in self.unit_rows()]
+
+
+def aimed_at(network: Network, outputs: Sequence[str]) -> Network:
+    """`network` with the tensors whose distortion is measured as its outputs."""
+    return replace(network, model=with_outputs(network.model, outputs))
+
+
+def activation_elements(activation: Activation, sizes: Mapping[str, int]) -> int:
+    """Elements of one sample that an activation spends its bits on: those of the tensors that feed a layer."""
+    return sum(sizes[t] for t in activation.feeds) or sizes[activation.tensor]
+
+
+def curves_of(
+    network: Network,
+    observation: Observation,
+    offered: tuple[int, ...],
+    weights: list[NDArray[np.float64]],
+    activations: list[dict[int, float]],
+) -> Curves:
+    channels = sum(layer.linear.channels for layer in network.layers)
+    distortion = np.full((channels + len(activations), MAX_BITS + 1), np.inf)
+    if weights:
+        distortion[:channels, list(offered)] = np.concatenate(weights)
+    elements = [np.full(x.linear.channels, np.prod(x.linear.shape) // x.linear.channels) for x in network.layers]
+    for row, curve in zip(distortion[channels:], activations, strict=True):
+        row[list(curve)] = list(curve.values())
+    sizes = [activation_elements(a, observation.sizes) for a in network.activations]
+    return Curves(
+        np.arange(MAX_BITS + 1), np.concatenate([*elements, np.array(sizes, np.int64)]).astype(np.int64), distortion
+    )

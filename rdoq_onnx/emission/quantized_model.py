@@ -1,0 +1,65 @@
+"""The quantized network before packing: what trials run and what emission stores."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.model.codes import WeightCodes
+from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.insert_qdq import InsertQDQ, QuantizedWeight
+
+
+def chosen_weights(allocation: Allocation) -> list[tuple[Layer, WeightCodes, NDArray[np.float64]]]:
+    """Each layer with its codes as allocated, and what its bias takes up."""
+    measurement = allocation.measurement
+    result = []
+    parts = zip(measurement.codes, allocation.layer_bits, measurement.means, measurement.offsets, strict=True)
+    for layer, (codes, bits, mean, offset) in zip(measurement.network.layers, parts, strict=True):
+        chosen = mixed(codes, bits)
+        change = chosen.values - measurement.network.rows(layer)
+        shift = bias_shift(layer, change, mean)
+        result.append((layer, chosen, shift if offset is None else shift + offset))
+    return result
+
+
+def mixed(codes: Mapping[int, WeightCodes], bits: NDArray[np.int64]) -> WeightCodes:
+    """A layer's channels, each at its own width."""
+    first = next(iter(codes.values()))
+    integers, scales = first.integers.copy(), first.scales.copy()
+    for width, code in codes.items():
+        rows = bits == width
+        integers[rows], scales[rows] = code.integers[rows], code.scales[rows]
+    return WeightCodes(integers, scales)
+
+
+def bias_shift(layer: Layer, change: NDArray[np.floating[Any]], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-ΔW·E[x]: what the bias takes up of a change of the weights [units, K], for each of the layer's outputs."""
+    shift: NDArray[np.float64] = -(layer.linear.grouped(change.astype(np.float64)) @ mean[..., None])
+    return shift.reshape(-1)
+
+
+def quantized_model(allocation: Allocation) -> onnx.ModelProto:
+    """The network of `allocation` with its weights and activations quantized: INT8 weights, all channels kept.
+
+    Not checked: what becomes a file, `emit_model` checks.
+    """
+    measurement = allocation.measurement
+    network = measurement.network
+    weights = [
+        QuantizedWeight(layer, layer.linear.tensor(codes.integers), codes.scales, shift)
+        for layer, codes, shift in chosen_weights(allocation)
+    ]
+    quantizers = [
+        (activation, table[bits])
+        for activation, table, bits in zip(
+            network.activations, measurement.quantizers, allocation.activation_bits, strict=True
+        )
+    ]
+    target = network.target
+    step = InsertQDQ(weights, quantizers, target.integer_biases, target.folds)
+    return run_passes([step], network.model, checked=False)

@@ -1,0 +1,196 @@
+"""Adjoints of matrix products, convolutions and pooling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from rdoq_onnx.gradients.tape import Array, Grads, Tape, attribute, only, rule
+from rdoq_onnx.model.linear import halves
+
+
+def _transposed(tape: Tape, name: str) -> str:
+    """The last two axes swapped; of a constant, now."""
+    value = tape.value(name)
+    if value is not None:
+        return tape.constant(np.swapaxes(value, -1, -2), name)
+    rank = len(tape.shapes[name])
+    return tape.op("Transpose", name, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+
+@rule("MatMul")
+def _matmul(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
+    (a, b), g = node.input, str(grads[0])
+    shape_a, shape_b = tape.shapes[a], tape.shapes[b]
+    if min(len(shape_a), len(shape_b)) < 2:
+        return NotImplemented
+    batch = tape.shapes[node.output[0]][:-2]
+    left = right = None
+    if tape.wants(a):
+        product = tape.op("MatMul", g, _transposed(tape, b))
+        left = tape.unbroadcast(product, (*batch, *shape_a[-2:]), a)
+    if tape.wants(b):
+        product = tape.op("MatMul", _transposed(tape, a), g)
+        right = tape.unbroadcast(product, (*batch, *shape_b[-2:]), b)
+    return [left, right]
+
+
+@rule("Gemm")
+def _gemm(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
+    (a, b), g = node.input[:2], str(grads[0])
+    alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
+    turn_a, turn_b = attribute(node, "transA", 0), attribute(node, "transB", 0)
+    result: list[str | None] = [None] * len(node.input)
+    if tape.wants(a):  # A = op(B) G^T if A was transposed, G op(B)^T if not
+        pair = (b, g) if turn_a else (g, b)
+        turns = {"transA": turn_b, "transB": 1} if turn_a else {"transA": 0, "transB": 1 - turn_b}
+        result[0] = tape.op("Gemm", *pair, alpha=alpha, **turns)
+    if tape.wants(b):
+        pair = (g, a) if turn_b else (a, g)
+        turns = {"transA": 1, "transB": turn_a} if turn_b else {"transA": 1 - turn_a, "transB": 0}
+        result[1] = tape.op("Gemm", *pair, alpha=alpha, **turns)
+    if len(result) > 2 and tape.wants(node.input[2]):
+        result[2] = tape.unbroadcast(tape.scale(g, beta, a), tape.shapes[node.output[0]], node.input[2])
+    return result
+
+
+@dataclass(frozen=True)
+class _Window:
+    """How a convolution or pooling walks its input, per spatial axis."""
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begins: tuple[int, ...]  # padding before the first element
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        return tuple((k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    @classmethod
+    def of(cls, node: NodeProto, source: Sequence[int], target: Sequence[int], kernel: Sequence[int]) -> "_Window":
+        rank = len(kernel)
+        strides = tuple(attribute(node, "strides") or [1] * rank)
+        dilations = tuple(attribute(node, "dilations") or [1] * rank)
+        begins = list(attribute(node, "pads") or [0] * 2 * rank)[:rank]
+        mode = attribute(node, "auto_pad", "NOTSET")
+        if mode.startswith("SAME"):
+            wide = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+            needed = [max((t - 1) * s + w - n, 0) for t, s, w, n in zip(target, strides, wide, source, strict=True)]
+            begins = [(n + (mode == "SAME_LOWER")) // 2 for n in needed]
+        return cls(tuple(source), tuple(target), tuple(kernel), strides, dilations, tuple(begins))
+
+
+@rule("Conv")
+def _conv(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
+    x, w = node.input[0], tape.value(node.input[1])
+    if w is None or (len(node.input) > 2 and tape.wants(node.input[2])):
+        return NotImplemented
+    window = _Window.of(node, tape.shapes[x][2:], tape.shapes[node.output[0]][2:], w.shape[2:])
+    return only(node, _conv_adjoint(tape, str(grads[0]), x, w, attribute(node, "group", 1), window))
+
+
+def _conv_adjoint(tape: Tape, g: str, x: str, w: Array, group: int, window: _Window) -> str:
+    """The adjoint of a Conv: a Conv where the stride is 1, else a ConvTranspose.
+
+    Depthwise with a stride is the exception: there ONNX Runtime's Conv over inserted zeros is the faster.
+    """
+    begin = [r - b for r, b in zip(window.reach, window.begins, strict=True)]
+    end = [n - (t - 1) * s - 1 - b + r for n, t, s, b, r in
+           zip(window.source, window.target, window.strides, begin, window.reach, strict=True)]  # fmt: skip
+    if min(*begin, *end) < 0 or (max(window.strides) > 1 and group != w.shape[0]):
+        return _conv_transposed(tape, g, x, w, group, window)
+    if max(window.strides) > 1:
+        ones = np.ones((w.shape[0], 1, *[1] * len(window.kernel)))
+        g = tape.op("ConvTranspose", g, tape.constant(ones, x), group=w.shape[0], strides=window.strides)
+    m, spatial = w.shape[0], w.shape[2:]
+    swapped = w.reshape(group, m // group, -1, *spatial).swapaxes(1, 2).reshape(-1, m // group, *spatial)
+    kernel = tape.constant(np.flip(swapped, tuple(range(2, w.ndim))), x)
+    return tape.op(
+        "Conv", g, kernel, group=group, kernel_shape=window.kernel, dilations=window.dilations, pads=[*begin, *end]
+    )
+
+
+def _conv_transposed(tape: Tape, g: str, x: str, w: Array, group: int, window: _Window) -> str:
+    ends = [(t - 1) * s + r + 1 - b - n for n, t, s, b, r in
+            zip(window.source, window.target, window.strides, window.begins, window.reach, strict=True)]  # fmt: skip
+    return tape.op(
+        "ConvTranspose", g, tape.constant(w, x), group=group, kernel_shape=window.kernel,
+        strides=window.strides, dilations=window.dilations,
+        pads=[*window.begins, *(max(e, 0) for e in ends)], output_padding=[max(-e, 0) for e in ends],
+    )  # fmt: skip
+
+
+@rule("ConvTranspose")
+def _conv_transpose(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
+    """The adjoint of a ConvTranspose is the Conv with the same weights."""
+    x, w = node.input[0], tape.value(node.input[1])
+    if w is None or (len(node.input) > 2 and tape.wants(node.input[2])):
+        return NotImplemented
+    rank = w.ndim - 2
+    source, target = tape.shapes[x][2:], tape.shapes[node.output[0]][2:]
+    strides = attribute(node, "strides") or [1] * rank
+    dilations = attribute(node, "dilations") or [1] * rank
+    auto_pad, begins = attribute(node, "auto_pad", "NOTSET"), (attribute(node, "pads") or [0] * 2 * rank)[:rank]
+    if auto_pad.startswith("SAME") or attribute(node, "output_shape"):
+        extra = attribute(node, "output_padding") or [0] * rank
+        begins = [
+            halves(max(s * (n - 1) + (k - 1) * d + 1 + e - t, 0), auto_pad)[0]
+            for s, n, k, d, e, t in zip(strides, source, w.shape[2:], dilations, extra, target, strict=True)
+        ]
+    ends = [
+        s * (n - 1) + (k - 1) * d + 1 - b - t
+        for s, n, k, d, b, t in zip(strides, source, w.shape[2:], dilations, begins, target, strict=True)
+    ]
+    g = tape.pad(str(grads[0]), [0] * w.ndim, [0, 0, *(min(e, 0) for e in ends)])
+    return only(
+        node,
+        tape.op(
+            "Conv", g, node.input[1], group=attribute(node, "group", 1), kernel_shape=w.shape[2:],
+            strides=strides, dilations=dilations, pads=[*begins, *(max(e, 0) for e in ends)],
+        ),
+    )  # fmt: skip
+
+
+@rule("AveragePool")
+def _average_pool(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
+    """Divide by how many elements each window holds, then a depthwise Conv of ones, transposed."""
+    x, shape = node.input[0], tape.shapes[node.input[0]]
+    window = _Window.of(node, shape[2:], tape.shapes[node.output[0]][2:], attribute(node, "kernel_shape"))
+    size, counts, g = float(np.prod(window.kernel)), _coverage(window), str(grads[0])
+    if attribute(node, "count_include_pad", 0):
+        if attribute(node, "ceil_mode", 0):
+            return NotImplemented
+        counts = np.full_like(counts, size)
+    if np.any(counts != size):
+        g, size = tape.op("Mul", g, tape.constant(1 / counts, x)), 1.0
+    ones = np.full((shape[1], 1, *window.kernel), 1 / size)
+    return [_conv_adjoint(tape, g, x, ones, shape[1], window)]
+
+
+def _coverage(window: _Window) -> Array:
+    """How many real elements each pooling window sees."""
+    coverage = np.ones((), np.float64)
+    for n, t, k, s, d, b in zip(
+        window.source, window.target, window.kernel, window.strides, window.dilations, window.begins, strict=True
+    ):
+        places = np.arange(t)[:, None] * s + np.arange(k) * d - b
+        coverage = np.multiply.outer(coverage, np.sum((places >= 0) & (places < n), axis=1))
+    return coverage
+
+
+@rule("MaxPool")
+def _max_pool(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
+    """Each window's adjoint goes to its largest element, which MaxPool itself can name."""
+    x, g = node.input[0], grads[0]
+    if attribute(node, "storage_order", 0):
+        return NotImplemented
+    if len(node.output) == 1:
+        node.output.append(tape.name(f"{node.output[0]}/places"))
+    places = tape.reshape(node.output[1], [-1])
+    zeros = tape.op("HardSigmoid", tape.reshape(x, [-1]), alpha=0.0, beta=0.0)  # flat: no blocked layout to leave
+    sums = tape.op("ScatterElements", zeros, places, tape.reshape(g, [-1]), reduction="add")
+    return [tape.reshape(sums, tape.shapes[x])]

@@ -1,0 +1,58 @@
+"""Quantized values: the integers and scales of a layer, the quantizer of an activation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class WeightCodes:
+    """One layer's channels at one width: `integers` int8 [units, K] and `scales` float32 [units]."""
+
+    integers: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The weights as they are decoded, [units, K]."""
+        return self.integers * self.scales[:, None]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A per-tensor quantizer to the integers low..high of a byte, unsigned unless `signed`."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+    signed: bool = False
+
+    @property
+    def bits(self) -> int:
+        return int(self.high - self.low).bit_length()
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest value that it can give."""
+        return (self.low - self.zero_point) * self.scale, (self.high - self.zero_point) * self.scale
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        """The values of `x` after QuantizeLinear, the clip to low..high and DequantizeLinear."""
+        scale = np.float32(self.scale)
+        q = x / scale
+        np.rint(q, out=q)
+        np.clip(q, self.low - self.zero_point, self.high - self.zero_point, out=q)
+        q *= scale
+        return q
+
+
+def stored(scales: FloatArray) -> NDArray[np.float64]:
+    """Scales as the file holds them: with 11 significant bits, so that half precision is exact."""
+    mantissa, exponent = np.frexp(scales.astype(np.float64))
+    result: NDArray[np.float64] = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)
+    return result

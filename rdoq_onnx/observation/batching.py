@@ -1,0 +1,125 @@
+"""How samples batch: whether a network keeps the rows of axis 0 apart, and how many of them run together."""
+
+import contextlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.errors import CalibrationError, RdoqError
+from rdoq_onnx.model.protos import with_outputs
+from rdoq_onnx.system.runtime import Runtime, Session
+
+Array = NDArray[Any]
+
+_MEMORY = 768 << 20  # bytes of tensors that one batch of the measurement may hold
+_MOST = 32
+_BATCHES = 4096  # the largest that a fixed axis 0 is taken for
+
+
+@dataclass(frozen=True)
+class Batching:
+    """size: samples that run together. rides: whether any number of samples can be stacked on axis 0."""
+
+    size: int
+    rides: bool
+
+
+def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
+    """`samples`, with all rows of a run as one sample if the network does not keep them apart.
+
+    Where the model fixes the size of axis 0, that need not be a batch. It is one if another first or last row changes
+    nothing of the others. Raises CalibrationError if too few are left to hold some out.
+    """
+    result = samples if _separate(network, samples, runtime) else samples.inseparable()
+    runs = len(result) // (result.batch or 1)
+    if runs < 2:
+        size = result.rows * (result.batch or 1)
+        kind = "sample" if size == 1 else f"batch of {size}"
+        raise CalibrationError(
+            f"{samples.source} holds {runs} {kind}; at least 2 are needed, one to measure and one to verify"
+        )
+    return result
+
+
+def _does_not_run(samples: Samples, error: RdoqError) -> CalibrationError:
+    if samples.source != "synthetic":
+        return CalibrationError(f"the float model does not run on the samples from {samples.source}: {error}")
+    shapes = ", ".join(f"{n!r} {list(a.shape)}" for n, a in (*samples.arrays.items(), *samples.constants.items()))
+    return CalibrationError(
+        f"the float model does not run on synthetic samples ({shapes}), whose free sizes and integers are guesses; "
+        f"give real ones: --calibration samples.npz ({error})"
+    )
+
+
+def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
+    if samples.batch is None or samples.batch == 1:
+        return True
+    if samples.batch > _BATCHES:
+        return False
+    names = list(dict.fromkeys([o.name for o in network.model.graph.output] + observed_tensors(network)))
+    session = runtime.session(with_outputs(network.model, names), "all")
+    last = samples.batch - 1
+    orders = (np.arange(last + 1), np.array([last, *range(1, last + 1)]), np.array([*range(last), 0]))
+    try:
+        runs = [session.run(samples.feeds(order)) for order in orders]
+    except RdoqError as error:
+        raise _does_not_run(samples, error) from error
+    return all(_apart(samples.batch, *map(np.asarray, values)) for values in zip(*runs, strict=True))
+
+
+def observed_tensors(network: Network) -> list[str]:
+    """The tensors that are quantized, what reaches the layers with their values, and the layers' ends."""
+    activations = [a.tensor for a in network.activations]
+    feeding = [f for a in network.activations for f in a.feeds]
+    layers = [n for x in network.layers for u in x.uses for n in (u.data, u.output)]
+    return list(dict.fromkeys([*activations, *feeding, *layers]))
+
+
+def _apart(batch: int, value: Array, first: Array, last: Array) -> bool:
+    """Whether `first` is `value` but for the first sample, and `last` but for the last."""
+    if value.ndim == 0 or not value.shape == first.shape == last.shape or len(value) % batch:
+        return False
+    rows = len(value) // batch
+    return _close(value[rows:], first[rows:]) and _close(value[:-rows], last[:-rows])
+
+
+def find_batching(session: Session, samples: Samples, names: Sequence[str]) -> tuple[Batching, dict[str, int]]:
+    """Whether samples may share a batch, found out by trying; and the elements of one sample of each tensor.
+
+    They may if two samples in one batch give every tensor the rows that each gives alone.
+    """
+    step = samples.batch or 1
+    try:
+        alone = [session.run(feeds) for _, feeds in itertools.islice(samples.counted_batches(1), 2)]
+    except RdoqError as error:
+        raise _does_not_run(samples, error) from error
+    sizes = {n: int(v.size) // step for n, v in zip(session.outputs, alone[0], strict=True) if n in names}
+    together = None
+    if len(alone) == 2 and samples.batch is None:
+        with contextlib.suppress(RdoqError):
+            together = session.run(samples.feeds([0, 1]))
+    if together is None or not all(_rows(t, a, b) for t, a, b in zip(together, *alone, strict=True)):
+        return Batching(step, False), sizes
+    held = 4 * 3 * sum(sizes.values())
+    return Batching(int(np.clip(_MEMORY // max(held, 1), 1, _MOST)), True), sizes
+
+
+def _rows(both: Array, first: Array, second: Array) -> bool:
+    """Whether `both` is `first` over `second`, up to rounding."""
+    both, first, second = np.asarray(both), np.asarray(first), np.asarray(second)
+    if first.ndim == 0 or both.shape != (len(first) + len(second), *first.shape[1:]):
+        return False
+    return _close(np.concatenate([first, second]), both)
+
+
+def _close(expected: Array, found: Array) -> bool:
+    if expected.dtype.kind != "f":
+        return bool((expected == found).all())
+    scale = float(np.abs(expected).max(initial=0)) or 1.0
+    return bool(np.abs(expected - found).max(initial=0) <= 1e-3 * scale)

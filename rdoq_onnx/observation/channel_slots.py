@@ -1,0 +1,186 @@
+"""Which channels of which tensors must share a scale: union-find over the operators between two layers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.model.graph import SIZES, Graph, attribute
+from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.model.protos import reads
+
+HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
+# These pass channels on where axis 1 has as many before as after.
+SHAPES = frozenset({"Flatten", "Reshape", "Squeeze"})
+_SPATIAL_MEANS = ((2, 3), (-2, -1), (-1, -2), (3, 2))
+Slots = NDArray[np.int64]
+
+
+@dataclass
+class Chains:
+    """Which channels are tied: the slot of each channel of each tensor, and the nodes at the edges.
+
+    made, read: layers by name, with the slots of their output and input channels. capped: Clip nodes, with their slots
+        [C, 1, ...] as they broadcast to the output.
+    """
+
+    slots: dict[str, Slots] = field(default_factory=dict)
+    made: dict[str, Slots] = field(default_factory=dict)
+    read: dict[str, Slots] = field(default_factory=dict)
+    capped: dict[str, Slots] = field(default_factory=dict)
+    fixed: set[int] = field(default_factory=set)
+    component: dict[int, int] = field(default_factory=dict)
+
+
+def find_chains(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Chains:
+    """The slots of all tensors of `shapes`, whose channels (axis 1) broadcast as [C, 1, ...]."""
+    graph = Graph(network.model)
+    single = {x.uses[0].node: x for x in network.layers if len(x.uses) == 1}
+    shared = _users_of_one_constant(graph)
+    tying = Tying(graph, shapes)
+    layers = []
+    for node in graph.nodes:
+        if node.name in single and node.name not in shared and _scalable(node, single[node.name], graph):
+            layers.append(node)
+        elif node.op_type not in SIZES and not tying.tie(node):
+            tying.fix([*reads([node]), *node.output])
+    tying.fix([*graph.inputs, *graph.outputs])
+    chains = Chains(tying.resolved(), component=tying.components())
+    for node in layers:
+        for edge, tensor in ((chains.read, node.input[0]), (chains.made, node.output[0])):
+            if tensor in chains.slots:
+                edge[node.name] = chains.slots[tensor]
+    chains.capped = {n.name: chains.slots[n.output[0]].reshape(shapes[n.output[0]]) for n in tying.clips}
+    made = {int(s) for slots in chains.made.values() for s in slots}
+    read = {int(s) for slots in chains.read.values() for s in slots}
+    known = {int(s) for slots in chains.slots.values() for s in slots}
+    chains.fixed = {tying.find(s) for s in tying.fixed} | (known - (made & read))
+    return chains
+
+
+class Tying:
+    """Union-find over slots. Every tensor starts with slots of its own."""
+
+    ALL = HOMOGENEOUS | SHAPES | {"Add", "Clip", "ReduceMean", "Slice", "Pad", "Concat"}
+
+    def __init__(self, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._graph, self._shapes = graph, shapes
+        self._slots: dict[str, Slots] = {}
+        self._parent: list[int] = []
+        self.fixed: set[int] = set()
+        self.clips: list[onnx.NodeProto] = []
+        for name, shape in shapes.items():
+            self._slots[name] = np.arange(len(self._parent), len(self._parent) + shape[0])
+            self._parent += self._slots[name].tolist()
+
+    def find(self, slot: int) -> int:
+        while self._parent[slot] != slot:
+            self._parent[slot] = self._parent[self._parent[slot]]
+            slot = self._parent[slot]
+        return slot
+
+    def fix(self, tensors: list[str]) -> None:
+        for name in tensors:
+            self.fixed.update(self._slots.get(name, np.empty(0, np.int64)).tolist())
+
+    def tie(self, node: onnx.NodeProto) -> bool:
+        """Join the slots that `node` ties, or return False if it does not pass scales on."""
+        if node.domain not in ("", "ai.onnx") or node.op_type not in self.ALL or len(node.output) > 1:
+            return False
+        pairs = list(self._pairs(node))
+        if not pairs or any(len(a) != len(b) for a, b in pairs):
+            return False
+        for a, b in pairs:
+            for x, y in zip(a.tolist(), b.tolist(), strict=True):
+                self._parent[self.find(x)] = self.find(y)
+        if node.op_type == "Clip":
+            self.clips.append(node)
+        return True
+
+    def resolved(self) -> dict[str, Slots]:
+        return {
+            name: np.array([self.find(s) for s in slots.tolist()], np.int64) for name, slots in self._slots.items()
+        }
+
+    def components(self) -> dict[int, int]:
+        """For each slot the component that it is in: tensors that share a slot are in one."""
+        owner: dict[int, int] = {}
+        parent: dict[int, int] = {}
+
+        def find(group: int) -> int:
+            while parent[group] != group:
+                group = parent[group]
+            return group
+
+        for group, slots in enumerate(self._slots.values()):
+            parent[group] = group
+            for slot in slots.tolist():
+                other = owner.setdefault(self.find(slot), group)
+                parent[find(other)] = find(group)
+        return {slot: find(group) for slot, group in owner.items()}
+
+    def _pairs(self, node: onnx.NodeProto) -> Iterator[tuple[Slots, Slots]]:
+        """Arrays of slots that `node` ties, one to one; nothing where it ties none."""
+        out = self._slots.get(node.output[0])
+        data = [self._slots.get(i) for i in node.input]
+        if out is None or data[0] is None:
+            return
+        if node.op_type == "Add" or (node.op_type == "Concat" and attribute(node, "axis", 1) == 1):
+            ranks = {len(self._shapes.get(name, ())) for name in (*node.input, node.output[0])}
+            if any(d is None for d in data) or len(ranks) > 1:  # other ranks do not broadcast channel to channel
+                return
+            known = [d for d in data if d is not None]
+            if node.op_type == "Concat":
+                known = [np.concatenate(known)]
+            yield from ((d, out) for d in known)
+        elif node.op_type == "Pad":
+            before, after = self._padding(node)
+            if before >= 0:
+                yield data[0], out[before : len(out) - after]
+        elif self._passes(node):
+            yield data[0], out
+
+    def _passes(self, node: onnx.NodeProto) -> bool:
+        """Whether the output's channels are the input's, scaled alike."""
+        if node.op_type == "Clip":
+            bounds = [self._graph.constant(i) for i in node.input[1:]]
+            if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
+                return False
+            return float(bounds[0]) == 0 and float(bounds[1]) > 0
+        if node.op_type == "PRelu":
+            return node.input[1] in self._graph.constants  # a slope for each channel or for all of them
+        if node.op_type == "ReduceMean":
+            axes = attribute(node, "axes", None)
+            given = self._graph.constant(node.input[1]) if len(node.input) > 1 else np.array(axes or ())
+            return given is not None and tuple(given.tolist()) in _SPATIAL_MEANS
+        if node.op_type == "Slice":
+            axes = self._graph.constant(node.input[3]) if len(node.input) > 3 else None
+            return axes is not None and bool((axes >= 2).all())
+        return node.op_type in HOMOGENEOUS or node.op_type in SHAPES
+
+    def _padding(self, node: onnx.NodeProto) -> tuple[int, int]:
+        """Channels of zeros before and after; (-1, -1) where it is another kind of padding."""
+        pads = self._graph.constant(node.input[1]) if len(node.input) in (2, 3) else None
+        value = self._graph.constant(node.input[2]) if len(node.input) == 3 and node.input[2] else np.zeros(1)
+        plain = attribute(node, "mode", b"constant") == b"constant" and value is not None and not value.any()
+        if pads is None or not plain or pads[0] or pads[len(pads) // 2]:
+            return -1, -1
+        return int(pads[1]), int(pads[len(pads) // 2 + 1])
+
+
+def _scalable(node: onnx.NodeProto, layer: Layer, graph: Graph) -> bool:
+    constant = all(not i or i in graph.initializers for i in node.input[2:])
+    return constant and (node.op_type == "Conv" or (node.op_type == "Gemm" and not layer.linear.trans_a))
+
+
+def _users_of_one_constant(graph: Graph) -> set[str]:
+    """Nodes whose weight or bias another node reads, too."""
+    names: set[str] = set()
+    for tensor, proto in graph.initializers.items():
+        readers = graph.consumers.get(tensor, [])
+        if len(readers) > 1 and np.prod(proto.dims) > 1:
+            names.update(n.name for n in readers)
+    return names

@@ -1,0 +1,114 @@
+"""Channel ranges that can be evened out without changing the network, and by how much.
+
+An activation has one scale for all its channels, so the channel of widest range sets the step for all. Through a
+positively homogeneous function, f(r·x) = r·f(x), a channel's scale can move from the layer that makes it to those that
+read it (Nagel et al., ICCV 2019):
+
+    W₁ row c · r_c,  b₁ c · r_c,  ceiling c · r_c,  W₂ column c / r_c
+
+Channels that an Add, a Pad or a Concat brings together must share one r: they are one *slot*. Tensors that share slots
+are one *component*. A slot is free if only layers make what enters it and only layers read what leaves it.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.config import Config
+from rdoq_onnx.model.graph import Graph
+from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.model.protos import with_outputs
+from rdoq_onnx.observation.channel_slots import Chains, Tying, find_chains
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.equalize import Equalize
+from rdoq_onnx.system.runtime import Runtime
+
+_MOST = 64.0  # a channel's scale is changed by this factor at most
+_NARROW = 5  # bits of activations up to which evening out pays even where weights suffer
+_QUIET = 1e-3  # channels under this share of the widest range are left alone: they may be dead on these samples
+
+Float = NDArray[np.float64]
+
+
+def exponent_for(config: Config) -> float:
+    """How far to even out ranges that weights pay for: wide activations are worth less than the weights' bits."""
+    return 0.35 if config.activation_bits is not None and config.activation_bits <= _NARROW else 0.0
+
+
+def equalize(network: Network, config: Config, samples: Samples, runtime: Runtime) -> Network:
+    """`network` with its channel ranges evened out, as they are on `samples`. The network's outputs stay the same."""
+    if not network.activations:
+        return network
+    ranges = channel_ranges(network, samples, runtime)
+    chains = find_chains(network, {name: r.shape for name, r in ranges.items()})
+    factors = slot_factors(chains, network, ranges, exponent_for(config))
+    scale = np.vectorize(lambda slot: factors.get(int(slot), 1.0), otypes=[float])
+    changed = [
+        {name: scale(slots) for name, slots in nodes.items() if any(s in factors for s in slots.ravel().tolist())}
+        for nodes in (chains.made, chains.read, chains.capped)
+    ]
+    return analyse(run_passes([Equalize(*changed)], network.model), config) if any(changed) else network
+
+
+def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict[str, Float]:
+    """For tensors that could be part of a chain, each channel's largest magnitude in a sample, mean over samples.
+
+    Arrays are [C, 1, ...] and broadcast to the tensor. Tensors whose axis 0 does not run over the samples are left out.
+    """
+    graph = Graph(network.model)
+    tensors = [n.output[0] for n in graph.nodes if n.op_type in Tying.ALL or n.op_type in ("Conv", "Gemm")]
+    if not tensors:
+        return {}
+    session = runtime.session(with_outputs(network.model, list(dict.fromkeys(tensors))), "all")
+    sums: dict[str, Float] = {}
+    for count, feeds in samples.counted_batches(1):
+        for name, value in zip(session.outputs, session.run(feeds), strict=True):
+            if value.ndim >= 2 and value.size and value.dtype.kind == "f" and len(value) == count:
+                peaks = np.abs(value).max(axis=tuple(range(2, value.ndim)), keepdims=True)
+                sums[name] = sums.get(name, 0.0) + peaks.astype(np.float64).max(axis=0)
+    return {name: total / len(samples) for name, total in sums.items()}
+
+
+def slot_factors(
+    chains: Chains, network: Network, ranges: Mapping[str, Float], exponent: float
+) -> dict[int, float]:
+    """r of each free slot: its range is raised towards the widest of its component by `exponent`, 0 to 1.
+
+    Only the ranges of tensors that will be quantized count.
+
+    Where only depthwise convolutions read a component, both sides have a scale for each channel, nothing is lost, and
+    ranges are evened out in full.
+    """
+    layers = {x.uses[0].node: x for x in network.layers}
+    spread: dict[int, float] = {}
+    quantized = {t for a in network.activations for t in (a.tensor, *a.parts)}
+    for tensor, slots in ((t, s) for t, s in chains.slots.items() if t in quantized):
+        for slot, value in zip(slots.tolist(), ranges[tensor].ravel().tolist(), strict=True):
+            spread[slot] = max(spread.get(slot, 0.0), value)
+    top: dict[int, float] = {}
+    for slot, value in spread.items():
+        group = chains.component[slot]
+        top[group] = max(top.get(group, 0.0), value)
+    costly = {
+        chains.component[int(s)]
+        for name, slots in chains.read.items()
+        if not _depthwise(layers[name])
+        for s in slots
+    }
+    factors = {}
+    for slot, value in spread.items():
+        group = chains.component[slot]
+        power = exponent if group in costly else 1.0
+        if slot not in chains.fixed and power and value > _QUIET * top[group]:
+            factors[slot] = min((top[group] / value) ** power, _MOST)
+    return factors
+
+
+def _depthwise(layer: Layer) -> bool:
+    return layer.linear.op_type == "Conv" and layer.linear.shape[1] == 1 and layer.linear.group > 1
+
+

@@ -1,0 +1,80 @@
+"""One forward pass of the float network over the samples: sizes, ranges, reference power, and how samples batch."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.calibration.split import FEW_SAMPLES
+from rdoq_onnx.model.protos import with_outputs
+from rdoq_onnx.observation.batching import Batching, find_batching, observed_tensors
+from rdoq_onnx.observation.distortion import Metric, metric_of
+from rdoq_onnx.observation.ranges import ends_of, margin, widened, with_ends
+from rdoq_onnx.observation.tail_model import FEW, Tails
+from rdoq_onnx.system.runtime import Runtime
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one pass over the samples shows.
+
+    ranges: least and greatest value of each activation, with a margin where samples are few. sizes: elements of one
+    sample of each observed tensor. samples: how many were seen. tails: of activations with few values.
+    """
+
+    ranges: Mapping[str, tuple[float, float]]
+    sizes: Mapping[str, int]
+    metric: Metric
+    batching: Batching
+    samples: int
+    tails: Mapping[str, Tails]
+
+    @property
+    def few(self) -> bool:
+        """Whether the ends of ranges are known so badly that clipping them is a risk."""
+        return self.samples < FEW_SAMPLES
+
+    def reach(self, tensor: str) -> tuple[float, float]:
+        """The widest range that a quantizer of the activation may have."""
+        low, high = self.ranges[tensor]
+        least, greatest = self.tails[tensor].reach if tensor in self.tails else (low, high)
+        return min(low, least), max(high, greatest)
+
+
+def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation:
+    """Run the float network over all `samples`.
+
+    Raises CalibrationError if the network does not run on them or its outputs are not finite.
+    """
+    activations = [a.tensor for a in network.activations]
+    outputs = [o.name for o in network.model.graph.output]
+    names = observed_tensors(network)
+    session = runtime.session(with_outputs(network.model, [*dict.fromkeys([*outputs, *names])]), "all")
+    batching, sizes = find_batching(session, samples, names)
+    ends: dict[str, list[NDArray[np.float64]]] = {n: [] for n in activations}
+    few: dict[str, list[Array]] = {n: [] for n in activations if sizes[n] * len(samples) <= FEW}
+    seen = with_outputs(network.model, [*dict.fromkeys([*outputs, *few])])
+    session = runtime.session(with_ends(seen, activations), "all")
+
+    def run() -> Iterator[list[Array]]:
+        for count, feeds in samples.counted_batches(batching.size):
+            values = dict(zip(session.outputs, session.run(feeds), strict=True))
+            for name in activations:
+                ends[name].append(ends_of(name, values, count if batching.rides else 1))
+            for name, parts in few.items():
+                parts.append(values[name].reshape(-1))
+            yield [np.asarray(values[o]) for o in outputs]
+
+    metric = metric_of(outputs, run(), len(samples))
+    share = margin(len(samples))
+    ranges = {name: widened(np.concatenate(found, axis=1), share) for name, found in ends.items()}
+    tails = {name: Tails.of(np.concatenate(parts)) for name, parts in few.items()}
+    return Observation(ranges, sizes, metric, batching, len(samples), tails)
+
+

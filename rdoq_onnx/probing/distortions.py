@@ -1,0 +1,21 @@
+"""What was measured of each candidate: δ by layer, variant, channel and width, and by activation and width."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Distortions:
+    """Measured curves.
+
+    weights: for each layer, δ of each variant of rounding, [variants, units, widths]. activations: for each activation
+    and width, δ of each quantizer.
+    missing: tensors whose curve could not be measured, with the reason; their entries are NaN.
+    """
+
+    weights: tuple[NDArray[np.float64], ...]
+    activations: tuple[Mapping[int, NDArray[np.float64]], ...]
+    missing: Mapping[str, str]

@@ -1,0 +1,52 @@
+"""The distortion of a quantized network on the judging samples."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.emission.quantized_model import quantized_model
+from rdoq_onnx.model.protos import with_outputs
+from rdoq_onnx.observation.distortion import Metric
+from rdoq_onnx.system.runtime import Runtime
+
+JUDGING = 128  # samples that the second look measures on
+FLOAT_MEMORY = 1 << 27  # bytes of inputs, and of the float network's outputs, that are held for that or verification
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures what is emitted, on `samples`, `size` at a time, against the float network's outputs `targets`."""
+
+    samples: Samples
+    size: int
+    targets: tuple[tuple[NDArray[Any], ...], ...]
+    metric: Metric
+    runtime: Runtime
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, size: int) -> "Judge":
+        return cls(samples, size, float_outputs(model, samples, metric, runtime, size), metric, runtime)
+
+    def errors(self, model: onnx.ModelProto) -> NDArray[np.float64]:
+        """What each sample adds to δ of a quantized model, [samples]."""
+        session = self.runtime.session(with_outputs(model, self.metric.outputs), "all")
+        batches = zip(self.samples.counted_batches(self.size), self.targets, strict=True)
+        found = [self.metric.errors(session.run(x, self.metric.outputs), target, n) for (n, x), target in batches]
+        return np.concatenate(found)
+
+    def distortion(self, allocation: Allocation) -> float:
+        """δ of the emitted model."""
+        return float(self.errors(quantized_model(allocation)).mean())
+
+
+def float_outputs(
+    model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, size: int
+) -> tuple[tuple[NDArray[Any], ...], ...]:
+    """The outputs that count, of the float `model`, for each batch of `size`."""
+    session = runtime.session(model, "all")
+    return tuple(tuple(session.run(feeds, metric.outputs)) for feeds in samples.batches(size))

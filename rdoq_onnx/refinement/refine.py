@@ -1,0 +1,193 @@
+"""After a first allocation: try what curves cannot tell, and keep what lowers the real distortion.
+
+Every trial is emitted and run in ONNX Runtime on samples that rounding was not fitted to. A trial that does not lower
+the measured distortion leaves everything as it was, so no step makes the result worse than the step before. The best of
+many trials is the luckiest one, too: swaps and clips are kept only where they lower it by twice the standard error of
+the difference.
+
+- swaps: the curves of one layer or activation count more or less, and widths are allocated anew; bits move between
+  groups, and the budgets hold.
+- re-round: the layers in order, a portion at a time, rounded again under the moments of the network quantized so far.
+- re-measure: curves around the network with its weights quantized, in place of those around the float network.
+- clips: the range of one activation's quantizer a little further in or out.
+- re-fit: scale and bias of each output channel, the layers in order (refitting.py).
+- uniform: one width for all, the widest within the budgets. Mixed precision must not lose to it silently.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.calibration.split import split
+from rdoq_onnx.candidates.activations import refined
+from rdoq_onnx.config import Config
+from rdoq_onnx.curves.checkpoint import Steps
+from rdoq_onnx.emission.quantized_model import quantized_model
+from rdoq_onnx.model.codes import Affine
+from rdoq_onnx.refinement.affine_correction import fitted_layers, refitted
+from rdoq_onnx.refinement.judge import FLOAT_MEMORY, JUDGING, Judge, float_outputs
+from rdoq_onnx.refinement.plan import WEIGHS, Plan, rows_by_distortion
+from rdoq_onnx.refinement.reround import remeasured, rerounded
+from rdoq_onnx.system.progress import Advance
+from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.threads import Workers, workers
+
+_ENOUGH = 0.998  # share of the distortion that a trial must fall to: less is noise
+_SURE = 2.0  # standard errors that one of many trials must gain
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did, in distortion measured on the trial samples: before it, after it, and of its last trial."""
+
+    name: str
+    before: float
+    after: float
+    tried: float
+
+
+@dataclass(frozen=True)
+class Looked:
+    """An allocation, its `quantized_model`, and the steps that led to it."""
+
+    allocation: Allocation
+    model: onnx.ModelProto
+    steps: tuple[Step, ...] = ()
+
+
+def second_look(
+    allocation: Allocation,
+    config: Config,
+    plan: Plan,
+    judge: Judge,
+    fitting: Samples,
+    measuring: Samples,
+    workers: Workers,
+    advance: Advance,
+    known: Steps | None = None,
+) -> Looked:
+    """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained.
+
+    known: keeps what no allocation changes.
+    """
+    look = _Look(allocation, judge, advance)
+    runtime = judge.runtime
+    if plan.portions:
+        for portion in np.array_split(np.arange(len(allocation.layer_bits)), plan.portions):
+            look.step("re-round", rerounded(look.allocation, portion, fitting, runtime, workers))
+        around = remeasured(look.allocation, config, measuring, runtime, workers)
+        look.step("re-measure", allocate_bits(around, config))
+    look.swap(config, plan)
+    look.clip(plan)
+    uniform = uniform_bits(look.allocation.measurement, config)
+    if uniform is not None:
+        look.step("uniform", uniform)
+    before, model = look.allocation, look.model
+    for share in plan.fits:
+        kept = known if len(plan.fits) == 1 else None
+        look.step("re-fit", refitted(before, model, fitted_layers(before, share), fitting, runtime, workers, kept))
+    for k in fitted_layers(before, 1.0)[: plan.alone]:
+        look.step("re-fit", refitted(look.allocation, look.model, [k], fitting, runtime, workers))
+    return Looked(look.allocation, look.model, look.steps)
+
+
+class _Look:
+    """The best allocation so far, with what it becomes and the distortion of that."""
+
+    def __init__(self, allocation: Allocation, judge: Judge, advance: Advance) -> None:
+        self.allocation, self.model = allocation, quantized_model(allocation)
+        self._errors = judge.errors(self.model)
+        self._judge, self._advance = judge, advance
+        self._steps: dict[str, Step] = {}
+        advance(1)
+
+    @property
+    def distortion(self) -> float:
+        return float(self._errors.mean())
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(self._steps.values())
+
+    def step(self, name: str, trial: Allocation, sure: float = 0.0) -> bool:
+        """Keep `trial` if it lowers the distortion, by `sure` standard errors."""
+        model = quantized_model(trial)
+        before, errors = self.distortion, self._judge.errors(model)
+        self._advance(1)
+        found, gains = float(errors.mean()), self._errors - errors
+        better = found < _ENOUGH * before and before - found >= sure * gains.std() / len(gains) ** 0.5
+        if better:
+            self.allocation, self.model, self._errors = trial, model, errors
+        first = self._steps.get(name, Step(name, before, before, found))
+        self._steps[name] = replace(first, after=self.distortion, tried=found)
+        return better
+
+    def swap(self, config: Config, plan: Plan) -> None:
+        """Move bits between layers and activations, those of most distortion first."""
+        measurement = self.allocation.measurement
+        weigh = np.ones(len(measurement.curves.elements))
+        for _ in range(plan.rounds):
+            improved, idle = False, 0
+            for rows in rows_by_distortion(self.allocation)[: plan.groups]:
+                idle = idle + 1
+                for factor in WEIGHS:
+                    tried = weigh.copy()
+                    tried[rows] *= factor
+                    trial = allocate_bits(measurement, config, tried, self.allocation.bound)
+                    if not _same(trial, self.allocation) and self.step("swaps", trial, _SURE):
+                        weigh, improved, idle = tried, True, 0
+                        break
+                if idle == plan.patience:
+                    break
+            if not improved:
+                return
+
+    def clip(self, plan: Plan) -> None:
+        """Move the ends of the activations' ranges, those of most distortion first."""
+        measurement, bits = self.allocation.measurement, self.allocation.activation_bits
+        taken = self.allocation.distortions[measurement.channels :]
+        for k in np.argsort(-taken, kind="stable")[: plan.clips]:
+            tensor = measurement.network.activations[k].tensor
+            chosen = measurement.quantizers[k][bits[k]]
+            for other in refined(chosen, *measurement.observation.reach(tensor))[1:]:
+                if self.step("clips", _with_quantizer(self.allocation, int(k), other), _SURE):
+                    break
+
+
+def _with_quantizer(allocation: Allocation, k: int, quantizer: Affine) -> Allocation:
+    """`allocation` with another quantizer for activation `k`, at its width."""
+    tables = list(allocation.measurement.quantizers)
+    tables[k] = {**tables[k], allocation.activation_bits[k]: quantizer}
+    return replace(allocation, measurement=replace(allocation.measurement, quantizers=tuple(tables)))
+
+
+def _same(one: Allocation, other: Allocation) -> bool:
+    pairs = zip(one.layer_bits, other.layer_bits, strict=True)
+    return one.activation_bits == other.activation_bits and all((a == b).all() for a, b in pairs)
+
+
+def looked_at(
+    allocation: Allocation,
+    config: Config,
+    samples: Samples,
+    runtime: Runtime,
+    known: Steps,
+) -> Looked:
+    """The allocation after the second look, judged on the samples that rounding was not fitted to."""
+    if not allocation.layer_bits:
+        return Looked(allocation, quantized_model(allocation))
+    fitting, measuring = split(samples, config.seed)
+    observation = allocation.measurement.observation
+    reference = allocation.measurement.aimed.model
+    tried = measuring.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * observation.metric.elements))))
+    tried = tried.loaded(FLOAT_MEMORY)
+    size, metric = observation.batching.size, observation.metric
+    targets = known.once("outputs, judging", lambda: float_outputs(reference, tried, metric, runtime, size))
+    judge = Judge(tried, size, targets, metric, runtime)
+    plan = Plan.of(config.effort, allocation, len(tried))
+    with known.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
+        return second_look(allocation, config, plan, judge, fitting, measuring, pool, advance, known)

@@ -1,0 +1,42 @@
+"""What a run gives: the emitted model, its report and its allocation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.config import Config
+from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.report.report import Report
+from rdoq_onnx.system import io
+from rdoq_onnx.verification.additivity import Alone
+
+
+@dataclass(frozen=True)
+class Result:
+    """A quantized model, and how it came about.
+
+    model: the emitted ONNX. report: its figures. allocation: the width of every channel and activation, and through
+    `allocation.measurement` the curves. config: the settings. alone: δ of each layer and activation by itself, where
+    that was asked for.
+    """
+
+    model: onnx.ModelProto
+    report: Report
+    allocation: Allocation
+    config: Config
+    alone: Alone | None = None
+
+    @property
+    def curves(self) -> Measurement:
+        """What was measured: the curves, and the candidates that they describe."""
+        return self.allocation.measurement
+
+    def save(self, path: str | Path) -> None:
+        """Write the model atomically. Raises OutputError."""
+        io.write_model(self.model, path)
+
+    def _repr_html_(self) -> str:
+        """The report's table, for notebooks."""
+        return self.report.to_html()

@@ -1,0 +1,79 @@
+"""Frozen dataclasses to JSON and arrays, and back; what is read can become nothing but the classes given.
+
+Arrays become {"array": number}, tuples {"tuple": [...]}, dicts {"dict": [[key, value], ...]}, dataclasses
+{"Name": {field: value}}, a ModelProto a shell and a blob for each of its large tensors.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+_PLAIN = (str, int, float, bool, type(None))
+
+Arrays = list[NDArray[Any]]
+Classes = Mapping[str, type[Any]]  # by name
+
+
+def encode(value: Any, arrays: Arrays, classes: Classes) -> Any:
+    """`value` as JSON can hold it; its arrays are appended to `arrays`."""
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return {"array": len(arrays) - 1}
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple):
+        return {"tuple": [encode(item, arrays, classes) for item in value]}
+    if isinstance(value, Mapping):
+        return {"dict": [[encode(k, arrays, classes), encode(v, arrays, classes)] for k, v in value.items()]}
+    if isinstance(value, onnx.ModelProto):
+        return {"model": [encode(_bytes(part), arrays, classes) for part in model_parts(value)]}
+    if type(value).__name__ in classes:
+        fields = {f.name: encode(getattr(value, f.name), arrays, classes) for f in dataclasses.fields(value)}
+        return {type(value).__name__: fields}
+    raise TypeError(f"no encoding for {type(value).__name__}")
+
+
+def decode(tree: Any, arrays: Arrays, classes: Classes) -> Any:
+    """What `encode` was given. Raises KeyError, IndexError, TypeError or ValueError on anything else."""
+    if isinstance(tree, _PLAIN):
+        return tree
+    ((kind, content),) = tree.items()
+    if kind == "array":
+        return arrays[content]
+    if kind == "tuple":
+        return tuple(decode(item, arrays, classes) for item in content)
+    if kind == "dict":
+        return {decode(k, arrays, classes): decode(v, arrays, classes) for k, v in content}
+    if kind == "model":
+        return _joined([decode(part, arrays, classes).tobytes() for part in content])
+    return classes[kind](**{name: decode(value, arrays, classes) for name, value in content.items()})
+
+
+def model_parts(model: onnx.ModelProto) -> Iterator[bytes]:
+    """The model without its initializers, then each of these: no part reaches protobuf's limit."""
+    shell = onnx.ModelProto()
+    shell.CopyFrom(model)
+    del shell.graph.initializer[:]
+    for part in (shell, *model.graph.initializer):
+        yield part.SerializeToString(deterministic=True)
+
+
+def _joined(parts: list[bytes]) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(parts[0])
+        for part in parts[1:]:
+            model.graph.initializer.add().ParseFromString(part)
+    except Exception as error:  # protobuf's DecodeError, whose module has no types
+        raise ValueError("is no model") from error
+    return model
+
+
+def _bytes(data: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8)

@@ -1,0 +1,261 @@
+"""Models with their external data, and other files; with atomic.py and sample_files.py what touches the disk.
+
+What is read is untrusted: no pickle, and external data comes from the model's own folder only.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+from onnx.external_data_helper import load_external_data_for_tensor, set_external_data, uses_external_data
+
+from rdoq_onnx.errors import ConfigError, ModelError, OutputError
+from rdoq_onnx.system.atomic import alone_in, atomic, reason
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LIMIT = 2**31 - 2**24  # bytes: protobuf writes less than 2 GiB, and names and nodes need some
+PAGE = 4096  # bytes: external data that starts on a page can be mapped into memory
+INLINE = 1024  # bytes: smaller tensors stay in the model file
+_WIDEST = 16  # bytes of an element, at most
+
+PathLike = str | Path
+
+
+def read_model(path: PathLike) -> onnx.ModelProto:
+    """The checked model in `path`, external data included.
+
+    Raises ModelError on whatever is no complete, valid ONNX model.
+    """
+    path = Path(path)
+    data, model = _read_bytes(path), onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception as error:  # protobuf's DecodeError, whose module has no types
+        raise ModelError(f"{path}: is no ONNX model, or is truncated; export or download it again") from error
+    if not model.HasField("graph") or not model.graph.node:
+        found = "a graph without nodes" if model.HasField("graph") else "no graph"
+        raise ModelError(f"{path}: holds {found}; export the model again")
+    external = [t for t in _tensors(model) if uses_external_data(t)]
+    for tensor in external:
+        _check_location(path, tensor)
+    try:
+        onnx.checker.check_model(path)  # by its path: the checker serialises what is in memory
+    except Exception as error:  # the checker also raises errors of protobuf and of Python
+        raise ModelError(f"{path}: is no valid ONNX model: {reason(error)}; export it again") from error
+    for tensor in external:
+        _load_external(path, tensor)
+    return model
+
+
+def read_toml(path: PathLike) -> dict[str, Any]:
+    """The TOML document in `path`. Raises ConfigError."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); give a TOML file") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no TOML ({reason(error)}); correct it") from error
+
+
+def check_output(path: PathLike, input_path: PathLike | None = None) -> None:
+    """Refuse an output that could not be written, or that is the input. Call before the long work.
+
+    Raises OutputError or ConfigError.
+    """
+    path = Path(path)
+    try:
+        folder, exists = path.parent, path.exists()
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; give the path of a file")
+        if exists and not path.is_file():
+            raise OutputError(f"{path}: is a device or pipe; give the path of a file")
+        if not folder.is_dir():
+            raise OutputError(f"{path}: its folder {folder} does not exist; make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{path}: its folder {folder} is not writable; choose another one")
+        if input_path is not None and exists and Path(input_path).exists() and path.samefile(input_path):
+            raise ConfigError(f"{path}: output and input are the same file; give another output path")
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: is no usable path ({reason(error)}); choose another") from error
+
+
+def write_model(model: onnx.ModelProto, path: PathLike) -> None:
+    """Write atomically; the tensors of a model over 2 GB go to `<name>.<digest of them>.data` beside it.
+
+    The same model gives the same bytes. Raises OutputError.
+    """
+    path = Path(path)
+    if sum(map(_stored_bytes, _tensors(model))) <= LIMIT:
+        with atomic(path) as (file,):
+            file.write(model.SerializeToString(deterministic=True))
+        return
+    # A name of its own: at no time does one model stand beside the data of another.
+    data = path.with_name(f"{path.name}.{_digest(model)}.data")
+    with alone_in(path.parent):
+        replaced = _data_files(path) - {data}
+        with atomic(data, path) as (data_file, file):
+            shell = _externalised(model, data.name, data_file)
+            if sum(map(_stored_bytes, _tensors(shell))) > LIMIT:
+                raise OutputError(f"{path}: subgraphs hold over 2 GB; move their tensors to the main graph")
+            file.write(shell.SerializeToString(deterministic=True))
+        for left in replaced:
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
+def write_text(text: str, path: PathLike) -> None:
+    """Write UTF-8 atomically. Raises OutputError."""
+    with atomic(Path(path)) as (file,):
+        file.write(text.encode())
+
+
+def write_arrays(arrays: Mapping[str, NDArray[Any]], path: PathLike) -> None:
+    """Write an .npz atomically. Raises OutputError."""
+    with atomic(Path(path)) as (file,):
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_npz(path: PathLike) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz by name. Raises whatever numpy makes of a broken file."""
+    with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path}: is a folder or device; give the path of an .onnx file")
+        size = path.stat().st_size
+        if size >= 2**31:
+            raise ModelError(f"{path}: is over 2 GB, too much for one ONNX file; save it with external data")
+        if size == 0:
+            raise ModelError(f"{path}: is empty; export or download it again")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({reason(error)}); give an .onnx file") from error
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every dense tensor: initializers and attributes, subgraphs and functions included."""
+    yield from _tensors_of(model.graph.node, model.graph.initializer)
+    for function in model.functions:
+        yield from _tensors_of(function.node)
+
+
+def _tensors_of(
+    nodes: Sequence[onnx.NodeProto], initializers: Sequence[TensorProto] = ()
+) -> Iterator[TensorProto]:
+    yield from initializers
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _tensors_of(graph.node, graph.initializer)
+
+
+def _stored_bytes(tensor: TensorProto) -> int:
+    """Bytes that the values take in the file, or somewhat more; ByteSize() would raise above 2 GB."""
+    fixed = len(tensor.raw_data) + 4 * len(tensor.float_data) + 8 * len(tensor.double_data)
+    varints = len(tensor.int32_data) + len(tensor.int64_data) + len(tensor.uint64_data)
+    return fixed + 10 * varints + sum(map(len, tensor.string_data))
+
+
+def _check_location(path: Path, tensor: TensorProto) -> None:
+    """Refuse external data that is not a plain file inside the model's folder."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}  # the last one counts, as in onnx
+    location = Path(os.fsdecode(entries.get("location", "")))  # what is no UTF-8 comes as bytes
+    where = f"{path}: external data {str(location)!r} of tensor {tensor.name!r}"
+    if location.is_absolute() or ".." in location.parts:
+        raise ModelError(f"{where} lies outside the model's folder; move it there and save the model again")
+    steps = [path.parent / Path(*location.parts[: n + 1]) for n in range(len(location.parts))]
+    try:
+        linked, present = any(step.is_symlink() for step in steps), bool(steps) and steps[-1].is_file()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{where} has no usable path ({reason(error)}); save the model again") from error
+    if linked:
+        raise ModelError(f"{where} is a symbolic link; put the file itself into the model's folder")
+    if not present:
+        raise ModelError(f"{where} is missing; put the file into the model's folder")
+
+
+def _load_external(path: Path, tensor: TensorProto) -> None:
+    """Refuse what does not fit the tensor before it is in memory."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        size = (path.parent / entries["location"]).stat().st_size - int(entries.get("offset", 0))
+        if int(entries.get("length", size)) > _WIDEST * math.prod(tensor.dims):
+            raise ValueError(f"it is longer than a tensor of {list(tensor.dims)}")
+        load_external_data_for_tensor(tensor, str(path.parent))
+        tensor.ClearField("data_location")  # as if it had never been external
+    except Exception as error:  # onnx raises ValueError, OSError and errors of its checker
+        found = f"external data of tensor {tensor.name!r} cannot be read: {reason(error)}"
+        raise ModelError(f"{path}: {found}; export the model again") from error
+
+
+def _externalised(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.ModelProto:
+    """A copy whose large initializers were written to `file`; at no time are they in memory twice."""
+    shell = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _copy_field(shell, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(shell.graph, field.name, value)
+    for tensor in model.graph.initializer:
+        copy = shell.graph.initializer.add()
+        for field, value in tensor.ListFields():
+            if field.name != "raw_data" or len(value) < INLINE:
+                _copy_field(copy, field.name, value)
+        if len(tensor.raw_data) >= INLINE:
+            offset = file.seek(-(-file.tell() // PAGE) * PAGE)
+            copy.raw_data = b""  # set_external_data wants the field
+            set_external_data(copy, location, offset, file.write(tensor.raw_data))
+            copy.ClearField("raw_data")
+    return shell
+
+
+def _copy_field(target: Any, name: str, value: Any) -> None:
+    if isinstance(value, str | bytes | int | float):
+        setattr(target, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        getattr(target, name).extend(value)
+
+
+def _digest(model: onnx.ModelProto) -> str:
+    """Of the tensors that go to a file of their own."""
+    found = hashlib.blake2b(digest_size=8)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) >= INLINE:
+            found.update(len(tensor.raw_data).to_bytes(8, "little"))
+            found.update(tensor.raw_data)
+    return found.hexdigest()
+
+
+def _data_files(path: Path) -> set[Path]:
+    """What `write_model` wrote beside the model that stands in `path`, if there is one."""
+    named = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    try:
+        beside = {p for p in path.parent.iterdir() if named.fullmatch(p.name)}
+        old = onnx.load(path, load_external_data=False) if beside and path.is_file() else onnx.ModelProto()
+    except Exception:  # no model at all, or no folder
+        return set()
+    used = {entry.value for tensor in _tensors(old) for entry in tensor.external_data if entry.key == "location"}
+    return {p for p in beside if p.name in used}

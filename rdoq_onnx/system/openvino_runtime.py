@@ -1,0 +1,77 @@
+"""The only module that imports OpenVINO, which is optional: a model loaded on the CPU, run by names.
+
+Inference stays in float32 where it is not in integers: OpenVINO would take bfloat16 on CPUs that have it.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.errors import ModelError, ProviderError
+from rdoq_onnx.passes.normalization.widen_floats import float32_ends
+
+try:
+    import openvino
+except ImportError:
+    openvino = None
+
+
+@dataclass(frozen=True)
+class OpenVINO:
+    """A loaded model."""
+
+    compiled: "openvino.CompiledModel"
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Values of all outputs by name.
+
+        Raises ModelError if the model fails on these feeds.
+        """
+        try:
+            values = self.compiled(dict(feeds))
+            return {port.get_any_name(): np.array(value) for port, value in values.items()}
+        except Exception as error:
+            raise ModelError(f"OpenVINO could not run the model: {_cause(error)}") from error
+
+    def kernels(self) -> dict[str, int]:
+        """How often each kernel runs at an inference, as "Convolution u8": operator and precision it works in."""
+        counts: dict[str, int] = {}
+        for node in self.compiled.get_runtime_model().get_ordered_ops():
+            info = node.get_rt_info()
+            if "layerType" in info and (kind := str(info["layerType"].astype(str))) not in ("Input", "Output", "Const"):
+                name = f"{kind} {info['runtimePrecision'].astype(str)}"
+                counts[name] = counts.get(name, 0) + 1
+        return counts
+
+
+def installed() -> bool:
+    """Whether `load` can work at all."""
+    return openvino is not None
+
+
+def load(model: onnx.ModelProto, threads: int = 0) -> OpenVINO:
+    """Load `model` on the CPU with so many threads; 0 lets OpenVINO choose. bfloat16 inputs and outputs are
+    float32 for the caller.
+
+    Raises ProviderError if OpenVINO is not installed, ModelError if it refuses the model.
+    """
+    if openvino is None:
+        raise ProviderError("OpenVINO is not installed: pip install openvino")
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    try:
+        core = openvino.Core()
+        read = core.read_model(io.BytesIO(float32_ends(model).SerializeToString()))
+        return OpenVINO(core.compile_model(read, "CPU", options))
+    except Exception as error:  # OpenVINO raises RuntimeError for most, not for all
+        raise ModelError(f"OpenVINO refuses the model: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """One line, without those that name OpenVINO's own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if not line.startswith(("Exception from", "Check "))]
+    return " ".join(filter(None, lines))[:300] or type(error).__name__

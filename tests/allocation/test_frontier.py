@@ -1,0 +1,41 @@
+"""What a budget buys: frontiers fall, uniform widths lie above them, the run's point is its own."""
+
+from itertools import pairwise
+
+import pytest
+
+from rdoq_onnx.allocation.budget import allocate_bits
+from rdoq_onnx.allocation.frontier import UNIFORM, frontiers
+from rdoq_onnx.config import Config
+from tests.allocation.test_budget import measurement
+
+
+@pytest.mark.parametrize(
+    ("config", "sides"),
+    [
+        (Config(weight_bits=4, activation_bits=6), ["weights", "activations"]),
+        (Config(weight_bits=4, activation_bits=4, joint=True), ["both"]),
+        (Config(weight_bits=4, activation_bits=None), ["weights"]),
+    ],
+)
+def test_a_frontier_for_each_budget(config, sides):
+    measured = measurement(activation_bits=config.activation_bits)
+    allocation = allocate_bits(measured, config)
+    found = frontiers(allocation, config)
+    assert [f.side for f in found] == sides
+    for frontier in found:
+        assert frontier.chosen.distortion == allocation.predicted
+        assert frontier.chosen in frontier.points, "4 and 6 bits are on the grid"
+        assert all(a.bits < b.bits and a.distortion >= b.distortion for a, b in pairwise(frontier.points))
+        for point in frontier.uniform:
+            assert point.bits == pytest.approx(round(point.bits)) or frontier.side == "both"
+            nearest = [p for p in frontier.points if p.bits <= point.bits + 1e-9]
+            assert not nearest or min(p.distortion for p in nearest) <= point.distortion * (1 + 1e-9)
+    assert {round(p.bits) for p in found[0].uniform} <= set(UNIFORM) | {7}
+
+
+def test_budgets_that_cannot_be_met_are_left_out():
+    config = Config(weight_bits=6, activation_bits=None)
+    (found,) = frontiers(allocate_bits(measurement(widths=(4, 6), activation_bits=None), config), config)
+    assert min(p.bits for p in found.points) >= 4
+    assert {round(p.bits) for p in found.uniform} == {4, 6}

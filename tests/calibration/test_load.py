@@ -1,0 +1,366 @@
+"""Every rule by which samples are taken, converted or refused."""
+
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, load, parser
+
+from rdoq_onnx.calibration.load import load_samples, synthetic
+from rdoq_onnx.calibration.samples import InputSpec, Samples, input_specs
+from rdoq_onnx.errors import CalibrationError, ModelError
+from tests.conftest import ZOO
+
+
+def spec(name, *shape, dtype="float32"):
+    return InputSpec(name, np.dtype(dtype), shape)
+
+
+X = spec("x", None, 3)
+SILERO = (spec("input", None, None), spec("state", 2, None, 4), spec("sr", dtype="int64"))
+
+
+def floats(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def every(samples):
+    return samples.feeds(slice(None))
+
+
+def refusal(source, *specs, error=CalibrationError):
+    with pytest.raises(error) as caught:
+        load_samples(source, specs, None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_input_specs():
+    model = parser.parse_model(
+        '<ir_version: 3, opset_import: ["": 13]> g (float[N,3] x, int64 n, float[3] w) => (float[N,3] y) '
+        "<float[3] w = {1, 2, 3}> { y = Add(x, w) }"
+    )
+    assert input_specs(model) == (X, spec("n", dtype="int64"))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert input_specs(model)[0] == X
+
+
+@pytest.mark.parametrize("value", [
+    helper.make_tensor_sequence_value_info("odd", TensorProto.FLOAT, [3]),
+    helper.make_tensor_value_info("odd", TensorProto.FLOAT, None),
+    helper.make_tensor_value_info("odd", TensorProto.STRING, [3]),
+    helper.make_tensor_value_info("odd", TensorProto.FLOAT8E4M3FN, [3]),
+])  # fmt: skip
+def test_input_specs_refuses(value):
+    model = helper.make_model(helper.make_graph([], "g", [value], []))
+    with pytest.raises(ModelError, match="'odd'"):
+        input_specs(model)
+
+
+def test_samples():
+    samples = Samples("arrays", {"x": floats(10, 3)}, {"c": floats(2)})
+    assert len(samples) == 10
+    batches = list(samples.batches(4))
+    assert [len(b["x"]) for b in batches] == [4, 4, 2]
+    assert all(b["c"] is samples.constants["c"] for b in batches)
+    np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches]), samples.arrays["x"])
+    assert [n for n, _ in samples.counted_batches(4)] == [4, 4, 2]
+    np.testing.assert_array_equal(every(samples.take([3, 1]))["x"], samples.arrays["x"][[3, 1]])
+    assert len(Samples("arrays", {})) == 0
+
+
+@pytest.mark.parametrize(("count", "fraction", "sizes"), [
+    (9, 2 / 3, (6, 3)), (2, 0.99, (1, 1)), (2, 0, (1, 1)), (50, 1, (49, 1)), (1, 0.5, (1, 0)),
+])  # fmt: skip
+def test_split(count, fraction, sizes):
+    samples = Samples("arrays", {"x": np.arange(count)})
+    parts = samples.split(fraction, 1)
+    assert tuple(map(len, parts)) == sizes
+    rows = [every(part)["x"] for part in parts]
+    assert all((np.diff(r) > 0).all() for r in rows)
+    assert sorted(np.concatenate(rows)) == list(range(count))
+    again = samples.split(fraction, 1)
+    assert [p.digest for p in again] == [p.digest for p in parts]
+
+
+def test_split_depends_on_the_seed():
+    samples = Samples("arrays", {"x": np.arange(50)})
+    assert samples.split(0.5, 1)[0].digest != samples.split(0.5, 2)[0].digest
+
+
+def test_loaded_where_there_is_room():
+    x = np.arange(24, dtype=np.float32).reshape(12, 2)
+    samples = Samples("arrays", {"x": x}, {"c": floats(2)}, batch=2).take([5, 1, 4, 0])
+    held = samples.loaded(4 * 8)
+    assert held.picked is None
+    assert [f["x"].tolist() for f in held.batches(1)] == [f["x"].tolist() for f in samples.batches(1)]
+    assert samples.loaded(4 * 8 - 1) is samples
+
+
+def test_digest():
+    x = floats(4, 3)
+    base = Samples("a", {"x": x, "y": x}).digest
+    assert len(base) == 64
+    assert Samples("b", {"y": x.copy(), "x": np.asfortranarray(x)}).digest == base
+    others = [{"x": x, "z": x}, {"x": x.reshape(3, 4), "y": x[:3]}, {"x": x, "y": x.view(np.int32)},
+              {"x": x, "y": x + 1}]  # fmt: skip
+    assert len({base, *(Samples("a", o).digest for o in others)}) == 5
+
+
+def test_load_by_name_or_alone(tmp_path):
+    x = floats(5, 3)
+    np.savez(tmp_path / "a.npz", anything=x, y=np.arange(5))
+    np.save(tmp_path / "a.npy", x)
+    for source in (tmp_path / "a.npz", str(tmp_path / "a.npy"), {"x": x}, {"input": x.tolist()}):
+        samples = load_samples(source, [X], None)
+        np.testing.assert_allclose(every(samples)["x"], x)
+        assert every(samples)["x"].dtype == np.float32
+        assert samples.batch is None
+    assert load_samples(str(tmp_path / "a.npz"), [X], None).source == str(tmp_path / "a.npz")
+    assert load_samples({"x": x}, [X], None).source == "arrays"
+
+
+def test_load_takes_y_mean_and_std_where_the_model_has_them():
+    given = {"y": floats(5, 3), "mean": floats(5, 2)}
+    samples = load_samples(given, [spec("y", None, 3), spec("mean", None, 2)], None)
+    assert list(samples.arrays) == ["y", "mean"]
+    np.testing.assert_array_equal(every(load_samples({"y": floats(5, 3)}, [spec("y", None, 3)], None))["y"],
+                                  given["y"])  # fmt: skip
+
+
+class Reader:
+    def __init__(self, feeds):
+        self.feeds = iter(feeds)
+
+    def get_next(self):
+        return next(self.feeds, None)
+
+
+def test_load_feeds():
+    x = floats(6, 3)
+    feeds = [{"x": x[:1]}, {"x": x[1:4]}, {"x": x[4:]}]
+    for source, name in ((feeds, "feeds"), (iter(feeds), "feeds"), (Reader(feeds), "data reader")):
+        samples = load_samples(source, [X], None)
+        assert samples.source == name
+        np.testing.assert_array_equal(every(samples)["x"], x)
+
+
+def test_load_feeds_with_constants():
+    feed = {"state": np.zeros((2, 1, 4), np.float32), "sr": np.int64(16000)}
+    samples = load_samples([feed | {"input": floats(1, 7)} for _ in range(3)], SILERO, None)
+    assert set(samples.constants) == {"state", "sr"}
+    assert (len(samples), samples.batch) == (3, 1)
+    assert [b["input"].shape for b in samples.batches(2)] == [(1, 7)] * 3
+    assert "'sr'" in refusal([feed | {"input": floats(1, 7), "sr": np.int64(k)} for k in range(2)], *SILERO)
+    assert "'state'" in refusal([feed | {"input": floats(1, 7), "state": np.full((2, 1, 4), k)} for k in range(2)],
+                                *SILERO)  # fmt: skip
+
+
+def test_load_feeds_refuses():
+    assert "no samples" in refusal([], X)
+    assert "item 1 is a list" in refusal([{"x": floats(1, 3)}, [1]], X)
+    message = refusal([{"x": floats(1, 3)}, {"z": floats(1, 3)}], X)
+    assert "item 1 has arrays 'z', item 0 has 'x'" in message
+    message = refusal([{"x": floats(1, 3)}, {"x": floats(1, 4)}], X)
+    assert "'x' of item 0 and item 1 has shapes (3,) and (4,)" in message
+    message = refusal([{"x": floats(1, 3)}, {"x": np.zeros((1, 3))}], X)
+    assert "'x' of item 0 and item 1 is float32 and float64; give one type" in message
+    assert "Python objects" in refusal([{"x": np.array([[None]])}], X)
+    assert "a int;" in refusal(3, X)
+
+
+def test_constants_and_batch():
+    given = {"input": floats(5, 7), "state": np.zeros((2, 1, 4), np.float32), "sr": np.int64(16000)}
+    samples = load_samples(given, SILERO, 3)
+    assert set(samples.constants) == {"state", "sr"}
+    assert samples.batch == samples.fixed_batch(SILERO) == 1
+    assert every(samples)["input"].shape == (3, 7)
+    assert every(samples)["state"].shape == (2, 1, 4)
+    table = (X, spec("table", 4, 2))
+    constant = load_samples({"x": floats(9, 3), "table": floats(4, 2)}, table, None)
+    assert (set(constant.constants), constant.batch) == ({"table"}, None)
+
+
+def test_batch_of_one():
+    samples = load_samples({"x": floats(5, 3)}, [spec("x", 1, 3)], None)
+    assert samples.batch == 1
+    assert [len(b["x"]) for b in samples.batches(4)] == [1] * 5
+    assert len(load_samples({"x": floats(1, 3)}, [spec("x", 1, 3)], None)) == 1
+
+
+def test_fixed_batch():
+    specs = [spec("x", 4, 3)]
+    samples = load_samples({"x": floats(12, 3)}, specs, None)
+    assert (samples.batch, samples.fixed_batch(specs)) == (4, 4)
+    assert [len(b["x"]) for b in samples.batches(1)] == [4, 4, 4]
+    assert [len(part) for part in samples.split(0.5, 0)] == [8, 4]
+    assert len(load_samples({"x": floats(12, 3)}, specs, 9)) == 8
+    assert len(load_samples({"x": floats(12, 3)}, specs, 2)) == 4
+    message = refusal({"x": floats(10, 3)}, *specs)
+    assert "10 samples" in message
+    assert "takes 4" in message
+
+
+def test_limit_spaces_evenly():
+    x = floats(10, 3)
+    picked = every(load_samples({"x": x}, [X], 4))["x"]
+    np.testing.assert_array_equal(picked, x[[0, 3, 6, 9]])
+    assert len(load_samples({"x": x}, [X], 99)) == 10
+
+
+def images():
+    rng = np.random.default_rng(0)
+    return {"x": rng.integers(0, 256, (3, 4, 5, 3), np.uint8), "mean": np.array([0.4, 0.5, 0.6], np.float32),
+            "std": np.array([0.2, 0.3, 0.4])}  # fmt: skip
+
+
+def test_images_are_normalised():
+    data = images()
+    got = every(load_samples(data, [spec("input", None, 3, 4, 5)], None))["input"]
+    expected = ((data["x"].astype(np.float32) / 255 - data["mean"]) / data["std"]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert got.flags.c_contiguous
+    kept = every(load_samples(data, [spec("input", None, 4, 5, 3, dtype="uint8")], None))["input"]
+    np.testing.assert_array_equal(kept, data["x"])
+
+
+def test_images_refused():
+    data = images()
+    wants = spec("input", None, 3, 4, 5)
+    message = refusal({"x": data["x"]}, wants)
+    assert "'input' has shape [3,4,5,3]" in message
+    assert "--image-mean" in refusal({"x": data["x"].transpose(0, 3, 1, 2)}, wants)
+    assert "3 channels, mean (--image-mean) has 2 numbers" in refusal(data | {"mean": np.zeros(2)}, wants)
+    assert "NaN or infinity" in refusal(data | {"std": np.zeros(3)}, wants)
+    assert "[?,3,9,9]" in refusal(data, spec("input", None, 3, 9, 9))
+
+
+@pytest.mark.parametrize(("found", "wanted"), [
+    ("float64", "float32"), ("float16", "float32"), ("float32", "float16"), ("float32", "float64"), (">f4", "float32"),
+    ("int64", "int32"), ("uint8", "int64"), ("int64", "uint8"), ("bool", "bool"),
+])  # fmt: skip
+def test_dtypes_converted(found, wanted):
+    array = np.array([[0, 1, 1]]).astype(found)
+    got = every(load_samples({"x": array}, [spec("x", None, 3, dtype=wanted)], None))["x"]
+    assert got.dtype == np.dtype(wanted)
+    np.testing.assert_array_equal(got, array)
+
+
+@pytest.mark.parametrize(("array", "wanted", "said"), [
+    (np.array([[1e300]]), "float32", "too large for the input's float32"),
+    (np.array([[1e6]], np.float32), "float16", "too large for the input's float16"),
+    (np.array([[-1]]), "uint8", "-1 to 0, too wide for the input's uint8"),
+    (np.array([[2**63]], np.uint64), "int64", f"0 to {2**63}, too wide"),
+    (np.array([[1]]), "float32", "is int64, but the model wants float32"),
+    (np.array([[1.0]]), "int64", "is float64, but the model wants int64"),
+    (np.array([[True]]), "int64", "is bool, but the model wants int64"),
+    (np.array([["a"]]), "float32", "is <U1, but the model wants float32"),
+    (np.array([[np.nan]]), "float64", "NaN or infinity"),
+    (np.array([[np.inf]]), "float32", "NaN or infinity"),
+])  # fmt: skip
+def test_dtypes_and_values_refused(array, wanted, said):
+    message = refusal({"x": array}, spec("x", None, 1, dtype=wanted))
+    assert message.startswith("arrays: 'x' ")
+    assert said in message
+
+
+def test_shapes_refused():
+    assert "'x' has shape [3], but the model wants [?,3]" in refusal({"x": floats(3)}, X)
+    assert "'x' has shape [5,4], but the model wants [?,3]" in refusal({"x": floats(5, 4)}, X)
+    assert "'x' holds no samples" in refusal({"x": floats(0, 3)}, X)
+    assert "'x' is no array" in refusal({"x": [[1.0], [1.0, 2.0]]}, X)
+    message = refusal({"x": floats(5, 3), "z": floats(4, 3)}, X, spec("z", None, 3))
+    assert "('x', 5), ('z', 4)" in message
+    assert "no input with samples" in refusal({"sr": np.int64(1)}, spec("sr", dtype="int64"), error=ModelError)
+
+
+def test_names_refused():
+    message = refusal({"tokens": floats(5, 3), "mask": floats(5, 3), "y": floats(5)}, spec("token", None, 3), X)
+    assert "no array for input 'token'; rename 'tokens'" in message
+    assert "inputs: 'token', 'x'" in message
+    assert "arrays: 'tokens', 'mask', 'y'" in message
+    assert "arrays: none" in refusal({}, X)
+    assert "no array for input 'x'" in refusal({"y": floats(5, 3)}, X)
+    assert "'foo' is no input" in refusal({"x": floats(5, 3), "foo": floats(5, 3)}, X)
+    assert list(load_samples({"x": floats(5, 3), "y": floats(1), "mean": 0, "std": 1}, [X], None).arrays) == ["x"]
+
+
+def test_path_errors_name_the_file(tmp_path):
+    np.savez(tmp_path / "a.npz", x=floats(5, 4))
+    assert refusal(tmp_path / "a.npz", X).startswith(f"{tmp_path / 'a.npz'}: 'x'")
+    assert refusal(tmp_path / "none.npz", X).startswith(f"{tmp_path / 'none.npz'}: ")
+
+
+@pytest.mark.parametrize(("shape", "made"), [
+    ((None, 3, 32, 40), (4, 3, 32, 40)), ((None, 1, None, None), (4, 1, 224, 224)), ((1, 16, 8, 3), (4, 16, 8, 3)),
+])  # fmt: skip
+def test_synthetic_images(shape, made):
+    images = synthetic([spec("x", *shape)], 4, 0).arrays["x"]
+    assert images.shape == made
+    assert images.dtype == np.float32
+    axis = 1 if made[1] in (1, 3) else 3
+    others = tuple(k for k in range(4) if k != axis)
+    np.testing.assert_allclose(images.mean(others, np.float64), 0, atol=1e-5)
+    np.testing.assert_allclose(images.std(others, np.float64), 1, atol=1e-5)
+
+
+def test_synthetic_images_look_natural():
+    images = synthetic([spec("x", None, 3, 128, 128)], 16, 0).arrays["x"]
+    assert np.corrcoef(images.transpose(1, 0, 2, 3).reshape(3, -1)).min() > 0.7
+    power = (np.abs(np.fft.fft2(images)) ** 2).mean((0, 1))[0, 1:60]
+    slope = np.polyfit(np.log(np.arange(1, 60)), np.log(power), 1)[0]
+    assert -3 < slope < -1.5
+    derivative = np.diff(images[:, 0]).ravel()
+    assert (derivative**4).mean() / (derivative**2).mean() ** 2 > 6  # edges: heavy tails; a Gaussian has 3
+
+
+def test_synthetic_others():
+    specs = [spec("f", None, 3, 4, 4), spec("h", None, 2, None, dtype="float16"), spec("i", None, 500, dtype="int32"),
+             spec("j", None, 500, dtype="uint8"), spec("b", None, 500, dtype="bool"),
+             spec("k", None, 9, dtype="int8")]  # fmt: skip
+    made = synthetic(specs, 6, 3, {"i": 10, "k": 1000})
+    assert made.source == "synthetic"
+    arrays = made.arrays
+    assert [arrays[n].shape for n in "fhij"] == [(6, 3, 4, 4), (6, 2, 16), (6, 500), (6, 500)]
+    assert [arrays[s.name].dtype for s in specs] == [s.dtype for s in specs]
+    assert set(arrays["i"].flat) == set(range(10))
+    assert set(arrays["j"].flat) == {0, 1}
+    assert set(arrays["b"].flat) == {False, True}
+    assert arrays["k"].min() >= 0
+
+
+def test_synthetic_is_deterministic_and_independent():
+    specs = [X, spec("z", None, 3), spec("image", None, 3, 16, 16)]
+    first, again, other = (synthetic(specs, 5, seed) for seed in (0, 0, 1))
+    assert first.digest == again.digest != other.digest
+    assert not np.array_equal(first.arrays["x"], first.arrays["z"])
+
+
+def test_synthetic_batches():
+    assert len(synthetic([spec("x", 4, 3)], 6, 0)) == 8
+    made = synthetic(SILERO, 5, 0)
+    assert set(made.constants) == {"state", "sr"}
+    assert made.constants["state"].shape == (2, 1, 4)
+    assert (len(made), made.batch) == (5, 1)
+    with pytest.raises(ModelError, match="no input with samples"):
+        synthetic([spec("sr", dtype="int64")], 5, 0)
+
+
+@pytest.mark.parametrize("name", ["basic_pitch", "cifar10", "magika", "orientation", "ppocr_cls", "ppocr_det"])
+@pytest.mark.parametrize("part", ["calib", "test"])
+def test_zoo(name, part):
+    if not ZOO.is_dir():
+        pytest.skip(f"no zoo of real models at {ZOO}")
+    model = load(next((ZOO / name).glob("*.onnx")))
+    specs = input_specs(model)
+    samples = load_samples(ZOO / name / f"{part}.npz", specs, 4)
+    assert len(samples) == 4
+    assert [every(samples)[s.name].dtype for s in specs] == [s.dtype for s in specs]
+
+
+def test_zoo_silero():
+    if not ZOO.is_dir():
+        pytest.skip(f"no zoo of real models at {ZOO}")
+    specs = input_specs(load(ZOO / "silero_vad" / "model.onnx"))
+    given = {"input": floats(4, 576), "state": np.zeros((2, 1, 128), np.float32), "sr": np.int64(16000)}
+    samples = load_samples(given, specs, None)
+    assert (set(samples.constants), samples.batch) == ({"state", "sr"}, 1)

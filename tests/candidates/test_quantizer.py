@@ -1,0 +1,244 @@
+"""Scales and rounding: integers that fit their width, errors that fall with it, ONNX's arithmetic to the last bit."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import parser
+
+from rdoq_onnx.candidates.activations import affine, affine_candidates, refined
+from rdoq_onnx.candidates.quantizer import quantize_rows
+from rdoq_onnx.model.codes import Affine, stored
+
+EPSILON = np.finfo(np.float32).eps
+
+
+def channels(seed, tail):
+    """Rows of different sizes and tails, some of them one-sided, one of zeros. tail: exponent that makes it heavier."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((7, 40))
+    rows = np.sign(rows) * np.abs(rows) ** tail * 10.0 ** rng.uniform(-6, 4, (7, 1))
+    rows[1], rows[2], rows[3] = np.abs(rows[1]), -np.abs(rows[2]), 0
+    return rows.astype(np.float32)
+
+
+def errors(rows, codes):
+    return np.square(rows.astype(np.float64) - codes.values).sum(axis=1)
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+TAILS = st.floats(0.3, 4)
+WIDTHS = st.integers(0, 8)
+
+
+@given(SEEDS, TAILS, WIDTHS, st.sampled_from([64, 127]))
+def test_integers_fit_the_width_and_the_limit(seed, tail, bits, limit):
+    codes = quantize_rows(channels(seed, tail), bits, limit)
+    assert codes.integers.dtype == np.int8
+    assert codes.scales.dtype == np.float32
+    q = codes.integers.astype(int)
+    low, high = np.minimum(q.min(axis=1), 0), np.maximum(q.max(axis=1), 0)
+    # Zero is one of the 2^b levels, for kernels pad with it.
+    assert (high - low).max() <= 2**bits - 1
+    assert np.abs(q).max() <= limit
+    assert np.isfinite(codes.scales).all()
+    assert (codes.scales > 0).all()
+
+
+def test_the_whole_window_is_used():
+    rows = np.random.default_rng(0).standard_normal((3, 20000)).astype(np.float32)
+    for bits in range(1, 8):
+        assert (np.ptp(quantize_rows(rows, bits, 64).integers, axis=1) == 2**bits - 1).all()
+    # 8 bits beside integer activations stay within ±64.
+    assert (np.abs(quantize_rows(rows, 8, 64).integers).max(axis=1) == 64).all()
+
+
+def test_the_odd_level_goes_to_the_heavier_tail():
+    row = np.array([[-1.0, -0.5, 0, 0.5, 1, 1.5, 2]], np.float32)
+    codes = quantize_rows(row, 2, 64)
+    assert codes.integers.max() == 2
+    assert codes.integers.min() == -1
+    np.testing.assert_array_equal(quantize_rows(-row, 2, 64).integers, -codes.integers)
+
+
+@given(SEEDS, TAILS, st.sampled_from([64, 127]))
+def test_zero_bits_are_zeros(seed, tail, limit):
+    rows = channels(seed, tail)
+    codes = quantize_rows(rows, 0, limit)
+    assert not codes.integers.any()
+    assert not codes.values.any()
+    # The scales mean nothing, but kernels divide by them.
+    assert (codes.scales > 0).all()
+    assert np.isfinite(1 / codes.scales).all()
+
+
+@given(SEEDS, TAILS)
+def test_error_falls_as_the_width_grows(seed, tail):
+    rows = channels(seed, tail)
+    found = [errors(rows, quantize_rows(rows, bits, 127)) for bits in range(9)]
+    power = np.square(rows.astype(np.float64)).sum(axis=1)
+    # The windows of two widths are not nested and the scale search is a grid: allow it what that can cost.
+    for narrow, wide in itertools.pairwise(found):
+        assert (wide <= narrow * 1.05 + 1e-9 * power).all()
+    np.testing.assert_allclose(found[0], power)
+    assert (found[8] <= 1e-3 * power).all()
+
+
+@pytest.mark.parametrize("weights", [9, 40, 300])
+def test_searched_scale_beats_the_whole_range(weights):
+    rows = np.random.default_rng(2).standard_normal((300, weights))
+    gains = []
+    for bits in range(2, 8):
+        reach = 2 ** (bits - 1) - 1
+        scales = np.abs(rows).max(axis=1, keepdims=True) / reach
+        plain = np.square(rows - np.rint(rows / scales) * scales).sum(axis=1)
+        gains.append(np.mean(errors(rows, quantize_rows(rows, bits, 64)) / plain))
+    assert max(gains) < 1
+    assert gains[0] < 0.4
+
+
+def test_importance_of_weights():
+    rng = np.random.default_rng(3)
+    rows, importance = rng.standard_normal((50, 30)), rng.lognormal(0, 2, (50, 30))
+
+    def weighted(codes):
+        return (importance * np.square(rows - codes.values)).sum(axis=1).mean()
+
+    for bits in (2, 3, 4):
+        heeded, ignored = (weighted(quantize_rows(rows, bits, 64, importance=i)) for i in (importance, None))
+        assert heeded < 0.95 * ignored
+
+
+def test_searched_scale_clips_outliers():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((1, 2000)).astype(np.float32)
+    rows[0, 0] = 12
+    codes = quantize_rows(rows, 4, 64)
+    plain = np.square(rows - np.clip(np.rint(rows / (12 / 7)), -8, 7) * (12 / 7)).sum()
+    assert errors(rows, codes)[0] < 0.5 * plain
+    # The least known for a uniform quantizer of 16 levels and a normal variable is 1.154 % of its power.
+    assert errors(rows[:, 1:], quantize_rows(rows[:, 1:], 4, 64))[0] / 1999 == pytest.approx(0.01154, rel=0.1)
+
+
+def test_least_scale_is_obeyed():
+    rows = channels(0, 1)
+    floor = np.abs(rows).max(axis=1) / 3
+    for bits in range(9):
+        assert (quantize_rows(rows, bits, 127, floor).scales >= floor * (1 - 2.0**-11)).all()
+
+
+def test_values_that_are_representable_are_kept():
+    rng = np.random.default_rng(1)
+    for bits in range(2, 8):
+        integers = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (5, 60))
+        integers[:, 0] = -(2 ** (bits - 1))
+        scales = stored(10.0 ** rng.uniform(-3, 2, (5, 1)))
+        rows = (integers * scales).astype(np.float32)
+        codes = quantize_rows(rows, bits, 64)
+        np.testing.assert_allclose(codes.values, rows, rtol=1e-5)
+
+
+def test_scales_are_exact_in_half_precision():
+    scales = stored(10.0 ** np.random.default_rng(1).uniform(-4, 4, 1000))
+    np.testing.assert_array_equal(scales, scales.astype(np.float16).astype(np.float64))
+    tiny = stored(np.array([3e-20, 7e12]))
+    np.testing.assert_allclose(tiny, [3e-20, 7e12], rtol=2.0**-11)
+    for bits in range(9):
+        found = quantize_rows(channels(0, 1), bits, 127).scales.astype(np.float64)
+        np.testing.assert_array_equal(found, stored(found))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("span", [(-1.0, 2.0), (0.0, 2.0), (-3.0, 1.0)])
+def test_quantizers_around_a_zero_point_of_zero(bits, span):
+    found = affine(*span, bits, symmetric=True)
+    assert (found.signed, found.zero_point) == (True, 0)
+    whole, positive = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1), (0, min(2**bits - 1, 127))
+    assert (found.low, found.high) == (positive if span[0] == 0 else whole)
+    reached = found.range
+    if bits > 1:
+        assert reached[0] <= span[0] + 1e-6
+        assert reached[1] >= span[1] - 1e-6
+    for other in (*affine_candidates(*span, bits, symmetric=True), *refined(found, *span)):
+        assert (other.signed, other.low, other.high) == (True, found.low, found.high)
+
+
+def onnx_quantizer(affine, ort_run):
+    """What ONNX Runtime makes of the emitted nodes."""
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N] x) => (float[N] y)
+    <float s = {{{affine.scale!r}}}, uint8 z = {{{affine.zero_point}}}, uint8 top = {{{affine.high}}}>
+    {{ q = QuantizeLinear (x, s, z) c = Clip (q, , top) y = DequantizeLinear (c, s, z) }}""")
+
+    def run(x):
+        return ort_run(model, {"x": x}, "none")[0]
+
+    return run
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.3, 2.9), (-5.0, -1.0), (-1e-3, 1e-3), (0.0, 3e4)])
+def test_affine_is_what_onnx_computes(ort_run, bits, low, high):
+    rng = np.random.default_rng(bits)
+    for candidate in affine_candidates(low, high, bits):
+        scale = np.float32(candidate.scale)
+        ties = (np.arange(-300, 300) + np.float32(0.5)) * scale
+        x = np.concatenate([rng.uniform(2 * low - high, 2 * high - low, 500), ties, [0]]).astype(np.float32)
+        given_x = x.copy()
+        got = candidate(x)
+        np.testing.assert_array_equal(got, onnx_quantizer(candidate, ort_run)(x))
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(x, given_x)
+
+
+RANGES = st.tuples(st.floats(-1e4, 1e4, width=32), st.floats(-1e4, 1e4, width=32)).map(sorted)
+
+
+@given(RANGES, st.integers(1, 8))
+def test_candidates_of_an_activation(span, bits):
+    low, high = min(span[0], 0.0), max(span[1], 0.0)
+    found = affine_candidates(*span, bits)
+    assert len(found) == len(set(found)) >= 1
+    for candidate in found:
+        assert (candidate.low, candidate.high, candidate.bits) == (0, 2**bits - 1, bits)
+        assert 0 <= candidate.zero_point <= candidate.high
+        assert candidate.scale > 0
+        assert candidate.scale == np.float32(candidate.scale)
+        np.testing.assert_array_equal(candidate(np.zeros(3, np.float32)), 0)
+        if low == 0:
+            assert candidate.zero_point == 0
+    spans = [a.range[1] - a.range[0] for a in found]
+    assert spans == sorted(spans, reverse=True)
+    # What is never anything but zero is quantized as 0 to 1 would be.
+    assert spans[0] <= (high - low or 1.0) * (1 + 1e-5) + 1e-25
+
+
+@given(RANGES)
+def test_covering_clips_nothing_but_half_a_step(span):
+    low, high = min(span[0], 0.0), max(span[1], 0.0)
+    quantizer = affine(*span, 8)
+    assert quantizer.bits == 8
+    least, greatest = quantizer.range
+    half = 0.5 * quantizer.scale * (1 + 1e-4)
+    assert least - low <= half
+    assert high - greatest <= half
+
+
+def test_non_negative_tensors_use_all_levels_for_positive_values():
+    for bits in range(1, 9):
+        affine = affine_candidates(0.1, 5.0, bits)[0]
+        assert affine.range[0] == 0
+        got = affine(np.linspace(0, 5, 5000, dtype=np.float32))
+        assert len(np.unique(got)) == 2**bits
+
+
+def test_fewer_bits_try_tighter_clips():
+    tightest = [affine_candidates(0.0, 1.0, bits)[-1].range[1] for bits in range(1, 9)]
+    assert (np.diff(tightest) >= -1e-6).all()
+    assert tightest[0] < tightest[-1]
+
+
+def test_bits_of_an_affine_quantizer():
+    assert [Affine(1.0, 0, 0, top).bits for top in (1, 3, 15, 255)] == [1, 2, 4, 8]

@@ -1,0 +1,184 @@
+"""First-order curves: against exact ones, against small perturbations, and what they must not depend on."""
+
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+from scipy.stats import spearmanr
+
+import rdoq_onnx
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.candidates.activations import affine_candidates
+from rdoq_onnx.config import Config
+from rdoq_onnx.curves.quantizer_sums import Staircases
+from rdoq_onnx.probing.missing_curves import complete
+from tests.cases import Case, ignore
+from tests.conftest import ROOT
+
+MODELS = ROOT / "models"
+
+
+def stacked(measured, least=2):
+    """All points from `least` bits up, weights and activations."""
+    weights = [w[..., least:].ravel() for w in measured.weights]
+    activations = [v for table in measured.activations for bits, v in table.items() if bits >= least]
+    return np.concatenate([*weights, *activations])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Case(MODELS / "digits_cnn.onnx", MODELS / "digits_calib.npz", 8)
+
+
+def test_ranks_as_the_exact_curves_do(digits):
+    first, true = digits.taylor(), digits.probe()
+    assert spearmanr(stacked(first), stacked(true)).statistic >= 0.98
+    weights = [np.concatenate([w[..., 2:].ravel() for w in m.weights]) for m in (first, true)]
+    assert spearmanr(*weights).statistic >= 0.98
+    # Where perturbations are small the curves agree in size, too.
+    ends = [np.concatenate([w[..., 7].ravel() for w in m.weights]) for m in (first, true)]
+    ratio = ends[0] / ends[1]
+    assert 0.95 < np.median(ratio) < 1.05
+
+
+def test_does_not_depend_on_the_batch(digits):
+    np.testing.assert_allclose(stacked(digits.taylor(batch=3)), stacked(digits.taylor(batch=8)), rtol=2e-3)
+
+
+def wide_network(outputs):
+    """Two layers with `outputs` outputs, and samples."""
+    rng = np.random.default_rng(1)
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 5] x) => (float[N, {outputs}] y) {{ a = MatMul (x, w) b = Tanh (a) y = Gemm (b, v) }}""")
+    arrays = {"w": rng.standard_normal((5, 7), np.float32), "v": rng.standard_normal((7, outputs), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items())
+    return model, arrays, {"x": rng.standard_normal((200, 5), np.float32)}
+
+
+@pytest.mark.parametrize("outputs", [3, 16])
+def test_weights_against_the_jacobian(outputs):
+    """δ = E‖J Δ‖² / D, with J written out; Δz = ΔW(x - E[x]), as the bias takes up the mean."""
+    model, arrays, samples = wide_network(outputs)
+    case = Case(model, samples)
+    measured = case.taylor().weights[0][0]
+    slope = 1 - np.tanh(samples["x"] @ arrays["w"]) ** 2
+    for column, codes in enumerate(case.candidates.weights[0][0]):
+        change = (samples["x"] - samples["x"].mean(axis=0)) @ (codes.values.T - arrays["w"])
+        for unit in range(7):
+            moved = (change * slope)[:, unit, None] * arrays["v"][None, unit]
+            expected = np.square(moved).sum(axis=1).mean() / outputs
+            assert measured[unit, column] == pytest.approx(expected, rel=1e-3, abs=1e-12)
+
+
+def test_signs_are_unbiased():
+    model, _, samples = wide_network(40)
+    case = Case(model, samples)
+    estimates = np.mean([stacked(case.taylor(seed=s)) for s in range(30)], axis=0)
+    exact_curves = stacked(case.probe())
+    small = exact_curves < np.median(exact_curves)  # where first order is right
+    assert np.median(estimates[small] / exact_curves[small]) == pytest.approx(1, abs=0.05)
+
+
+def test_what_has_no_adjoint_is_probed_and_said():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 5] x) => (float[N, 6] y)
+    <int64[4] pads = {0, 1, 0, 1}>
+    { a = MatMul (x, w) t = Tanh (a) b = Pad <mode = "edge"> (t, pads) y = MatMul (b, v) }""")
+    rng = np.random.default_rng(2)
+    arrays = {"w": rng.standard_normal((5, 7), np.float32), "v": rng.standard_normal((9, 6), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items())
+    samples = {"x": rng.standard_normal((9, 5), np.float32)}
+    case = Case(model, samples)
+    measured = case.taylor()
+    assert set(measured.missing) == {"a", "t", "x"}
+    assert all("Pad" in reason for reason in measured.missing.values())
+    completed, true = complete(measured, case.network, case.candidates, case.prober, 30, ignore), case.probe()
+    np.testing.assert_allclose(completed.weights[0], true.weights[0])  # probed
+    np.testing.assert_array_equal(completed.weights[1], measured.weights[1])  # as it was
+    result = rdoq_onnx.quantize(model, samples, bits=6, provider="cpu")
+    assert set(result.report.probed) == {"a", "t", "x"}
+    assert result.report.sqnr_db > 15
+
+
+@pytest.mark.parametrize("work", [400, 0], ids=["each channel at one width", "each layer at one width"])
+def test_what_is_too_much_to_probe_is_scaled_from_fewer_runs(work):
+    """Here the second of 16 channels counts 100 times what the others do, which runs of whole layers cannot tell."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3, 8, 8] x) => (float[N, 5] y)
+    <int64[8] pads = {0, 0, 1, 1, 0, 0, 1, 1}>
+    { a = Conv (x, w) t = Tanh (a) b = Pad <mode = "edge"> (t, pads) c = Flatten (b) y = MatMul (c, v) }""")
+    rng = np.random.default_rng(2)
+    v = rng.standard_normal((16, 8, 8, 5), np.float32)
+    v[1] *= 10
+    arrays = {"w": rng.standard_normal((16, 3, 3, 3), np.float32) / 3, "v": v.reshape(-1, 5)}
+    model.graph.initializer.extend(numpy_helper.from_array(a, k) for k, a in arrays.items())
+    case = Case(model, {"x": rng.standard_normal((24, 3, 8, 8), np.float32)})
+    measured, true = case.taylor(), case.probe()
+    found = complete(measured, case.network, case.candidates, case.prober, 1, ignore, work)
+    fine = slice(3, None)  # widths at which first order holds
+    ours, theirs = found.weights[0][0][:, fine], true.weights[0][0][:, fine]
+    np.testing.assert_array_equal(found.weights[1], measured.weights[1])  # as it was
+    if work:  # what each channel counts for is known
+        assert spearmanr(ours, theirs, axis=None).statistic > 0.97
+        assert np.median(ours / theirs) == pytest.approx(1, abs=0.1)
+    else:
+        others = np.arange(16) != 1
+        assert spearmanr(ours[others], theirs[others], axis=None).statistic > 0.95
+        assert ours.sum(axis=0) == pytest.approx(theirs.sum(axis=0), rel=0.5)
+
+
+POOLED = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 2, 9, 9] x) => (float[N, 12, 1, 1] y) {
+    a = Conv (x, w) b = Relu (a) c = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (b) READ y = Conv (c, v)
+}"""
+
+
+def pooled_network(read=""):
+    """A Relu in front of a MaxPool, and samples; `read`: a node that reads the Relu as well."""
+    rng = np.random.default_rng(4)
+    model = parser.parse_model(POOLED.replace("READ", read))
+    arrays = {"w": rng.standard_normal((3, 2, 3, 3), np.float32), "v": rng.standard_normal((12, 3, 3, 3), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items())
+    return model, {"x": rng.standard_normal((6, 2, 9, 9), np.float32)}
+
+
+def test_an_activation_is_measured_behind_its_pooling(monkeypatch):
+    case = Case(*pooled_network())
+    assert case.network.sites == {"x": "x", "b": "c"}
+    behind = case.taylor()
+    monkeypatch.setattr(type(case.network), "sites", {"x": "x", "b": "b"})
+    itself = Case(*pooled_network()).taylor()
+    for found, expected in zip(behind.activations, itself.activations, strict=True):
+        for bits in expected:
+            np.testing.assert_allclose(found[bits], expected[bits], rtol=1e-4)
+
+
+def test_an_activation_that_more_than_a_pooling_reads_is_measured_itself():
+    model, _ = pooled_network("z = Exp (b)")
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["N", 3, 7, 7]))
+    assert analyse(model, Config()).sites["b"] == "b"
+
+
+@pytest.mark.parametrize("size", [500, 70_000])
+@pytest.mark.parametrize("least", [0.0, -1.3])
+def test_one_histogram_serves_all_quantizers(size, least):
+    """Values within a bin of a threshold are rounded to either side: a few, and by chance."""
+    rng = np.random.default_rng(size)
+    a = np.maximum(rng.standard_normal(size, np.float32), np.float32(least))
+    g = rng.standard_normal((2, size), np.float32)
+    quantizers = [q for bits in range(1, 9) for q in affine_candidates(least, float(a.max()), bits)]
+    expected = np.stack([g @ (q(a) - a) for q in quantizers], axis=1)
+    found = Staircases.of(quantizers).products(a, g)
+    noise = np.sqrt([np.square(q(a) - a).sum() for q in quantizers])
+    assert np.abs((found - expected) / noise).mean() < 0.2
+    few = np.array([q.bits <= 3 for q in quantizers])
+    np.testing.assert_allclose(found[:, few], expected[:, few], atol=0.2 * noise[few].max())
+    assert np.square(found).sum() == pytest.approx(np.square(expected).sum(), rel=0.05)
+
+
+def test_a_constant_activation_has_a_histogram():
+    a, g = np.full(5000, 0.37, np.float32), np.ones((1, 5000), np.float32)
+    quantizers = affine_candidates(0.0, 1.0, 2)
+    expected = [(q(a) - a).sum() for q in quantizers]
+    np.testing.assert_allclose(Staircases.of(quantizers).products(a, g)[0], expected, rtol=1e-3)

@@ -1,0 +1,82 @@
+"""The unit of every measurement: Eq. 7 and 8 by hand."""
+
+import numpy as np
+import pytest
+
+from rdoq_onnx.errors import CalibrationError
+from rdoq_onnx.observation.distortion import metric_of, sqnr_db
+
+
+def outputs(rng, *shapes, dtype=np.float32):
+    return [rng.standard_normal(s).astype(dtype) for s in shapes]
+
+
+def test_one_output_is_the_mean_squared_error():
+    rng = np.random.default_rng(0)
+    reference, changed = outputs(rng, (6, 3, 2), (6, 3, 2))
+    metric = metric_of(["y"], [[reference]], 6)
+    assert (metric.outputs, metric.weights, metric.elements) == (("y",), (1.0,), 6)
+    assert metric.power == pytest.approx(np.mean(reference**2), rel=1e-6)
+    by_hand = ((changed - reference) ** 2).reshape(6, -1).mean(axis=1)
+    np.testing.assert_allclose(metric.errors([changed], [reference], 6), by_hand, rtol=1e-6)
+
+
+def test_outputs_count_by_their_own_size():
+    """A hundred times larger values in one output weigh the same: relative errors, over all D elements."""
+    rng = np.random.default_rng(1)
+    small, large = outputs(rng, (4, 5), (4, 3))
+    metric = metric_of(["a", "b"], [[small, 100 * large]], 4)
+    assert metric.elements == 8
+    rms = np.sqrt(np.mean(small**2)), np.sqrt(np.mean((100 * large) ** 2))
+    np.testing.assert_allclose(metric.weights, [1 / rms[0], 1 / rms[1]], rtol=1e-6)
+    assert metric.power == pytest.approx(1)
+    noise = outputs(rng, (4, 5), (4, 3))
+    got = metric.errors([small + noise[0], 100 * large + 100 * noise[1]], [small, 100 * large], 4)
+    by_hand = ((noise[0] / rms[0]) ** 2).sum(axis=1) + ((100 * noise[1] / rms[1]) ** 2).sum(axis=1)
+    np.testing.assert_allclose(got, by_hand / 8, rtol=1e-3)
+
+
+def test_a_silent_output_has_no_power_to_compare_with():
+    assert metric_of(["y"], [[np.zeros((2, 3), np.float32)]], 2).power == 1
+
+
+def test_batches_make_one_metric():
+    rng = np.random.default_rng(2)
+    a, b = outputs(rng, (7, 5), (7, 3))
+    whole = metric_of(["a", "b"], [[a, b]], 7)
+    parts = metric_of(["a", "b"], [[a[:4], b[:4]], [a[4:], b[4:]]], 7)
+    assert parts.elements == whole.elements
+    np.testing.assert_allclose(parts.weights, whole.weights)
+
+
+def test_only_floating_outputs_count():
+    rng = np.random.default_rng(3)
+    labels, scores = rng.integers(0, 9, (4, 1)), rng.standard_normal((4, 3)).astype(np.float32)
+    metric = metric_of(["label", "score"], [[labels, scores]], 4)
+    assert (metric.outputs, metric.weights, metric.elements) == (("score",), (1.0,), 3)
+    with pytest.raises(CalibrationError, match="no output of a floating-point type"):
+        metric_of(["label"], [[labels]], 4)
+
+
+def test_an_output_of_zeros_keeps_its_unit():
+    metric = metric_of(["a", "b"], [[np.zeros((2, 3), np.float32), np.full((2, 3), 2, np.float32)]], 2)
+    assert metric.weights == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_not_finite(value):
+    with pytest.raises(CalibrationError, match="'y' of the float model is not finite"):
+        metric_of(["y"], [[np.array([[1, value]], np.float32)]], 1)
+
+
+def test_errors_are_summed_in_double_precision():
+    reference = np.full((1, 4), 1e8, np.float32)
+    metric = metric_of(["y"], [[reference]], 1)
+    assert metric.errors([reference + 8], [reference], 1) == pytest.approx([64])
+
+
+def test_decibels():
+    assert sqnr_db(100, 1) == pytest.approx(20)
+    assert sqnr_db(1, 2) == pytest.approx(-3.0103, abs=1e-4)
+    assert sqnr_db(1, 0) == np.inf
+    assert np.isfinite(sqnr_db(0, 1))

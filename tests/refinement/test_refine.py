@@ -1,0 +1,200 @@
+"""The second look: steps that only ever help, budgets that hold, lines that fit."""
+
+
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.analysis.normalization import read_normalized
+from rdoq_onnx.calibration.split import split
+from rdoq_onnx.config import Config
+from rdoq_onnx.curves.measure import measure_network
+from rdoq_onnx.emission.quantized_model import quantized_model
+from rdoq_onnx.refinement.affine_correction import _line, _lines, fitted_layers, refitted
+from rdoq_onnx.refinement.judge import Judge
+from rdoq_onnx.refinement.plan import Plan
+from rdoq_onnx.refinement.refine import second_look
+from rdoq_onnx.refinement.reround import remeasured, rerounded
+from rdoq_onnx.system.progress import Progress
+from rdoq_onnx.system.threads import workers
+from tests.cases import RUNTIME, ignore
+from tests.conftest import ROOT
+
+MODELS = ROOT / "models"
+CONFIG = Config(samples=60, weight_bits=3, activation_bits=3, effort="default")
+
+
+class Digits:
+    def __init__(self):
+        self.model = read_normalized(MODELS / "digits_cnn.onnx")[1]
+        self.samples = pipeline.samples_for(self.model, MODELS / "digits_calib.npz", CONFIG)
+        self.measurement = measure_network(analyse(self.model, CONFIG), CONFIG, self.samples, RUNTIME, Progress())
+        self.fitting, self.measuring = split(self.samples, CONFIG.seed)
+        metric = self.measurement.observation.metric
+        self.judge = Judge.of(self.model, self.measuring, metric, RUNTIME, 32)
+        self.allocation = allocate_bits(self.measurement, CONFIG)
+
+    def plan(self, effort):
+        return Plan.of(effort, self.allocation, len(self.measuring))
+
+    def look(self, allocation, config, advance=ignore):
+        plan = self.plan(config.effort)
+        with workers(2) as pool:
+            return second_look(allocation, config, plan, self.judge, self.fitting, self.measuring, pool, advance)
+
+    def refitted(self, allocation, chosen):
+        with workers(2) as pool:
+            return refitted(allocation, quantized_model(allocation), chosen, self.fitting, RUNTIME, pool)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits()
+
+
+STEPS = {
+    "fast": ["uniform"],
+    "default": ["swaps", "uniform", "re-fit"],
+    "best": ["re-round", "re-measure", "swaps", "clips", "uniform", "re-fit"],
+}
+
+
+@pytest.mark.parametrize("effort", STEPS)
+def test_no_step_makes_it_worse(digits, effort):
+    config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
+    looked = digits.look(digits.allocation, config)
+    found, steps = looked.allocation, looked.steps
+    assert [s.name for s in steps] == STEPS[effort]
+    distortion = digits.judge.distortion(digits.allocation)
+    for step in steps:
+        assert step.before == pytest.approx(distortion)
+        assert step.after <= step.before
+        distortion = step.after
+    assert digits.judge.distortion(found) == pytest.approx(distortion)
+    assert found.weight_average <= 3
+    assert found.activation_average <= 3
+
+
+def test_a_default_look_gains(digits):
+    steps = digits.look(digits.allocation, CONFIG).steps
+    assert steps[-1].after < 0.9 * steps[0].before
+
+
+def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
+    """Curves turned upside down make the worst of mixtures."""
+    rows = digits.measurement.curves.distortion
+    finite = np.where(np.isfinite(rows), rows, 0.0)
+    bad = allocate_bits(digits.measurement, CONFIG, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 4)
+    uniform = uniform_bits(digits.measurement, CONFIG)
+    assert digits.judge.distortion(bad) > digits.judge.distortion(uniform)
+    looked = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
+    found, steps = looked.allocation, looked.steps
+    assert found.activation_bits == uniform.activation_bits
+    assert all((a == b).all() for a, b in zip(found.layer_bits, uniform.layer_bits, strict=True))
+    assert steps[-1].after == steps[-1].tried < steps[-1].before
+
+
+def test_uniform_widths_are_uniform_and_keep_to_pins(digits):
+    name = digits.measurement.network.layers[2].name
+    config = Config(weight_bits=4.7, activation_bits=5, pins=((name, 6),))
+    found = uniform_bits(digits.measurement, config)
+    for layer, bits in zip(digits.measurement.network.layers, found.layer_bits, strict=True):
+        assert set(bits.tolist()) == ({6} if layer.name == name else {4})
+    kinds = [a.fusion for a in digits.measurement.network.activations]
+    assert [b for b, fusion in zip(found.activation_bits, kinds, strict=True) if not fusion] == [5] * kinds.count(False)
+
+
+def test_trials_are_an_upper_bound(digits):
+    for effort in STEPS:
+        config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
+        done = []
+        digits.look(digits.allocation, config, done.append)
+        assert sum(done) <= digits.plan(effort).trials
+
+
+def test_a_network_of_much_work_gets_fewer_swaps(digits):
+    plans = [Plan.of("best", digits.allocation, samples) for samples in (20, 20_000, 2_000_000)]
+    swaps = [p.rounds * p.groups for p in plans]
+    assert swaps[0] > swaps[1] > swaps[2] == 1
+    assert {(p.portions, p.fits) for p in plans} == {(6, plans[0].fits)}
+
+
+def test_lines_that_were_fitted_fit(digits):
+    """Fitted once, gains are 1 and the rest 0: fitting again on the same samples changes little."""
+    every = fitted_layers(digits.allocation, 1.0)
+    once = digits.refitted(digits.allocation, every)
+    twice = digits.refitted(once, every)
+    first, second, third = (
+        next(iter(a.measurement.codes[3].values())).scales for a in (digits.allocation, once, twice)
+    )
+    assert not np.allclose(first, second, rtol=1e-3)
+    np.testing.assert_allclose(second, third, rtol=2e-2)
+    first, second = once.measurement.offsets[3], twice.measurement.offsets[3]
+    # Integer kernels hold a bias in steps of activation scale times weight scale, which are coarse at 3 bits.
+    np.testing.assert_allclose(first, second, atol=0.02)
+    assert np.linalg.norm(first - second) < 0.3 * np.linalg.norm(first)
+
+
+def test_the_first_layers_and_the_last_are_fitted(digits):
+    def fitted(share):
+        chosen = fitted_layers(digits.allocation, share)
+        offsets = digits.refitted(digits.allocation, chosen).measurement.offsets
+        return [k for k, offset in enumerate(offsets) if offset is not None]
+
+    count = len(digits.allocation.layer_bits)
+    assert fitted(0.0) == [count - 1]
+    assert fitted(2 / count) == [0, 1, count - 1]
+    assert fitted(1.0) == list(range(count))
+
+
+def test_a_layer_with_no_constant_bias_to_move_is_not_fitted():
+    """Its bias is computed, or has a beta of 0: what quantization shifts stands in an Add behind it."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 16] x) => (float[N, 16] y) {
+          p = Gemm (x, w) a = Relu (p) s = ReduceMean <axes = [1], keepdims = 1> (x)
+          q = Gemm <beta = 2.0> (a, w_1, s) b = Relu (q) r = Gemm <beta = 0.0> (b, w_2, c) d = Relu (r)
+          y = Gemm (d, w_3, c)
+        }""")
+    rng = np.random.default_rng(0)
+    values = {"w": (16, 16), "w_1": (16, 16), "w_2": (16, 16), "w_3": (16, 16), "c": (16,)}
+    for name, shape in values.items():
+        value = rng.standard_normal(shape).astype(np.float32) / 4
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    config = Config(weight_bits=3, activation_bits=4)
+    result = pipeline.run(model, {"x": rng.standard_normal((128, 16)).astype(np.float32)}, config, Progress())
+    layers = result.allocation.measurement.network.layers
+    assert len(layers) == 4
+    assert [layers[k].name for k in fitted_layers(result.allocation, 1.0)] == [layers[0].name, layers[3].name]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_lines_do_not_depend_on_threads(threads):
+    rng = np.random.default_rng(0)
+    target, noise = (rng.standard_normal((5, 300)).astype(np.float32) for _ in range(2))
+    with workers(threads) as pool:
+        found = _lines(target, target + 0.3 * noise, pool)
+    np.testing.assert_array_equal(found, _line(target, target + 0.3 * noise))
+
+
+def test_a_clipped_outlier_draws_no_line_to_itself():
+    """One huge value that is clipped, among others that are right."""
+    target = np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
+    target[0, 7] = 500
+    gain, rest = _line(target, np.minimum(target, 4))
+    np.testing.assert_allclose([gain[0], rest[0]], [1, 0], atol=1e-5)
+
+
+def test_rounding_again_keeps_widths(digits):
+    with workers(2) as pool:
+        again = rerounded(digits.allocation, np.array([1, 4]), digits.fitting, RUNTIME, pool)
+        around = remeasured(digits.allocation, CONFIG, digits.measuring, RUNTIME, pool)
+    assert again.layer_bits is digits.allocation.layer_bits
+    same = [a is b for a, b in zip(again.measurement.codes, digits.measurement.codes, strict=True)]
+    assert [k for k, s in enumerate(same) if not s] == [1, 4]
+    assert np.isfinite(digits.judge.distortion(again))
+    before, after = digits.measurement.curves.distortion, around.curves.distortion
+    np.testing.assert_array_equal(np.isfinite(before), np.isfinite(after))
+    assert not np.allclose(before[np.isfinite(before)], after[np.isfinite(after)])

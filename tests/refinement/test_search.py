@@ -1,0 +1,87 @@
+"""The fewest bits that reach a goal: it is reached on the samples held back, and a little less would not do."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from rdoq_onnx import pipeline
+from rdoq_onnx.config import Config
+from rdoq_onnx.errors import BudgetError, ConfigError
+from rdoq_onnx.system.progress import Progress
+
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 12] x) => (float[N, 6] y) { [first] z = MatMul (x, w) [act] a = Tanh (z) [second] y = MatMul (a, v) }"""
+CONFIG = Config(threads=1, effort="fast")
+
+
+def model(text=TEXT):
+    rng = np.random.default_rng(0)
+    made = parser.parse_model(text)
+    for name, shape in (("w", (12, 16)), ("v", (16, 6))):
+        made.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    return made
+
+
+def run(config, text=TEXT, count=80):
+    x = np.random.default_rng(1).standard_normal((count, 12)).astype(np.float32)
+    return pipeline.run(model(text), {"x": x}, config, Progress())
+
+
+@pytest.mark.parametrize("least", [15.0, 25.0])
+def test_sqnr_is_reached_with_few_bits(least):
+    report = run(replace(CONFIG, sqnr=least)).report
+    assert least <= report.sqnr_db < least + 4
+    assert report.weight_bits < 7
+    assert report.activation_bits < 8
+
+
+@pytest.mark.parametrize(("moved", "fixed"), [("weights", "activation_bits"), ("activations", "weight_bits")])
+def test_only_one_budget_moves(moved, fixed):
+    report = run(replace(CONFIG, sqnr=20.0, moved=moved, weight_bits=7.0, activation_bits=8.0)).report
+    assert report.sqnr_db >= 20
+    other = {"activation_bits": "weight_bits", "weight_bits": "activation_bits"}[fixed]
+    assert getattr(report, other) < getattr(report, fixed)
+    assert getattr(report, fixed) > 6
+
+
+def test_second_looks_go_on_downwards():
+    plain = run(replace(CONFIG, sqnr=20.0)).report
+    looked = run(replace(CONFIG, sqnr=20.0, effort="default")).report
+    assert looked.sqnr_db >= 20
+    assert looked.weight_bits <= plain.weight_bits + 0.01
+
+
+def test_agreement_is_reached():
+    goals = (50.0, 80.0, 90.0)
+    bits = [run(replace(CONFIG, top1_agreement=goal), count=400).report.weight_bits for goal in goals]
+    assert bits[0] < bits[1] < bits[2] < 7  # no more than each goal needs
+
+
+def test_goals_out_of_reach_tell_what_is_in_reach():
+    with pytest.raises(BudgetError, match=r"--sqnr 90 cannot be met: 8 bits give \d\d\.\d\d dB on 12 samples"):
+        run(replace(CONFIG, sqnr=90.0))
+    with pytest.raises(BudgetError, match=r"--top1-agreement 100 cannot be met: .* give .* % on 12 samples"):
+        run(replace(CONFIG, top1_agreement=100.0, weight_bits=1.0, activation_bits=1.0))
+
+
+def test_agreement_needs_scores():
+    deep = TEXT.replace("float[N, 6] y", "float[N, 6, 1] y").replace("y = MatMul (a, v)", "u = MatMul (a, v) "
+        "axes = Constant <value_ints = [2]> () y = Unsqueeze (u, axes)")  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--top1-agreement: the model gives .* not one row of scores"):
+        run(replace(CONFIG, top1_agreement=99.0), deep)
+
+
+@pytest.mark.parametrize(
+    ("goals", "said"),
+    [
+        ({"sqnr": float("nan")}, "--sqnr nan: give a finite"),
+        ({"top1_agreement": 101.0}, "--top1-agreement 101 is out of range"),
+        ({"sqnr": 20.0, "top1_agreement": 99.0}, "exclude each other; give one"),
+        ({"size": 100, "joint": True}, "--size is a budget of weights alone"),
+    ],
+)
+def test_goals_that_make_no_sense(goals, said):
+    with pytest.raises(ConfigError, match=said):
+        Config(**goals)

@@ -1,0 +1,76 @@
+"""What is said of poor results: lines that can be followed, with the figures that following them gives."""
+
+import re
+import shlex
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rdoq_onnx.allocation.budget import allocate_bits
+from rdoq_onnx.config import Config, parse_pin
+from rdoq_onnx.report.advice import advise
+from tests.allocation.test_budget import measurement
+
+CONFIG = Config(weight_bits=3, activation_bits=4)
+
+
+def report(**changed: Any) -> Any:
+    """The figures that advice looks at, of a poor run."""
+    figures = {"sqnr_db": 5.0, "measured": 0.0, "calibration": "calib.npz", "samples": 9}
+    return SimpleNamespace(**figures | changed)
+
+
+def followed(line: str, config: Config) -> Config:
+    """`config` with the options that a line names."""
+    pin = re.search(r"--pin (\S+|'[^']+') ", line)
+    bits = {k: float(v) for k, v in re.findall(r"--(weight-bits|activation-bits|bits) ([\d.]+)", line)}
+    pins = (parse_pin(shlex.split(pin[1])[0]),) if pin else ()
+    both = bits.get("bits")
+    return replace(
+        config, pins=pins, weight_bits=bits.get("weight-bits", both or config.weight_bits),
+        activation_bits=bits.get("activation-bits", both or config.activation_bits),
+    )  # fmt: skip
+
+
+def test_a_good_result_needs_no_advice() -> None:
+    allocation = allocate_bits(measurement(), CONFIG)
+    assert advise(allocation, CONFIG, report(sqnr_db=20.0, measured=allocation.predicted)) == ()
+
+
+@pytest.mark.parametrize("config", [CONFIG, Config(weight_bits=3, activation_bits=3, joint=True)])
+@pytest.mark.parametrize("seed", range(4))
+def test_advice_can_be_followed_and_does_what_it_says(config: Config, seed: int) -> None:
+    allocation = allocate_bits(measurement(seed), config)
+    (line,) = advise(allocation, config, report())
+    told = re.search(r"leaves (\d+) %", line)
+    assert told
+    better = allocate_bits(allocation.measurement, followed(line, config))
+    assert 100 * better.predicted / allocation.predicted == pytest.approx(int(told[1]), abs=0.6)
+    assert better.predicted < allocation.predicted
+
+
+def test_an_activation_in_the_way() -> None:
+    found = measurement()
+    distortion = found.curves.distortion.copy()
+    distortion[13, 1:] = 1e3 * 4.0 ** -np.arange(1, 9)  # the input of the network: 48 of 176 elements
+    elements = found.curves.elements.copy()
+    elements[13] = 2
+    poor = replace(found, curves=replace(found.curves, distortion=distortion, elements=elements))
+    config = replace(CONFIG, pins=(("x", 2),))
+    (line,) = advise(allocate_bits(poor, config), config, report())
+    assert re.fullmatch(
+        r"activation x takes 100 % of the distortion: --pin x=[3-8] --activation-bits 4[.\d]* "
+        r"costs \d\.\d % more bits and leaves \d+ % of it", line
+    )  # fmt: skip
+
+
+def test_curves_that_promise_too_much() -> None:
+    allocation = allocate_bits(measurement(), CONFIG)
+    off = report(sqnr_db=30.0, measured=4 * allocation.predicted, calibration="synthetic")
+    lines = advise(allocation, CONFIG, off)
+    assert lines[0] == "the samples are synthetic: give real ones with --calibration"
+    assert "measured distortion is 4.0 times the predicted one: more --samples (9 now) or --effort best" in lines[1]
+    assert "--measure probe" in advise(allocation, replace(CONFIG, effort="best"), off)[1]

@@ -1,0 +1,154 @@
+"""The report as a page: everything that it must tell, drawn by a real browser without an error."""
+
+import html
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from rdoq_onnx import cli
+from rdoq_onnx.allocation.budget import allocate_bits
+from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.config import MAX_BITS, Config, parse_pin
+from rdoq_onnx.curves.curves import Curves
+from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.emission.emit import Emission
+from rdoq_onnx.report.html_report import html_report
+from rdoq_onnx.report.report import make_report
+from rdoq_onnx.report.result import Result
+from rdoq_onnx.verification.additivity import Alone
+from rdoq_onnx.verification.verify import Verification
+from tests.conftest import ROOT
+
+CNN, CALIBRATION = ROOT / "models" / "digits_cnn.onnx", ROOT / "models" / "digits_calib.npz"
+PLOTS = ["frontier-weights", "frontier-activations", "map", "shares", "histogram", "sizes", "additivity"]
+HOVER = """<script>setInterval(() => { if (document.documentElement.dataset.drawn) {
+Plotly.Fx.hover("map", {xval: 3, yval: 0}, ["xy"]);
+document.body.dataset.hover = document.querySelector("#map .hoverlayer").textContent; } }, 50)</script>"""
+
+
+def browse(page: str, folder: Path) -> tuple[str, list[str]]:
+    """(the document once drawn, what the browser's console says) of a page; skips where there is no browser."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    path = folder / "page.html"
+    path.write_text(page)
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    logged = ["--enable-logging=stderr", "--virtual-time-budget=9000", f"--user-data-dir={folder / 'browser'}"]
+    done = subprocess.run([browser, *options, *logged, path.as_uri()], capture_output=True, text=True, check=True)
+    return done.stdout, re.findall(r"CONSOLE.*", done.stderr)
+
+
+def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
+    """A run on a network of so many depthwise layers, its figures drawn at random."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    for k in range(layers):
+        weights.append(numpy_helper.from_array(np.ones((channels, 1, 1, 1), np.float32), f"w{k}"))
+        nodes.append(helper.make_node("Conv", [f"a{k}", f"w{k}"], [f"z{k}"], name=name.format(k), group=channels))
+        nodes.append(helper.make_node("Tanh", [f"z{k}"], [f"a{k + 1}"]))
+    ends = [helper.make_tensor_value_info(n, 1, ["N", channels, 1, 1]) for n in ("a0", f"a{layers}")]
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], weights))
+    config = Config(weight_bits=3, activation_bits=5)
+    network = analyse(model, config)
+    count, tensors = layers * channels, len(network.activations)
+    distortion = rng.lognormal(-9, 2, (count + tensors, 1)) * 4.0 ** -np.arange(MAX_BITS + 1)
+    distortion[count:, 0] = np.inf
+    distortion[[count + k for k, a in enumerate(network.activations) if a.fusion], :MAX_BITS] = np.inf
+    elements = np.array([1] * count + [channels] * tensors)
+    curves = Curves(np.arange(MAX_BITS + 1), elements, distortion)
+    unused: dict[str, object] = {f.name: None for f in fields(Measurement)}
+    measurement = Measurement(**unused | {"network": network, "curves": curves, "probed": {}})  # type: ignore[arg-type]
+    allocation = allocate_bits(measurement, config)
+    report = make_report(
+        "in.onnx", model, Emission(model, "packed", {}, {}), allocation,
+        Verification(1e-3, 30.0, 0.0, {}, {}, 4), Samples("made up", {"a0": np.zeros(9)}), {"all": 1.0},
+    )  # fmt: skip
+    alone = Alone(tuple(rng.lognormal(-4, 1, layers)), tuple(rng.lognormal(-4, 1, tensors)), 4)
+    return Result(model, report, allocation, config, alone)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of a real run through the command line."""
+    folder = tmp_path_factory.mktemp("report")
+    options = ["--bits", "4", "--calibration", CALIBRATION, "--samples", "8", "--effort", "fast", "--threads", "1",
+               "--exclude", "/3/Conv", "--quiet"]  # fmt: skip
+    cli.main([str(CNN), str(folder / "out.onnx"), *map(str, options), "--report", str(folder / "out.html")])
+    return (folder / "out.html").read_text()
+
+
+def test_page_is_drawn_by_a_browser(page: str, tmp_path: Path) -> None:
+    document, console = browse(page, tmp_path)
+    assert console == []
+    assert 'data-drawn="' in document
+    for name in PLOTS:
+        drawn = document.split(f'id="{name}"', 1)[1].split("</section>", 1)[0]
+        assert '<svg class="main-svg"' in drawn, name
+
+
+def test_a_broken_page_would_be_noticed(page: str, tmp_path: Path) -> None:
+    document, console = browse(page.replace('"heatmap"', "heatmap"), tmp_path)
+    assert console
+    assert 'data-drawn="' not in document
+
+
+def test_page_needs_nothing_but_itself(page: str) -> None:
+    own = page.replace(re.search(r"<script>.*?</script>", page, re.DOTALL)[0], "")  # type: ignore[index]  # plotly
+    assert not re.search(r"""(src|href)=|url\(|https?://""", own)
+
+
+def test_page_tells_of_the_run(page: str) -> None:
+    for told in ("output SQNR", "bits per weight", "measured at once", "left in float: excluded by --exclude",
+                 "onnxruntime", "&quot;/3/Conv&quot;", "--samples 8", "prefers-color-scheme: dark"):  # fmt: skip
+        assert told in page, told
+
+
+@pytest.mark.parametrize("name", ["block.{}/Conv", "a b{}", "odd({}", "c{}[0:2]"])
+def test_lines_of_layers_can_be_pasted(name: str) -> None:
+    made = made_up(2, 3, name)
+    typed = re.findall(r"<code>--pin ([^<]+)</code>", html_report(made, "out.onnx"))
+    pins = tuple(parse_pin(shlex.split(html.unescape(text))[0]) for text in typed)
+    assert len(pins) == 2 + sum(not a.fusion for a in made.curves.network.activations)
+    again = allocate_bits(made.curves, Config(pins=pins))
+    for before, bits in zip(made.allocation.layer_bits, again.layer_bits, strict=True):
+        assert set(bits.tolist()) == {round(before.mean())}
+    assert again.activation_bits == made.allocation.activation_bits
+
+
+def test_26000_channels(tmp_path: Path) -> None:
+    page = html_report(made_up(26, 1000), "out.onnx")
+    assert len(page.encode()) < 8e6
+    document, console = browse(page + HOVER, tmp_path)
+    assert console == []
+    assert re.search(r'data-hover="block\.0/Conv \(1 of 4\)channel \d+: \d bits, δ \d', document)
+
+
+def test_names_are_text_and_no_markup(tmp_path: Path) -> None:
+    page = html_report(made_up(2, 3, "</script><script>alert({})</script>@PLOTLY@"), "<b>.onnx", "x > y")
+    document, console = browse(page, tmp_path)
+    assert console == []
+    assert 'data-drawn="' in document
+    assert "<script>alert" not in page
+    assert "&lt;b&gt;.onnx" in page
+
+
+def test_without_plotly_nothing_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(CNN), str(tmp_path / "out.onnx"), "--report", str(tmp_path / "out.html")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "rdoq-onnx: error: --report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'\n"
+    )

@@ -1,0 +1,160 @@
+"""The last gate: what was written must do what the report says, or the run fails."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from rdoq_onnx.api import allocate, measure
+from rdoq_onnx.calibration.load import load_samples
+from rdoq_onnx.calibration.samples import input_specs
+from rdoq_onnx.emission.emit import emit_model
+from rdoq_onnx.errors import VerificationError
+from rdoq_onnx.system.io import read_model
+from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.verification import verify
+from rdoq_onnx.verification.verify import Verification, verify_model
+from rdoq_onnx.verification.widths import check_widths
+from tests.conftest import ROOT
+
+PATH = ROOT / "models" / "digits_cnn.onnx"
+RUNTIME = Runtime("cpu", 1)
+
+
+@pytest.fixture(scope="module")
+def images():
+    with np.load(ROOT / "models" / "digits_test.npz") as data:
+        pixels = data["x"][::50].astype(np.float32).transpose(0, 3, 1, 2) / 255
+    with np.load(ROOT / "models" / "digits_calib.npz") as data:
+        return (pixels - data["mean"].astype(np.float32).item()) / data["std"].astype(np.float32).item()
+
+
+@pytest.fixture(scope="module")
+def case(images):
+    """(original, emitted, allocation, samples not used for measuring)"""
+    original = read_model(PATH)
+    allocation = allocate(measure(original, {"input": images[:8]}, threads=1), bits=5)
+    samples = load_samples({"input": images[8:]}, input_specs(original), None)
+    return original, emit_model(allocation, {}, "int8", keep_channels=True), allocation, samples
+
+
+def copy(model):
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    return result
+
+
+def edit_integers(emission, layer, change):
+    """The emission with the integers of one layer's weight changed in place by `change`."""
+    result = copy(emission.model)
+    nodes = {n.name: n for n in result.graph.node}
+    producer = {o: n for n in result.graph.node for o in n.output}
+    name = producer[nodes[layer.name].input[layer.linear.weight_side]].input[0]
+    tensor = next(t for t in result.graph.initializer if t.name == name)
+    integers = numpy_helper.to_array(tensor).copy()
+    change(layer.linear.rows(integers) if layer.linear.axis == 0 else integers)
+    tensor.CopyFrom(numpy_helper.from_array(integers, name))
+    return replace(emission, model=result)
+
+
+def test_measures_what_the_file_does(case, ort_run):
+    original, emitted, allocation, samples = case
+    found = verify_model(original, emitted, allocation, samples, RUNTIME)
+    feeds = samples.feeds(slice(None))
+    expected, got = (ort_run(m, feeds, "all")[0].astype(np.float64) for m in (original, emitted.model))
+    assert found.samples == len(samples) == 12
+    assert found.measured == pytest.approx(np.mean((got - expected) ** 2), rel=0.02)
+    sqnr = 10 * np.log10(np.sum(expected**2) / np.sum((got - expected) ** 2))
+    assert found.sqnr_db == pytest.approx(sqnr, abs=0.1)
+    assert found.level_gap < 0.5 * found.measured
+    assert found.kernels["QLinearConv"] >= 8
+
+
+def test_min_sqnr(case):
+    found = verify_model(*case, RUNTIME, min_sqnr=5)
+    assert found.sqnr_db > 5
+    with pytest.raises(VerificationError, match=r"--min-sqnr 90: the emitted model has \d+\.\d\d dB") as error:
+        verify_model(*case, RUNTIME, min_sqnr=90)
+    assert error.value.exit_code == 4
+
+
+def test_widths_of_what_was_emitted(case):
+    _, emitted, allocation, _ = case
+    check_widths(emitted, allocation, RUNTIME)
+    for storage in ("packed", "native"):
+        check_widths(emit_model(allocation, {}, storage), allocation, RUNTIME)
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_an_integer_that_is_out_of_its_width(case, index):
+    original, emitted, allocation, samples = case
+    layer, bits = allocation.measurement.network.layers[index], allocation.layer_bits[index]
+    unit = int(np.argmin(bits))
+
+    def push(rows):
+        row = rows[unit] if layer.linear.axis == 0 else rows[:, unit]
+        row[0] = min(row.min() + 2 ** bits[unit], 127)
+
+    tampered = edit_integers(emitted, layer, push)
+    message = rf"layer '{layer.name}', channel {unit}: .*{bits[unit]} bits allocated"
+    with pytest.raises(VerificationError, match=message):
+        check_widths(tampered, allocation, RUNTIME)
+    with pytest.raises(VerificationError, match="bits allocated"):
+        verify_model(original, tampered, allocation, samples, RUNTIME)
+
+
+def test_a_channel_without_bits_must_be_zero(case):
+    _, emitted, allocation, _ = case
+    layer = allocation.measurement.network.layers[0]
+    claimed = replace(allocation, layer_bits=(np.zeros_like(allocation.layer_bits[0]), *allocation.layer_bits[1:]))
+    with pytest.raises(VerificationError, match=rf"layer '{layer.name}', channel 0: \d+ levels in the file, 0 bits"):
+        check_widths(emitted, claimed, RUNTIME)
+
+
+def test_a_file_that_does_not_load(case):
+    original, emitted, allocation, samples = case
+    broken = copy(emitted.model)
+    node = next(n for n in broken.graph.node if n.op_type == "QuantizeLinear")
+    node.input[1] = "missing"
+    with pytest.raises(VerificationError, match="the emitted model does not run"):
+        verify_model(original, replace(emitted, model=broken), allocation, samples, RUNTIME)
+
+
+def test_a_file_that_gives_no_finite_outputs(case):
+    original, emitted, allocation, samples = case
+    broken = copy(emitted.model)
+    last = [n for n in broken.graph.node if n.op_type == "QuantizeLinear"][-1].input[1]
+    scale = next(t for t in broken.graph.initializer if t.name == last)
+    scale.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(scale), np.nan), last))
+    with pytest.raises(VerificationError, match="not finite"):
+        verify_model(original, replace(emitted, model=broken), allocation, samples, RUNTIME)
+
+
+def test_a_level_whose_kernels_do_something_else(case, monkeypatch):
+    """What 8-bit weights do on CPUs without VNNI; done to the file here, for this CPU may have it."""
+    original, emitted, allocation, samples = case
+    layer = allocation.measurement.network.layers[0]
+    saturating = edit_integers(emitted, layer, lambda rows: np.clip(rows, -4, 4, out=rows))
+    load = Runtime.session
+    for level in ("all", "basic"):
+        monkeypatch.setattr(Runtime, "session", lambda self, model, at="all", wrong=level: load(
+            self, saturating.model if model is emitted.model and at == wrong else model, at
+        ))  # fmt: skip
+        with pytest.raises(VerificationError, match=r"has -?\d+\.\d dB at ONNX Runtime's (default|BASIC) level"):
+            verify_model(original, emitted, allocation, samples, RUNTIME)
+
+
+def found(measured, sqnr_db=20.0):
+    return Verification(measured, sqnr_db, 0.0, {}, {}, 4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_distortion_that_is_not_finite(value):
+    with pytest.raises(VerificationError, match="not finite"):
+        verify._judge(found(value), None)
+
+
+def test_no_distortion_at_all_passes_any_gate():
+    verify._judge(found(0.0, np.inf), 200.0)
