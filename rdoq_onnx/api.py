@@ -9,11 +9,15 @@ from rdoq_onnx import pipeline
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.analysis.normalization import Model, read_normalized
+from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.measure import measured, store_for
+from rdoq_onnx.curves.checkpoint import Steps
+from rdoq_onnx.curves.measure import measure as measure_curves
+from rdoq_onnx.curves.measure import regime, store_for
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import ModelError
+from rdoq_onnx.observation.inputs import network_and_samples
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
@@ -81,9 +85,9 @@ def measure(
     config = _config(8, None, None, weights_only, options)
     normal = read_normalized(model)[1]
     runtime = Runtime(config.provider, config.threads)
-    network, samples = pipeline.network_and_samples(normal, calibration, config, runtime)
-    store = store_for(normal, samples, samples, config, curves)
-    return measured(network, config, samples, runtime, Progress(), store)
+    network, samples = network_and_samples(normal, calibration, config, runtime)
+    steps = Steps(store_for(normal, samples, len(samples), config, curves), Progress(), regime(config))
+    return measure_curves(network, config, SampleSplit.whole(samples, config.seed), runtime, steps)
 
 
 def allocate(

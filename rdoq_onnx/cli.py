@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from rdoq_onnx import pipeline
+from rdoq_onnx.analysis.network import modified
 from rdoq_onnx.config import Config
 from rdoq_onnx.config_file import Kind, read_options, table_of
 from rdoq_onnx.dry_run import dry_run as dry_run_of
@@ -224,7 +224,7 @@ def _check_files(files: Files, budgets: Sequence[str]) -> None:
 
 def _write(result: Result, files: Files, typed: Sequence[str]) -> None:
     if files.modified is not None:
-        io.write_model(pipeline.modified(result.curves.network), files.modified)
+        io.write_model(modified(result.curves.network), files.modified)
     if files.json is not None:
         io.write_text(result.report.to_json(files.output), files.json)
     if files.report is not None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from rdoq_onnx import pipeline
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.normalization import Model, read_normalized
@@ -23,16 +22,17 @@ from rdoq_onnx.candidates.make import make_candidates
 from rdoq_onnx.candidates.moment_passes import passes
 from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.anchoring import TYING, TYING_WORK, WEIGHT_BITS
+from rdoq_onnx.curves.anchoring import SAMPLES, WEIGHT_BITS, WORK
 from rdoq_onnx.curves.measurement import activation_elements, aimed_at
 from rdoq_onnx.curves.steps import CLIPPING, SENSING
-from rdoq_onnx.gradients.backward import rows_of
+from rdoq_onnx.gradients.plan import rows_of
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.observation.batching import separated
+from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.observation.measured_outputs import targets
 from rdoq_onnx.observation.observe import Observation, observe
 from rdoq_onnx.refinement.judge import JUDGING
-from rdoq_onnx.refinement.plan import Plan
+from rdoq_onnx.refinement.plan import EFFORTS
 from rdoq_onnx.report.wording import pin_of
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
@@ -58,7 +58,7 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     runtime = Runtime(config.provider, config.threads)
     normal = read_normalized(model)[1]
     network = analyse(normal, config)
-    samples = separated(network, pipeline.samples_for(normal, calibration, config), runtime)
+    samples = separated(network, samples_for(normal, calibration, config), runtime)
     aimed = aimed_at(network, targets(network.model))
     few = samples.some(TIMED)
     begin = time.perf_counter()
@@ -86,10 +86,10 @@ def _seconds(
     rows = rows_of(observation.metric.elements)
     judging = min(measuring, JUDGING)
     work = sum(observation.sizes.values())
-    plan = Plan.within(config.effort, int(judging * work), units, len(network.activations), len(network.layers))
+    plan = EFFORTS[config.effort].within(int(judging * work), units, len(network.activations), len(network.layers))
     narrow = sum(b <= WEIGHT_BITS for b in config.widths)
     runs = narrow * len(network.layers) + 8 * len(network.activations)
-    tying = min(TYING_WORK[config.effort] / max(runs * work, 1), TYING[1], measuring)
+    tying = min(WORK[config.effort] / max(runs * work, 1), SAMPLES[1], measuring)
     found = around | {
         "moments": load + 2 * fitting * passes(network) * one,
         "sensitivity": 2 * load + min(SENSING, fitting) * _REVERSE * one,
@@ -101,7 +101,7 @@ def _seconds(
         channels = sum(layer.linear.channels for layer in network.layers)
         perturbed = 2 * channels * len(config.widths) + 8 * 8 * len(network.activations)
         found["probe"] = load * units + measuring * perturbed * one / 2
-    elif tying >= TYING[0]:
+    elif tying >= SAMPLES[0]:
         found["ties"] = load * units + tying * runs * one / 2
     return found
 

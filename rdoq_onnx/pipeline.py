@@ -7,35 +7,26 @@ from typing import Any
 import onnx
 
 from rdoq_onnx.allocation.budget import allocate_bits
-from rdoq_onnx.analysis.analyse import analyse, integer_ranges
-from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import Model, read_normalized, runnable
-from rdoq_onnx.calibration.load import load_samples, synthetic
-from rdoq_onnx.calibration.samples import Samples, input_specs
-from rdoq_onnx.calibration.split import HELD_OUT
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.checkpoint import Binding, Steps, Store
-from rdoq_onnx.curves.measure import measured, regime, store_for
+from rdoq_onnx.curves.checkpoint import Steps, Store
+from rdoq_onnx.curves.measure import measure, regime, store_for
 from rdoq_onnx.curves.measurement import Measurement
-from rdoq_onnx.emission.emit import emit_model, settings
+from rdoq_onnx.emission.emit import emit_model, recorded_settings
+from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.model.validate import check_sizes
-from rdoq_onnx.observation.batching import separated
-from rdoq_onnx.passes import run_passes
-from rdoq_onnx.passes.insert_adds import InsertAdds
-from rdoq_onnx.refinement.judge import FLOAT_MEMORY
-from rdoq_onnx.refinement.refine import looked_at
+from rdoq_onnx.observation.inputs import network_and_samples
+from rdoq_onnx.refinement.refine import Refined, refine
 from rdoq_onnx.refinement.search import Goal, fewest_bits
-from rdoq_onnx.report.report import make_report
+from rdoq_onnx.report.report import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.targets import CASTS_INT4, COMPLETE, TARGETS
 from rdoq_onnx.verification.additivity import measured_alone
-from rdoq_onnx.verification.runs import FloatRuns, float_runs
-from rdoq_onnx.verification.verify import check_size, verify_model
-
-SYNTHETIC_SAMPLES = 64
+from rdoq_onnx.verification.verify import Reference, check_gates, verify
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,6 @@ class Job:
 
     original: the model as it was given; reference: as ONNX Runtime runs it; normal: after the NORMALIZE passes, with
     the branches that the analysis has put in, so that it does so once for all budgets.
-    held_out: samples that only verification sees; seen: the others.
     """
 
     source: str
@@ -52,8 +42,7 @@ class Job:
     reference: onnx.ModelProto
     normal: onnx.ModelProto
     samples: Samples
-    seen: Samples
-    held_out: Samples
+    split: SampleSplit
     runtime: Runtime
     store: Store
     progress: Progress
@@ -67,16 +56,16 @@ class Job:
         `calibration` None means synthetic samples. Raises RdoqError of the kind that errors.py lists.
         """
         runtime = Runtime(config.provider, config.threads)
-        check_storage(config, runtime)
+        check_storage(config.target, config.storage, runtime)
         with progress.step("normalize"):
             original, normal = read_normalized(model)
             reference = runnable(original)
             network, samples = network_and_samples(normal, calibration, config, runtime)
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
-        seen, held_out = samples.split(1 - HELD_OUT, config.seed)
+        split = SampleSplit.of(samples, config.seed)
         source = str(model) if not isinstance(model, onnx.ModelProto) else ""
-        store = store_for(normal, samples, seen, config, curves)
-        return cls(source, original, reference, network.model, samples, seen, held_out, runtime, store, progress)
+        store = store_for(normal, samples, len(split.seen), config, curves)
+        return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
 
     def result(self, config: Config, *, additivity: bool = False) -> Result:
         """The quantized model at the budget of `config`, whose other settings are the job's.
@@ -86,57 +75,53 @@ class Job:
         network = analyse(self.normal, config)
         if additivity and not network.layers:
             raise ConfigError("--report: no width of this model is searched, so there is nothing to draw; use --json")
-        measurement = measured(network, config, self.seen, self.runtime, self.progress, self.store)
-        shared = dict(self.progress.seconds)
-        try:
-            return self._quantized(measurement, config, additivity)
-        finally:
-            self.progress.seconds = shared  # the next budget has a time of its own
+        steps = Steps(self.store, self.progress, regime(config))
+        measurement = measure(network, config, self.split, self.runtime, steps)
+        with self.progress.budget():
+            return replace(self, runtime=replace(self.runtime, shared_arena=True))._at(
+                measurement, config, steps, additivity
+            )
 
-    def _quantized(self, measurement: Measurement, config: Config, additivity: bool) -> Result:
-        progress, runtime, seen = self.progress, replace(self.runtime, shared_arena=True), self.seen
-        known = Steps(self.store, progress, regime(config))
-        goal = None
-        if config.sqnr is None and config.top1_agreement is None:
+    def _at(self, measurement: Measurement, config: Config, steps: Steps, additivity: bool) -> Result:
+        progress, runtime, held_out = self.progress, self.runtime, self.split.held_out
+        goal = Goal.of(config, self.reference, held_out, measurement.observation.batching.size, runtime)
+        refined = self._refined(measurement, config, steps, goal)
+        allocation = refined.allocation
+        alone = measured_alone(allocation, measurement, held_out, runtime, progress) if additivity else None
+        with progress.step("emit"):
+            emission = emit_model(
+                allocation, recorded_settings(config, self.samples), config.storage, config.keep_channels, refined.model
+            )
+        with progress.step("verify"):
+            reference = Reference.of(self.reference, measurement, held_out, runtime, steps)
+            verification = verify(emission, allocation, reference)
+            check_gates(emission, verification, config.min_sqnr, config.max_bytes)
+        self.store.flush()
+        if goal is not None:
+            progress.note(goal.check(emission.model))
+        report = make_report(Outcome(
+            self.source, self.original, self.samples, emission, allocation, verification, refined.steps,
+            progress.seconds,
+        ))  # fmt: skip
+        return Result(emission.model, report, allocation, config, alone)
+
+    def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:
+        """The allocation within the budgets of `config`, or of fewest bits that reach `goal`, refined."""
+        split, runtime, progress = self.split, self.runtime, self.progress
+        if goal is None:
             with progress.step("allocate"):
                 allocation = allocate_bits(measurement, config)
-            looked = looked_at(allocation, config, seen, runtime, known)
+            refined = refine(allocation, config, split, runtime, steps)
         else:
-            batch = measurement.observation.batching.size
-            goal = Goal.of(config, self.reference, self.held_out, batch, runtime)
-            looked = fewest_bits(measurement, config, goal, lambda a, c: looked_at(a, c, seen, runtime, known))
-        allocation, steps = looked.allocation, looked.steps
+            refined = fewest_bits(measurement, config, goal, lambda a, c: refine(a, c, split, runtime, steps))
+        allocation = refined.allocation
         if allocation.layer_bits:
             average = allocation.weight_average
             progress.note(f"{average:.2f} bits a weight, distortion {allocation.predicted:.4g} predicted")
-        if steps:
-            progress.note(f"second look: distortion {steps[0].before:.4g} -> {steps[-1].after:.4g} measured")
-        alone = measured_alone(allocation, measurement, self.held_out, runtime, progress) if additivity else None
-        with progress.step("emit"):
-            told = settings(config, self.samples)
-            emission = emit_model(allocation, told, config.storage, config.keep_channels, looked.model)
-        check_size(emission.model, config.max_bytes)
-        with progress.step("verify"):
-            floats = self._floats(measurement, known)
-            verification = verify_model(
-                self.reference, emission, allocation, self.held_out, runtime, config.min_sqnr, floats
-            )
-        self.store.flush()
-        if goal is not None:
-            found = goal.check(emission.model)
-            progress.note(f"{goal.option} {goal.least:g}: {found:.2f} {goal.unit} on {goal.samples} samples held out")
-        report = make_report(
-            self.source, self.original, emission, allocation, verification, self.samples, progress.seconds, steps
-        )
-        return Result(emission.model, report, allocation, config, alone)
-
-    def _floats(self, measurement: Measurement, known: Steps) -> FloatRuns | None:
-        """The float outputs that verification compares with, which no budget changes; None if they are too large."""
-        if 8 * measurement.observation.metric.elements * len(self.held_out) > FLOAT_MEMORY:
-            return None
-        # Two models that are the same once they are normalized give outputs that differ by rounding.
-        name = f"outputs of {Binding.of(self.reference, '', {}).model}, held out"
-        return known.once(name, lambda: tuple(float_runs(self.reference, measurement, self.held_out, self.runtime)))
+        if refined.steps:
+            before, after = refined.steps[0].before, refined.steps[-1].after
+            progress.note(f"refinement: distortion {before:.4g} -> {after:.4g} measured")
+        return refined
 
 
 def run(
@@ -144,42 +129,3 @@ def run(
 ) -> Result:
     """All steps, for one budget; arguments as for `Job.of`."""
     return Job.of(model, calibration, config, progress, curves).result(config)
-
-
-def check_storage(config: Config, runtime: Runtime) -> None:
-    """Raise ConfigError if the ONNX Runtime at hand does not read the types that weights shall be stored in."""
-    target = TARGETS[config.target]
-    needed = COMPLETE if target.int2 else CASTS_INT4
-    if (config.storage or target.storages[0]) == "native" and runtime.version < needed:
-        found, first = (".".join(map(str, v)) for v in (runtime.version, needed))
-        raise ConfigError(
-            f"--storage native: its types need ONNX Runtime {first}, found {found}; upgrade it, or use --storage int8"
-        )
-
-
-def network_and_samples(
-    model: onnx.ModelProto, calibration: Any, config: Config, runtime: Runtime
-) -> tuple[Network, Samples]:
-    """What there is to quantize in a normalized model, and the samples of a run.
-
-    Raises ModelError, ConfigError or CalibrationError.
-    """
-    network = analyse(model, config)
-    check_sizes(model)
-    return network, separated(network, samples_for(model, calibration, config), runtime)
-
-
-def samples_for(model: onnx.ModelProto, calibration: Any, config: Config) -> Samples:
-    """The samples of a run. Raises CalibrationError where they do not fit the model."""
-    specs = input_specs(model)
-    if calibration is None:
-        return synthetic(specs, config.samples or SYNTHETIC_SAMPLES, config.seed, integer_ranges(model))
-    return load_samples(calibration, specs, config.samples, config.pixels)
-
-
-def modified(network: Network) -> onnx.ModelProto:
-    """F̃ of the supplement, with an Add behind every activation and every layer's output."""
-    outputs = [u.output for layer in network.layers for u in layer.uses]
-    return run_passes([InsertAdds([a.tensor for a in network.activations], outputs)], network.model)
-
-

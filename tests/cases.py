@@ -1,15 +1,20 @@
 """A model with samples, observed, with all its candidates: what tests of curves start from."""
 
-from rdoq_onnx import pipeline
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import read_normalized
+from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.make import make_candidates
 from rdoq_onnx.candidates.moment_passes import collect
 from rdoq_onnx.config import Config
+from rdoq_onnx.curves.checkpoint import Steps, Store
+from rdoq_onnx.curves.measure import measure_network
 from rdoq_onnx.curves.taylor import first_order
+from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.observation.batching import separated
+from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.probing.probe import Prober, exact
+from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
@@ -20,12 +25,18 @@ def ignore(done):
     """Nobody watches."""
 
 
+def measured_whole(network, config, samples, progress=None):
+    """The curves of `network` with no samples held out."""
+    steps = Steps(Store(), progress or Progress(), "test")
+    return measure_network(network, config, SampleSplit.whole(samples, config.seed), RUNTIME, steps)
+
+
 class Case:
     def __init__(self, model, calibration, count=None, widths=tuple(range(8)), batching=None):
         config = Config(samples=count)
         self.model = read_normalized(model)[1]
         self.network = analyse(self.model, config)
-        self.samples = separated(self.network, pipeline.samples_for(self.model, calibration, config), RUNTIME)
+        self.samples = separated(self.network, samples_for(self.model, calibration, config), RUNTIME)
         self.seen = observe(self.network, self.samples, RUNTIME)
         self.batching = batching or self.seen.batching
         with workers(2) as pool:
@@ -35,10 +46,11 @@ class Case:
 
     def taylor(self, batch=None, seed=0):
         with workers(2) as pool:
-            return first_order(
-                self.network, self.candidates, self.samples, self.seen.metric, RUNTIME,
-                batch=batch or self.batching.size, seed=seed, workers=pool, advance=ignore,
-            )  # fmt: skip
+            return first_order(self.plan(pool, batch, seed), self.candidates, ignore)
+
+    def plan(self, pool, batch=None, seed=0, runtime=RUNTIME, around=None):
+        size = batch or self.batching.size
+        return ReversePlan(self.network, self.samples, self.seen.metric, runtime, pool, size, seed, around)
 
     def probe(self):
-        return exact(self.network, self.candidates, self.prober, advance=ignore)
+        return exact(self.candidates, self.prober, ignore)

@@ -13,6 +13,8 @@ from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.analysis.weight_only import WeightOnly
 from rdoq_onnx.model.graph import Graph, behind
 from rdoq_onnx.model.layers import Activation, Layer
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.insert_adds import InsertAdds
 from rdoq_onnx.targets import TARGETS, Target
 
 
@@ -51,3 +53,9 @@ class Network:
 def layer_names(layer: Layer) -> tuple[str, ...]:
     """The names that `--pin` and `--exclude` know a layer by: its nodes' and its weight's."""
     return (*(u.node for u in layer.uses), layer.weight)
+
+
+def modified(network: Network) -> onnx.ModelProto:
+    """F̃ of the supplement (Fig. 1, Eq. 2), with an Add behind every activation and every layer's output."""
+    outputs = [u.output for layer in network.layers for u in layer.uses]
+    return run_passes([InsertAdds([a.tensor for a in network.activations], outputs)], network.model)

@@ -9,26 +9,49 @@ from numpy.typing import NDArray
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.model.codes import Affine, WeightCodes
+from rdoq_onnx.model.layers import Activation, Layer
 
 Float = NDArray[np.float64]
 
 FLOAT_LIMIT = 127
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """What may be emitted.
+Table = Mapping[int, tuple[Affine, ...]]  # quantizers by width
 
-    widths: widths of weight channels, rising.
-    means: for each layer, the mean of its unfolded input [G, K], which its bias is corrected by.
-    weights: for each layer and each variant of rounding, its codes at each of `widths`.
-    activations: for each activation, its possible quantizers by width; those of one width differ in their clipping.
+
+@dataclass(frozen=True)
+class LayerCandidates:
+    """What may be emitted for one layer.
+
+    mean: of its unfolded input [G, K], which its bias is corrected by. variants: for each variant of rounding, the
+    codes at each of the widths offered.
     """
 
+    layer: Layer
+    mean: Float
+    variants: tuple[tuple[WeightCodes, ...], ...]
+
+
+@dataclass(frozen=True)
+class ActivationCandidates:
+    """The quantizers that an activation may get, by width; those of one width differ in their clipping."""
+
+    activation: Activation
+    table: Table
+
+    @property
+    def flat(self) -> list[Affine]:
+        """All of them, width by width."""
+        return [q for several in self.table.values() for q in several]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What may be emitted. widths: those offered to weight channels, rising."""
+
     widths: tuple[int, ...]
-    means: tuple[Float, ...]
-    weights: tuple[tuple[tuple[WeightCodes, ...], ...], ...]
-    activations: tuple[Mapping[int, tuple[Affine, ...]], ...]
+    layers: tuple[LayerCandidates, ...]
+    activations: tuple[ActivationCandidates, ...]
 
 
 def widest(network: Network) -> int:

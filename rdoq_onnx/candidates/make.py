@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.candidates.activations import affine_candidates
 from rdoq_onnx.candidates.blocks import Blocks
-from rdoq_onnx.candidates.candidates import Candidates, integer_limit
+from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates, integer_limit
 from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.candidates.scale_floors import scale_floors
@@ -37,10 +37,13 @@ def make_candidates(
     moments: of each layer's input. uncertain: the samples are too few to clip ranges by what they show.
     """
     quantizers = tuple(
-        {
-            bits: tuple(affine_candidates(*ranges[a.tensor], bits, network.target.symmetric, uncertain))
-            for bits in ((FUSION_BITS,) if a.fusion else range(1, MAX_BITS + 1))
-        }
+        ActivationCandidates(
+            a,
+            {
+                bits: tuple(affine_candidates(*ranges[a.tensor], bits, network.target.symmetric, uncertain))
+                for bits in ((FUSION_BITS,) if a.fusion else range(1, MAX_BITS + 1))
+            },
+        )
         for a in network.activations
     )
     limit = integer_limit(network)
@@ -57,7 +60,9 @@ def make_candidates(
     found: dict[int, list[tuple[WeightCodes, ...]]] = {}
     for (k, _), several in zip(tasks, codes, strict=True):
         found.setdefault(k, []).append(tuple(several.values()))
-    weights = tuple(tuple(found[k]) for k in range(len(layers)))
-    return Candidates(widths, tuple(m.mean for m in moments), weights, quantizers)
+    weights = tuple(
+        LayerCandidates(layer, moments[k].mean, tuple(found[k])) for k, layer in enumerate(network.layers)
+    )
+    return Candidates(widths, weights, quantizers)
 
 

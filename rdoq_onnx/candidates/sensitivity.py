@@ -17,45 +17,27 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis.network import Network
-from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.candidates.blocks import in_parts
 from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.gradients.backward import Backward, Pass, declared_shapes, use_gradients
+from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.model.layers import Layer
-from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.system.progress import Advance
-from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.system.threads import Workers
 
 Float = NDArray[np.float64]
 
 
-def with_sensitivity(
-    moments: Sequence[Moments],
-    network: Network,
-    samples: Samples,
-    metric: Metric,
-    runtime: Runtime,
-    *,
-    batch: int,
-    seed: int,
-    workers: Workers,
-    advance: Advance,
-    around: onnx.ModelProto | None = None,
-) -> tuple[Moments, ...]:
-    """`moments` of the layers of `network` with F from one reverse pass over `samples`.
+def with_sensitivity(plan: ReversePlan, moments: Sequence[Moments], advance: Advance) -> tuple[Moments, ...]:
+    """`moments` of the layers of `plan.network` with F from one reverse pass; `advance(n)` after n samples more.
 
     Layers that have one position a sample, where F tells little that the covariance does not, keep theirs, and so do
-    layers whose outputs have no adjoint, or none that is finite. around: as for `taylor.first_order`.
+    layers whose outputs have no adjoint, or none that is finite.
     """
-    backward = Backward.of(network, samples, metric, runtime, batch, around)
-    sums = (_GraphSums if runtime.in_graph else _HostSums)(network.layers, moments, backward, runtime)
+    sums = (_GraphSums if plan.runtime.in_graph else _HostSums)(plan, moments, Backward.of(plan))
     count = 0
-    for number in sums.batches(samples, seed, workers):
+    for number in sums.batches():
         count += number
         advance(number)
     known = {k: f / count for k, f in sums.totals.items() if np.isfinite(f).all()}
@@ -65,8 +47,9 @@ def with_sensitivity(
 class _Sums(ABC):
     """Running sums of ∇ ∇ᵀ; totals: by the layer's index, [G·parts, B, B]."""
 
-    def __init__(self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward) -> None:
-        self._layers, self._moments, self._backward = layers, moments, backward
+    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward) -> None:
+        layers = plan.network.layers
+        self._plan, self._layers, self._moments, self._backward = plan, layers, moments, backward
         shapes = declared_shapes(backward.reverse.model.graph.output)
         self._kept = [
             k for k, layer in enumerate(layers)
@@ -75,7 +58,7 @@ class _Sums(ABC):
         self.totals: dict[int, Float] = {}
 
     @abstractmethod
-    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+    def batches(self) -> Iterator[int]:
         """Add all samples; gives the number of those in each batch."""
 
     def _add(self, index: int, found: NDArray[Any]) -> None:
@@ -85,14 +68,12 @@ class _Sums(ABC):
 class _HostSums(_Sums):
     """By numpy, from what a pass has brought to the host."""
 
-    def __init__(
-        self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward, runtime: Runtime
-    ) -> None:
-        super().__init__(layers, moments, backward.loaded(runtime))
+    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward) -> None:
+        super().__init__(plan, moments, backward.loaded(plan.runtime))
 
-    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
-        for done in self._backward.passes(samples, seed, exact=False):
-            workers.map(lambda k, done=done: self._add_layer(k, done), self._kept)  # type: ignore[misc]
+    def batches(self) -> Iterator[int]:
+        for done in self._backward.passes(self._plan.samples, self._plan.seed, exact=False):
+            self._plan.workers.map(lambda k, done=done: self._add_layer(k, done), self._kept)  # type: ignore[misc]
             yield done.count
             del done  # or two passes would be in memory while the next one runs
 
@@ -103,18 +84,16 @@ class _HostSums(_Sums):
 class _GraphSums(_Sums):
     """By nodes behind the reverse graph."""
 
-    def __init__(
-        self, layers: Sequence[Layer], moments: Sequence[Moments], backward: Backward, runtime: Runtime
-    ) -> None:
-        super().__init__(layers, moments, backward)
+    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward) -> None:
+        super().__init__(plan, moments, backward)
         graph = backward.sum_graph()
         for k in self._kept:
             mean, (parts, width, _) = moments[k].mean, moments[k].covariance.shape
-            graph.sensitivity(layers[k], backward.reverse.adjoints, mean, (parts, width))
-        self._backward = backward.loaded(runtime, graph.model())
+            graph.sensitivity(self._layers[k], backward.reverse.adjoints, mean, (parts, width))
+        self._backward = backward.loaded(plan.runtime, graph.model())
 
-    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
-        for count, rows in self._backward.sums(samples, seed, exact=False):
+    def batches(self) -> Iterator[int]:
+        for count, rows in self._backward.sums(self._plan.samples, self._plan.seed, exact=False):
             for k, found in zip(self._kept, next(rows), strict=True):
                 self._add(k, found)
             yield count

@@ -18,11 +18,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.candidates.candidates import Candidates
+from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
 from rdoq_onnx.curves.curves import Curves
-from rdoq_onnx.curves.measurement import Unheld
+from rdoq_onnx.curves.measurement import MeasuredActivation, MeasuredLayer, Unheld
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import Affine, WeightCodes
+from rdoq_onnx.model.layers import Activation, Layer, Use
+from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.observation.batching import Batching
 from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.observation.observe import Observation
@@ -34,14 +36,17 @@ from rdoq_onnx.system.progress import Advance, Progress, Unfinished
 from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
-VERSION = 4
+VERSION = 5
 _SHARE = 20  # parts of the time of which writing what is unfinished may take one
 _PAUSE = 10.0  # seconds between two of these writes, at least
 
 # What a file can hold; the names of these classes and of their fields are its format: a rename raises VERSION.
 CLASSES = {
     c.__name__: c
-    for c in (Affine, Batching, Candidates, Curves, Distortions, Metric, Observation, Tail, Tails, Unheld, WeightCodes)
+    for c in (
+        *(Activation, ActivationCandidates, Affine, Batching, Candidates, Curves, Distortions, Layer, LayerCandidates),
+        *(Linear, MeasuredActivation, MeasuredLayer, Metric, Observation, Tail, Tails, Unheld, Use, WeightCodes),
+    )
 }
 
 T = TypeVar("T")

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from rdoq_onnx.analysis.network import Network, layer_names
 from rdoq_onnx.analysis.patterns import as_pattern, channel_range, matches
 from rdoq_onnx.analysis.skips import Skip
-from rdoq_onnx.candidates.candidates import Candidates, widest
+from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
-from rdoq_onnx.curves.measurement import Tables, Unheld
+from rdoq_onnx.curves.measurement import Unheld
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.model.codes import Affine, WeightCodes
+from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.model.graph import Graph, behind_clamp
 from rdoq_onnx.model.layers import Activation, Layer
 from rdoq_onnx.probing.distortions import Distortions
@@ -42,22 +42,23 @@ def doubtful(network: Network, measured: Distortions, power: float) -> list[int]
 
 
 def checked(
-    network: Network, candidates: Candidates, coarse: Tables, measured: Distortions, doubts: Sequence[int],
-    prober: Prober, advance: Advance,
+    candidates: Candidates, measured: Distortions, doubts: Mapping[int, Sequence[Affine]], prober: Prober,
+    advance: Advance,
 ) -> tuple[Candidates, Distortions]:  # fmt: skip
     """`candidates` and `measured` with exact values of the activations `doubts`; `advance(1)` after each.
 
-    For those the best quantizer of each width is kept, and at full width all that there are; coarse: the whole range of
-    clips, before it was refined around the first order's best.
+    For those the best quantizer of each width is kept, and at full width all that there are: doubts holds, by the
+    activation's index, the whole range of clips, before it was refined around the first order's best.
     """
     tables, values = list(candidates.activations), list(measured.activations)
-    for k in doubts:
-        full = max(tables[k])
+    for k, clips in doubts.items():
+        table = tables[k].table
         tried: dict[int, tuple[Affine, ...]] = {
-            b: (several[int(np.argmin(values[k][b]))],) for b, several in tables[k].items()
+            b: (several[int(np.argmin(values[k][b]))],) for b, several in table.items()
         }
-        tried[full] = tuple(dict.fromkeys([*tables[k][full], *coarse[k][full]]))
-        tables[k], values[k] = tried, exact_activation(prober, network.activations[k], tried)
+        tried[max(table)] = tuple(dict.fromkeys([*table[max(table)], *clips]))
+        tables[k] = replace(tables[k], table=tried)
+        values[k] = exact_activation(prober, tables[k])
         advance(1)
     return replace(candidates, activations=tuple(tables)), replace(measured, activations=tuple(values))
 
@@ -73,10 +74,8 @@ def unheld(network: Network, candidates: Candidates, measured: Distortions, conf
         for a, values in zip(network.activations, measured.activations, strict=True)
     }
     layers = {
-        layer.name: (_share(layer, variants, mean, found, prober), layer_names(layer))
-        for layer, variants, mean, found in zip(
-            network.layers, candidates.weights, candidates.means, measured.weights, strict=True
-        )
+        each.layer.name: (_share(each, found, prober), layer_names(each.layer))
+        for each, found in zip(candidates.layers, measured.weights, strict=True)
         if candidates.widths[-1] == widest(network)
     }
     found = Unheld(*(_worst(shares, pinned) for shares in (activations, layers)))
@@ -109,17 +108,15 @@ def in_float(network: Network, left: Unheld) -> Network:
     return replace(network, layers=layers, activations=tuple(kept), skipped=(*network.skipped, *skips))
 
 
-def _share(
-    layer: Layer, variants: Sequence[Sequence[WeightCodes]], mean: NDArray[np.float64], found: NDArray[np.float64],
-    prober: Prober,
-) -> float:  # fmt: skip
-    """δ of all weights of `layer` at full width over the signal's power; exact where the first order is large."""
+def _share(candidates: LayerCandidates, found: NDArray[np.float64], prober: Prober) -> float:
+    """δ of all weights of a layer at full width over the signal's power; exact where the first order is large."""
     sums = found[:, :, -1].sum(axis=1)
     best = int(sums.argmin())
     share = float(sums[best]) / prober.metric.power
     if share <= _DOUBTFUL:
         return share
-    return float(prober.whole_layer(layer, [variants[best][-1]], mean)[0]) / prober.metric.power
+    whole = prober.whole_layer(candidates.layer, [candidates.variants[best][-1]], candidates.mean)
+    return float(whole[0]) / prober.metric.power
 
 
 def _worst(shares: Mapping[str, tuple[float, tuple[str, ...]]], pinned: Sequence[str]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Samples in, curves out: candidates at every width, and what each would do to the network's output."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,18 @@ import onnx
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.calibration.split import split
+from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.anchoring import tied
+from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.checkpoint import Binding, Steps, Store
 from rdoq_onnx.curves.float_fallback import in_float, unheld
 from rdoq_onnx.curves.measurement import Measurement, Unheld, aimed_at, curves_of
-from rdoq_onnx.curves.select import choose
+from rdoq_onnx.curves.select import Measured, select
 from rdoq_onnx.curves.steps import Bench
-from rdoq_onnx.gradients.backward import draws
+from rdoq_onnx.gradients.plan import draws
 from rdoq_onnx.observation.equalization import equalize, exponent_for
 from rdoq_onnx.observation.measured_outputs import targets
 from rdoq_onnx.observation.observe import observe
-from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
@@ -35,42 +34,39 @@ def regime(config: Config) -> str:
 
 
 def measure_network(
-    network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress, store: Store | None = None
+    network: Network, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps
 ) -> Measurement:
-    """Observe the float network, make all candidates, measure all curves. What `store` has is not done again.
+    """Observe the float network, make all candidates, measure all curves. What `steps` has kept is not done again.
 
     Rounding is fitted to one part of the samples and measured on the other: curves of the samples that made the
     rounding would promise too much.
     """
     if not network.layers:
-        return _unsearched(network, samples, runtime)
-    keep = Steps(store or Store(), progress, regime(config))
-    fitting, _ = split(samples, config.seed)
+        return _unsearched(network, split.seen, runtime)
     with workers(config.threads) as pool:
-        source, plain = network.model, network
-        evened = keep.step("equalize", 1, lambda _: equalize(plain, config, fitting.some(EQUALIZING), runtime).model)
+        source, plain, few = network.model, network, split.fitting.some(EQUALIZING)
+        evened = steps.step("equalize", 1, lambda _: equalize(plain, config, few, runtime).model)
         network = analyse(evened, config)
         aimed = aimed_at(network, targets(network.model))
-        observation = keep.step("observe", 1, lambda _: observe(aimed, samples, runtime))
-        bench = Bench(aimed, config, samples, observation, runtime, pool, keep)
+        observation = steps.step("observe", 1, lambda _: observe(aimed, split.seen, runtime))
+        bench = Bench(aimed, config, split, observation, runtime, pool, steps)
         candidates = bench.candidates()
         if config.measure == "probe":
             measured = bench.exact(candidates)
         else:
-            coarse = candidates.activations
-            candidates = replace(candidates, activations=bench.clipped(candidates))
+            coarse, candidates = candidates, bench.clipped(candidates)
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
         lost = unheld(aimed, candidates, measured, config, bench.check())
-    seen = draws(len(split(samples, config.seed)[1]), observation.metric.elements)
-    return choose(source, network, observation, candidates, measured, lost, seen)
+    count = draws(len(split.measuring), observation.metric.elements)
+    return select(source, network, observation, Measured(candidates, measured, count), lost)
 
 
 def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
     """No curves: all that is quantized of `network` is outside the search."""
     observation = observe(aimed_at(network, targets(network.model)), samples, runtime)
     curves = curves_of(network, observation, (), [], [])
-    return Measurement(network.model, network, observation, (), (), (), (), curves, Unheld({}, {}), {})
+    return Measurement(network.model, network, observation, (), (), curves, Unheld({}, {}), {})
 
 
 def stored_fields(measurement: Measurement) -> dict[str, Any]:
@@ -86,30 +82,22 @@ def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config)
     return Measurement(source=source, network=network, **rest)
 
 
-def store_for(
-    model: onnx.ModelProto, samples: Samples, seen: Samples, config: Config, curves: str | Path | None
-) -> Store:
-    """What was measured of the normalized `model` on `seen`, in the file `curves` if there is one.
-
-    seen: `samples` but for those that the settings' seed holds out, if any.
-    """
+def store_for(model: onnx.ModelProto, samples: Samples, seen: int, config: Config, curves: str | Path | None) -> Store:
+    """What was measured of the normalized `model` on `seen` of the `samples`, in the file `curves` if there is one."""
     if curves is None:
         return Store()
-    data = f"{samples.digest}, {len(seen)} of {len(samples)}"
+    data = f"{samples.digest}, {seen} of {len(samples)}"
     return Store.open(curves, Binding.of(model, data, config.measuring()))
 
 
-def measured(
-    network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress, store: Store
-) -> Measurement:
-    """The curves of `network`, tied to exact measurements where the effort allows; those of `store` if it has them."""
-    steps = Steps(store, progress, regime(config))
-    known = steps.get("measurement")
-    if known is not None:
-        progress.note("curves: measured before")
-        return restored(known, network.model, config)
-    measurement = measure_network(network, config, samples, runtime, progress, store)
+def measure(network: Network, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> Measurement:
+    """The curves of `network`, anchored to exact runs where the effort allows; kept by `steps`."""
+    kept = steps.get("measurement")
+    if kept is not None:
+        steps.progress.note("curves: measured before")
+        return restored(kept, network.model, config)
+    measurement = measure_network(network, config, split, runtime, steps)
     if network.layers:
-        measurement = tied(measurement, config, samples, runtime, steps)
+        measurement = anchored(measurement, config, split, runtime, steps)
     steps.finish("measurement", stored_fields(measurement))
     return measurement

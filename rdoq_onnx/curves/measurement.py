@@ -12,11 +12,11 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.model.codes import Affine, WeightCodes
-from rdoq_onnx.model.layers import Activation
+from rdoq_onnx.model.layers import Activation, Layer
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.observe import Observation
 
-Tables = tuple[Mapping[int, tuple[Affine, ...]], ...]
+Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,33 @@ class Unheld:
 
 
 @dataclass(frozen=True)
+class MeasuredLayer:
+    """The best candidates of one layer.
+
+    codes: its channels at each width offered. mean: the mean input [G, K] that its bias is corrected for. offset: what
+    is added to its outputs besides, or None.
+    """
+
+    layer: Layer
+    codes: Mapping[int, WeightCodes]
+    mean: Float
+    offset: Float | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredActivation:
+    """An activation's quantizer at each width, with the clipping of least distortion."""
+
+    activation: Activation
+    quantizers: Mapping[int, Affine]
+
+
+@dataclass(frozen=True)
 class Measurement:
     """The curves of a network, and the candidates that they describe.
 
     source: the normalized model. network: the same with channel ranges evened out, and what there is to quantize in it.
-    codes: for each layer, its channels at each width offered. means: for each layer, the mean input [G, K] that its
-        bias is corrected for. offsets: for each layer, what is added to its outputs besides, or None.
-    quantizers: each activation's quantizer at each width, with the clipping of least distortion.
+    layers, activations: the best candidates of those of `network`, in its order.
     curves: a row for each channel of each layer, in order, then one for each activation; columns are 0 to 8 bits.
     unheld: what no quantizer of full width holds, and stays in float.
     probed: tensors that could not be differentiated and were measured exactly instead, with the reason.
@@ -43,10 +63,8 @@ class Measurement:
     source: onnx.ModelProto
     network: Network
     observation: Observation
-    codes: tuple[Mapping[int, WeightCodes], ...]
-    means: tuple[NDArray[np.float64], ...]
-    offsets: tuple[NDArray[np.float64] | None, ...]
-    quantizers: tuple[Mapping[int, Affine], ...]
+    layers: tuple[MeasuredLayer, ...]
+    activations: tuple[MeasuredActivation, ...]
     curves: Curves
     unheld: Unheld
     probed: Mapping[str, str]

@@ -9,7 +9,7 @@ is corrected by -ΔW·E[x], so what is left of the perturbation is ΔW(x - E[x])
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,71 +17,53 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network
-from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.candidates.candidates import Candidates
+from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates
 from rdoq_onnx.curves.quantizer_sums import rounding_sums
 from rdoq_onnx.gradients.backward import Backward, Pass, weight_gradients
-from rdoq_onnx.model.codes import Affine, WeightCodes
-from rdoq_onnx.model.layers import Layer
-from rdoq_onnx.observation.distortion import Metric
+from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.system.progress import Advance, Unfinished
-from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.system.threads import Workers
 
 Array = NDArray[Any]
 
 
 def first_order(
-    network: Network,
-    candidates: Candidates,
-    samples: Samples,
-    metric: Metric,
-    runtime: Runtime,
-    *,
-    batch: int,
-    seed: int,
-    workers: Workers,
-    advance: Advance,
-    around: onnx.ModelProto | None = None,
-    unfinished: Unfinished | None = None,
+    plan: ReversePlan, candidates: Candidates, advance: Advance, unfinished: Unfinished | None = None
 ) -> Distortions:
-    """Measure all curves of `network` over `samples`, `batch` of them at a time; `advance(n)` is told of n done.
+    """Measure the curves of all `candidates`, those of `plan.network`; `advance(n)` after n samples more.
 
-    around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default. unfinished:
-        sums of an earlier run, which goes on from there.
+    unfinished: sums of an earlier run, which goes on from there.
     """
-    backward, unfinished = Backward.of(network, samples, metric, runtime, batch, around), unfinished or Unfinished()
-    sums = (_GraphSums if runtime.in_graph else _HostSums)(network, candidates, backward, runtime)
+    backward, unfinished = Backward.of(plan), unfinished or Unfinished()
+    sums = (_GraphSums if plan.runtime.in_graph else _HostSums)(plan, candidates, backward)
     sums.restore(unfinished.get())
     if sums.samples:
         advance(sums.samples)
-    for count in sums.batches(samples, seed, workers):
+    for count in sums.batches():
         unfinished.put(sums.state())
         advance(count)
-    return sums.result(metric.elements)
+    return sums.result()
 
 
 class _Sums(ABC):
     """Running sums of ⟨g, Δ⟩² over samples."""
 
-    def __init__(self, network: Network, candidates: Candidates, backward: Backward) -> None:
-        self._network, self._candidates, self._backward = network, candidates, backward
+    def __init__(self, plan: ReversePlan, candidates: Candidates, backward: Backward) -> None:
+        network = plan.network
+        self._plan, self._candidates, self._backward = plan, candidates, backward
         self._reverse = backward.reverse
         lost = backward.reverse.missing
         sites = {**{u.output: u.output for layer in network.layers for u in layer.uses}, **network.sites}
         self._missing = {tensor: lost[site] for tensor, site in sites.items() if site in lost}
         self.samples = 0
         self._layers = [
-            _LayerSums(layer, network.rows(layer), codes, mean)
-            for layer, codes, mean in zip(network.layers, candidates.weights, candidates.means, strict=True)
-            if not backward.lost(layer)
+            _LayerSums(each, network.rows(each.layer)) for each in candidates.layers if not backward.lost(each.layer)
         ]
-        self._activations = [{b: np.zeros(len(q)) for b, q in table.items()} for table in candidates.activations]
+        self._activations = [{b: np.zeros(len(q)) for b, q in a.table.items()} for a in candidates.activations]
         self._known = [k for k, a in enumerate(network.activations) if a.tensor not in self._missing]
 
     @abstractmethod
-    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
+    def batches(self) -> Iterator[int]:
         """Add the samples that are not there yet; gives the number of those in each batch."""
 
     def state(self) -> dict[str, Any]:
@@ -103,16 +85,16 @@ class _Sums(ABC):
         for bits, part in zip(table, parts, strict=True):
             table[bits] += part
 
-    def result(self, elements: int) -> Distortions:
-        share = 1.0 / (max(self.samples, 1) * elements)
+    def result(self) -> Distortions:
+        share = 1.0 / (max(self.samples, 1) * self._plan.metric.elements)
         measured = {id(sums.layer): sums.total * share for sums in self._layers}
         weights = tuple(
-            measured.get(id(layer), np.full((len(codes), layer.linear.channels, len(codes[0])), np.nan))
-            for layer, codes in zip(self._network.layers, self._candidates.weights, strict=True)
+            measured.get(id(x.layer), np.full((len(x.variants), x.layer.linear.channels, len(x.variants[0])), np.nan))
+            for x in self._candidates.layers
         )
         activations = tuple(
-            {b: v * (np.nan if a.tensor in self._missing else share) for b, v in sums.items()}
-            for a, sums in zip(self._network.activations, self._activations, strict=True)
+            {b: v * (np.nan if a.activation.tensor in self._missing else share) for b, v in sums.items()}
+            for a, sums in zip(self._candidates.activations, self._activations, strict=True)
         )
         return Distortions(weights, activations, self._missing)
 
@@ -120,12 +102,12 @@ class _Sums(ABC):
 class _HostSums(_Sums):
     """By numpy, from what a pass has brought to the host."""
 
-    def __init__(self, network: Network, candidates: Candidates, backward: Backward, runtime: Runtime) -> None:
-        super().__init__(network, candidates, backward.loaded(runtime))
+    def __init__(self, plan: ReversePlan, candidates: Candidates, backward: Backward) -> None:
+        super().__init__(plan, candidates, backward.loaded(plan.runtime))
 
-    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
-        adjoints = self._reverse.adjoints
-        for done in self._backward.passes(samples, seed, first=self.samples):
+    def batches(self) -> Iterator[int]:
+        adjoints, workers = self._reverse.adjoints, self._plan.workers
+        for done in self._backward.passes(self._plan.samples, self._plan.seed, first=self.samples):
             workers.map(lambda sums, done=done: sums.add(sums.products(done, adjoints)), self._layers)  # type: ignore[misc]
             workers.map(lambda k, done=done: self._add_activation(k, self._rounding(k, done)), self._known)  # type: ignore[misc]
             self.samples += done.count
@@ -134,11 +116,12 @@ class _HostSums(_Sums):
 
     def _rounding(self, index: int, done: Pass) -> NDArray[np.float64]:
         """Σ ⟨g, Q(a) - a⟩² for each quantizer of an activation."""
-        tensor = self._network.sites[self._network.activations[index].tensor]
+        network = self._plan.network
+        tensor = network.sites[network.activations[index].tensor]
         values = done.rows[0][tensor].reshape(done.batch, -1)[: done.count]
         name = self._reverse.adjoints[tensor]
         g = np.stack([row[name].reshape(done.batch, -1)[: done.count] for row in done.rows], axis=1)
-        return rounding_sums(values, g, _flat(self._candidates.activations[index]))
+        return rounding_sums(values, g, self._candidates.activations[index].flat)
 
 
 class _GraphSums(_Sums):
@@ -147,13 +130,14 @@ class _GraphSums(_Sums):
     Several v take a run each, which makes the tensors of the forward pass anew.
     """
 
-    def __init__(self, network: Network, candidates: Candidates, backward: Backward, runtime: Runtime) -> None:
-        model, changes = _sum_graph(network, candidates, backward)
-        super().__init__(network, candidates, backward.loaded(runtime, model))
-        self._changes = {name: runtime.tensor(s.changes) for name, s in zip(changes, self._layers, strict=False)}
+    def __init__(self, plan: ReversePlan, candidates: Candidates, backward: Backward) -> None:
+        model, changes = _sum_graph(plan.network, candidates, backward)
+        super().__init__(plan, candidates, backward.loaded(plan.runtime, model))
+        self._changes = {name: plan.runtime.tensor(s.changes) for name, s in zip(changes, self._layers, strict=False)}
 
-    def batches(self, samples: Samples, seed: int, workers: Workers) -> Iterator[int]:
-        for count, rows in self._backward.sums(samples, seed, first=self.samples, fixed=self._changes):
+    def batches(self) -> Iterator[int]:
+        plan = self._plan
+        for count, rows in self._backward.sums(plan.samples, plan.seed, first=self.samples, fixed=self._changes):
             for found in rows:
                 for sums, squares in zip(self._layers, found, strict=False):
                     sums.add(squares[:, 0])
@@ -167,19 +151,15 @@ def _sum_graph(network: Network, candidates: Candidates, backward: Backward) -> 
     """The reverse graph with all sums, and the inputs that take each layer's ΔW."""
     reverse, graph = backward.reverse, backward.sum_graph()
     changes = [
-        graph.curve(layer, reverse.adjoints, mean, len(codes) * len(codes[0]))
-        for layer, codes, mean in zip(network.layers, candidates.weights, candidates.means, strict=True)
-        if not backward.lost(layer)
+        graph.curve(x.layer, reverse.adjoints, x.mean, len(x.variants) * len(x.variants[0]))
+        for x in candidates.layers
+        if not backward.lost(x.layer)
     ]
-    for activation, table in zip(network.activations, candidates.activations, strict=True):
-        site = network.sites[activation.tensor]
+    for each in candidates.activations:
+        site = network.sites[each.activation.tensor]
         if site not in reverse.missing:
-            graph.rounding(site, reverse.adjoints[site], _flat(table))
+            graph.rounding(site, reverse.adjoints[site], each.flat)
     return graph.model(), changes
-
-
-def _flat(table: Mapping[int, Sequence[Affine]]) -> list[Affine]:
-    return [q for several in table.values() for q in several]
 
 
 class _LayerSums:
@@ -188,13 +168,12 @@ class _LayerSums:
     changes: ΔW of each unit, [units, weights of a unit, variants·widths].
     """
 
-    def __init__(
-        self, layer: Layer, rows: NDArray[np.float32], codes: Sequence[Sequence[WeightCodes]], mean: NDArray[np.float64]
-    ) -> None:
-        self.layer, self.mean = layer, mean.astype(np.float32)
-        deltas = [code.values - rows for variant in codes for code in variant]
+    def __init__(self, candidates: LayerCandidates, rows: NDArray[np.float32]) -> None:
+        layer, variants = candidates.layer, candidates.variants
+        self.layer, self.mean = layer, candidates.mean.astype(np.float32)
+        deltas = [code.values - rows for variant in variants for code in variant]
         self.changes = np.ascontiguousarray(np.stack(deltas, axis=-1).astype(np.float32))
-        self._shape = len(codes), layer.linear.channels, len(codes[0])
+        self._shape = len(variants), layer.linear.channels, len(variants[0])
         self.total = np.zeros(self._shape)
 
     def products(self, done: Pass, adjoints: Mapping[str, str]) -> NDArray[np.float64]:

@@ -67,7 +67,7 @@ def emit_model(
     return Emission(model, storage, removal.outputs if removal else {}, removal.kept if removal else {})
 
 
-def settings(config: Config, samples: Samples) -> dict[str, Any]:
+def recorded_settings(config: Config, samples: Samples) -> dict[str, Any]:
     """What a reader of the file needs to make it again."""
     # By content: the same samples from another path, or from memory, make the same file.
     source = samples.source if samples.source == "synthetic" else f"sha256:{samples.digest}"

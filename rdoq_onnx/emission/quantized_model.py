@@ -18,12 +18,11 @@ def chosen_weights(allocation: Allocation) -> list[tuple[Layer, WeightCodes, NDA
     """Each layer with its codes as allocated, and what its bias takes up."""
     measurement = allocation.measurement
     result = []
-    parts = zip(measurement.codes, allocation.layer_bits, measurement.means, measurement.offsets, strict=True)
-    for layer, (codes, bits, mean, offset) in zip(measurement.network.layers, parts, strict=True):
-        chosen = mixed(codes, bits)
-        change = chosen.values - measurement.network.rows(layer)
-        shift = bias_shift(layer, change, mean)
-        result.append((layer, chosen, shift if offset is None else shift + offset))
+    for each, bits in zip(measurement.layers, allocation.layer_bits, strict=True):
+        chosen = mixed(each.codes, bits)
+        change = chosen.values - measurement.network.rows(each.layer)
+        shift = bias_shift(each.layer, change, each.mean)
+        result.append((each.layer, chosen, shift if each.offset is None else shift + each.offset))
     return result
 
 
@@ -55,10 +54,8 @@ def quantized_model(allocation: Allocation) -> onnx.ModelProto:
         for layer, codes, shift in chosen_weights(allocation)
     ]
     quantizers = [
-        (activation, table[bits])
-        for activation, table, bits in zip(
-            network.activations, measurement.quantizers, allocation.activation_bits, strict=True
-        )
+        (each.activation, each.quantizers[bits])
+        for each, bits in zip(measurement.activations, allocation.activation_bits, strict=True)
     ]
     target = network.target
     step = InsertQDQ(weights, quantizers, target.integer_biases, target.folds)

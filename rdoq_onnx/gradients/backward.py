@@ -16,32 +16,14 @@ from onnx import ValueInfoProto
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import ModelError, ShortageError
+from rdoq_onnx.gradients.plan import EXACT_ROWS, ReversePlan, rounds
 from rdoq_onnx.gradients.reverse import Reverse, reverse_model
 from rdoq_onnx.gradients.sum_graph import SumGraph
 from rdoq_onnx.model.layers import Layer, Use
 from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.system.runtime import BoundFeeds, Runtime, Session
 
-EXACT_ROWS = 16
-LEAST_DRAWS = 32  # of v: fewer samples are gone over again, or the best of many quantizers would be the luckiest
-
 Array = NDArray[Any]
-
-
-def rows_of(elements: int) -> int:
-    """The number of v that are gone through for each sample of an output of `elements` elements."""
-    return elements if elements <= EXACT_ROWS else 1
-
-
-def rounds(samples: int) -> int:
-    """How often random v are drawn for each of `samples` samples."""
-    return -(-LEAST_DRAWS // samples)
-
-
-def draws(samples: int, elements: int) -> int:
-    """How many values of ⟨g, Δ⟩² a curve is the mean of."""
-    rows = rows_of(elements)
-    return samples * (rows if rows > 1 else rounds(samples))
 
 
 @dataclass(frozen=True)
@@ -72,26 +54,16 @@ class Backward:
     batch: int
 
     @classmethod
-    def of(
-        cls,
-        network: Network,
-        samples: Samples,
-        metric: Metric,
-        runtime: Runtime,
-        batch: int,
-        around: onnx.ModelProto | None = None,
-    ) -> "Backward":
-        """Not loaded yet.
-
-        around: the model whose Jacobian is taken, with the tensors of `network.model`, which it is by default.
-        """
-        _, feeds = next(full_batches(samples, batch))
+    def of(cls, plan: ReversePlan) -> "Backward":
+        """Not loaded yet."""
+        _, feeds = next(full_batches(plan.samples, plan.batch))
+        network, outputs = plan.network, plan.metric.outputs
         data = [u.data for layer in network.layers for u in layer.uses]
         tensors = list(dict.fromkeys([*data, *network.sites.values()]))
         reverse = reverse_graph(
-            around or network.model, feeds, runtime, at=perturbed(network), outputs=metric.outputs, fetch=tensors
+            plan.differentiated, feeds, plan.runtime, at=perturbed(network), outputs=outputs, fetch=tensors
         )
-        return cls(reverse, None, metric, batch)
+        return cls(reverse, None, plan.metric, plan.batch)
 
     def loaded(self, runtime: Runtime, model: onnx.ModelProto | None = None) -> "Backward":
         """The same with a session of `model`, which was made of the reverse graph and is that graph by default.

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.errors import ShortageError
-from rdoq_onnx.gradients.backward import rows_of
+from rdoq_onnx.gradients.plan import rows_of
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.system.runtime import Runtime
 

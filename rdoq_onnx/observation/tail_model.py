@@ -74,17 +74,18 @@ class Tails:
 
 
 def with_unseen(
-    tensors: Sequence[str],
-    tables: Sequence[Mapping[int, Sequence[Affine]]],
+    tables: Mapping[str, Mapping[int, Sequence[Affine]]],
     found: Sequence[Mapping[int, NDArray[np.float64]]],
     tails: Mapping[str, Tails],
 ) -> tuple[Mapping[int, NDArray[np.float64]], ...]:
     """δ of each activation, width and quantizer, `found` on samples, with what they have not shown.
 
+    tables: the quantizers of each activation by its tensor, in the order of `found`.
+
     δ of a unit of squared error is read off from the finest quantizer's, whose error is a twelfth of its step squared.
     """
     result: list[Mapping[int, NDArray[np.float64]]] = []
-    for tensor, table, values in zip(tensors, tables, found, strict=True):
+    for (tensor, table), values in zip(tables.items(), found, strict=True):
         known, bits = tails.get(tensor), max(table)
         if known is None:
             result.append(values)

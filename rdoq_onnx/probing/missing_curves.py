@@ -15,10 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis.network import Network
-from rdoq_onnx.candidates.candidates import Candidates
-from rdoq_onnx.model.codes import WeightCodes
-from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.probing.probe import Prober, exact_activation, exact_layer
 from rdoq_onnx.system.progress import Advance
@@ -30,25 +27,24 @@ _WIDTH = 4  # b₀, or what is nearest to it of the widths there are
 Float = NDArray[np.float64]
 
 
-def lost_parts(measured: Distortions, network: Network) -> tuple[list[int], list[int]]:
+def lost_parts(measured: Distortions, candidates: Candidates) -> tuple[list[int], list[int]]:
     """Indices of the layers, and of the activations, whose curves `measured` misses."""
     lost = measured.missing
-    layers = [k for k, layer in enumerate(network.layers) if any(u.output in lost for u in layer.uses)]
-    return layers, [k for k, a in enumerate(network.activations) if a.tensor in lost]
+    layers = [k for k, each in enumerate(candidates.layers) if any(u.output in lost for u in each.layer.uses)]
+    return layers, [k for k, each in enumerate(candidates.activations) if each.activation.tensor in lost]
 
 
 def complete(
-    measured: Distortions, network: Network, candidates: Candidates, prober: Prober, each: int, advance: Advance,
-    work: int = _WORK,
-) -> Distortions:  # fmt: skip
+    measured: Distortions, candidates: Candidates, prober: Prober, each: int, advance: Advance, work: int = _WORK
+) -> Distortions:
     """`measured` with the curves that it misses; `advance(1)` after each layer and activation of `lost_parts`.
 
     each: elements that a run of one sample computes, of all tensors. work: how many all runs may compute.
     """
-    layers, activations = lost_parts(measured, network)
+    layers, activations = lost_parts(measured, candidates)
     weights, values = list(measured.weights), list(measured.activations)
-    channels = sum(network.layers[k].linear.channels for k in layers)
-    quantizers = sum(len(several) for k in activations for several in candidates.activations[k].values())
+    channels = sum(candidates.layers[k].layer.linear.channels for k in layers)
+    quantizers = sum(len(candidates.activations[k].flat) for k in activations)
     count, affordable = len(prober.samples), work // each
     all_fit = (sum(weights[k].size for k in layers) + quantizers) * count <= affordable
 
@@ -58,27 +54,22 @@ def complete(
     few = affordable // max(channels, 1)
     alone = on(few) if few else None
     for k in layers:
-        layer, variants, mean = network.layers[k], candidates.weights[k], candidates.means[k]
-        weights[k] = (
-            exact_layer(prober, layer, variants, mean) if all_fit
-            else _scaled(layer, variants, mean, candidates.widths, prober, alone)
-        )  # fmt: skip
+        layer = candidates.layers[k]
+        weights[k] = exact_layer(prober, layer) if all_fit else _scaled(layer, candidates.widths, prober, alone)
         advance(1)
     some = prober if all_fit else on(max(_LEAST, affordable // max(quantizers, 1)))
     for k in activations:
-        values[k] = exact_activation(some, network.activations[k], candidates.activations[k])
+        values[k] = exact_activation(some, candidates.activations[k])
         advance(1)
     return replace(measured, weights=tuple(weights), activations=tuple(values))
 
 
-def _scaled(
-    layer: Layer, variants: Sequence[Sequence[WeightCodes]], mean: Float, widths: Sequence[int], prober: Prober,
-    alone: Prober | None,
-) -> Float:  # fmt: skip
+def _scaled(candidates: LayerCandidates, widths: Sequence[int], prober: Prober, alone: Prober | None) -> Float:
     """δ from the power of Δz, [variants, units, widths].
 
     alone: measures each channel by itself, at one width; None where the layer is measured as a whole.
     """
+    layer, variants, mean = candidates.layer, candidates.variants, candidates.mean
     known = [variants[0][int(np.argmin(np.abs(np.asarray(widths) - _WIDTH)))]]
     if alone is None:
         gain = prober.whole_layer(layer, known, mean) / np.maximum(prober.powers(layer, known, mean).sum(), 1e-300)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.candidates.candidates import Candidates
+from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
 from rdoq_onnx.model.codes import Affine, WeightCodes
 from rdoq_onnx.model.layers import Activation, Layer, Use
 from rdoq_onnx.observation.batching import Batching
@@ -163,14 +163,9 @@ class Prober:
 
 
 def exact(
-    network: Network,
-    candidates: Candidates,
-    prober: Prober,
-    *,
-    advance: Advance,
-    unfinished: Unfinished | None = None,
+    candidates: Candidates, prober: Prober, advance: Advance, unfinished: Unfinished | None = None
 ) -> Distortions:
-    """Measure all curves of `network` exactly; `advance(1)` after each layer and activation.
+    """Measure the curves of all `candidates` exactly; `advance(1)` after each layer and activation.
 
     unfinished: curves that an earlier run has measured, which are not measured again.
     """
@@ -184,29 +179,24 @@ def exact(
 
     if weights:
         advance(len(weights) + len(activations))
-    layers = list(zip(network.layers, candidates.weights, candidates.means, strict=True))
-    for layer, variants, mean in layers[len(weights) :]:
-        weights.append(exact_layer(prober, layer, variants, mean))
+    for layer in candidates.layers[len(weights) :]:
+        weights.append(exact_layer(prober, layer))
         done()
-    tables = list(zip(network.activations, candidates.activations, strict=True))
-    for activation, table in tables[len(activations) :]:
-        activations.append(exact_activation(prober, activation, table))
+    for activation in candidates.activations[len(activations) :]:
+        activations.append(exact_activation(prober, activation))
         done()
     return Distortions(tuple(weights), tuple(activations), {})
 
 
-def exact_layer(
-    prober: Prober, layer: Layer, variants: Sequence[Sequence[WeightCodes]], mean: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """δ of each channel of `layer` for each variant of rounding, [variants, units, widths]."""
-    return np.stack([prober.layer(layer, codes, mean) for codes in variants])
+def exact_layer(prober: Prober, candidates: LayerCandidates) -> NDArray[np.float64]:
+    """δ of each channel for each variant of rounding, [variants, units, widths]."""
+    return np.stack([prober.layer(candidates.layer, codes, candidates.mean) for codes in candidates.variants])
 
 
-def exact_activation(
-    prober: Prober, activation: Activation, table: Mapping[int, tuple[Affine, ...]]
-) -> dict[int, NDArray[np.float64]]:
-    """δ of `activation` under each quantizer of each width."""
-    flat = prober.activation(activation, [q for several in table.values() for q in several])
+def exact_activation(prober: Prober, candidates: ActivationCandidates) -> dict[int, NDArray[np.float64]]:
+    """δ of the activation under each quantizer of each width."""
+    table = candidates.table
+    flat = prober.activation(candidates.activation, candidates.flat)
     parts = np.split(flat, np.cumsum([len(several) for several in table.values()])[:-1])
     return dict(zip(table, parts, strict=True))
 

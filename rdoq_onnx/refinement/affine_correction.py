@@ -78,7 +78,7 @@ def refitted(
     weights, counts = chosen_weights(allocation), [count for count, _ in batches]
     made = {n.name: n.output[0] for n in emitted.graph.node}
     ends = {made[layer.uses[0].node]: k for k, layer in layers}
-    codes, offsets = list(measurement.codes), list(measurement.offsets)
+    measured = list(measurement.layers)
     for stop, values in staged(emitted, list(ends), [feeds for _, feeds in batches], runtime):
         k = ends[stop]
         layer, _, shift = weights[k]
@@ -87,12 +87,18 @@ def refitted(
         found = workers.map(partial(_rows, layer.linear, positions), values, counts)
         z = np.concatenate(found, axis=1) + added[:, None].astype(np.float32)
         gain, rest = _lines(targets[layer.name], z, workers)
-        codes[k] = {b: WeightCodes(c.integers, stored(c.scales * gain).astype(np.float32)) for b, c in codes[k].items()}
+        scaled = {b: _scaled(code, gain) for b, code in measured[k].codes.items()}
         bias, weight = _constants(network, layer)
-        change = mixed(codes[k], allocation.layer_bits[k]).values - layer.linear.rows(weight)
-        offsets[k] = gain * (bias + shift) + rest - bias - bias_shift(layer, change, measurement.means[k])
+        change = mixed(scaled, allocation.layer_bits[k]).values - layer.linear.rows(weight)
+        offset = gain * (bias + shift) + rest - bias - bias_shift(layer, change, measured[k].mean)
+        measured[k] = replace(measured[k], codes=scaled, offset=offset)
         values[:] = workers.map(partial(_moved, layer.linear, gain, gain * added + rest - added), values, counts)
-    return replace(allocation, measurement=replace(measurement, codes=tuple(codes), offsets=tuple(offsets)))
+    return replace(allocation, measurement=replace(measurement, layers=tuple(measured)))
+
+
+def _scaled(code: WeightCodes, gain: Float) -> WeightCodes:
+    """`code` with the scale of each channel times `gain`."""
+    return WeightCodes(code.integers, stored(code.scales * gain).astype(np.float32))
 
 
 def fitted_layers(allocation: Allocation, share: float) -> list[int]:

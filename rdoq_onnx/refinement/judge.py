@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.curves.checkpoint import Steps
+from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.system.runtime import Runtime
 
-JUDGING = 128  # samples that the second look measures on
+JUDGING = 128  # samples that refinement measures on
 FLOAT_MEMORY = 1 << 27  # bytes of inputs, and of the float network's outputs, that are held for that or verification
 
 
@@ -29,8 +31,13 @@ class Judge:
     runtime: Runtime
 
     @classmethod
-    def of(cls, model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, size: int) -> "Judge":
-        return cls(samples, size, float_outputs(model, samples, metric, runtime, size), metric, runtime)
+    def of(cls, measurement: Measurement, samples: Samples, runtime: Runtime, steps: Steps) -> "Judge":
+        """A judge on some of `samples`, as many as fit in memory; `steps` keeps what the float network gives."""
+        metric, size = measurement.observation.metric, measurement.observation.batching.size
+        tried = samples.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * metric.elements)))).loaded(FLOAT_MEMORY)
+        reference = measurement.aimed.model
+        targets = steps.once("outputs, judging", lambda: float_outputs(reference, tried, metric, runtime, size))
+        return cls(tried, size, targets, metric, runtime)
 
     def errors(self, model: onnx.ModelProto) -> NDArray[np.float64]:
         """What each sample adds to δ of a quantized model, [samples]."""

@@ -1,18 +1,11 @@
 """How much refinement an effort buys: trials of each kind, within a bound on work."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.config import Effort
 
 WEIGHS = (1.8, 0.55)  # what a group's curves count, relative to what they count now
-# For each effort: portions re-rounded, rounds of swaps, groups in each, how many of them may gain nothing in a row,
-# activations clipped anew, shares of the layers re-fitted, layers re-fitted one by one after that.
-_TRIALS: dict[Effort, tuple[int, int, int, int, int, tuple[float, ...], int]] = {
-    "fast": (0, 0, 0, 0, 0, (), 0),
-    "default": (0, 1, 12, 2, 0, (2 / 3,), 0),
-    "best": (6, 3, 40, 40, 80, (1 / 3, 2 / 3, 1.0), 80),
-}
 _WORK = 8e10  # elements that the trials of swaps may compute, and those of clips: some minutes
 _CLIPS = 4  # trials for an activation, on average
 
@@ -27,30 +20,29 @@ class Plan:
     whose scales and biases are fitted; alone: how many of them are then fitted again, each by itself.
     """
 
-    portions: int
-    rounds: int
-    groups: int
-    patience: int
-    clips: int
-    fits: tuple[float, ...]
-    alone: int
+    portions: int = 0
+    rounds: int = 0
+    groups: int = 0
+    patience: int = 0
+    clips: int = 0
+    fits: tuple[float, ...] = ()
+    alone: int = 0
 
     @classmethod
     def of(cls, effort: Effort, allocation: Allocation, judging: int) -> "Plan":
         """What `effort` asks for where each trial runs `judging` samples; fewer swaps on networks of much work."""
         work = judging * sum(allocation.measurement.observation.sizes.values())
-        units = len(rows_by_distortion(allocation))
-        return cls.within(effort, work, units, len(allocation.activation_bits), len(allocation.layer_bits))
+        groups = len(rows_by_distortion(allocation))
+        return EFFORTS[effort].within(work, groups, len(allocation.activation_bits), len(allocation.layer_bits))
 
-    @classmethod
-    def within(cls, effort: Effort, work: int, units: int, activations: int, layers: int) -> "Plan":
-        """The same from what a trial computes, in elements, and from what may be swapped, clipped and fitted."""
-        portions, rounds, groups, patience, clips, fits, alone = _TRIALS[effort]
+    def within(self, work: int, groups: int, activations: int, layers: int) -> "Plan":
+        """No more than what a trial's `work`, in elements, allows, and than there is to swap, to clip and to fit."""
         swaps = max(1, int(_WORK / (work * len(WEIGHS))))
-        groups = min(groups, swaps, units)
-        rounds = min(rounds, swaps // groups) if groups else 0
-        clips = min(clips, int(_WORK / (work * _CLIPS)), activations)
-        return cls(portions, rounds, groups, patience, clips, fits, min(alone, int(_WORK / work), layers))
+        groups = min(self.groups, swaps, groups)
+        rounds = min(self.rounds, swaps // groups) if groups else 0
+        clips = min(self.clips, int(_WORK / (work * _CLIPS)), activations)
+        alone = min(self.alone, int(_WORK / work), layers)
+        return replace(self, rounds=rounds, groups=groups, clips=clips, alone=alone)
 
     @property
     def trials(self) -> int:
@@ -58,6 +50,13 @@ class Plan:
         around = self.portions + 1 if self.portions else 0
         swaps, clips = self.rounds * self.groups * len(WEIGHS), 2 * _CLIPS * self.clips
         return 2 + around + swaps + clips + len(self.fits) + self.alone
+
+
+EFFORTS: dict[Effort, Plan] = {
+    "fast": Plan(),
+    "default": Plan(rounds=1, groups=12, patience=2, fits=(2 / 3,)),
+    "best": Plan(portions=6, rounds=3, groups=40, patience=40, clips=80, fits=(1 / 3, 2 / 3, 1.0), alone=80),
+}
 
 
 def rows_by_distortion(allocation: Allocation) -> list[slice]:

@@ -2,15 +2,15 @@
 
 Every trial is emitted and run in ONNX Runtime on samples that rounding was not fitted to. A trial that does not lower
 the measured distortion leaves everything as it was, so no step makes the result worse than the step before. The best of
-many trials is the luckiest one, too: swaps and clips are kept only where they lower it by twice the standard error of
-the difference.
+many trials is the luckiest one, too: bit swaps and clipping are kept only where they lower it by twice the standard
+error of the difference.
 
 - swaps: the curves of one layer or activation count more or less, and widths are allocated anew; bits move between
   groups, and the budgets hold.
 - re-round: the layers in order, a portion at a time, rounded again under the moments of the network quantized so far.
 - re-measure: curves around the network with its weights quantized, in place of those around the float network.
 - clips: the range of one activation's quantizer a little further in or out.
-- re-fit: scale and bias of each output channel, the layers in order (refitting.py).
+- re-fit: scale and bias of each output channel, the layers in order (affine_correction.py).
 - uniform: one width for all, the widest within the budgets. Mixed precision must not lose to it silently.
 """
 
@@ -21,15 +21,14 @@ import onnx
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
-from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.calibration.split import split
+from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.activations import refined
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.refinement.affine_correction import fitted_layers, refitted
-from rdoq_onnx.refinement.judge import FLOAT_MEMORY, JUDGING, Judge, float_outputs
+from rdoq_onnx.refinement.judge import Judge
 from rdoq_onnx.refinement.plan import WEIGHS, Plan, rows_by_distortion
 from rdoq_onnx.refinement.reround import remeasured, rerounded
 from rdoq_onnx.system.progress import Advance
@@ -51,7 +50,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Refined:
     """An allocation, its `quantized_model`, and the steps that led to it."""
 
     allocation: Allocation
@@ -59,43 +58,60 @@ class Looked:
     steps: tuple[Step, ...] = ()
 
 
-def second_look(
-    allocation: Allocation,
-    config: Config,
-    plan: Plan,
-    judge: Judge,
-    fitting: Samples,
-    measuring: Samples,
-    workers: Workers,
-    advance: Advance,
-    known: Steps | None = None,
-) -> Looked:
-    """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained.
+@dataclass(frozen=True)
+class Refinement:
+    """What all trials share. kept: what no allocation changes, for the next refinement; None to keep nothing."""
 
-    known: keeps what no allocation changes.
-    """
-    look = _Look(allocation, judge, advance)
-    runtime = judge.runtime
-    if plan.portions:
-        for portion in np.array_split(np.arange(len(allocation.layer_bits)), plan.portions):
-            look.step("re-round", rerounded(look.allocation, portion, fitting, runtime, workers))
-        around = remeasured(look.allocation, config, measuring, runtime, workers)
-        look.step("re-measure", allocate_bits(around, config))
-    look.swap(config, plan)
-    look.clip(plan)
-    uniform = uniform_bits(look.allocation.measurement, config)
-    if uniform is not None:
-        look.step("uniform", uniform)
-    before, model = look.allocation, look.model
-    for share in plan.fits:
-        kept = known if len(plan.fits) == 1 else None
-        look.step("re-fit", refitted(before, model, fitted_layers(before, share), fitting, runtime, workers, kept))
-    for k in fitted_layers(before, 1.0)[: plan.alone]:
-        look.step("re-fit", refitted(look.allocation, look.model, [k], fitting, runtime, workers))
-    return Looked(look.allocation, look.model, look.steps)
+    config: Config
+    plan: Plan
+    judge: Judge
+    split: SampleSplit
+    workers: Workers
+    advance: Advance
+    kept: Steps | None = None
+
+    def of(self, allocation: Allocation) -> Refined:
+        """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained."""
+        best = _Best(allocation, self.judge, self.advance)
+        if self.plan.portions:
+            self._round_again(best)
+        best.swap(self.config, self.plan)
+        best.clip(self.plan)
+        uniform = uniform_bits(best.allocation.measurement, self.config)
+        if uniform is not None:
+            best.step("uniform", uniform)
+        self._fit(best)
+        return Refined(best.allocation, best.model, best.steps)
+
+    def _round_again(self, best: "_Best") -> None:
+        runtime = self.judge.runtime
+        for portion in np.array_split(np.arange(len(best.allocation.layer_bits)), self.plan.portions):
+            best.step("re-round", rerounded(best.allocation, portion, self.split.fitting, runtime, self.workers))
+        around = remeasured(best.allocation, self.config.seed, self.split.measuring, runtime, self.workers)
+        best.step("re-measure", allocate_bits(around, self.config))
+
+    def _fit(self, best: "_Best") -> None:
+        before, model = best.allocation, best.model
+        fitting, runtime = self.split.fitting, self.judge.runtime
+        for share in self.plan.fits:
+            kept = self.kept if len(self.plan.fits) == 1 else None
+            chosen = fitted_layers(before, share)
+            best.step("re-fit", refitted(before, model, chosen, fitting, runtime, self.workers, kept))
+        for k in fitted_layers(before, 1.0)[: self.plan.alone]:
+            best.step("re-fit", refitted(best.allocation, best.model, [k], fitting, runtime, self.workers))
 
 
-class _Look:
+def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> Refined:
+    """`allocation` after refinement as far as the effort goes, judged on samples that rounding was not fitted to."""
+    if not allocation.layer_bits:
+        return Refined(allocation, quantized_model(allocation))
+    judge = Judge.of(allocation.measurement, split.measuring, runtime, steps)
+    plan = Plan.of(config.effort, allocation, len(judge.samples))
+    with steps.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
+        return Refinement(config, plan, judge, split, pool, advance, steps).of(allocation)
+
+
+class _Best:
     """The best allocation so far, with what it becomes and the distortion of that."""
 
     def __init__(self, allocation: Allocation, judge: Judge, advance: Advance) -> None:
@@ -152,7 +168,7 @@ class _Look:
         taken = self.allocation.distortions[measurement.channels :]
         for k in np.argsort(-taken, kind="stable")[: plan.clips]:
             tensor = measurement.network.activations[k].tensor
-            chosen = measurement.quantizers[k][bits[k]]
+            chosen = measurement.activations[k].quantizers[bits[k]]
             for other in refined(chosen, *measurement.observation.reach(tensor))[1:]:
                 if self.step("clips", _with_quantizer(self.allocation, int(k), other), _SURE):
                     break
@@ -160,34 +176,12 @@ class _Look:
 
 def _with_quantizer(allocation: Allocation, k: int, quantizer: Affine) -> Allocation:
     """`allocation` with another quantizer for activation `k`, at its width."""
-    tables = list(allocation.measurement.quantizers)
-    tables[k] = {**tables[k], allocation.activation_bits[k]: quantizer}
-    return replace(allocation, measurement=replace(allocation.measurement, quantizers=tuple(tables)))
+    activations = list(allocation.measurement.activations)
+    quantizers = {**activations[k].quantizers, allocation.activation_bits[k]: quantizer}
+    activations[k] = replace(activations[k], quantizers=quantizers)
+    return replace(allocation, measurement=replace(allocation.measurement, activations=tuple(activations)))
 
 
 def _same(one: Allocation, other: Allocation) -> bool:
     pairs = zip(one.layer_bits, other.layer_bits, strict=True)
     return one.activation_bits == other.activation_bits and all((a == b).all() for a, b in pairs)
-
-
-def looked_at(
-    allocation: Allocation,
-    config: Config,
-    samples: Samples,
-    runtime: Runtime,
-    known: Steps,
-) -> Looked:
-    """The allocation after the second look, judged on the samples that rounding was not fitted to."""
-    if not allocation.layer_bits:
-        return Looked(allocation, quantized_model(allocation))
-    fitting, measuring = split(samples, config.seed)
-    observation = allocation.measurement.observation
-    reference = allocation.measurement.aimed.model
-    tried = measuring.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * observation.metric.elements))))
-    tried = tried.loaded(FLOAT_MEMORY)
-    size, metric = observation.batching.size, observation.metric
-    targets = known.once("outputs, judging", lambda: float_outputs(reference, tried, metric, runtime, size))
-    judge = Judge(tried, size, targets, metric, runtime)
-    plan = Plan.of(config.effort, allocation, len(tried))
-    with known.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
-        return second_look(allocation, config, plan, judge, fitting, measuring, pool, advance, known)

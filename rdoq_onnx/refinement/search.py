@@ -1,7 +1,7 @@
 """The fewest bits that reach a goal: output SQNR, or agreement of the top class, of the emitted model.
 
 Both are judged on samples that no measurement has seen. Budgets are bisected on a grid with the curves' allocation;
-around the one found the second look is taken, and fewer bits are tried for as long as it pays for them.
+the one found is refined, and fewer bits are tried for as long as refinement pays for them.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.errors import BudgetError, ConfigError, VerificationError
 from rdoq_onnx.observation.distortion import sqnr_db
-from rdoq_onnx.refinement.refine import Looked
+from rdoq_onnx.refinement.refine import Refined
 from rdoq_onnx.system.runtime import Runtime
 
 STEP = 1 / 16  # bits between budgets that are tried
-_LOOKS = 4  # second looks that are taken, at most
+_REFINEMENTS = 4  # at most
 _BIT_DB = 6.0  # what a bit is worth
 
-Look = Callable[[Allocation, Config], Looked]
+Refine = Callable[[Allocation, Config], Refined]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,12 @@ class Goal:
     samples: int
 
     @classmethod
-    def of(cls, config: Config, original: onnx.ModelProto, samples: Samples, size: int, runtime: Runtime) -> "Goal":
-        """The goal of `config`. Raises ConfigError if it is an agreement and the model has not one row of scores."""
+    def of(
+        cls, config: Config, original: onnx.ModelProto, samples: Samples, size: int, runtime: Runtime
+    ) -> "Goal | None":
+        """The goal of `config`, if it has one. Raises ConfigError if the model does not give one row of scores."""
+        if config.sqnr is None and config.top1_agreement is None:
+            return None
         session = runtime.session(original, "all")
         batches = tuple((feeds, session.run(feeds)) for _, feeds in samples.counted_batches(size))
         if config.sqnr is not None:
@@ -72,15 +76,15 @@ class Goal:
                     total += wanted.size / wanted.shape[-1] if wanted.ndim else 1
         return sqnr_db(signal, noise) if self.option == "--sqnr" else 100 * same / total
 
-    def check(self, model: onnx.ModelProto) -> float:
-        """What the emitted model reaches. Raises VerificationError if it is less than asked for."""
+    def check(self, model: onnx.ModelProto) -> str:
+        """What the emitted model reaches, in words. Raises VerificationError if it is less than asked for."""
         found = self.reached(model)
         if found < self.least:
             raise VerificationError(f"{self.option} {self.least:g}: the emitted model has {found:.2f} {self.unit}")
-        return found
+        return f"{self.option} {self.least:g}: {found:.2f} {self.unit} on {self.samples} samples held out"
 
 
-def fewest_bits(measurement: Measurement, config: Config, goal: Goal, look: Look) -> Looked:
+def fewest_bits(measurement: Measurement, config: Config, goal: Goal, refine: Refine) -> Refined:
     """The allocation of fewest bits that reaches `goal`, up to the bits of `config`.
 
     Raises BudgetError if none does.
@@ -102,32 +106,32 @@ def fewest_bits(measurement: Measurement, config: Config, goal: Goal, look: Look
     while first - low > 1:
         middle = (low + first) // 2
         low, first = (low, middle) if at(middle)[1] >= goal.least else (middle, first)
-    return _looked(goal, look, config, first, at)
+    return _refined(goal, refine, config, first, at)
 
 
-def _looked(
-    goal: Goal, look: Look, config: Config, first: int, at: Callable[[int], tuple[Allocation | None, float]]
-) -> Looked:
-    """Second looks from the budget `first` downwards; without one where it does not help."""
-    best: Looked | None = None
+def _refined(
+    goal: Goal, refine: Refine, config: Config, first: int, at: Callable[[int], tuple[Allocation | None, float]]
+) -> Refined:
+    """Refinements from the budget `first` downwards; without one where it does not help."""
+    best: Refined | None = None
     step, found = first, at(first)[1]
-    for _ in range(_LOOKS):
+    for _ in range(_REFINEMENTS):
         allocation = at(step)[0]
         if allocation is None:
             break
-        looked = look(allocation, with_budget(config, config.moved, step * STEP))
-        reached = goal.reached(looked.model)
+        refined = refine(allocation, with_budget(config, config.moved, step * STEP))
+        reached = goal.reached(refined.model)
         found = max(found, reached)
         if reached < goal.least:
             break
-        best = looked
+        best = refined
         spare = (reached - goal.least) / _BIT_DB if goal.unit == "dB" else 4 * STEP
         step -= max(1, int(spare / STEP))
         if step * STEP < 1:
             break
     plain, value = at(first)
     if best is None and plain is not None and value >= goal.least:
-        best = Looked(plain, quantized_model(plain))
+        best = Refined(plain, quantized_model(plain))
     if best is None:
         most = f"{first * STEP:g} bits give {found:.2f} {goal.unit} on {goal.samples} samples held back"
         raise BudgetError(f"{goal.option} {goal.least:g} cannot be met: {most}; ask for no more, or for other --widths")

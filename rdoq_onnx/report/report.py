@@ -3,7 +3,7 @@
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -165,17 +165,23 @@ class Report:
         return lines
 
 
-def make_report(
-    source: str,
-    original: onnx.ModelProto,
-    emission: Emission,
-    allocation: Allocation,
-    verification: Verification,
-    samples: Samples,
-    seconds: Mapping[str, float],
-    steps: Sequence[Step] = (),
-) -> Report:
+@dataclass(frozen=True)
+class Outcome:
+    """A run: the model `original`, read from `source`, and what each step made of it. seconds: of each step."""
+
+    source: str
+    original: onnx.ModelProto
+    samples: Samples
+    emission: Emission
+    allocation: Allocation
+    verification: Verification
+    steps: tuple[Step, ...]
+    seconds: Mapping[str, float]
+
+
+def make_report(outcome: Outcome) -> Report:
     """Gather the figures of a run."""
+    emission, allocation, verification = outcome.emission, outcome.allocation, outcome.verification
     measurement = allocation.measurement
     network, channels = measurement.network, measurement.channels
     feeding = {
@@ -191,7 +197,7 @@ def make_report(
     budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
     spent = allocation.bits[:channels]
     return Report(
-        input=source,
+        input=outcome.source,
         weight_bits=allocation.weight_average,
         activation_bits=allocation.activation_average,
         weight_elements=int(elements[:channels].sum()),
@@ -210,11 +216,11 @@ def make_report(
         storage=emission.storage,
         removed_channels=sum(map(len, emission.removed.values())),
         kept_channels=emission.kept,
-        input_bytes=model_bytes(original),
+        input_bytes=model_bytes(outcome.original),
         output_bytes=model_bytes(emission.model),
-        seconds=dict(seconds),
-        calibration=samples.source,
-        samples=len(samples),
+        seconds=dict(outcome.seconds),
+        calibration=outcome.samples.source,
+        samples=len(outcome.samples),
         held_out=verification.samples,
         layers=layers,
         weight_only=tuple(
@@ -223,7 +229,7 @@ def make_report(
         ),
         skipped=network.skipped,
         probed=measurement.probed,
-        steps=tuple(steps),
+        steps=outcome.steps,
     )
 
 

@@ -22,6 +22,15 @@ class Progress:
             yield advance
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
+    @contextmanager
+    def budget(self) -> Iterator[None]:
+        """One of several budgets: the next one has a time of its own, besides that of the steps they share."""
+        shared = dict(self.seconds)
+        try:
+            yield
+        finally:
+            self.seconds = shared
+
     def note(self, text: str) -> None:
         """Tell something that is known by now; nothing here."""
 

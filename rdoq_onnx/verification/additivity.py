@@ -31,15 +31,11 @@ def measure_alone(allocation: Allocation, prober: Prober, advance: Advance) -> A
     """Measure each layer and activation of `allocation` by itself; `advance(1)` after each."""
     measurement = allocation.measurement
     layers, activations = [], []
-    for layer, codes, mean, bits in zip(
-        measurement.network.layers, measurement.codes, measurement.means, allocation.layer_bits, strict=True
-    ):
-        layers.append(float(prober.whole_layer(layer, [mixed(codes, bits)], mean)[0]))
+    for layer, bits in zip(measurement.layers, allocation.layer_bits, strict=True):
+        layers.append(float(prober.whole_layer(layer.layer, [mixed(layer.codes, bits)], layer.mean)[0]))
         advance(1)
-    for activation, table, width in zip(
-        measurement.network.activations, measurement.quantizers, allocation.activation_bits, strict=True
-    ):
-        activations.append(float(prober.activation(activation, [table[width]])[0]))
+    for each, width in zip(measurement.activations, allocation.activation_bits, strict=True):
+        activations.append(float(prober.activation(each.activation, [each.quantizers[width]])[0]))
         advance(1)
     return Alone(tuple(layers), tuple(activations), len(prober.samples))
 

@@ -3,13 +3,13 @@
     python tests/benchmarks/bench_curves.py [--only MODEL] [--samples N] [--channels N] [--same]
 
 Models: those of models/, and ResNet-20 where ../shared/zoo exists. Curves are measured as the command line measures
-them at effort "fast" (before) and tied to a few exact measurements by rdoq_onnx.ties (after).
+them at effort "fast" (before) and anchored to a few exact runs by curves/anchoring.py (after).
 
-First table: Spearman's rank correlation with exact δ (Eq. 7), before and after ties: of a random sample of weight
+First table: Spearman's rank correlation with exact δ (Eq. 7), before and after anchoring: of a random sample of weight
 channels, each alone, at each width; of whole layers, all channels at once, with the sum of their curves, at the widths
 that are tied; of all activations. Then the geometric mean of curve over exact δ, 1 where levels are right. Exact δ are
 measured on held-out samples, so part of what is missing is the sample; with --same on those that the curves were
-measured on, some of which the ties saw.
+measured on, some of which the anchors saw.
 
 Second table: predicted is the sum of the chosen curves, measured is δ of the emitted model on held-out samples; their
 ratio is 1 where distortions add up (Eq. 6).
@@ -29,26 +29,28 @@ from scipy.stats import spearmanr
 from tables import write
 from targets import ROOT, ZOO
 
-from rdoq_onnx import pipeline
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import read_normalized
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.calibration.split import HELD_OUT, split
+from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.anchoring import TYING, WEIGHT_BITS, tie
+from rdoq_onnx.curves.anchoring import WEIGHT_BITS, anchor
+from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.measure import measure_network
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import VerificationError
+from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.verification.verify import verify_model
+from rdoq_onnx.verification.verify import Reference, verify
 
 RUNTIME = Runtime("cpu", 2)
 WIDTHS = range(8)
-TIED = range(WEIGHT_BITS + 1)
+ANCHORING = 32  # samples of exact runs
+ANCHORED = range(WEIGHT_BITS + 1)
 BUDGETS = (2, 3, 4, 6, 8)
 SEED = 0
 ROWS = (-14, -16, 7, 9, 9, 9, 9)
@@ -59,7 +61,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its curves before and after ties, and samples to judge them on."""
+    """A model with its curves before and after anchoring, and samples to judge them on."""
 
     name: str
     original: onnx.ModelProto
@@ -72,13 +74,12 @@ class Subject:
     def of(cls, name: str, model: Any, calibration: Any, count: int) -> "Subject":
         config = Config(samples=count, effort="fast")
         original, normal = read_normalized(model)
-        samples = pipeline.samples_for(normal, calibration, config)
-        seen, held_out = samples.split(1 - HELD_OUT, config.seed)
-        before = measure_network(analyse(normal, config), config, seen, RUNTIME, Progress())
-        measuring = split(seen, config.seed)[1]
-        tying = prober(before, measuring.some(TYING))
-        after = tie(before, tying, tying, lambda done: None)
-        return cls(name, original, before, after, measuring, held_out)
+        samples = samples_for(normal, calibration, config)
+        split, steps = SampleSplit.of(samples, config.seed), Steps(Store(), Progress(), "benchmark")
+        before = measure_network(analyse(normal, config), config, split, RUNTIME, steps)
+        exact = prober(before, split.measuring.some(ANCHORING))
+        after = anchor(before, exact, exact, lambda done: None)
+        return cls(name, original, before, after, split.measuring, split.held_out)
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,8 @@ def exact_channels(measurement: Measurement, judge: Prober, channels: NDArray[np
     """Exact δ of the `channels` (rows of the curves, rising), each alone, at all WIDTHS; [channels, widths]."""
     tensors = {t.name: t for t in measurement.network.model.graph.initializer}
     found = []
-    for layer, rows, codes, mean in zip(
-        measurement.network.layers, measurement.unit_rows(), measurement.codes, measurement.means, strict=True
-    ):
+    for each, rows in zip(measurement.layers, measurement.unit_rows(), strict=True):
+        layer, codes, mean = each.layer, each.codes, each.mean
         units = channels[(channels >= rows.start) & (channels < rows.stop)] - rows.start
         original = layer.linear.rows(onnx.numpy_helper.to_array(tensors[layer.weight])).astype(np.float64)
         changed = []
@@ -113,24 +113,23 @@ def exact_channels(measurement: Measurement, judge: Prober, channels: NDArray[np
 
 
 def exact_layers(measurement: Measurement, judge: Prober) -> Array:
-    """Exact δ of each layer with all its channels at once, at each width that is tied; [layers, widths]."""
-    layers = zip(measurement.network.layers, measurement.codes, measurement.means, strict=True)
-    exact = [judge.whole_layer(layer, [codes[b] for b in TIED], mean) for layer, codes, mean in layers]
+    """Exact δ of each layer with all its channels at once, at each width that is anchored; [layers, widths]."""
+    exact = [judge.whole_layer(x.layer, [x.codes[b] for b in ANCHORED], x.mean) for x in measurement.layers]
     return np.stack(exact)
 
 
 def exact_activations(measurement: Measurement, judge: Prober) -> list[tuple[int, int, float]]:
     """(row of the curves, bits, exact δ) of every activation at every width of its own."""
     found = []
-    pairs = zip(measurement.network.activations, measurement.quantizers, strict=True)
-    for row, (activation, table) in enumerate(pairs, measurement.channels):
-        values = judge.activation(activation, list(table.values()))
+    for row, each in enumerate(measurement.activations, measurement.channels):
+        table = each.quantizers
+        values = judge.activation(each.activation, list(table.values()))
         found += [(row, bits, float(value)) for bits, value in zip(table, values, strict=True)]
     return found
 
 
 def compared(first: Array, second: Array, exact: Array) -> tuple[str, ...]:
-    """Number of pairs, correlation before and after ties, mean ratio before and after."""
+    """Number of pairs, correlation before and after anchoring, mean ratio before and after."""
     correlations = [f"{spearmanr(curve, exact).statistic:.4f}" for curve in (first, second)]
     return str(len(exact)), *correlations, *(f"{level(curve, exact):.3f}" for curve in (first, second))
 
@@ -161,10 +160,10 @@ def layer_rows(subject: Subject, judge: Prober) -> Iterator[tuple[str, ...]]:
     """Rows of the first table: the sum of a layer's curves against the layer as a whole."""
     exact = exact_layers(subject.before, judge)
     curves = [
-        np.stack([m.curves.distortion[rows][:, list(TIED)].sum(axis=0) for rows in m.unit_rows()])
+        np.stack([m.curves.distortion[rows][:, list(ANCHORED)].sum(axis=0) for rows in m.unit_rows()])
         for m in (subject.before, subject.after)
     ]
-    for bits in TIED:
+    for bits in ANCHORED:
         yield f"layers, {bits} bits", *compared(*(c[:, bits] for c in curves), exact[:, bits])
 
 
@@ -182,7 +181,8 @@ def sums(subject: Subject, measurement: Measurement, config: Config) -> tuple[st
     allocation = allocate_bits(measurement, config)
     predicted = allocation.predicted
     try:
-        found = verify_model(subject.original, emit_model(allocation, {}), allocation, subject.held_out, RUNTIME)
+        reference = Reference(subject.original, subject.held_out, RUNTIME)
+        found = verify(emit_model(allocation, {}), allocation, reference)
     except VerificationError:
         return f"{predicted:.2e}", "refused", ""
     return f"{predicted:.2e}", f"{found.measured:.2e}", f"{found.measured / predicted:.3f}"

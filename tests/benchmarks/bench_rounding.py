@@ -19,6 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 from bench_quality import parse, parse_settings
+from measuring import measured_whole
 from numpy.typing import NDArray
 from tables import write
 from targets import Model, models
@@ -34,7 +35,6 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves import measure
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.observation.distortion import sqnr_db
-from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 
 RUNTIME = Runtime("cpu")
@@ -72,7 +72,7 @@ def rows(model: Model, settings: Sequence[str], limit: int) -> Iterator[tuple[st
             for one in patches:
                 stack.enter_context(one)
             config = config_of(settings[0])
-            measured = measure.measure_network(analyse(normal, config), config, calibration, RUNTIME, Progress())
+            measured = measured_whole(analyse(normal, config), config, calibration, RUNTIME)
         for setting in settings:
             allocation = allocate_bits(measured, config_of(setting))
             found = outputs(quantized_model(allocation), test)

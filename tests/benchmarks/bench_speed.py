@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import numpy as np
 import onnx
+from measuring import measured_whole
 from onnx import helper, numpy_helper
 from scipy.stats import spearmanr
 from tables import parser, write
@@ -28,24 +29,25 @@ from targets import ROOT, ZOO
 from turns import in_turns
 
 import rdoq_onnx
-from rdoq_onnx import pipeline
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.normalization import read_normalized
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.calibration.split import split
+from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.measure import measure_network
 from rdoq_onnx.curves.measurement import Measurement, aimed_at
 from rdoq_onnx.emission.quantized_model import bias_shift
 from rdoq_onnx.gradients.backward import Backward, full_batches, static
 from rdoq_onnx.gradients.batch_sizes import reverse_batch
+from rdoq_onnx.gradients.plan import ReversePlan
+from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.observation.measured_outputs import targets
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime, cuda_problem
+from rdoq_onnx.system.threads import workers
 
 RUNTIME = Runtime("cpu")
 ADJOINT = {"mobilenet_v2": 4.5, "squeezenet1_1": 3.2, "resnet20": 3.2}  # forward and reverse over forward, at most
@@ -68,7 +70,7 @@ class Subject:
     def loaded(self, count: int) -> tuple[onnx.ModelProto, Samples]:
         """The normalized model, and samples."""
         normal = read_normalized(self.path)[1]
-        return normal, pipeline.samples_for(normal, self.calibration, Config(samples=count))
+        return normal, samples_for(normal, self.calibration, Config(samples=count))
 
 
 def subjects() -> dict[str, Subject]:
@@ -87,7 +89,9 @@ def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     network = aimed_at(analyse(normal, Config()), targets(normal))
     seen = observe(network, samples, RUNTIME)
     for batch in dict.fromkeys((reverse_batch(network, seen, RUNTIME, len(samples)), 8)):
-        both = Backward.of(network, samples, seen.metric, RUNTIME, batch).loaded(RUNTIME).session
+        with workers(1) as pool:
+            plan = ReversePlan(network, samples, seen.metric, RUNTIME, pool, batch, 0)
+        both = Backward.of(plan).loaded(RUNTIME).session
         feeds = next(full_batches(samples, batch))[1]
         forward = RUNTIME.session(static(network.model, feeds), "all")
         signs = np.random.default_rng(0)
@@ -136,9 +140,9 @@ def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     """All curves by first order against the plain reading of Eq. 7: a forward run for each channel and width."""
     normal, samples = subject.loaded(count or 64)
     progress, config = Progress(), Config(effort="fast")
-    measurement = measure_network(analyse(normal, config), config, samples, RUNTIME, progress)
-    judging = split(samples, config.seed)[1]
-    widths = sorted(measurement.codes[0])
+    measurement = measured_whole(analyse(normal, config), config, samples, RUNTIME, progress)
+    judging = SampleSplit.whole(samples, config.seed).measuring
+    widths = sorted(measurement.layers[0].codes)
     pairs = drawn(measurement, widths)
     network, metric = measurement.aimed, measurement.observation.metric
     session = RUNTIME.session(network.model, "all")
@@ -172,12 +176,12 @@ def plain(
     measurement: Measurement, network: Network, batches: Sequence[Any], k: int, unit: int, bits: int
 ) -> tuple[float, float]:
     """(δ, seconds of the forward run) of one channel at one width, the rest float."""
-    metric, layer, codes = measurement.observation.metric, network.layers[k], measurement.codes[k][bits]
+    metric, layer, codes = measurement.observation.metric, network.layers[k], measurement.layers[k].codes[bits]
     tensor = next(t for t in network.model.graph.initializer if t.name == layer.weight)
     original = layer.linear.rows(numpy_helper.to_array(tensor))
     changed = original.copy()
     changed[unit] = codes.values[unit]
-    shift = bias_shift(layer, changed - original, measurement.means[k])
+    shift = bias_shift(layer, changed - original, measurement.layers[k].mean)
     replaced = ReplaceWeights([(layer, layer.linear.tensor(changed), shift)])(network.model)
     session = RUNTIME.session(replaced, "all")
     total = seconds = 0.0
@@ -230,11 +234,11 @@ def grown(name: str, what: str, sizes: Sequence[int], work: Callable[[int], floa
 
 
 def measured(model: onnx.ModelProto, samples: Samples) -> float:
-    """CPU seconds of `measure_network`."""
+    """CPU seconds of a measurement."""
     config = Config(effort="fast")
     network = analyse(model, config)
     begin = time.process_time()
-    measure_network(network, config, samples, RUNTIME, Progress())
+    measured_whole(network, config, samples, RUNTIME)
     return time.process_time() - begin
 
 
@@ -254,7 +258,7 @@ def chain(depth: int, channels: int = 16) -> tuple[onnx.ModelProto, Samples]:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     feeds = {"x0": rng.standard_normal((32, channels, 16, 16), np.float32)}
     normal = read_normalized(model)[1]
-    return normal, pipeline.samples_for(normal, feeds, Config())
+    return normal, samples_for(normal, feeds, Config())
 
 
 def row(

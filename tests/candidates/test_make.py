@@ -41,7 +41,7 @@ def test_integers_fit_widths_and_kernels(measured):
     measurement, integer = measured
     limit = integer_limit(measurement.network)
     assert limit == (64 if integer else 127)
-    for layer, table in zip(measurement.network.layers, measurement.codes, strict=True):
+    for layer, table in ((x.layer, x.codes) for x in measurement.layers):
         assert list(table) == list(range(widest(measurement.network) + 1)) == list(range(8 if integer else 9))
         for bits, codes in table.items():
             q = codes.integers.astype(int)
@@ -56,7 +56,7 @@ def test_integers_fit_widths_and_kernels(measured):
 def test_widest_codes_are_the_weights(measured):
     measurement, _ = measured
     tensors = {t.name: numpy_helper.to_array(t) for t in measurement.network.model.graph.initializer}
-    for layer, table in zip(measurement.network.layers, measurement.codes, strict=True):
+    for layer, table in ((x.layer, x.codes) for x in measurement.layers):
         rows = layer.linear.rows(tensors[layer.weight])
         error = np.linalg.norm(table[max(table)].values - rows) / np.linalg.norm(rows)
         assert error < 0.03
@@ -65,8 +65,8 @@ def test_widest_codes_are_the_weights(measured):
 
 def test_quantizers_of_activations(measured):
     measurement, integer = measured
-    assert bool(measurement.quantizers) == integer
-    for activation, table in zip(measurement.network.activations, measurement.quantizers, strict=True):
+    assert bool(measurement.activations) == integer
+    for activation, table in ((x.activation, x.quantizers) for x in measurement.activations):
         assert list(table) == ([8] if activation.fusion else list(range(1, 9)))
         for bits, quantizer in table.items():
             assert (quantizer.bits, quantizer.low) == (bits, 0)
@@ -80,7 +80,7 @@ def test_widths_offered(network):
     model, samples = network
     table = measure(model, samples, threads=1, widths=(2, 8))
     # 8 bits beside integer activations are 7, so that products of two fit 16 bits on every CPU.
-    assert [list(codes) for codes in table.codes] == [[2, 7]] * 4
+    assert [list(x.codes) for x in table.layers] == [[2, 7]] * 4
     offered = np.isfinite(table.curves.distortion[: table.channels])
     assert np.flatnonzero(offered.any(axis=0)).tolist() == [2, 7]
 
@@ -109,8 +109,8 @@ def test_bias_fits_its_integer(ort_run, kind):
     samples = {"x": rng.standard_normal((24, 3), np.float32)}
     table = measure(model, samples, threads=1)
     assert table.network.activations[0].tensor == "x"
-    step = min(q.scale for q in table.quantizers[0].values())
-    for codes in table.codes[0].values():
+    step = min(q.scale for q in table.activations[0].quantizers.values())
+    for codes in table.layers[0].codes.values():
         assert (np.abs(values["b1"]) / (codes.scales * step)).max() < 2**31
     emitted = quantized_model(allocate(table, bits=8))
     assert deviation(ort_run(emitted, samples, "all"), ort_run(model, samples)) < 0.03
@@ -123,14 +123,14 @@ def test_excluded_layers_have_no_candidates():
     network = analyse(model, Config(exclude=("one",)))
     assert [x.name for x in network.layers] == ["two"]
     table = measure(model, {"x": np.eye(2, dtype=np.float32).repeat(4, axis=0)}, threads=1, exclude=("one",))
-    assert len(table.codes) == 1
+    assert len(table.layers) == 1
 
 
 def test_the_same_again(network):
     first, second = (measure(*network, threads=2) for _ in range(2))
     np.testing.assert_array_equal(first.curves.distortion, second.curves.distortion)
-    for one, other in zip(first.codes, second.codes, strict=True):
+    for one, other in zip((x.codes for x in first.layers), (x.codes for x in second.layers), strict=True):
         for bits in one:
             np.testing.assert_array_equal(one[bits].integers, other[bits].integers)
             np.testing.assert_array_equal(one[bits].scales, other[bits].scales)
-    assert first.quantizers == second.quantizers
+    assert first.activations == second.activations

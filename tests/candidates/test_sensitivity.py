@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
-from rdoq_onnx.candidates.candidates import Candidates
+from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates
 from rdoq_onnx.candidates.moment_passes import collect
 from rdoq_onnx.candidates.moments import Moments, blended
 from rdoq_onnx.candidates.sensitivity import with_sensitivity
@@ -40,10 +40,7 @@ def network(name):
 def sensitive(case, around=None):
     with workers(2) as pool:
         moments = collect(case.network, case.samples, case.batching.size, RUNTIME, pool, ignore)
-        return with_sensitivity(
-            moments, case.network, case.samples, case.seen.metric, RUNTIME,
-            batch=case.batching.size, seed=5, workers=pool, advance=ignore, around=around,
-        )  # fmt: skip
+        return with_sensitivity(case.plan(pool, seed=5, around=around), moments, ignore)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -63,13 +60,10 @@ def test_is_the_quadratic_form_of_the_curves(name):
             return rows + error
 
     moved = Moved(zeros, errors.scales)
-    candidates = Candidates((7,), (moments.mean,), (((moved,),),), ())
+    candidates = Candidates((7,), (LayerCandidates(layer, moments.mean, ((moved,),)),), ())
     alone = replace(case.network, activations=())
     with workers(2) as pool:
-        found = first_order(
-            alone, candidates, case.samples, case.seen.metric, RUNTIME,
-            batch=case.batching.size, seed=5, workers=pool, advance=ignore,
-        )  # fmt: skip
+        found = first_order(replace(case.plan(pool, seed=5), network=alone), candidates, ignore)
     per_group = layer.linear.grouped(np.broadcast_to(error, rows.shape))[:, 0].astype(np.float64)
     form = sum(d @ f @ d for d, f in zip(per_group, moments.sensitivity, strict=True))
     assert found.weights[0].sum() == pytest.approx(form / case.seen.metric.elements, rel=1e-4)

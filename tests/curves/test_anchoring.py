@@ -1,4 +1,4 @@
-"""Whole layers measured exactly, and first-order curves tied to them."""
+"""Whole layers measured exactly, and first-order curves anchored to them."""
 
 from dataclasses import replace
 
@@ -12,14 +12,12 @@ from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import read_normalized
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves import anchoring
-from rdoq_onnx.curves.anchoring import WEIGHT_BITS, tie
-from rdoq_onnx.curves.measure import measure_network
+from rdoq_onnx.curves.anchoring import WEIGHT_BITS, anchor
 from rdoq_onnx.observation.batching import Batching
-from rdoq_onnx.pipeline import samples_for
+from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.probing.probe import Prober
-from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
-from tests.cases import Case, ignore
+from tests.cases import Case, ignore, measured_whole
 from tests.conftest import ROOT
 from tests.probing.test_probe import LAYERS, distance, network
 
@@ -41,7 +39,7 @@ def test_a_whole_layer_against_changed_weights(ort_run, kind):
     model, samples = network(np.random.default_rng(3), kind)
     case = Case(model, samples, widths=(0, 2, 5))
     (layer,) = case.network.layers
-    codes = case.candidates.weights[0][0]
+    codes = case.candidates.layers[0].variants[0]
     found = case.prober.whole_layer(layer, codes)
     expected = [distance(case.seen.metric, ort_run, model, samples, replaced(model, layer, c)) for c in codes]
     np.testing.assert_allclose(found, expected, rtol=1e-3)
@@ -55,7 +53,7 @@ def test_a_whole_layer_whose_bias_takes_up_the_mean():
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     samples = {"x": rng.standard_normal((8, 5), np.float32) + 2}
     case = Case(model, samples, widths=(0, 2))
-    codes, mean = case.candidates.weights[0][0], case.candidates.means[0]
+    codes, mean = case.candidates.layers[0].variants[0], case.candidates.layers[0].mean
     moved = [(samples["x"] - samples["x"].mean(axis=0)) @ (c.values.T - weight) for c in codes]
     expected = [np.square(m).mean() for m in moved]
     np.testing.assert_allclose(case.prober.whole_layer(case.network.layers[0], codes, mean), expected, rtol=1e-3)
@@ -69,7 +67,7 @@ def test_a_whole_layer_that_is_used_twice():
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     samples = {"x": rng.standard_normal((7, 6), np.float32)}
     case = Case(model, samples, widths=(0, 2, 5))
-    codes = case.candidates.weights[0][0]
+    codes = case.candidates.layers[0].variants[0]
     moved = [(samples["x"] + np.tanh(samples["x"])) @ (c.values.T - weight) for c in codes]
     found = case.prober.whole_layer(case.network.layers[0], codes)
     np.testing.assert_allclose(found, [np.square(m).mean() for m in moved], rtol=1e-3)
@@ -79,7 +77,7 @@ def test_stacking_widths_changes_nothing():
     model, samples = network(np.random.default_rng(5), "conv")
     stacked, alone = Case(model, samples), Case(model, samples, batching=Batching(1, False))
     assert stacked.batching.rides
-    arguments = stacked.network.layers[0], stacked.candidates.weights[0][0]
+    arguments = stacked.network.layers[0], stacked.candidates.layers[0].variants[0]
     np.testing.assert_allclose(
         stacked.prober.whole_layer(*arguments), alone.prober.whole_layer(*arguments), rtol=1e-4
     )
@@ -91,51 +89,49 @@ def digits():
     config = Config(threads=2)
     model = read_normalized(ROOT / "models" / "digits_cnn.onnx")[1]
     samples = samples_for(model, ROOT / "models" / "digits_calib.npz", Config(samples=COUNT))
-    measured = measure_network(analyse(model, config), config, samples, RUNTIME, Progress())
+    measured = measured_whole(analyse(model, config), config, samples)
     seen = measured.observation
     return measured, Prober(measured.network, samples, seen.metric, RUNTIME, seen.batching)
 
 
 @pytest.fixture(scope="module")
-def tied(digits):
+def anchored(digits):
     done = []
     before = digits[0].curves.distortion.copy()
-    found = tie(digits[0], digits[1], digits[1], done.append)
+    found = anchor(digits[0], digits[1], digits[1], done.append)
     np.testing.assert_array_equal(digits[0].curves.distortion, before)  # what is given is not altered
-    assert done == [1] * (len(found.network.layers) + len(found.network.activations))
+    assert done == [0] + [1] * (len(found.network.layers) + len(found.network.activations))
     return found
 
 
-def test_curves_of_a_layer_sum_up_to_the_truth(digits, tied):
+def test_curves_of_a_layer_sum_up_to_the_truth(digits, anchored):
     measured, prober = digits
     known = []
-    for layer, rows, codes, mean in zip(
-        measured.network.layers, measured.unit_rows(), measured.codes, measured.means, strict=True
-    ):
-        low = [b for b in codes if b <= WEIGHT_BITS]
-        exact = prober.whole_layer(layer, [codes[b] for b in low], mean)
+    for each, rows in zip(measured.layers, measured.unit_rows(), strict=True):
+        low = [b for b in each.codes if b <= WEIGHT_BITS]
+        exact = prober.whole_layer(each.layer, [each.codes[b] for b in low], each.mean)
         known.append(exact / measured.curves.distortion[rows, low].sum(axis=0))
-    kept = np.clip(known, 1 / anchoring._MOST, anchoring._MOST)
+    kept = np.clip(known, 1 / anchoring._MAX_RATIO, anchoring._MAX_RATIO)
     assert (kept == known).mean() > 0.8
-    # All channels of a layer by one factor, which is drawn towards that of the other layers.
-    for rows, factors in zip(measured.unit_rows(), anchoring.drawn(kept, COUNT), strict=True):
-        before, after = (m.curves.distortion[rows, : WEIGHT_BITS + 1] for m in (measured, tied))
+    # All channels of a layer by one factor, which is shrunk towards that of the other layers.
+    for rows, factors in zip(measured.unit_rows(), anchoring.shrunk(kept, COUNT), strict=True):
+        before, after = (m.curves.distortion[rows, : WEIGHT_BITS + 1] for m in (measured, anchored))
         np.testing.assert_allclose(after, factors * before, rtol=1e-6)
 
 
 def test_ratios_of_few_samples_are_drawn_towards_the_mean_of_the_layers():
     ratios = np.array([[1.0, 2.0, 0.5, 2.0], [4.0, 2.0, 1.5, np.nan], [np.nan, 2.0, 1.0, 1.0]])
-    np.testing.assert_allclose(anchoring.drawn(ratios, 10**9), np.where(np.isnan(ratios), 1.0, ratios), rtol=1e-6)
-    few = anchoring.drawn(ratios, 4)
+    np.testing.assert_allclose(anchoring.shrunk(ratios, 10**9), np.where(np.isnan(ratios), 1.0, ratios), rtol=1e-6)
+    few = anchoring.shrunk(ratios, 4)
     assert 1.0 < few[0, 0] < few[1, 0] < 4.0
     np.testing.assert_allclose(few[:, 1], 2.0)
-    assert few[2, 0] == few[1, 3] == 1.0  # not tied
+    assert few[2, 0] == few[1, 3] == 1.0  # not anchored
     # At 3 bits layers hardly differ, so that what a few samples show is noise.
     assert few[0, 3] / few[2, 3] < 1.05
-    np.testing.assert_array_equal(anchoring.drawn(np.full((2, 4), np.nan), 4), 1.0)
+    np.testing.assert_array_equal(anchoring.shrunk(np.full((2, 4), np.nan), 4), 1.0)
 
 
-def test_drawn_ratios_are_nearer_to_the_truth_than_those_of_few_samples():
+def test_shrunk_ratios_are_nearer_to_the_truth_than_those_of_few_samples():
     rng = np.random.default_rng(0)
     layers, samples = 200, 8
     truth = 1.5 * np.exp(rng.normal(size=(layers, 4)) * anchoring._DIFFER)
@@ -144,27 +140,28 @@ def test_drawn_ratios_are_nearer_to_the_truth_than_those_of_few_samples():
     def off(found):
         return np.square(np.log(found / truth)).mean(axis=0)
 
-    assert (off(anchoring.drawn(seen, samples)) < 0.9 * off(seen)).all()
-    assert off(anchoring.drawn(seen, samples)).sum() < 0.7 * off(np.full_like(seen, 1.5)).sum()
+    assert (off(anchoring.shrunk(seen, samples)) < 0.9 * off(seen)).all()
+    assert off(anchoring.shrunk(seen, samples)).sum() < 0.7 * off(np.full_like(seen, 1.5)).sum()
 
 
-def test_wide_weights_are_left_alone(digits, tied):
+def test_wide_weights_are_left_alone(digits, anchored):
     measured, _ = digits
     assert WEIGHT_BITS == 3
     rows = slice(0, measured.channels)
     np.testing.assert_array_equal(
-        tied.curves.distortion[rows, WEIGHT_BITS + 1 :], measured.curves.distortion[rows, WEIGHT_BITS + 1 :]
+        anchored.curves.distortion[rows, WEIGHT_BITS + 1 :], measured.curves.distortion[rows, WEIGHT_BITS + 1 :]
     )
-    np.testing.assert_array_equal(tied.curves.elements, measured.curves.elements)
-    assert tied.codes is measured.codes
-    assert tied.quantizers is measured.quantizers
+    np.testing.assert_array_equal(anchored.curves.elements, measured.curves.elements)
+    assert anchored.layers is measured.layers
+    assert anchored.activations is measured.activations
 
 
-def test_activations_are_replaced(digits, tied):
+def test_activations_are_replaced(digits, anchored):
     measured, prober = digits
-    rows = tied.curves.distortion[measured.channels :]
-    for activation, table, row in zip(measured.network.activations, measured.quantizers, rows, strict=True):
-        exact = prober.activation(activation, list(table.values()))
+    rows = anchored.curves.distortion[measured.channels :]
+    for each, row in zip(measured.activations, rows, strict=True):
+        table = each.quantizers
+        exact = prober.activation(each.activation, list(table.values()))
         np.testing.assert_allclose(row[list(table)], exact, rtol=1e-9)
         absent = [b for b in range(9) if b not in table]
         assert np.isinf(row[absent]).all()
@@ -173,23 +170,23 @@ def test_activations_are_replaced(digits, tied):
 def test_layers_that_were_measured_exactly_are_left_alone(digits):
     measured, prober = digits
     probed = replace(measured, probed={measured.network.layers[1].uses[0].output: "for a test"})
-    again = tie(probed, prober, prober, ignore)
+    again = anchor(probed, prober, prober, ignore)
     rows = measured.unit_rows()
     np.testing.assert_array_equal(again.curves.distortion[rows[1]], measured.curves.distortion[rows[1]])
     assert not np.array_equal(again.curves.distortion[rows[0]], measured.curves.distortion[rows[0]])
 
 
-def test_channels_still_rank_as_exact_curves_do(digits, tied):
+def test_channels_still_rank_as_exact_curves_do(digits, anchored):
     """Of the whole layer's truth, much at 0 and 1 bits is what channels do to each other: one channel alone ranks a
     little worse then, but not by much; at 2 and 3 bits as before.
     """
     measured, prober = digits
     exact = np.concatenate([
-        prober.layer(layer, [codes[b] for b in range(WEIGHT_BITS + 1)], mean)
-        for layer, codes, mean in zip(measured.network.layers, measured.codes, measured.means, strict=True)
+        prober.layer(each.layer, [each.codes[b] for b in range(WEIGHT_BITS + 1)], each.mean)
+        for each in measured.layers
     ])
     low = slice(0, WEIGHT_BITS + 1)
-    before, after = (m.curves.distortion[: measured.channels, low] for m in (measured, tied))
+    before, after = (m.curves.distortion[: measured.channels, low] for m in (measured, anchored))
     assert rank(after, exact) > 0.95
     assert rank(after[:, 2:], exact[:, 2:]) > rank(before[:, 2:], exact[:, 2:]) - 0.01
 

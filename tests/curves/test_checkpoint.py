@@ -90,7 +90,8 @@ def test_what_the_float_network_gives_is_kept(files, monkeypatch):
     def again(*_):
         raise AssertionError
 
-    for name in ("refinement.refine.float_outputs", "pipeline.float_runs", "refinement.affine_correction._targets"):
+    outputs = ("refinement.judge.float_outputs", "verification.verify.float_runs")
+    for name in (*outputs, "refinement.affine_correction._targets"):
         monkeypatch.setattr(f"rdoq_onnx.{name}", again)
     before = curves.read_bytes()
     assert Run(files, curves, weight_bits=3).data == fresh.data

@@ -63,7 +63,7 @@ def test_weights_against_the_jacobian(outputs):
     case = Case(model, samples)
     measured = case.taylor().weights[0][0]
     slope = 1 - np.tanh(samples["x"] @ arrays["w"]) ** 2
-    for column, codes in enumerate(case.candidates.weights[0][0]):
+    for column, codes in enumerate(case.candidates.layers[0].variants[0]):
         change = (samples["x"] - samples["x"].mean(axis=0)) @ (codes.values.T - arrays["w"])
         for unit in range(7):
             moved = (change * slope)[:, unit, None] * arrays["v"][None, unit]
@@ -93,7 +93,7 @@ def test_what_has_no_adjoint_is_probed_and_said():
     measured = case.taylor()
     assert set(measured.missing) == {"a", "t", "x"}
     assert all("Pad" in reason for reason in measured.missing.values())
-    completed, true = complete(measured, case.network, case.candidates, case.prober, 30, ignore), case.probe()
+    completed, true = complete(measured, case.candidates, case.prober, 30, ignore), case.probe()
     np.testing.assert_allclose(completed.weights[0], true.weights[0])  # probed
     np.testing.assert_array_equal(completed.weights[1], measured.weights[1])  # as it was
     result = rdoq_onnx.quantize(model, samples, bits=6, provider="cpu")
@@ -115,7 +115,7 @@ def test_what_is_too_much_to_probe_is_scaled_from_fewer_runs(work):
     model.graph.initializer.extend(numpy_helper.from_array(a, k) for k, a in arrays.items())
     case = Case(model, {"x": rng.standard_normal((24, 3, 8, 8), np.float32)})
     measured, true = case.taylor(), case.probe()
-    found = complete(measured, case.network, case.candidates, case.prober, 1, ignore, work)
+    found = complete(measured, case.candidates, case.prober, 1, ignore, work)
     fine = slice(3, None)  # widths at which first order holds
     ours, theirs = found.weights[0][0][:, fine], true.weights[0][0][:, fine]
     np.testing.assert_array_equal(found.weights[1], measured.weights[1])  # as it was

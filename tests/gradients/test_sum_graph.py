@@ -48,9 +48,9 @@ def measured(case, runtime, batch):
     """Moments with sensitivity, and curves."""
     with workers(2) as pool:
         plain = collect(case.network, case.samples, batch, runtime, pool, ignore)
-        options = {"batch": batch, "seed": 3, "workers": pool, "advance": ignore}
-        sensed = with_sensitivity(plain, case.network, case.samples, case.seen.metric, runtime, **options)
-        curves = first_order(case.network, case.candidates, case.samples, case.seen.metric, runtime, **options)
+        plan = case.plan(pool, batch, 3, runtime)
+        sensed = with_sensitivity(plan, plain, ignore)
+        curves = first_order(plan, case.candidates, ignore)
     return sensed, curves
 
 
@@ -145,10 +145,8 @@ def test_a_run_goes_on_where_another_ended():
     def curves():
         done = []
         with workers(2) as pool:
-            found = first_order(
-                case.network, case.candidates, case.samples, case.seen.metric, InGraph("cpu", 2),
-                batch=16, seed=0, workers=pool, advance=done.append, unfinished=kept,
-            )  # fmt: skip
+            plan = case.plan(pool, 16, runtime=InGraph("cpu", 2))
+            found = first_order(plan, case.candidates, done.append, kept)
         return found, done
 
     kept = Kept()
@@ -190,10 +188,7 @@ def test_a_batch_for_which_there_is_no_memory_is_halved(monkeypatch):
 
     def curves(batch):
         with workers(2) as pool:
-            return first_order(
-                case.network, case.candidates, case.samples, case.seen.metric, InGraph("cpu", 2),
-                batch=batch, seed=0, workers=pool, advance=ignore,
-            )  # fmt: skip
+            return first_order(case.plan(pool, batch, runtime=InGraph("cpu", 2)), case.candidates, ignore)
 
     expected = curves(10)
     monkeypatch.setattr(Session, "bound", bound)

@@ -11,11 +11,11 @@ from rdoq_onnx.errors import CalibrationError
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation import batching
 from rdoq_onnx.observation.batching import _MOST, Batching, separated
+from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.observation.measured_outputs import targets
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.ranges import margin
 from rdoq_onnx.passes import run_passes
-from rdoq_onnx.pipeline import samples_for
 from rdoq_onnx.system.runtime import Runtime
 
 RUNTIME = Runtime("cpu", 1)

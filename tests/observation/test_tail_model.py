@@ -48,8 +48,8 @@ def test_curves_prefer_a_range_wider_than_what_was_seen():
     low, high = tails.reach
     table = {8: tuple(affine(low * share, high * share, 8) for share in (1.0, 0.8, 0.6, 0.4))}
     seen = {8: np.array([q.scale**2 / 12 for q in table[8]])}
-    (found,) = with_unseen(["x"], [table], [seen], {"x": tails})
+    (found,) = with_unseen({"x": table}, [seen], {"x": tails})
     assert seen[8].argmin() == 3
     assert found[8].argmin() < 3
     assert table[8][found[8].argmin()].range[1] > tails.high.end
-    assert with_unseen(["x"], [table], [seen], {}) == (seen,)
+    assert with_unseen({"x": table}, [seen], {}) == (seen,)

@@ -6,12 +6,12 @@ import pytest
 from onnx import checker, numpy_helper, parser
 
 from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.analysis.network import modified
 from rdoq_onnx.analysis.normalization import NORMALIZE
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_adds import InsertAdds, parameter
-from rdoq_onnx.pipeline import modified
 from rdoq_onnx.system.io import read_model
 from tests.conftest import ROOT, deviation, feeds_for, real_models
 

@@ -28,13 +28,12 @@ def case(count=SAMPLES):
     return Case(model, samples, widths=(2, 4), batching=Batching(SIZE, True))
 
 
-def curves(prober, network, candidates):
+def curves(prober, candidates):
     """Exact curves of every layer and activation, and of whole layers."""
     found = []
-    for layer, (codes, *_), mean in zip(network.layers, candidates.weights, candidates.means, strict=True):
-        found += [prober.layer(layer, codes, mean), prober.whole_layer(layer, codes, mean)]
-    for activation, table in zip(network.activations, candidates.activations, strict=True):
-        found.append(prober.activation(activation, [q for several in table.values() for q in several]))
+    for each in candidates.layers:
+        found += [measure(each.layer, each.variants[0], each.mean) for measure in (prober.layer, prober.whole_layer)]
+    found += [prober.activation(each.activation, each.flat) for each in candidates.activations]
     return found
 
 
@@ -55,7 +54,7 @@ def forwards(monkeypatch):
 @pytest.fixture(scope="module")
 def measured():
     this = case()
-    return this, curves(replace(this.prober, memory=KEPT), this.network, this.candidates)
+    return this, curves(replace(this.prober, memory=KEPT), this.candidates)
 
 
 ONE = 4 * (6 * 6)  # bytes of one sample of x, z, a, its branch for v, b and y, which are read somewhere
@@ -64,7 +63,7 @@ ONE = 4 * (6 * 6)  # bytes of one sample of x, z, a, its branch for v, b and y, 
 @pytest.mark.parametrize(("memory", "kept"), [(0, 0), (ONE * SIZE, 1), (ONE * 2 * SIZE, 2), (KEPT, 3)])
 def test_each_sample_runs_once_where_there_is_room_and_curves_are_the_same(measured, forwards, memory, kept):
     this, expected = measured
-    found = curves(replace(this.prober, memory=memory), this.network, this.candidates)
+    found = curves(replace(this.prober, memory=memory), this.candidates)
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_array_equal(one, other)
     batches, parts = 3, len(expected)
@@ -75,7 +74,7 @@ def test_each_sample_runs_once_where_there_is_room_and_curves_are_the_same(measu
 
 def test_what_is_kept_does_not_grow_with_the_samples(forwards):
     this = case(count=44)
-    curves(this.prober, this.network, this.candidates)
+    curves(this.prober, this.candidates)
     first, again = forwards[:8], forwards[8:]  # 32 samples and 12
     assert first == [SIZE] * 8
     assert len(again) == 3 * (4 + len(this.network.activations))
@@ -84,6 +83,6 @@ def test_what_is_kept_does_not_grow_with_the_samples(forwards):
 @needs_cuda
 def test_exact_curves_on_a_gpu(measured):
     this, expected = measured
-    found = curves(replace(this.prober, runtime=Runtime("cuda")), this.network, this.candidates)
+    found = curves(replace(this.prober, runtime=Runtime("cuda")), this.candidates)
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3)

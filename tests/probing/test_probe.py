@@ -58,7 +58,7 @@ def test_channels_against_changed_weights(ort_run, kind):
     model, samples = network(np.random.default_rng(3), kind)
     case = Case(model, samples, widths=(0, 2, 5))
     (layer,) = case.network.layers
-    codes = case.candidates.weights[0][0]
+    codes = case.candidates.layers[0].variants[0]
     curve = case.prober.layer(layer, codes)
     assert curve.shape == (layer.linear.channels, 3)
     original = numpy_helper.to_array(model.graph.initializer[0])
@@ -77,7 +77,7 @@ def test_activations_against_a_changed_input(ort_run):
     model, samples = network(np.random.default_rng(4), "conv")
     case = Case(model, samples, widths=(4,))
     index = next(k for k, a in enumerate(case.network.activations) if a.tensor == "x")
-    quantizers = [q for several in case.candidates.activations[index].values() for q in several]
+    quantizers = case.candidates.activations[index].flat
     curve = case.prober.activation(case.network.activations[index], quantizers)
     for quantizer, value in zip(quantizers, curve, strict=True):
         expected = distance(case.seen.metric, ort_run, model, samples, model, {"x": quantizer(samples["x"])})
@@ -88,7 +88,7 @@ def test_stacking_perturbations_changes_nothing():
     model, samples = network(np.random.default_rng(5), "conv")
     stacked, alone = Case(model, samples), Case(model, samples, batching=Batching(1, False))
     assert stacked.batching.rides
-    arguments = stacked.network.layers[0], stacked.candidates.weights[0][0]
+    arguments = stacked.network.layers[0], stacked.candidates.layers[0].variants[0]
     np.testing.assert_allclose(stacked.prober.layer(*arguments), alone.prober.layer(*arguments), rtol=1e-4)
 
 
@@ -100,7 +100,7 @@ def test_a_corrected_bias_takes_up_the_mean():
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     samples = {"x": rng.standard_normal((8, 5), np.float32) + 2}
     case = Case(model, samples, widths=(2,))
-    (code,), mean = case.candidates.weights[0][0], case.candidates.means[0]
+    (code,), mean = case.candidates.layers[0].variants[0], case.candidates.layers[0].mean
     curve = case.prober.layer(case.network.layers[0], (code,), mean)
     moved = (samples["x"] - samples["x"].mean(axis=0)) @ (code.values.T - weight)
     np.testing.assert_allclose(curve[:, 0], np.square(moved).mean(axis=0) / 6, rtol=1e-3)
@@ -120,7 +120,7 @@ def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
     weight, model, samples = shared_weight("a = MatMul (x, w) b = Tanh (x) c = MatMul (b, w) y = Add (a, c)", seed=6)
     case = Case(model, samples, widths=(0, 2, 5))
     (layer,) = case.network.layers
-    codes = case.candidates.weights[0][0]
+    codes = case.candidates.layers[0].variants[0]
     assert [use.node for use in layer.uses] == ["n0", "n2"]
     change = codes[1].values.T - weight
     both = (samples["x"] + np.tanh(samples["x"])) @ change
@@ -131,7 +131,7 @@ def test_a_weight_shared_by_two_layers_is_perturbed_in_both():
 def test_a_weight_shared_by_two_layers_one_behind_the_other():
     weight, model, samples = shared_weight("a = MatMul (x, w) b = Tanh (a) y = MatMul (b, w)", seed=8)
     case = Case(model, samples, widths=(2, 5))
-    code = case.candidates.weights[0][0][0]
+    code = case.candidates.layers[0].variants[0][0]
     changed = code.values.T.astype(np.float64)
     # Eq. 2: both Adds are fed op(x, ΔW), the second with the float network's x.
     x, change = samples["x"].astype(np.float64), changed - weight
@@ -176,12 +176,11 @@ def test_what_rides_beside_the_perturbed_tensor(kind):
     stacked = Case(model, samples, widths=(2, 4), batching=Batching(4, True))
     assert stacked.seen.batching.rides
     alone = replace(stacked.prober, batching=Batching(1, False))
-    for layer, (codes, *_), mean in zip(
-        stacked.network.layers, stacked.candidates.weights, stacked.candidates.means, strict=True
-    ):
-        expected = alone.layer(layer, codes, mean)
+    for each in stacked.candidates.layers:
+        arguments = each.layer, each.variants[0], each.mean
+        expected = alone.layer(*arguments)
         assert (expected[:, 0] > 0).any()
-        np.testing.assert_allclose(stacked.prober.layer(layer, codes, mean), expected, rtol=1e-4)
+        np.testing.assert_allclose(stacked.prober.layer(*arguments), expected, rtol=1e-4)
 
 
 def test_a_scalar_that_decides_which_branch_runs():
@@ -205,7 +204,7 @@ def test_powers_are_the_curves_of_a_network_that_is_one_layer(kind):
     del model.graph.node[1:], model.graph.output[0]
     model.graph.output[0].name = "z"
     case = Case(model, samples, widths=(0, 2, 5))
-    (layer,), metric, mean = case.network.layers, case.seen.metric, case.candidates.means[0]
-    codes = case.candidates.weights[0][0]
+    (layer,), metric, mean = case.network.layers, case.seen.metric, case.candidates.layers[0].mean
+    codes = case.candidates.layers[0].variants[0]
     powers = case.prober.powers(layer, codes, mean) * metric.weights[0] ** 2 / metric.elements
     np.testing.assert_allclose(powers, case.prober.layer(layer, codes, mean), rtol=1e-4, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The second look: steps that only ever help, budgets that hold, lines that fit."""
+"""Refinement: steps that only ever help, budgets that hold, lines that fit."""
 
 
 import numpy as np
@@ -9,14 +9,16 @@ from rdoq_onnx import pipeline
 from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import read_normalized
-from rdoq_onnx.calibration.split import split
+from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
+from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.measure import measure_network
 from rdoq_onnx.emission.quantized_model import quantized_model
+from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.refinement.affine_correction import _line, _lines, fitted_layers, refitted
 from rdoq_onnx.refinement.judge import Judge
 from rdoq_onnx.refinement.plan import Plan
-from rdoq_onnx.refinement.refine import second_look
+from rdoq_onnx.refinement.refine import Refinement
 from rdoq_onnx.refinement.reround import remeasured, rerounded
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.threads import workers
@@ -30,11 +32,12 @@ CONFIG = Config(samples=60, weight_bits=3, activation_bits=3, effort="default")
 class Digits:
     def __init__(self):
         self.model = read_normalized(MODELS / "digits_cnn.onnx")[1]
-        self.samples = pipeline.samples_for(self.model, MODELS / "digits_calib.npz", CONFIG)
-        self.measurement = measure_network(analyse(self.model, CONFIG), CONFIG, self.samples, RUNTIME, Progress())
-        self.fitting, self.measuring = split(self.samples, CONFIG.seed)
-        metric = self.measurement.observation.metric
-        self.judge = Judge.of(self.model, self.measuring, metric, RUNTIME, 32)
+        self.samples = samples_for(self.model, MODELS / "digits_calib.npz", CONFIG)
+        self.split = SampleSplit.whole(self.samples, CONFIG.seed)
+        steps = Steps(Store(), Progress(), "digits")
+        self.measurement = measure_network(analyse(self.model, CONFIG), CONFIG, self.split, RUNTIME, steps)
+        self.fitting, self.measuring = self.split.fitting, self.split.measuring
+        self.judge = Judge.of(self.measurement, self.measuring, RUNTIME, steps)
         self.allocation = allocate_bits(self.measurement, CONFIG)
 
     def plan(self, effort):
@@ -43,7 +46,7 @@ class Digits:
     def look(self, allocation, config, advance=ignore):
         plan = self.plan(config.effort)
         with workers(2) as pool:
-            return second_look(allocation, config, plan, self.judge, self.fitting, self.measuring, pool, advance)
+            return Refinement(config, plan, self.judge, self.split, pool, advance).of(allocation)
 
     def refitted(self, allocation, chosen):
         with workers(2) as pool:
@@ -65,8 +68,8 @@ STEPS = {
 @pytest.mark.parametrize("effort", STEPS)
 def test_no_step_makes_it_worse(digits, effort):
     config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
-    looked = digits.look(digits.allocation, config)
-    found, steps = looked.allocation, looked.steps
+    refined = digits.look(digits.allocation, config)
+    found, steps = refined.allocation, refined.steps
     assert [s.name for s in steps] == STEPS[effort]
     distortion = digits.judge.distortion(digits.allocation)
     for step in steps:
@@ -90,8 +93,8 @@ def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
     bad = allocate_bits(digits.measurement, CONFIG, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 4)
     uniform = uniform_bits(digits.measurement, CONFIG)
     assert digits.judge.distortion(bad) > digits.judge.distortion(uniform)
-    looked = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
-    found, steps = looked.allocation, looked.steps
+    refined = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
+    found, steps = refined.allocation, refined.steps
     assert found.activation_bits == uniform.activation_bits
     assert all((a == b).all() for a, b in zip(found.layer_bits, uniform.layer_bits, strict=True))
     assert steps[-1].after == steps[-1].tried < steps[-1].before
@@ -128,11 +131,11 @@ def test_lines_that_were_fitted_fit(digits):
     once = digits.refitted(digits.allocation, every)
     twice = digits.refitted(once, every)
     first, second, third = (
-        next(iter(a.measurement.codes[3].values())).scales for a in (digits.allocation, once, twice)
+        next(iter(a.measurement.layers[3].codes.values())).scales for a in (digits.allocation, once, twice)
     )
     assert not np.allclose(first, second, rtol=1e-3)
     np.testing.assert_allclose(second, third, rtol=2e-2)
-    first, second = once.measurement.offsets[3], twice.measurement.offsets[3]
+    first, second = once.measurement.layers[3].offset, twice.measurement.layers[3].offset
     # Integer kernels hold a bias in steps of activation scale times weight scale, which are coarse at 3 bits.
     np.testing.assert_allclose(first, second, atol=0.02)
     assert np.linalg.norm(first - second) < 0.3 * np.linalg.norm(first)
@@ -141,8 +144,8 @@ def test_lines_that_were_fitted_fit(digits):
 def test_the_first_layers_and_the_last_are_fitted(digits):
     def fitted(share):
         chosen = fitted_layers(digits.allocation, share)
-        offsets = digits.refitted(digits.allocation, chosen).measurement.offsets
-        return [k for k, offset in enumerate(offsets) if offset is not None]
+        layers = digits.refitted(digits.allocation, chosen).measurement.layers
+        return [k for k, layer in enumerate(layers) if layer.offset is not None]
 
     count = len(digits.allocation.layer_bits)
     assert fitted(0.0) == [count - 1]
@@ -190,9 +193,9 @@ def test_a_clipped_outlier_draws_no_line_to_itself():
 def test_rounding_again_keeps_widths(digits):
     with workers(2) as pool:
         again = rerounded(digits.allocation, np.array([1, 4]), digits.fitting, RUNTIME, pool)
-        around = remeasured(digits.allocation, CONFIG, digits.measuring, RUNTIME, pool)
+        around = remeasured(digits.allocation, CONFIG.seed, digits.measuring, RUNTIME, pool)
     assert again.layer_bits is digits.allocation.layer_bits
-    same = [a is b for a, b in zip(again.measurement.codes, digits.measurement.codes, strict=True)]
+    same = [a is b for a, b in zip(again.measurement.layers, digits.measurement.layers, strict=True)]
     assert [k for k, s in enumerate(same) if not s] == [1, 4]
     assert np.isfinite(digits.judge.distortion(again))
     before, after = digits.measurement.curves.distortion, around.curves.distortion

@@ -22,7 +22,7 @@ from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.report.html_report import html_report
-from rdoq_onnx.report.report import make_report
+from rdoq_onnx.report.report import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.verification.additivity import Alone
 from rdoq_onnx.verification.verify import Verification
@@ -69,10 +69,10 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
     unused: dict[str, object] = {f.name: None for f in fields(Measurement)}
     measurement = Measurement(**unused | {"network": network, "curves": curves, "probed": {}})  # type: ignore[arg-type]
     allocation = allocate_bits(measurement, config)
-    report = make_report(
-        "in.onnx", model, Emission(model, "packed", {}, {}), allocation,
-        Verification(1e-3, 30.0, 0.0, {}, {}, 4), Samples("made up", {"a0": np.zeros(9)}), {"all": 1.0},
-    )  # fmt: skip
+    report = make_report(Outcome(
+        "in.onnx", model, Samples("made up", {"a0": np.zeros(9)}), Emission(model, "packed", {}, {}), allocation,
+        Verification(1e-3, 30.0, 0.0, {}, {}, 4), (), {"all": 1.0},
+    ))  # fmt: skip
     alone = Alone(tuple(rng.lognormal(-4, 1, layers)), tuple(rng.lognormal(-4, 1, tensors)), 4)
     return Result(model, report, allocation, config, alone)
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
-from rdoq_onnx import pipeline
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import read_normalized
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.measure import measure_network
+from rdoq_onnx.curves.checkpoint import Steps, Store
+from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.refinement.judge import Judge
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.verification.additivity import SAMPLES, affordable, measure_alone
-from tests.cases import RUNTIME, ignore
+from tests.cases import RUNTIME, ignore, measured_whole
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N, 6] x) => (float[N, 4] y) { [first] z = MatMul (x, w) [act] a = Tanh (z) [second] y = MatMul (a, v) }"""
@@ -30,8 +30,8 @@ def measured():
     for name, shape in (("w", (6, 5)), ("v", (5, 4))):
         model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
     normal = read_normalized(model)[1]
-    samples = pipeline.samples_for(normal, {"x": rng.standard_normal((24, 6)).astype(np.float32)}, CONFIG)
-    measurement = measure_network(analyse(normal, CONFIG), CONFIG, samples, RUNTIME, Progress())
+    samples = samples_for(normal, {"x": rng.standard_normal((24, 6)).astype(np.float32)}, CONFIG)
+    measurement = measured_whole(analyse(normal, CONFIG), CONFIG, samples)
     observation = measurement.observation
     return measurement, Prober(measurement.aimed, samples, observation.metric, RUNTIME, observation.batching)
 
@@ -41,7 +41,7 @@ def test_alone_is_the_emitted_model_with_the_others_wide(measured):
     allocation = allocate_bits(measurement, CONFIG)
     alone = measure_alone(allocation, prober, ignore)
     assert (len(alone.layers), alone.activations, alone.samples) == (2, (), 24)
-    judge = Judge.of(measurement.network.model, prober.samples, prober.metric, RUNTIME, 24)
+    judge = Judge.of(measurement, prober.samples, RUNTIME, Steps(Store(), Progress(), "test"))
     for k, value in enumerate(alone.layers):
         bits = tuple(b if j == k else np.full_like(b, 8) for j, b in enumerate(allocation.layer_bits))
         assert judge.distortion(replace(allocation, layer_bits=bits)) == pytest.approx(value, rel=0.1)

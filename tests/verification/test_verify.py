@@ -14,8 +14,7 @@ from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.system.io import read_model
 from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.verification import verify
-from rdoq_onnx.verification.verify import Verification, verify_model
+from rdoq_onnx.verification.verify import Reference, Verification, check_gates, verify
 from rdoq_onnx.verification.widths import check_widths
 from tests.conftest import ROOT
 
@@ -61,7 +60,7 @@ def edit_integers(emission, layer, change):
 
 def test_measures_what_the_file_does(case, ort_run):
     original, emitted, allocation, samples = case
-    found = verify_model(original, emitted, allocation, samples, RUNTIME)
+    found = verify(emitted, allocation, Reference(original, samples, RUNTIME))
     feeds = samples.feeds(slice(None))
     expected, got = (ort_run(m, feeds, "all")[0].astype(np.float64) for m in (original, emitted.model))
     assert found.samples == len(samples) == 12
@@ -73,10 +72,12 @@ def test_measures_what_the_file_does(case, ort_run):
 
 
 def test_min_sqnr(case):
-    found = verify_model(*case, RUNTIME, min_sqnr=5)
+    original, emitted, allocation, samples = case
+    found = verify(emitted, allocation, Reference(original, samples, RUNTIME))
+    check_gates(emitted, found, 5, None)
     assert found.sqnr_db > 5
     with pytest.raises(VerificationError, match=r"--min-sqnr 90: the emitted model has \d+\.\d\d dB") as error:
-        verify_model(*case, RUNTIME, min_sqnr=90)
+        check_gates(emitted, found, 90, None)
     assert error.value.exit_code == 4
 
 
@@ -102,7 +103,7 @@ def test_an_integer_that_is_out_of_its_width(case, index):
     with pytest.raises(VerificationError, match=message):
         check_widths(tampered, allocation, RUNTIME)
     with pytest.raises(VerificationError, match="bits allocated"):
-        verify_model(original, tampered, allocation, samples, RUNTIME)
+        verify(tampered, allocation, Reference(original, samples, RUNTIME))
 
 
 def test_a_channel_without_bits_must_be_zero(case):
@@ -119,7 +120,7 @@ def test_a_file_that_does_not_load(case):
     node = next(n for n in broken.graph.node if n.op_type == "QuantizeLinear")
     node.input[1] = "missing"
     with pytest.raises(VerificationError, match="the emitted model does not run"):
-        verify_model(original, replace(emitted, model=broken), allocation, samples, RUNTIME)
+        verify(replace(emitted, model=broken), allocation, Reference(original, samples, RUNTIME))
 
 
 def test_a_file_that_gives_no_finite_outputs(case):
@@ -129,7 +130,7 @@ def test_a_file_that_gives_no_finite_outputs(case):
     scale = next(t for t in broken.graph.initializer if t.name == last)
     scale.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(scale), np.nan), last))
     with pytest.raises(VerificationError, match="not finite"):
-        verify_model(original, replace(emitted, model=broken), allocation, samples, RUNTIME)
+        verify(replace(emitted, model=broken), allocation, Reference(original, samples, RUNTIME))
 
 
 def test_a_level_whose_kernels_do_something_else(case, monkeypatch):
@@ -143,18 +144,15 @@ def test_a_level_whose_kernels_do_something_else(case, monkeypatch):
             self, saturating.model if model is emitted.model and at == wrong else model, at
         ))  # fmt: skip
         with pytest.raises(VerificationError, match=r"has -?\d+\.\d dB at ONNX Runtime's (default|BASIC) level"):
-            verify_model(original, emitted, allocation, samples, RUNTIME)
+            verify(emitted, allocation, Reference(original, samples, RUNTIME))
 
 
-def found(measured, sqnr_db=20.0):
-    return Verification(measured, sqnr_db, 0.0, {}, {}, 4)
+def test_no_distortion_at_all_passes_any_gate(case):
+    check_gates(case[1], Verification(0.0, np.inf, 0.0, {}, {}, 4), 200.0, None)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_distortion_that_is_not_finite(value):
-    with pytest.raises(VerificationError, match="not finite"):
-        verify._judge(found(value), None)
-
-
-def test_no_distortion_at_all_passes_any_gate():
-    verify._judge(found(0.0, np.inf), 200.0)
+def test_max_bytes(case):
+    size, found = case[1].model.ByteSize(), Verification(1e-3, 20.0, 0.0, {}, {}, 4)
+    check_gates(case[1], found, None, size)
+    with pytest.raises(VerificationError, match=rf"--max-bytes {size - 1}: the emitted model has {size} bytes"):
+        check_gates(case[1], found, None, size - 1)

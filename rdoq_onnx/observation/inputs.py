@@ -1,0 +1,36 @@
+"""The samples of a run: from the user's calibration, or random ones that the model takes."""
+
+from typing import Any
+
+import onnx
+
+from rdoq_onnx.analysis.analyse import analyse, integer_ranges
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.load import load_samples, synthetic
+from rdoq_onnx.calibration.samples import Samples, input_specs
+from rdoq_onnx.config import Config
+from rdoq_onnx.model.validate import check_sizes
+from rdoq_onnx.observation.batching import separated
+from rdoq_onnx.system.runtime import Runtime
+
+SYNTHETIC_SAMPLES = 64
+
+
+def network_and_samples(
+    model: onnx.ModelProto, calibration: Any, config: Config, runtime: Runtime
+) -> tuple[Network, Samples]:
+    """What there is to quantize in a normalized model, and the samples of a run.
+
+    Raises ModelError, ConfigError or CalibrationError.
+    """
+    network = analyse(model, config)
+    check_sizes(model)
+    return network, separated(network, samples_for(model, calibration, config), runtime)
+
+
+def samples_for(model: onnx.ModelProto, calibration: Any, config: Config) -> Samples:
+    """The samples of a run. Raises CalibrationError where they do not fit the model."""
+    specs = input_specs(model)
+    if calibration is None:
+        return synthetic(specs, config.samples or SYNTHETIC_SAMPLES, config.seed, integer_ranges(model))
+    return load_samples(calibration, specs, config.samples, config.pixels)
