@@ -158,10 +158,7 @@ def reverse_graph(
     outputs: Sequence[str] = (),
 ) -> Reverse:
     """`reverse_model` for batches of the size of `feeds`; with the forward pass alone where `at` is empty."""
-    return reverse_model(
-        static(model, feeds), at, outputs, fetch, feeds=feeds, optimize=runtime.optimized,
-        run=lambda model, feeds, names: runtime.session(model).run(feeds, names),
-    )  # fmt: skip
+    return reverse_model(static(model, feeds), at, outputs, fetch, feeds=feeds, runtime=runtime)
 
 
 def declared_shapes(values: Iterable[ValueInfoProto]) -> dict[str, tuple[int, ...]]:

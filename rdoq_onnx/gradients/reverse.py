@@ -27,9 +27,9 @@ from rdoq_onnx.gradients.relu_masks import masked, masked_tensors
 from rdoq_onnx.gradients.tape import RULES, Grads, Tape
 from rdoq_onnx.model.graph import Graph
 from rdoq_onnx.model.protos import reads
+from rdoq_onnx.system.runtime import Runtime
 
 Array = NDArray[Any]
-Optimize = Callable[[onnx.ModelProto], onnx.ModelProto]
 Run = Callable[[onnx.ModelProto, Mapping[str, Array], Sequence[str]], Sequence[Array]]
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
@@ -55,16 +55,18 @@ def reverse_model(
     fetch: Sequence[str] = (),
     *,
     feeds: Mapping[str, Array],
-    optimize: Optimize,
-    run: Run,
+    runtime: Runtime,
 ) -> Reverse:
     """Build the graph that computes the adjoint of every tensor of `at` from seeds on `outputs`.
 
-    `model` has fixed input dimensions and opset 13 or later; `feeds` is one batch of its inputs. `optimize`
-    folds the shape arithmetic and keeps standard operators (ONNX Runtime's BASIC level), `run` returns the
-    named tensors of a model whose outputs they are. The model is not changed.
+    `model` has fixed input dimensions and opset 13 or later; `feeds` is one batch of its inputs. `runtime` folds the
+    shape arithmetic, keeping standard operators, and runs parts of the graph. The model is not changed.
     """
-    graph = optimize(_raise_opset(_with_outputs(model, [*outputs, *fetch, *at])))
+
+    def run(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> Sequence[Array]:
+        return runtime.session(model).run(feeds, names)
+
+    graph = runtime.optimized(_raise_opset(_with_outputs(model, [*outputs, *fetch, *at])))
     shapes, dtypes = _record(graph, feeds, run)
     tape = _tape(graph, shapes, dtypes, run)
     tape.masked = masked_tensors(Graph(graph))

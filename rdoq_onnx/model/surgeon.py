@@ -110,13 +110,12 @@ def append(
     *,
     attrs: dict[str, Any] | None = None,
     like: Tensor | None = None,
-    domain: str | None = None,
 ) -> Variable:
     """Add a node with one output; both get fresh names from `stem`, the output gets the type of `like`."""
     output = Variable(fresh(graph, f"{stem}_out"))
     if like is not None:
         output.dtype, output.shape = like.dtype, like.shape
-    graph.nodes.append(Node(op, fresh(graph, stem), attrs, list(inputs), [output], domain))
+    graph.nodes.append(Node(op, fresh(graph, stem), attrs, list(inputs), [output]))
     return output
 
 

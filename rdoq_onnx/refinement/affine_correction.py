@@ -14,7 +14,7 @@ is wrong with them is not noise any more, are better left alone, but for those t
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -48,20 +48,25 @@ Array = NDArray[Any]
 Float = NDArray[np.float64]
 
 
-def refitted(
-    allocation: Allocation,
-    emitted: onnx.ModelProto,
-    chosen: Sequence[int],
-    samples: Samples,
-    runtime: Runtime,
-    workers: Workers,
-    known: Steps | None = None,
-) -> Allocation:
-    """`allocation` with the layers `chosen` (indices, see `fitted_layers`) fitted on `samples`: scales and biases.
+@dataclass(frozen=True)
+class Fitting:
+    """What layers are fitted with.
 
-    emitted: the `quantized_model` of `allocation`. known: keeps what the float network gives, up to 128 MB, for other
-    allocations of the same measurement and layers.
+    kept: keeps what the float network gives, up to 128 MB, for other allocations of the same measurement and layers.
     """
+
+    samples: Samples
+    runtime: Runtime
+    workers: Workers
+    kept: Steps | None = None
+
+
+def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[int], fitting: Fitting) -> Allocation:
+    """`allocation` with scales and biases of the layers `chosen` (indices, see `fitted_layers`) fitted.
+
+    emitted: the `quantized_model` of `allocation`.
+    """
+    samples, runtime, workers, kept = fitting.samples, fitting.runtime, fitting.workers, fitting.kept
     measurement = allocation.measurement
     network = measurement.network
     layers = [(k, network.layers[k]) for k in chosen]
@@ -74,7 +79,7 @@ def refitted(
     def wanted() -> dict[str, Array]:
         return _targets(network, [layer for _, layer in layers], batches, positions, runtime)
 
-    targets = wanted() if known is None else known.once("layers fitted, in float", wanted)
+    targets = wanted() if kept is None else kept.once("layers fitted, in float", wanted)
     weights, counts = chosen_weights(allocation), [count for count, _ in batches]
     made = {n.name: n.output[0] for n in emitted.graph.node}
     ends = {made[layer.uses[0].node]: k for k, layer in layers}

@@ -27,7 +27,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.model.codes import Affine
-from rdoq_onnx.refinement.affine_correction import fitted_layers, refitted
+from rdoq_onnx.refinement.affine_correction import Fitting, fitted_layers, refitted
 from rdoq_onnx.refinement.judge import Judge
 from rdoq_onnx.refinement.plan import WEIGHS, Plan, rows_by_distortion
 from rdoq_onnx.refinement.reround import remeasured, rerounded
@@ -92,13 +92,12 @@ class Refinement:
 
     def _fit(self, best: "_Best") -> None:
         before, model = best.allocation, best.model
-        fitting, runtime = self.split.fitting, self.judge.runtime
+        fitting = Fitting(self.split.fitting, self.judge.runtime, self.workers)
+        kept = self.kept if len(self.plan.fits) == 1 else None
         for share in self.plan.fits:
-            kept = self.kept if len(self.plan.fits) == 1 else None
-            chosen = fitted_layers(before, share)
-            best.step("re-fit", refitted(before, model, chosen, fitting, runtime, self.workers, kept))
+            best.step("re-fit", refitted(before, model, fitted_layers(before, share), replace(fitting, kept=kept)))
         for k in fitted_layers(before, 1.0)[: self.plan.alone]:
-            best.step("re-fit", refitted(best.allocation, best.model, [k], fitting, runtime, self.workers))
+            best.step("re-fit", refitted(best.allocation, best.model, [k], fitting))
 
 
 def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> Refined:

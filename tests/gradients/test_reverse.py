@@ -1,8 +1,6 @@
 """g = J^T v against central differences, against onnx-ad's own rules, and on real models."""
 
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +13,14 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from rdoq_onnx.gradients.reverse import Reverse, reverse_model
+from rdoq_onnx.system.runtime import Runtime
 from tests.conftest import ZOO
 
 Array = NDArray[Any]
 zoo = pytest.mark.skipif(not ZOO.is_dir(), reason="the zoo of real models is not beside the checkout")
 
 
-# --- the two callables, as runtime.py provides them ---
+RUNTIME = Runtime("cpu", 2)
 
 
 def session(model: onnx.ModelProto, level: str = "ORT_ENABLE_BASIC", path: str = "") -> Any:
@@ -32,22 +31,11 @@ def session(model: onnx.ModelProto, level: str = "ORT_ENABLE_BASIC", path: str =
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "basic.onnx"
-        session(model, path=str(path))
-        return onnx.load(path)
-
-
-def run(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> list[Array]:
-    return list(session(model).run(list(names), dict(feeds)))
-
-
 def reverse(
     model: onnx.ModelProto, at: Sequence[str], feeds: Mapping[str, Array], fetch: Sequence[str] = ()
 ) -> Reverse:
     outputs = [value.name for value in model.graph.output]
-    result = reverse_model(model, at, outputs, fetch, feeds=feeds, optimize=optimize, run=run)
+    result = reverse_model(model, at, outputs, fetch, feeds=feeds, runtime=RUNTIME)
     onnx.checker.check_model(result.model, full_check=True)
     return result
 
@@ -534,8 +522,8 @@ def real_model(name: str) -> tuple[onnx.ModelProto, dict[str, Array]]:
         with np.load(calib) as arrays:
             array = arrays[value.name if value.name in arrays else arrays.files[0]][: shape[0]]
             if list(array.shape) == shape and name != "basic_pitch":  # begins in silence: sqrt(0), log(0)
-                return optimize(model), {value.name: array}
-    return optimize(model), {value.name: sample(shape)}
+                return RUNTIME.optimized(model), {value.name: array}
+    return RUNTIME.optimized(model), {value.name: sample(shape)}
 
 
 def layer_tensors(model: onnx.ModelProto) -> list[str]:
@@ -604,6 +592,6 @@ def test_an_output_of_other_sizes_than_declared() -> None:
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[2, 3] x) => (float[7, 5] y) { a = Tanh (x) y = Relu (a) }""")
     feeds = {"x": np.ones((2, 3), np.float32)}
-    result = reverse_model(model, ["a"], ["y"], feeds=feeds, optimize=optimize, run=run)
+    result = reverse_model(model, ["a"], ["y"], feeds=feeds, runtime=RUNTIME)
     (seed,) = (i for i in result.model.graph.input if i.name == result.seeds["y"])
     assert [d.dim_value for d in seed.type.tensor_type.shape.dim] == [2, 3]

@@ -15,7 +15,7 @@ from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.measure import measure_network
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.observation.inputs import samples_for
-from rdoq_onnx.refinement.affine_correction import _line, _lines, fitted_layers, refitted
+from rdoq_onnx.refinement.affine_correction import Fitting, _line, _lines, fitted_layers, refitted
 from rdoq_onnx.refinement.judge import Judge
 from rdoq_onnx.refinement.plan import Plan
 from rdoq_onnx.refinement.refine import Refinement
@@ -50,7 +50,7 @@ class Digits:
 
     def refitted(self, allocation, chosen):
         with workers(2) as pool:
-            return refitted(allocation, quantized_model(allocation), chosen, self.fitting, RUNTIME, pool)
+            return refitted(allocation, quantized_model(allocation), chosen, Fitting(self.fitting, RUNTIME, pool))
 
 
 @pytest.fixture(scope="module")
