@@ -1,0 +1,47 @@
+"""Feeds to arrays: rows one after another, constants once, and what does not go together by its item."""
+
+import numpy as np
+
+from rdoq_onnx.calibration.load import load_samples
+from tests.calibration.test_load import SILERO, X, every, floats, refusal
+
+
+class Reader:
+    def __init__(self, feeds):
+        self.feeds = iter(feeds)
+
+    def get_next(self):
+        return next(self.feeds, None)
+
+
+def test_load_feeds():
+    x = floats(6, 3)
+    feeds = [{"x": x[:1]}, {"x": x[1:4]}, {"x": x[4:]}]
+    for source, name in ((feeds, "feeds"), (iter(feeds), "feeds"), (Reader(feeds), "data reader")):
+        samples = load_samples(source, [X], None)
+        assert samples.source == name
+        np.testing.assert_array_equal(every(samples)["x"], x)
+
+
+def test_load_feeds_with_constants():
+    feed = {"state": np.zeros((2, 1, 4), np.float32), "sr": np.int64(16000)}
+    samples = load_samples([feed | {"input": floats(1, 7)} for _ in range(3)], SILERO, None)
+    assert set(samples.constants) == {"state", "sr"}
+    assert (len(samples), samples.batch) == (3, 1)
+    assert [b["input"].shape for b in samples.batches(2)] == [(1, 7)] * 3
+    assert "'sr'" in refusal([feed | {"input": floats(1, 7), "sr": np.int64(k)} for k in range(2)], *SILERO)
+    assert "'state'" in refusal([feed | {"input": floats(1, 7), "state": np.full((2, 1, 4), k)} for k in range(2)],
+                                *SILERO)  # fmt: skip
+
+
+def test_load_feeds_refuses():
+    assert "no samples" in refusal([], X)
+    assert "item 1 is a list" in refusal([{"x": floats(1, 3)}, [1]], X)
+    message = refusal([{"x": floats(1, 3)}, {"z": floats(1, 3)}], X)
+    assert "item 1 has arrays 'z', item 0 has 'x'" in message
+    message = refusal([{"x": floats(1, 3)}, {"x": floats(1, 4)}], X)
+    assert "'x' of item 0 and item 1 has shapes (3,) and (4,)" in message
+    message = refusal([{"x": floats(1, 3)}, {"x": np.zeros((1, 3))}], X)
+    assert "'x' of item 0 and item 1 is float32 and float64; give one type" in message
+    assert "Python objects" in refusal([{"x": np.array([[None]])}], X)
+    assert "a int;" in refusal(3, X)
