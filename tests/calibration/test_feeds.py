@@ -1,9 +1,12 @@
 """Feeds to arrays: rows one after another, constants once, and what does not go together by its item."""
 
 import numpy as np
+import pytest
 
+from rdoq_onnx.calibration.feeds import collate, model_batch
 from rdoq_onnx.calibration.load import load_samples
-from tests.calibration.test_load import SILERO, X, every, floats, refusal
+from rdoq_onnx.errors import ModelError
+from tests.calibration.test_load import SILERO, X, every, floats, refusal, spec
 
 
 class Reader:
@@ -45,3 +48,30 @@ def test_load_feeds_refuses():
     assert "'x' of item 0 and item 1 is float32 and float64; give one type" in message
     assert "Python objects" in refusal([{"x": np.array([[None]])}], X)
     assert "a int;" in refusal(3, X)
+
+
+def test_no_more_samples_than_asked_for_are_read():
+    read = []
+
+    def feeds():
+        for k in range(9):
+            read.append(k)
+            yield f"item {k}", {"x": floats(2, 3)}
+
+    assert collate("here", feeds(), [X], limit=3)["x"].shape[0] >= 3
+    assert read == [0, 1]
+
+
+def test_one_sample_without_its_axis():
+    x = floats(4, 3)
+    found = collate("here", ((f"item {k}", {"x": row}) for k, row in enumerate(x)), [X])
+    np.testing.assert_array_equal(found["x"][...], x)
+
+
+@pytest.mark.parametrize(("shapes", "size"), [
+    ([(None, 3), (4, 3)], None), ([(1, 3), (4, 3)], 1), ([(4, 3), ()], 4),
+])  # fmt: skip
+def test_size_of_the_samples_axis(shapes, size):
+    assert model_batch([spec("x", *shape) for shape in shapes]) == size
+    with pytest.raises(ModelError, match="no input with samples on axis 0"):
+        model_batch([spec("x")])

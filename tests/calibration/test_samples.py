@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, parser
 
-from rdoq_onnx.calibration.samples import Samples, input_specs
+from rdoq_onnx.calibration.samples import Converted, Samples, blocks, input_specs
 from rdoq_onnx.errors import ModelError
 from tests.calibration.test_load import X, every, floats, spec
 
@@ -79,3 +81,43 @@ def test_digest():
     others = [{"x": x, "z": x}, {"x": x.reshape(3, 4), "y": x[:3]}, {"x": x, "y": x.view(np.int32)},
               {"x": x, "y": x + 1}]  # fmt: skip
     assert len({base, *(Samples("a", o).digest for o in others)}) == 5
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 5))
+def test_some_are_evenly_spaced_and_whole_batches(count, most, batch):
+    samples = Samples("arrays", {"x": np.arange(count * batch)}, batch=batch)
+    found = every(samples.some(most))["x"]
+    assert len(found) <= max(most, batch)
+    assert (found.reshape(-1, batch) == found[::batch, None] + np.arange(batch)).all()
+    steps = np.diff(found[::batch] // batch)
+    assert len(steps) == 0 or steps.max() - steps.min() <= 1
+    assert samples.some(count * batch) is samples
+
+
+def test_rows_that_belong_together_are_one_sample():
+    joined = Samples("arrays", {"x": np.arange(7)}, batch=3).inseparable()
+    assert (len(joined), joined.rows, joined.batch) == (2, 3, 1)
+    assert joined.feeds([1])["x"].tolist() == [3, 4, 5]
+    assert every(joined.take([1]))["x"].tolist() == [3, 4, 5]
+
+
+def test_converted_rows_are_made_when_they_are_asked_for():
+    asked = []
+
+    def halved(values):
+        asked.append(len(values))
+        return values[:, :1] / 2
+
+    rows = Converted(np.arange(12).reshape(6, 2), (1,), np.dtype("float64"), halved)
+    assert (rows.shape, asked) == ((6, 1), [])
+    assert rows[[5, 0]].tolist() == [[5.0], [0.0]]
+    assert asked == [2]
+
+
+def test_blocks_hold_all_samples_in_order(monkeypatch):
+    monkeypatch.setattr("rdoq_onnx.calibration.samples._BLOCK", 3 * 8)
+    rows, picked = np.arange(20).reshape(10, 2), np.array([7, 1, 2, 9, 0])
+    parts = list(blocks(rows, picked))
+    assert [len(part) for part in parts] == [2, 1, 1, 1]
+    np.testing.assert_array_equal(np.concatenate(parts), rows[picked])
+    assert len(list(blocks(rows, picked[:0]))) == 1

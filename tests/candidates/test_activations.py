@@ -68,3 +68,22 @@ def test_fewer_bits_try_tighter_clips():
     tightest = [affine_candidates(0.0, 1.0, bits)[-1].range[1] for bits in range(1, 9)]
     assert (np.diff(tightest) >= -1e-6).all()
     assert tightest[0] < tightest[-1]
+
+
+def test_a_range_that_few_samples_show_is_taken_whole():
+    for bits in range(1, 9):
+        found = affine_candidates(-1.0, 3.0, bits, uncertain=True)
+        assert (found == [affine(-1.0, 3.0, bits)]) == (bits > 5)
+
+
+def test_refined_ranges_stay_within_the_tensor():
+    quantizer = affine(-1.0, 2.0, 4)
+    found = refined(quantizer, -1.1, 2.1)
+    assert found[0] == quantizer
+    assert len(found) > 4
+    for other in found:
+        assert other.bits == 4
+        assert other.range[0] >= -1.1 - other.scale
+        assert other.range[1] <= 2.1 + other.scale
+    positive = refined(affine(0.0, 6.0, 4), 0.0, 6.0)
+    assert all(other.range[0] == 0 and other.range[1] <= 6 + 1e-5 for other in positive)

@@ -5,7 +5,7 @@ import pytest
 from onnx import parser
 
 from rdoq_onnx.candidates.activations import affine_candidates
-from rdoq_onnx.model.codes import Affine
+from rdoq_onnx.model.codes import Affine, WeightCodes, stored
 
 
 def onnx_quantizer(affine, ort_run):
@@ -38,3 +38,23 @@ def test_affine_is_what_onnx_computes(ort_run, bits, low, high):
 
 def test_bits_of_an_affine_quantizer():
     assert [Affine(1.0, 0, 0, top).bits for top in (1, 3, 15, 255)] == [1, 2, 4, 8]
+
+
+def test_weights_are_decoded_row_by_row():
+    codes = WeightCodes(np.array([[1, -2], [3, 0]], np.int8), np.array([0.5, 2], np.float32))
+    np.testing.assert_array_equal(codes.values, [[0.5, -1], [6, 0]])
+    assert codes.values.dtype == np.float32
+
+
+def test_the_range_of_a_quantizer_is_what_it_can_give():
+    quantizer = Affine(0.25, 3, 0, 15)
+    values = quantizer(np.linspace(-50, 50, 999, dtype=np.float32))
+    assert (values.min(), values.max()) == quantizer.range == (-0.75, 3.0)
+
+
+def test_stored_scales_have_eleven_significant_bits():
+    scales = np.array([1 / 3, 1.0, 1 + 2.0**-11, 2.0**-40])
+    found = stored(scales)
+    np.testing.assert_allclose(found, scales, rtol=2.0**-11)
+    assert (np.frexp(found)[0] * 2048 % 1 == 0).all()
+    np.testing.assert_array_equal(stored(found), found)

@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from rdoq_onnx.model.codes import Affine, WeightCodes
-from rdoq_onnx.system.encoding import decode, encode
+from rdoq_onnx.system.encoding import decode, encode, model_parts
 from rdoq_onnx.system.progress import Progress
 
 CLASSES = {c.__name__: c for c in (Affine, WeightCodes)}
@@ -34,3 +34,19 @@ def test_nothing_but_known_classes_is_made():
     for tree in ({"Progress": {}}, {"array": 3}, {"Affine": {"nonsense": 1}}, {"tuple": 3}):
         with pytest.raises((KeyError, IndexError, TypeError, ValueError)):
             decode(tree, [], CLASSES)
+
+
+@pytest.mark.parametrize("parts", [[], [b"\xff\xff"], [b"", b"\xff"]])
+def test_bytes_that_are_no_model_are_refused(parts):
+    arrays = [np.frombuffer(part, np.uint8) for part in parts]
+    with pytest.raises((ValueError, IndexError)):
+        decode({"model": [{"array": k} for k in range(len(parts))]}, arrays, CLASSES)
+
+
+def test_weights_travel_apart_from_their_model():
+    model = parser.parse_model(TEXT)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(1000), "w"))
+    shell, weight = model_parts(model)
+    assert len(shell) < 200
+    assert len(weight) > 8000
+    assert len(model.graph.initializer) == 1
