@@ -81,7 +81,6 @@ TESTED_ELSEWHERE = {
     "curves/select": "tests/curves/test_float_fallback.py",
     "curves/steps": "tests/curves/test_float_fallback.py",
     "allocation/allocation": "tests/allocation/test_budget.py",
-    "emission/emit": "tests/verification/test_verify.py",
     "emission/quantized_model": "tests/candidates/test_make.py",
     "emission/storage": "tests/verification/test_verify.py",
     "emission/weight_only": "tests/analysis/test_weight_only.py",
@@ -156,7 +155,7 @@ def import_order(sources: Sources) -> list[str]:
             if other not in ORDER:
                 wrong.append(f"{path} imports {name} from the package itself; import the module that defines it")
             elif ORDER.index(other) > ORDER.index(wing):
-                wrong.append(f"{path} imports {name}, which stands above {wing}; move one of the two")
+                wrong.append(f"{path} imports {name}, which comes after {wing} in the order; move one of the two")
             if name.startswith("."):
                 wrong.append(f"{path} imports {name}, relative to itself; write the name out")
     return wrong
