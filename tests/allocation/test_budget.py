@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
-from rdoq_onnx.allocation.pins import pinned
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
-from rdoq_onnx.errors import BudgetError, ConfigError
+from rdoq_onnx.errors import BudgetError
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[1, 3, 4, 4] x) => (float[1, 5, 4, 4] y)
@@ -139,51 +138,6 @@ def test_weights_alone():
     assert allocation.activation_average is None
     assert allocation.weight_average <= 2.5
     assert allocation.weight_average > 2.4
-
-
-PINS = {
-    "first": (slice(0, 4), 5),
-    "w2": (slice(4, 8), 2),
-    "f.*": (slice(0, 4), 0),
-    "a1": (slice(CHANNELS + 1, CHANNELS + 2), 6),
-}
-
-
-@pytest.mark.parametrize("pattern", PINS)
-def test_pin(pattern):
-    rows, bits = PINS[pattern]
-    allocation = allocate_bits(measurement(2), Config(weight_bits=3, activation_bits=4, pins=((pattern, bits),)))
-    choice = np.concatenate([*allocation.layer_bits, allocation.activation_bits])
-    assert (choice[rows] == bits).all()
-    free = np.delete(choice, np.r_[rows])
-    assert len(np.unique(free)) > 1
-    # What is pinned counts in the budget.
-    assert allocation.weight_average <= 3
-    assert allocation.activation_average <= 4
-
-
-def test_a_pattern_may_pin_several():
-    allocation = allocate_bits(measurement(2), Config(weight_bits=4, activation_bits=8, pins=((".*d", 3), ("w1", 6))))
-    assert [np.unique(b).tolist() for b in allocation.layer_bits] == [[6], [3], [3]]
-
-
-def test_pin_to_a_width_that_is_not_offered():
-    table = measurement(2, widths=(2, 4))
-    # 8 bits of a layer beside integer activations are 7 in the file; so a pin takes the nearest width under it.
-    restricted = pinned(table, (("first", 3),))
-    assert np.isfinite(restricted.distortion[:4]).nonzero()[1].tolist() == [2] * 4
-    with pytest.raises(ConfigError, match=r"--pin first=1: 'first' offers \[2, 4\] bits"):
-        pinned(table, (("first", 1),))
-    with pytest.raises(ConfigError, match=r"--pin z2=4: 'z2' offers \[8\] bits"):
-        pinned(table, (("z2", 4),))
-
-
-def test_pins_leave_other_curves_as_they_are():
-    table = measurement(2)
-    restricted = pinned(table, (("second", 3),))
-    others = np.delete(np.arange(len(restricted.elements)), np.r_[4:8])
-    np.testing.assert_array_equal(restricted.distortion[others], table.curves.distortion[others])
-    assert pinned(table, ()).distortion.tolist() == table.curves.distortion.tolist()
 
 
 OVER = {

@@ -2,15 +2,11 @@
 
 import numpy as np
 import pytest
-from onnx import checker, parser
 
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.patterns import matches
 from rdoq_onnx.config import Config
-from rdoq_onnx.model import surgeon
-from rdoq_onnx.passes import run_passes
-from rdoq_onnx.passes.branch_consumers import BranchReaders, join_readers
-from tests.analysis.test_analyse import find, parse
+from tests.analysis.test_analyse import find
 from tests.passes.test_insert_qdq import count, expect_numbers, quantized
 
 NORM = "LayerNormalization <axis = -1>"
@@ -108,26 +104,6 @@ def test_found_once():
 def test_pin_of_a_branch(pattern):
     network = find(POST_NORM, Config(pins=((pattern, 6),)), **POST_NORM_WEIGHTS)
     assert [a.tensor for a in network.activations if matches(pattern, a.names)] == ["n/quantized"]
-
-
-def test_branch_changes_no_value(ort_run):
-    model = parse(POST_NORM, **POST_NORM_WEIGHTS)
-
-    def readers(tensor):
-        return [n.name for n in model.graph.node if tensor in n.input]
-
-    feeds = {"x": np.random.default_rng(1).standard_normal((2, 5, 8), np.float32)}
-    changed = run_passes([BranchReaders({"n": readers("n")[:1], "x": readers("x")})], model)
-    checker.check_model(changed, full_check=True)
-    assert count(changed)["Identity"] == 2
-    np.testing.assert_array_equal(ort_run(changed, feeds)[0], ort_run(model, feeds)[0])
-
-
-def test_an_identity_of_another_domain_is_no_branch():
-    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17, "other": 1]>
-        g (float[2] x) => (float[2] y) { a = Sin (x) b = other.Identity (a) c = Identity (b) y = Tanh (c) }""")
-    joined = surgeon.edit(model, join_readers)
-    assert [(n.domain, n.op_type) for n in joined.graph.node] == [("", "Sin"), ("other", "Identity"), ("", "Tanh")]
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -3,10 +3,10 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, load, parser
+from onnx import load
 
-from rdoq_onnx.calibration.load import load_samples, synthetic
-from rdoq_onnx.calibration.samples import InputSpec, Samples, input_specs
+from rdoq_onnx.calibration.load import load_samples
+from rdoq_onnx.calibration.samples import InputSpec, input_specs
 from rdoq_onnx.errors import CalibrationError, ModelError
 from tests.conftest import ZOO
 
@@ -34,78 +34,6 @@ def refusal(source, *specs, error=CalibrationError):
     return str(caught.value)
 
 
-def test_input_specs():
-    model = parser.parse_model(
-        '<ir_version: 3, opset_import: ["": 13]> g (float[N,3] x, int64 n, float[3] w) => (float[N,3] y) '
-        "<float[3] w = {1, 2, 3}> { y = Add(x, w) }"
-    )
-    assert input_specs(model) == (X, spec("n", dtype="int64"))
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
-    assert input_specs(model)[0] == X
-
-
-@pytest.mark.parametrize("value", [
-    helper.make_tensor_sequence_value_info("odd", TensorProto.FLOAT, [3]),
-    helper.make_tensor_value_info("odd", TensorProto.FLOAT, None),
-    helper.make_tensor_value_info("odd", TensorProto.STRING, [3]),
-    helper.make_tensor_value_info("odd", TensorProto.FLOAT8E4M3FN, [3]),
-])  # fmt: skip
-def test_input_specs_refuses(value):
-    model = helper.make_model(helper.make_graph([], "g", [value], []))
-    with pytest.raises(ModelError, match="'odd'"):
-        input_specs(model)
-
-
-def test_samples():
-    samples = Samples("arrays", {"x": floats(10, 3)}, {"c": floats(2)})
-    assert len(samples) == 10
-    batches = list(samples.batches(4))
-    assert [len(b["x"]) for b in batches] == [4, 4, 2]
-    assert all(b["c"] is samples.constants["c"] for b in batches)
-    np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches]), samples.arrays["x"])
-    assert [n for n, _ in samples.counted_batches(4)] == [4, 4, 2]
-    np.testing.assert_array_equal(every(samples.take([3, 1]))["x"], samples.arrays["x"][[3, 1]])
-    assert len(Samples("arrays", {})) == 0
-
-
-@pytest.mark.parametrize(("count", "fraction", "sizes"), [
-    (9, 2 / 3, (6, 3)), (2, 0.99, (1, 1)), (2, 0, (1, 1)), (50, 1, (49, 1)), (1, 0.5, (1, 0)),
-])  # fmt: skip
-def test_split(count, fraction, sizes):
-    samples = Samples("arrays", {"x": np.arange(count)})
-    parts = samples.split(fraction, 1)
-    assert tuple(map(len, parts)) == sizes
-    rows = [every(part)["x"] for part in parts]
-    assert all((np.diff(r) > 0).all() for r in rows)
-    assert sorted(np.concatenate(rows)) == list(range(count))
-    again = samples.split(fraction, 1)
-    assert [p.digest for p in again] == [p.digest for p in parts]
-
-
-def test_split_depends_on_the_seed():
-    samples = Samples("arrays", {"x": np.arange(50)})
-    assert samples.split(0.5, 1)[0].digest != samples.split(0.5, 2)[0].digest
-
-
-def test_loaded_where_there_is_room():
-    x = np.arange(24, dtype=np.float32).reshape(12, 2)
-    samples = Samples("arrays", {"x": x}, {"c": floats(2)}, batch=2).take([5, 1, 4, 0])
-    held = samples.loaded(4 * 8)
-    assert held.picked is None
-    assert [f["x"].tolist() for f in held.batches(1)] == [f["x"].tolist() for f in samples.batches(1)]
-    assert samples.loaded(4 * 8 - 1) is samples
-
-
-def test_digest():
-    x = floats(4, 3)
-    base = Samples("a", {"x": x, "y": x}).digest
-    assert len(base) == 64
-    assert Samples("b", {"y": x.copy(), "x": np.asfortranarray(x)}).digest == base
-    others = [{"x": x, "z": x}, {"x": x.reshape(3, 4), "y": x[:3]}, {"x": x, "y": x.view(np.int32)},
-              {"x": x, "y": x + 1}]  # fmt: skip
-    assert len({base, *(Samples("a", o).digest for o in others)}) == 5
-
-
 def test_load_by_name_or_alone(tmp_path):
     x = floats(5, 3)
     np.savez(tmp_path / "a.npz", anything=x, y=np.arange(5))
@@ -125,47 +53,6 @@ def test_load_takes_y_mean_and_std_where_the_model_has_them():
     assert list(samples.arrays) == ["y", "mean"]
     np.testing.assert_array_equal(every(load_samples({"y": floats(5, 3)}, [spec("y", None, 3)], None))["y"],
                                   given["y"])  # fmt: skip
-
-
-class Reader:
-    def __init__(self, feeds):
-        self.feeds = iter(feeds)
-
-    def get_next(self):
-        return next(self.feeds, None)
-
-
-def test_load_feeds():
-    x = floats(6, 3)
-    feeds = [{"x": x[:1]}, {"x": x[1:4]}, {"x": x[4:]}]
-    for source, name in ((feeds, "feeds"), (iter(feeds), "feeds"), (Reader(feeds), "data reader")):
-        samples = load_samples(source, [X], None)
-        assert samples.source == name
-        np.testing.assert_array_equal(every(samples)["x"], x)
-
-
-def test_load_feeds_with_constants():
-    feed = {"state": np.zeros((2, 1, 4), np.float32), "sr": np.int64(16000)}
-    samples = load_samples([feed | {"input": floats(1, 7)} for _ in range(3)], SILERO, None)
-    assert set(samples.constants) == {"state", "sr"}
-    assert (len(samples), samples.batch) == (3, 1)
-    assert [b["input"].shape for b in samples.batches(2)] == [(1, 7)] * 3
-    assert "'sr'" in refusal([feed | {"input": floats(1, 7), "sr": np.int64(k)} for k in range(2)], *SILERO)
-    assert "'state'" in refusal([feed | {"input": floats(1, 7), "state": np.full((2, 1, 4), k)} for k in range(2)],
-                                *SILERO)  # fmt: skip
-
-
-def test_load_feeds_refuses():
-    assert "no samples" in refusal([], X)
-    assert "item 1 is a list" in refusal([{"x": floats(1, 3)}, [1]], X)
-    message = refusal([{"x": floats(1, 3)}, {"z": floats(1, 3)}], X)
-    assert "item 1 has arrays 'z', item 0 has 'x'" in message
-    message = refusal([{"x": floats(1, 3)}, {"x": floats(1, 4)}], X)
-    assert "'x' of item 0 and item 1 has shapes (3,) and (4,)" in message
-    message = refusal([{"x": floats(1, 3)}, {"x": np.zeros((1, 3))}], X)
-    assert "'x' of item 0 and item 1 is float32 and float64; give one type" in message
-    assert "Python objects" in refusal([{"x": np.array([[None]])}], X)
-    assert "a int;" in refusal(3, X)
 
 
 def test_constants_and_batch():
@@ -288,61 +175,6 @@ def test_path_errors_name_the_file(tmp_path):
     np.savez(tmp_path / "a.npz", x=floats(5, 4))
     assert refusal(tmp_path / "a.npz", X).startswith(f"{tmp_path / 'a.npz'}: 'x'")
     assert refusal(tmp_path / "none.npz", X).startswith(f"{tmp_path / 'none.npz'}: ")
-
-
-@pytest.mark.parametrize(("shape", "made"), [
-    ((None, 3, 32, 40), (4, 3, 32, 40)), ((None, 1, None, None), (4, 1, 224, 224)), ((1, 16, 8, 3), (4, 16, 8, 3)),
-])  # fmt: skip
-def test_synthetic_images(shape, made):
-    images = synthetic([spec("x", *shape)], 4, 0).arrays["x"]
-    assert images.shape == made
-    assert images.dtype == np.float32
-    axis = 1 if made[1] in (1, 3) else 3
-    others = tuple(k for k in range(4) if k != axis)
-    np.testing.assert_allclose(images.mean(others, np.float64), 0, atol=1e-5)
-    np.testing.assert_allclose(images.std(others, np.float64), 1, atol=1e-5)
-
-
-def test_synthetic_images_look_natural():
-    images = synthetic([spec("x", None, 3, 128, 128)], 16, 0).arrays["x"]
-    assert np.corrcoef(images.transpose(1, 0, 2, 3).reshape(3, -1)).min() > 0.7
-    power = (np.abs(np.fft.fft2(images)) ** 2).mean((0, 1))[0, 1:60]
-    slope = np.polyfit(np.log(np.arange(1, 60)), np.log(power), 1)[0]
-    assert -3 < slope < -1.5
-    derivative = np.diff(images[:, 0]).ravel()
-    assert (derivative**4).mean() / (derivative**2).mean() ** 2 > 6  # edges: heavy tails; a Gaussian has 3
-
-
-def test_synthetic_others():
-    specs = [spec("f", None, 3, 4, 4), spec("h", None, 2, None, dtype="float16"), spec("i", None, 500, dtype="int32"),
-             spec("j", None, 500, dtype="uint8"), spec("b", None, 500, dtype="bool"),
-             spec("k", None, 9, dtype="int8")]  # fmt: skip
-    made = synthetic(specs, 6, 3, {"i": 10, "k": 1000})
-    assert made.source == "synthetic"
-    arrays = made.arrays
-    assert [arrays[n].shape for n in "fhij"] == [(6, 3, 4, 4), (6, 2, 16), (6, 500), (6, 500)]
-    assert [arrays[s.name].dtype for s in specs] == [s.dtype for s in specs]
-    assert set(arrays["i"].flat) == set(range(10))
-    assert set(arrays["j"].flat) == {0, 1}
-    assert set(arrays["b"].flat) == {False, True}
-    assert arrays["k"].min() >= 0
-
-
-def test_synthetic_is_deterministic_and_independent():
-    specs = [X, spec("z", None, 3), spec("image", None, 3, 16, 16)]
-    first, again, other = (synthetic(specs, 5, seed) for seed in (0, 0, 1))
-    assert first.digest == again.digest != other.digest
-    assert not np.array_equal(first.arrays["x"], first.arrays["z"])
-
-
-def test_synthetic_batches():
-    assert len(synthetic([spec("x", 4, 3)], 6, 0)) == 8
-    made = synthetic(SILERO, 5, 0)
-    assert set(made.constants) == {"state", "sr"}
-    assert made.constants["state"].shape == (2, 1, 4)
-    assert (len(made), made.batch) == (5, 1)
-    with pytest.raises(ModelError, match="no input with samples"):
-        synthetic([spec("sr", dtype="int64")], 5, 0)
 
 
 @pytest.mark.parametrize("name", ["basic_pitch", "cifar10", "magika", "orientation", "ppocr_cls", "ppocr_det"])

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import parser
 
-from rdoq_onnx.candidates.activations import affine, affine_candidates, refined
 from rdoq_onnx.candidates.quantizer import quantize_rows
-from rdoq_onnx.model.codes import Affine, stored
+from rdoq_onnx.model.codes import stored
 
 EPSILON = np.finfo(np.float32).eps
 
@@ -148,97 +146,3 @@ def test_scales_are_exact_in_half_precision():
     for bits in range(9):
         found = quantize_rows(channels(0, 1), bits, 127).scales.astype(np.float64)
         np.testing.assert_array_equal(found, stored(found))
-
-
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("span", [(-1.0, 2.0), (0.0, 2.0), (-3.0, 1.0)])
-def test_quantizers_around_a_zero_point_of_zero(bits, span):
-    found = affine(*span, bits, symmetric=True)
-    assert (found.signed, found.zero_point) == (True, 0)
-    whole, positive = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1), (0, min(2**bits - 1, 127))
-    assert (found.low, found.high) == (positive if span[0] == 0 else whole)
-    reached = found.range
-    if bits > 1:
-        assert reached[0] <= span[0] + 1e-6
-        assert reached[1] >= span[1] - 1e-6
-    for other in (*affine_candidates(*span, bits, symmetric=True), *refined(found, *span)):
-        assert (other.signed, other.low, other.high) == (True, found.low, found.high)
-
-
-def onnx_quantizer(affine, ort_run):
-    """What ONNX Runtime makes of the emitted nodes."""
-    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
-    g (float[N] x) => (float[N] y)
-    <float s = {{{affine.scale!r}}}, uint8 z = {{{affine.zero_point}}}, uint8 top = {{{affine.high}}}>
-    {{ q = QuantizeLinear (x, s, z) c = Clip (q, , top) y = DequantizeLinear (c, s, z) }}""")
-
-    def run(x):
-        return ort_run(model, {"x": x}, "none")[0]
-
-    return run
-
-
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.3, 2.9), (-5.0, -1.0), (-1e-3, 1e-3), (0.0, 3e4)])
-def test_affine_is_what_onnx_computes(ort_run, bits, low, high):
-    rng = np.random.default_rng(bits)
-    for candidate in affine_candidates(low, high, bits):
-        scale = np.float32(candidate.scale)
-        ties = (np.arange(-300, 300) + np.float32(0.5)) * scale
-        x = np.concatenate([rng.uniform(2 * low - high, 2 * high - low, 500), ties, [0]]).astype(np.float32)
-        given_x = x.copy()
-        got = candidate(x)
-        np.testing.assert_array_equal(got, onnx_quantizer(candidate, ort_run)(x))
-        assert got.dtype == np.float32
-        np.testing.assert_array_equal(x, given_x)
-
-
-RANGES = st.tuples(st.floats(-1e4, 1e4, width=32), st.floats(-1e4, 1e4, width=32)).map(sorted)
-
-
-@given(RANGES, st.integers(1, 8))
-def test_candidates_of_an_activation(span, bits):
-    low, high = min(span[0], 0.0), max(span[1], 0.0)
-    found = affine_candidates(*span, bits)
-    assert len(found) == len(set(found)) >= 1
-    for candidate in found:
-        assert (candidate.low, candidate.high, candidate.bits) == (0, 2**bits - 1, bits)
-        assert 0 <= candidate.zero_point <= candidate.high
-        assert candidate.scale > 0
-        assert candidate.scale == np.float32(candidate.scale)
-        np.testing.assert_array_equal(candidate(np.zeros(3, np.float32)), 0)
-        if low == 0:
-            assert candidate.zero_point == 0
-    spans = [a.range[1] - a.range[0] for a in found]
-    assert spans == sorted(spans, reverse=True)
-    # What is never anything but zero is quantized as 0 to 1 would be.
-    assert spans[0] <= (high - low or 1.0) * (1 + 1e-5) + 1e-25
-
-
-@given(RANGES)
-def test_covering_clips_nothing_but_half_a_step(span):
-    low, high = min(span[0], 0.0), max(span[1], 0.0)
-    quantizer = affine(*span, 8)
-    assert quantizer.bits == 8
-    least, greatest = quantizer.range
-    half = 0.5 * quantizer.scale * (1 + 1e-4)
-    assert least - low <= half
-    assert high - greatest <= half
-
-
-def test_non_negative_tensors_use_all_levels_for_positive_values():
-    for bits in range(1, 9):
-        affine = affine_candidates(0.1, 5.0, bits)[0]
-        assert affine.range[0] == 0
-        got = affine(np.linspace(0, 5, 5000, dtype=np.float32))
-        assert len(np.unique(got)) == 2**bits
-
-
-def test_fewer_bits_try_tighter_clips():
-    tightest = [affine_candidates(0.0, 1.0, bits)[-1].range[1] for bits in range(1, 9)]
-    assert (np.diff(tightest) >= -1e-6).all()
-    assert tightest[0] < tightest[-1]
-
-
-def test_bits_of_an_affine_quantizer():
-    assert [Affine(1.0, 0, 0, top).bits for top in (1, 3, 15, 255)] == [1, 2, 4, 8]

@@ -14,10 +14,8 @@ from onnx import numpy_helper, parser
 from rdoq_onnx import api, cli, pipeline
 from rdoq_onnx.config import NOT_MEASURED, Config
 from rdoq_onnx.curves import checkpoint
-from rdoq_onnx.curves.checkpoint import CLASSES, Store
+from rdoq_onnx.curves.checkpoint import Store
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.model.codes import Affine, WeightCodes
-from rdoq_onnx.system.encoding import decode, encode
 from rdoq_onnx.system.progress import Progress
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N,3,8,8] x) => (float[N,5] y) {
@@ -48,28 +46,6 @@ class Run:
         config = Config(threads=1, **settings)
         result = pipeline.run(folder / "model.onnx", folder / calibration, config, progress, curves)
         self.steps, self.data = set(result.report.seconds), result.model.SerializeToString()
-
-
-def test_encoding_gives_back_what_it_was_given():
-    codes = WeightCodes(np.array([[1, -2]], np.int8), np.array([0.5], np.float32))
-    value = {"a": (1, 2.5, None, "text", True), 4: codes, "q": Affine(0.1, 3, 0, 15), "n": np.int64(7)}
-    arrays = []
-    tree = json.loads(json.dumps(encode(value, arrays, CLASSES)))
-    again = decode(tree, arrays, CLASSES)
-    assert again["a"] == value["a"]
-    assert (again["q"], again["n"]) == (value["q"], 7)
-    np.testing.assert_array_equal(again[4].integers, codes.integers)
-    model = parser.parse_model(TEXT)
-    model.graph.initializer.append(numpy_helper.from_array(np.ones(3), "w"))
-    assert decode(encode(model, arrays, CLASSES), arrays, CLASSES) == model
-
-
-def test_nothing_but_known_classes_is_made():
-    with pytest.raises(TypeError, match="Progress"):
-        encode(Progress(), [], CLASSES)
-    for tree in ({"Progress": {}}, {"array": 3}, {"Affine": {"nonsense": 1}}, {"tuple": 3}):
-        with pytest.raises((KeyError, IndexError, TypeError, ValueError)):
-            decode(tree, [], CLASSES)
 
 
 @pytest.mark.parametrize("effort", ["fast", "default"])

@@ -15,8 +15,8 @@ from rdoq_onnx.candidates.sensitivity import with_sensitivity
 from rdoq_onnx.curves import quantizer_sums
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.errors import ShortageError
-from rdoq_onnx.gradients import batch_sizes, sum_graph
-from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
+from rdoq_onnx.gradients import sum_graph
+from rdoq_onnx.gradients.batch_sizes import with_memory
 from rdoq_onnx.observation.batching import Batching
 from rdoq_onnx.system.progress import Unfinished
 from rdoq_onnx.system.runtime import Runtime, Session
@@ -199,22 +199,3 @@ def test_a_batch_for_which_there_is_no_memory_is_halved(monkeypatch):
     with pytest.raises(ShortageError):
         with_memory(curves, 40, replace(case.seen, batching=Batching(40, False)))  # the model's own size
     assert tried == [40]
-
-
-def test_batches_fill_the_memory_of_a_device(monkeypatch):
-    case = network("y = Conv <pads = [1, 1, 1, 1]> (x, w)", (3, 8, 8), {"w": (4, 3, 3, 3)}, 12)
-    assert sorted(case.seen.sizes.values()) == [3 * 64, 4 * 64]
-    each = 12 * 7 * 64 + 8 * 27 * 64  # the tensors and their adjoints, the unfolded input twice
-
-    def batch(samples, memory, of=forward_batch):
-        monkeypatch.setattr(InGraph, "memory", lambda self: 112 * 4 * 27 + memory)  # the weights and their changes
-        return of(case.network, case.seen, InGraph("cpu"), samples)
-
-    assert batch(1000, 2 * 9 * each) == 8  # a power of two
-    assert batch(100, 2 * 64 * each) == 50  # two alike rather than 64 and 36
-    assert batch(5, 1 << 40) == 5
-    assert batch(1000, 1) == 1
-    assert batch(1000, 2 * 9 * each, reverse_batch) == 8
-    assert forward_batch(case.network, case.seen, HOST, 1000) == case.batching.size
-    monkeypatch.setattr(batch_sizes, "_ROWS", 3 * 5)
-    assert batch(1000, 1 << 40) == 4

@@ -269,7 +269,8 @@ def test_edits_of_attributes_types_inputs_and_opsets() -> None:
         del transpose.attrs["perm"]
         extra = surgeon.Variable("extra", np.float32, [2, 3])
         graph.inputs.append(extra)
-        total = surgeon.append(graph, "FusedAdd", [transpose.inputs[0], extra], "sum", domain="org.example")
+        total = surgeon.append(graph, "FusedAdd", [transpose.inputs[0], extra], "sum")
+        graph.nodes[-1].domain = "org.example"
         total.dtype, total.shape = np.dtype(np.float32), ["N", 3]
         transpose.inputs[0] = total
         softmax = surgeon.append(graph, "Softmax", [transpose.outputs[0]], "p", attrs={"axis": 1})

@@ -8,11 +8,9 @@ from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import NORMALIZE
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import CalibrationError
-from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation import batching
-from rdoq_onnx.observation.batching import _MOST, Batching, separated
+from rdoq_onnx.observation.batching import Batching
 from rdoq_onnx.observation.inputs import samples_for
-from rdoq_onnx.observation.measured_outputs import targets
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.ranges import margin
 from rdoq_onnx.passes import run_passes
@@ -63,69 +61,6 @@ def test_an_end_that_samples_agree_on_is_a_bound(x):
     assert found.ranges["t"] == (0.0, 0.5)
 
 
-def test_outputs_that_saturate_are_measured_in_front_but_for_maps():
-    image, kernel = "(float[N, 2, 4, 4] x) => (float[N, 3, 4, 4] y)", (3, 2, 1, 1)
-    cases = {
-        "z": network("z = MatMul (x, w) y = Sigmoid (z)"),
-        "s": network("s = MatMul (x, w) p = Softmax (s) y = Identity (p)"),
-        "y": network("c = Conv (x, w) b = Add (c, one) y = Sigmoid (b)", image, kernel, one=np.ones(1, np.float32)),
-    }
-    for target, net in cases.items():
-        assert targets(net.model) == [target]
-    softmax = network("c = Conv (x, w) y = Softmax <axis = 1> (c)", image, kernel)
-    assert targets(softmax.model) == ["c"]
-
-
-def test_large_tensors_make_small_batches(monkeypatch, x):
-    net = network("y = MatMul (x, w)")
-    assert seen(net, x).batching == Batching(_MOST, True)
-    # 4 bytes of 6 + 4 elements, three times over.
-    monkeypatch.setattr(batching, "_MEMORY", 5 * 120)
-    assert seen(net, x).batching == Batching(5, True)
-    monkeypatch.setattr(batching, "_MEMORY", 1)
-    assert seen(net, x).batching == Batching(1, True)
-
-
-MIXING = {
-    "mean over the batch": "z = MatMul (x, w) m = ReduceMean <axes = [0], keepdims = 1> (z) y = Sub (z, m)",
-    "order of the batch": "f = Slice (x, last, past, zero, back) y = MatMul (f, w)",
-    "softmax over the batch": "z = MatMul (x, w) y = Softmax <axis = 0> (z)",
-}
-
-
-@pytest.mark.parametrize("kind", MIXING)
-def test_a_network_that_mixes_the_batch_is_fed_one_at_a_time(kind, x):
-    slices = {"last": np.array([-1]), "past": np.array([-(2**31)]), "zero": np.array([0]), "back": np.array([-1])}
-    found = seen(network(MIXING[kind], **slices), x)
-    assert found.batching == Batching(1, False)
-    assert found.metric.elements == 4
-
-
-def test_a_mixture_that_only_an_inner_tensor_shows(x):
-    """The output is the same for one or two samples; the layer's input is not."""
-    net = network("m = ReduceMax <axes = [0], keepdims = 1> (x) d = Div (x, m) z = MatMul (d, w) y = Sign (z)")
-    assert not seen(net, np.abs(x) + 1).batching.rides
-
-
-def test_a_network_that_fails_on_two_samples_is_fed_one_at_a_time(x):
-    net = network("r = Reshape (x, one) y = MatMul (r, w)", one=np.array([1, 6]))
-    assert seen(net, x).batching == Batching(1, False)
-
-
-def test_a_fixed_batch_is_obeyed(x):
-    net = network("y = MatMul (x, w)", "(float[3, 6] x) => (float[3, 4] y)")
-    found = seen(net, x)
-    assert found.batching == Batching(3, False)
-    assert found.sizes == {"x": 6, "y": 4}
-    assert found.metric.elements == 4
-
-
-def test_one_sample_shows_nothing(x):
-    net = network("y = MatMul (x, w)")
-    samples = samples_for(net.model, {"x": x}, Config()).take(slice(0, 1))
-    assert observe(net, samples, RUNTIME).batching == Batching(1, False)
-
-
 def refused(net, x, match):
     with pytest.raises(CalibrationError, match=match) as caught:
         seen(net, x)
@@ -162,37 +97,3 @@ def test_sizes_that_cannot_be_guessed_come_with_the_mend(x):
 def test_a_model_without_floating_point_outputs_is_refused(x):
     net = network("z = MatMul (x, w) y = ArgMax <axis = 1> (z)", "(float[N, 6] x) => (int64[N, 1] y)")
     refused(net, x, "no output of a floating-point type")
-
-
-def test_outputs_as_asked_for():
-    model = network("z = MatMul (x, w) y = Tanh (z)").model
-    changed = with_outputs(model, ["z", "x", "y"])
-    assert [o.name for o in changed.graph.output] == ["z", "x", "y"]
-    assert changed.graph.output[2] == model.graph.output[0]
-    assert [o.name for o in model.graph.output] == ["y"]
-
-
-FIXED = "(float[3, 6] x) => (float[3, 4] y)"
-
-
-@pytest.mark.parametrize("kind", MIXING)
-def test_rows_of_a_fixed_axis_that_mix_are_one_sample(kind, x):
-    slices = {"last": np.array([-1]), "past": np.array([-(2**31)]), "zero": np.array([0]), "back": np.array([-1])}
-    net = network(MIXING[kind], FIXED, **slices)
-    samples = separated(net, samples_for(net.model, {"x": x}, Config()), RUNTIME)
-    assert (len(samples), samples.rows, samples.batch) == (3, 3, 1)
-    np.testing.assert_array_equal(samples.feeds([2, 0])["x"], x[[6, 7, 8, 0, 1, 2]])
-    assert [n for n, _ in samples.counted_batches(8)] == [1, 1, 1]
-    assert observe(net, samples, RUNTIME).metric.elements == 12
-
-
-def test_rows_of_a_fixed_batch_stay_samples(x):
-    net = network("z = MatMul (x, w) y = Softmax (z)", FIXED)
-    samples = samples_for(net.model, {"x": x}, Config())
-    assert separated(net, samples, RUNTIME) is samples
-
-
-def test_one_batch_is_not_enough(x):
-    net = network("y = MatMul (x, w)", FIXED)
-    with pytest.raises(CalibrationError, match="arrays holds 1 batch of 3; at least 2 are needed"):
-        separated(net, samples_for(net.model, {"x": x[:3]}, Config()), RUNTIME)

@@ -1,0 +1,57 @@
+"""Names and patterns of options: what fits, which channels, and what to say where nothing does."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdoq_onnx.analysis.patterns import Excludes, as_pattern, channel_range, matches, nearest
+from rdoq_onnx.errors import ConfigError
+
+
+@pytest.mark.parametrize(("pattern", "found"), [
+    ("conv1", True), ("conv", False), ("conv.*", True), ("onv1", False), ("w|conv1", True), ("", False),
+])  # fmt: skip
+def test_a_pattern_fits_a_whole_name(pattern, found):
+    assert matches(pattern, ["x", "conv1"]) is found
+
+
+def test_a_name_fits_itself_though_it_reads_as_another_expression():
+    assert matches("a+b", ["a+b"])
+    assert matches("f(x)", ["f(x)"])
+
+
+@given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1))
+def test_the_pattern_of_a_name_fits_it(name):
+    pattern = as_pattern(name)
+    assert matches(pattern, [name])
+    assert channel_range(pattern)[1] is None
+
+
+@pytest.mark.parametrize(("pattern", "expected"), [
+    ("a[2:8]", ("a", slice(2, 8))), ("a[:8]", ("a", slice(None, 8))), ("a[2:]", ("a", slice(2, None))),
+    ("a[2]", ("a[2]", None)), ("[2:8]", ("[2:8]", None)), ("a[x:]", ("a[x:]", None)), ("a", ("a", None)),
+])  # fmt: skip
+def test_channels_behind_a_name(pattern, expected):
+    assert channel_range(pattern) == expected
+
+
+def test_the_nearest_name_is_offered():
+    assert nearest("conv_1", ["gemm", "conv1"]) == "; the nearest is 'conv1'"
+    assert nearest("conv_1", []) == ""
+
+
+def test_excludes_say_which_option_holds_a_node():
+    excludes = Excludes(("a.*",), ("Gemm",))
+    asked = [excludes.reason("Conv", ["a1", "w"]), excludes.reason("Gemm", ["b"]), excludes.reason("Conv", ["b"])]
+    assert asked == ["excluded by --exclude", "excluded by --exclude-op", ""]
+    excludes.check()
+
+
+@pytest.mark.parametrize(("excludes", "said"), [
+    (Excludes(("conv2",), ()), "--exclude 'conv2' matches no layer; the nearest is 'conv1'"),
+    (Excludes((), ("Con",)), "--exclude-op 'Con' is the type of no layer; the nearest is 'Conv'"),
+])  # fmt: skip
+def test_excludes_that_hold_nothing_are_refused(excludes, said):
+    excludes.reason("Conv", ["conv1"])
+    with pytest.raises(ConfigError, match=said):
+        excludes.check()

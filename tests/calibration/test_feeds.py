@@ -1,0 +1,77 @@
+"""Feeds to arrays: rows one after another, constants once, and what does not go together by its item."""
+
+import numpy as np
+import pytest
+
+from rdoq_onnx.calibration.feeds import collate, model_batch
+from rdoq_onnx.calibration.load import load_samples
+from rdoq_onnx.errors import ModelError
+from tests.calibration.test_load import SILERO, X, every, floats, refusal, spec
+
+
+class Reader:
+    def __init__(self, feeds):
+        self.feeds = iter(feeds)
+
+    def get_next(self):
+        return next(self.feeds, None)
+
+
+def test_load_feeds():
+    x = floats(6, 3)
+    feeds = [{"x": x[:1]}, {"x": x[1:4]}, {"x": x[4:]}]
+    for source, name in ((feeds, "feeds"), (iter(feeds), "feeds"), (Reader(feeds), "data reader")):
+        samples = load_samples(source, [X], None)
+        assert samples.source == name
+        np.testing.assert_array_equal(every(samples)["x"], x)
+
+
+def test_load_feeds_with_constants():
+    feed = {"state": np.zeros((2, 1, 4), np.float32), "sr": np.int64(16000)}
+    samples = load_samples([feed | {"input": floats(1, 7)} for _ in range(3)], SILERO, None)
+    assert set(samples.constants) == {"state", "sr"}
+    assert (len(samples), samples.batch) == (3, 1)
+    assert [b["input"].shape for b in samples.batches(2)] == [(1, 7)] * 3
+    assert "'sr'" in refusal([feed | {"input": floats(1, 7), "sr": np.int64(k)} for k in range(2)], *SILERO)
+    assert "'state'" in refusal([feed | {"input": floats(1, 7), "state": np.full((2, 1, 4), k)} for k in range(2)],
+                                *SILERO)  # fmt: skip
+
+
+def test_load_feeds_refuses():
+    assert "no samples" in refusal([], X)
+    assert "item 1 is a list" in refusal([{"x": floats(1, 3)}, [1]], X)
+    message = refusal([{"x": floats(1, 3)}, {"z": floats(1, 3)}], X)
+    assert "item 1 has arrays 'z', item 0 has 'x'" in message
+    message = refusal([{"x": floats(1, 3)}, {"x": floats(1, 4)}], X)
+    assert "'x' of item 0 and item 1 has shapes (3,) and (4,)" in message
+    message = refusal([{"x": floats(1, 3)}, {"x": np.zeros((1, 3))}], X)
+    assert "'x' of item 0 and item 1 is float32 and float64; give one type" in message
+    assert "Python objects" in refusal([{"x": np.array([[None]])}], X)
+    assert "a int;" in refusal(3, X)
+
+
+def test_no_more_samples_than_asked_for_are_read():
+    read = []
+
+    def feeds():
+        for k in range(9):
+            read.append(k)
+            yield f"item {k}", {"x": floats(2, 3)}
+
+    assert collate("here", feeds(), [X], limit=3)["x"].shape[0] >= 3
+    assert read == [0, 1]
+
+
+def test_one_sample_without_its_axis():
+    x = floats(4, 3)
+    found = collate("here", ((f"item {k}", {"x": row}) for k, row in enumerate(x)), [X])
+    np.testing.assert_array_equal(found["x"][...], x)
+
+
+@pytest.mark.parametrize(("shapes", "size"), [
+    ([(None, 3), (4, 3)], None), ([(1, 3), (4, 3)], 1), ([(4, 3), ()], 4),
+])  # fmt: skip
+def test_size_of_the_samples_axis(shapes, size):
+    assert model_batch([spec("x", *shape) for shape in shapes]) == size
+    with pytest.raises(ModelError, match="no input with samples on axis 0"):
+        model_batch([spec("x")])

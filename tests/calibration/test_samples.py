@@ -1,0 +1,123 @@
+"""Samples by index: batches, splits, digests; and what a model's inputs want of them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, parser
+
+from rdoq_onnx.calibration.samples import Converted, Samples, blocks, input_specs
+from rdoq_onnx.errors import ModelError
+from tests.calibration.test_load import X, every, floats, spec
+
+
+def test_input_specs():
+    model = parser.parse_model(
+        '<ir_version: 3, opset_import: ["": 13]> g (float[N,3] x, int64 n, float[3] w) => (float[N,3] y) '
+        "<float[3] w = {1, 2, 3}> { y = Add(x, w) }"
+    )
+    assert input_specs(model) == (X, spec("n", dtype="int64"))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert input_specs(model)[0] == X
+
+
+@pytest.mark.parametrize("value", [
+    helper.make_tensor_sequence_value_info("odd", TensorProto.FLOAT, [3]),
+    helper.make_tensor_value_info("odd", TensorProto.FLOAT, None),
+    helper.make_tensor_value_info("odd", TensorProto.STRING, [3]),
+    helper.make_tensor_value_info("odd", TensorProto.FLOAT8E4M3FN, [3]),
+])  # fmt: skip
+def test_input_specs_refuses(value):
+    model = helper.make_model(helper.make_graph([], "g", [value], []))
+    with pytest.raises(ModelError, match="'odd'"):
+        input_specs(model)
+
+
+def test_samples():
+    samples = Samples("arrays", {"x": floats(10, 3)}, {"c": floats(2)})
+    assert len(samples) == 10
+    batches = list(samples.batches(4))
+    assert [len(b["x"]) for b in batches] == [4, 4, 2]
+    assert all(b["c"] is samples.constants["c"] for b in batches)
+    np.testing.assert_array_equal(np.concatenate([b["x"] for b in batches]), samples.arrays["x"])
+    assert [n for n, _ in samples.counted_batches(4)] == [4, 4, 2]
+    np.testing.assert_array_equal(every(samples.take([3, 1]))["x"], samples.arrays["x"][[3, 1]])
+    assert len(Samples("arrays", {})) == 0
+
+
+@pytest.mark.parametrize(("count", "fraction", "sizes"), [
+    (9, 2 / 3, (6, 3)), (2, 0.99, (1, 1)), (2, 0, (1, 1)), (50, 1, (49, 1)), (1, 0.5, (1, 0)),
+])  # fmt: skip
+def test_split(count, fraction, sizes):
+    samples = Samples("arrays", {"x": np.arange(count)})
+    parts = samples.split(fraction, 1)
+    assert tuple(map(len, parts)) == sizes
+    rows = [every(part)["x"] for part in parts]
+    assert all((np.diff(r) > 0).all() for r in rows)
+    assert sorted(np.concatenate(rows)) == list(range(count))
+    again = samples.split(fraction, 1)
+    assert [p.digest for p in again] == [p.digest for p in parts]
+
+
+def test_split_depends_on_the_seed():
+    samples = Samples("arrays", {"x": np.arange(50)})
+    assert samples.split(0.5, 1)[0].digest != samples.split(0.5, 2)[0].digest
+
+
+def test_loaded_where_there_is_room():
+    x = np.arange(24, dtype=np.float32).reshape(12, 2)
+    samples = Samples("arrays", {"x": x}, {"c": floats(2)}, batch=2).take([5, 1, 4, 0])
+    held = samples.loaded(4 * 8)
+    assert held.picked is None
+    assert [f["x"].tolist() for f in held.batches(1)] == [f["x"].tolist() for f in samples.batches(1)]
+    assert samples.loaded(4 * 8 - 1) is samples
+
+
+def test_digest():
+    x = floats(4, 3)
+    base = Samples("a", {"x": x, "y": x}).digest
+    assert len(base) == 64
+    assert Samples("b", {"y": x.copy(), "x": np.asfortranarray(x)}).digest == base
+    others = [{"x": x, "z": x}, {"x": x.reshape(3, 4), "y": x[:3]}, {"x": x, "y": x.view(np.int32)},
+              {"x": x, "y": x + 1}]  # fmt: skip
+    assert len({base, *(Samples("a", o).digest for o in others)}) == 5
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 5))
+def test_some_are_evenly_spaced_and_whole_batches(count, most, batch):
+    samples = Samples("arrays", {"x": np.arange(count * batch)}, batch=batch)
+    found = every(samples.some(most))["x"]
+    assert len(found) <= max(most, batch)
+    assert (found.reshape(-1, batch) == found[::batch, None] + np.arange(batch)).all()
+    steps = np.diff(found[::batch] // batch)
+    assert len(steps) == 0 or steps.max() - steps.min() <= 1
+    assert samples.some(count * batch) is samples
+
+
+def test_rows_that_belong_together_are_one_sample():
+    joined = Samples("arrays", {"x": np.arange(7)}, batch=3).inseparable()
+    assert (len(joined), joined.rows, joined.batch) == (2, 3, 1)
+    assert joined.feeds([1])["x"].tolist() == [3, 4, 5]
+    assert every(joined.take([1]))["x"].tolist() == [3, 4, 5]
+
+
+def test_converted_rows_are_made_when_they_are_asked_for():
+    asked = []
+
+    def halved(values):
+        asked.append(len(values))
+        return values[:, :1] / 2
+
+    rows = Converted(np.arange(12).reshape(6, 2), (1,), np.dtype("float64"), halved)
+    assert (rows.shape, asked) == ((6, 1), [])
+    assert rows[[5, 0]].tolist() == [[5.0], [0.0]]
+    assert asked == [2]
+
+
+def test_blocks_hold_all_samples_in_order(monkeypatch):
+    monkeypatch.setattr("rdoq_onnx.calibration.samples._BLOCK", 3 * 8)
+    rows, picked = np.arange(20).reshape(10, 2), np.array([7, 1, 2, 9, 0])
+    parts = list(blocks(rows, picked))
+    assert [len(part) for part in parts] == [2, 1, 1, 1]
+    np.testing.assert_array_equal(np.concatenate(parts), rows[picked])
+    assert len(list(blocks(rows, picked[:0]))) == 1

@@ -1,0 +1,63 @@
+"""The file of an allocation: what it says of itself, how its weights are stored, which channels are gone."""
+
+import json
+
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from rdoq_onnx.api import allocate, measure
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.config import Config
+from rdoq_onnx.emission.emit import emit_model, recorded_settings
+from rdoq_onnx.version import __version__
+
+X = np.random.default_rng(0).standard_normal((12, 3, 6, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def allocation():
+    """Of two convolutions, channels 1 to 8 of the first without bits."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
+        { [one] a = Conv (x, w) b = Relu (a) [two] y = Conv (b, v) }""")
+    rng = np.random.default_rng(1)
+    weights = {"w": rng.standard_normal((16, 3, 1, 1)), "v": rng.standard_normal((4, 16, 1, 1))}
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items())
+    return allocate(measure(model, {"x": X}, threads=1), weight_bits=4, activation_bits=8, pins=[("one[1:9]", 0)])
+
+
+def metadata(emission):
+    return {entry.key: entry.value for entry in emission.model.metadata_props}
+
+
+def test_the_file_tells_how_it_was_made(allocation):
+    found = metadata(emit_model(allocation, {"b": 1, "a": [2]}, "int8"))
+    assert found["rdoq_onnx.version"] == __version__
+    assert found["rdoq_onnx.settings"] == '{"a":[2],"b":1}'
+
+
+def test_channels_without_bits_are_removed_unless_they_are_kept(allocation):
+    emission, kept = (emit_model(allocation, {}, "int8", keep_channels=k) for k in (False, True))
+    assert emission.removed == {"one": tuple(range(1, 9))}
+    assert not kept.removed
+    assert sum(t.dims[0] == 8 for t in emission.model.graph.initializer if len(t.dims) == 4) == 1
+    assert sum(t.dims[0] == 16 for t in kept.model.graph.initializer if len(t.dims) == 4) == 1
+
+
+def test_every_storage_computes_the_same(allocation, ort_run):
+    plain = ort_run(emit_model(allocation, {}, "int8").model, {"x": X})[0]
+    for storage in ("packed", None):
+        emission = emit_model(allocation, {}, storage)
+        assert emission.storage == "packed"  # the default of ONNX Runtime
+        np.testing.assert_array_equal(ort_run(emission.model, {"x": X})[0], plain)
+
+
+def test_settings_name_samples_by_their_content():
+    samples = Samples("a.npz", {"x": X})
+    found = recorded_settings(Config(provider="cpu"), samples)
+    assert found == recorded_settings(Config(provider="auto"), Samples("b.npz", {"x": X.copy()}))
+    assert found["calibration"] == f"sha256:{samples.digest}"
+    assert found["samples"] == 12
+    assert recorded_settings(Config(), Samples("synthetic", {"x": X}))["calibration"] == "synthetic"
+    json.dumps(found)

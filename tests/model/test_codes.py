@@ -1,0 +1,60 @@
+"""Quantized values: `Affine` to the last bit of ONNX's arithmetic, scales that half precision holds."""
+
+import numpy as np
+import pytest
+from onnx import parser
+
+from rdoq_onnx.candidates.activations import affine_candidates
+from rdoq_onnx.model.codes import Affine, WeightCodes, stored
+
+
+def onnx_quantizer(affine, ort_run):
+    """What ONNX Runtime makes of the emitted nodes."""
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N] x) => (float[N] y)
+    <float s = {{{affine.scale!r}}}, uint8 z = {{{affine.zero_point}}}, uint8 top = {{{affine.high}}}>
+    {{ q = QuantizeLinear (x, s, z) c = Clip (q, , top) y = DequantizeLinear (c, s, z) }}""")
+
+    def run(x):
+        return ort_run(model, {"x": x}, "none")[0]
+
+    return run
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.3, 2.9), (-5.0, -1.0), (-1e-3, 1e-3), (0.0, 3e4)])
+def test_affine_is_what_onnx_computes(ort_run, bits, low, high):
+    rng = np.random.default_rng(bits)
+    for candidate in affine_candidates(low, high, bits):
+        scale = np.float32(candidate.scale)
+        ties = (np.arange(-300, 300) + np.float32(0.5)) * scale
+        x = np.concatenate([rng.uniform(2 * low - high, 2 * high - low, 500), ties, [0]]).astype(np.float32)
+        given_x = x.copy()
+        got = candidate(x)
+        np.testing.assert_array_equal(got, onnx_quantizer(candidate, ort_run)(x))
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(x, given_x)
+
+
+def test_bits_of_an_affine_quantizer():
+    assert [Affine(1.0, 0, 0, top).bits for top in (1, 3, 15, 255)] == [1, 2, 4, 8]
+
+
+def test_weights_are_decoded_row_by_row():
+    codes = WeightCodes(np.array([[1, -2], [3, 0]], np.int8), np.array([0.5, 2], np.float32))
+    np.testing.assert_array_equal(codes.values, [[0.5, -1], [6, 0]])
+    assert codes.values.dtype == np.float32
+
+
+def test_the_range_of_a_quantizer_is_what_it_can_give():
+    quantizer = Affine(0.25, 3, 0, 15)
+    values = quantizer(np.linspace(-50, 50, 999, dtype=np.float32))
+    assert (values.min(), values.max()) == quantizer.range == (-0.75, 3.0)
+
+
+def test_stored_scales_have_eleven_significant_bits():
+    scales = np.array([1 / 3, 1.0, 1 + 2.0**-11, 2.0**-40])
+    found = stored(scales)
+    np.testing.assert_allclose(found, scales, rtol=2.0**-11)
+    assert (np.frexp(found)[0] * 2048 % 1 == 0).all()
+    np.testing.assert_array_equal(stored(found), found)
