@@ -29,7 +29,7 @@ from rdoq_onnx.curves.steps import CLIPPING, SENSING
 from rdoq_onnx.gradients.backward import rows_of
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.observation.batching import separated
-from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import Observation, observe
 from rdoq_onnx.refinement.judge import JUDGING
 from rdoq_onnx.refinement.plan import Plan
@@ -59,7 +59,7 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     normal = read_normalized(model)[1]
     network = analyse(normal, config)
     samples = separated(network, pipeline.samples_for(normal, calibration, config), runtime)
-    aimed = aimed_at(network, targets(network.model))
+    aimed = aimed_at(network, measured_outputs(network.model))
     few = samples.some(TIMED)
     begin = time.perf_counter()
     observation = observe(aimed, few, runtime)

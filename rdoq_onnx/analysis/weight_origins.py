@@ -13,7 +13,7 @@ from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from rdoq_onnx.model.graph import attribute
 from rdoq_onnx.model.protos import subgraphs_of
 
-_MOST = 256  # nodes and tensors looked at; exporters stay under 32
+_MAX_VISITS = 256  # nodes and tensors visited per weight; exporters stay under 32
 _KEEPS = frozenset({"Concat", "Identity", "Slice"})  # operators that leave the axes in their order
 _TURNS = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
 
@@ -66,7 +66,7 @@ def origins(name: str, reader: NodeProto, scope: Scope) -> tuple[Origin, ...] | 
     """Where the values of `name`, which `reader` reads, are stored; or why that is not to be told."""
     found: list[Origin] = []
     pending: list[tuple[str, NodeProto, tuple[NodeProto, ...]]] = [(name, reader, ())]
-    for _ in range(_MOST):
+    for _ in range(_MAX_VISITS):
         if not pending:
             return tuple(found)
         wanted, by, path = pending.pop()

@@ -29,7 +29,7 @@ from rdoq_onnx.system.threads import workers
 WEIGHT_BITS = 3  # the widest weights that are tied
 # d at 0 to 3 bits: the standard deviation of log r over layers, where networks were measured on many samples.
 _DIFFER = (0.7, 0.5, 0.2, 0.1)
-_MOST = 8.0  # a measured ratio beyond this says more of the few samples than of the layer
+_MAX_RATIO = 8.0  # a measured ratio beyond reflects the few samples, not the layer
 
 
 def tie(
@@ -82,7 +82,7 @@ def runs(measurement: Measurement) -> int:
 def ratio(exact: float, first_order: NDArray[np.float64]) -> float:
     """What a layer's curves are multiplied by."""
     total = float(first_order.sum())
-    return float(np.clip(exact / total, 1 / _MOST, _MOST)) if total > 0 else 1.0
+    return float(np.clip(exact / total, 1 / _MAX_RATIO, _MAX_RATIO)) if total > 0 else 1.0
 
 
 def drawn(ratios: NDArray[np.float64], samples: int) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from rdoq_onnx.curves.select import choose
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.gradients.backward import draws
 from rdoq_onnx.observation.equalization import equalize, exponent_for
-from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
@@ -50,7 +50,7 @@ def measure_network(
         source, plain = network.model, network
         evened = keep.step("equalize", 1, lambda _: equalize(plain, config, fitting.some(EQUALIZING), runtime).model)
         network = analyse(evened, config)
-        aimed = aimed_at(network, targets(network.model))
+        aimed = aimed_at(network, measured_outputs(network.model))
         observation = keep.step("observe", 1, lambda _: observe(aimed, samples, runtime))
         bench = Bench(aimed, config, samples, observation, runtime, pool, keep)
         candidates = bench.candidates()
@@ -68,7 +68,7 @@ def measure_network(
 
 def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
     """No curves: all that is quantized of `network` is outside the search."""
-    observation = observe(aimed_at(network, targets(network.model)), samples, runtime)
+    observation = observe(aimed_at(network, measured_outputs(network.model)), samples, runtime)
     curves = curves_of(network, observation, (), [], [])
     return Measurement(network.model, network, observation, (), (), (), (), curves, Unheld({}, {}), {})
 

@@ -24,7 +24,7 @@ from rdoq_onnx.probing.probe import Prober, exact_activation, exact_layer
 from rdoq_onnx.system.progress import Advance
 
 _WORK = 3 * 10**10  # elements that each kind of runs may compute: less than a minute of convolutions
-_LEAST = 4  # samples for an activation, whatever the work
+_MIN_SAMPLES = 4  # for an activation, whatever the work
 _WIDTH = 4  # b₀, or what is nearest to it of the widths there are
 
 Float = NDArray[np.float64]
@@ -64,7 +64,7 @@ def complete(
             else _scaled(layer, variants, mean, candidates.widths, prober, alone)
         )  # fmt: skip
         advance(1)
-    some = prober if all_fit else on(max(_LEAST, affordable // max(quantizers, 1)))
+    some = prober if all_fit else on(max(_MIN_SAMPLES, affordable // max(quantizers, 1)))
     for k in activations:
         values[k] = exact_activation(some, network.activations[k], candidates.activations[k])
         advance(1)

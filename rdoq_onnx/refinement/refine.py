@@ -186,8 +186,8 @@ def looked_at(
     tried = measuring.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * observation.metric.elements))))
     tried = tried.loaded(FLOAT_MEMORY)
     size, metric = observation.batching.size, observation.metric
-    targets = known.once("outputs, judging", lambda: float_outputs(reference, tried, metric, runtime, size))
-    judge = Judge(tried, size, targets, metric, runtime)
+    expected = known.once("outputs, judging", lambda: float_outputs(reference, tried, metric, runtime, size))
+    judge = Judge(tried, size, expected, metric, runtime)
     plan = Plan.of(config.effort, allocation, len(tried))
     with known.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
         return second_look(allocation, config, plan, judge, fitting, measuring, pool, advance, known)

@@ -62,8 +62,8 @@ class Goal:
         """What a quantized model reaches, in the goal's unit."""
         session = self.runtime.session(model, "all")
         signal = noise = same = total = 0.0
-        for feeds, target in self.batches:
-            for value, wanted in zip(session.run(feeds), target, strict=True):
+        for feeds, floats in self.batches:
+            for value, wanted in zip(session.run(feeds), floats, strict=True):
                 if wanted.dtype.kind == "f":
                     reference = wanted.astype(np.float64)
                     signal += float(np.square(reference).sum())

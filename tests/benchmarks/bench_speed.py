@@ -40,7 +40,7 @@ from rdoq_onnx.curves.measurement import Measurement, aimed_at
 from rdoq_onnx.emission.quantized_model import bias_shift
 from rdoq_onnx.gradients.backward import Backward, full_batches, static
 from rdoq_onnx.gradients.batch_sizes import reverse_batch
-from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.report.report import Report
@@ -84,7 +84,7 @@ def subjects() -> dict[str, Subject]:
 def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     """Forward and reverse in one run, with all tensors that the measurement fetches, against forward alone."""
     normal, samples = subject.loaded(count or 32)
-    network = aimed_at(analyse(normal, Config()), targets(normal))
+    network = aimed_at(analyse(normal, Config()), measured_outputs(normal))
     seen = observe(network, samples, RUNTIME)
     for batch in dict.fromkeys((reverse_batch(network, seen, RUNTIME, len(samples)), 8)):
         both = Backward.of(network, samples, seen.metric, RUNTIME, batch).loaded(RUNTIME).session

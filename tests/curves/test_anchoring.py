@@ -115,7 +115,7 @@ def test_curves_of_a_layer_sum_up_to_the_truth(digits, tied):
         low = [b for b in codes if b <= WEIGHT_BITS]
         exact = prober.whole_layer(layer, [codes[b] for b in low], mean)
         known.append(exact / measured.curves.distortion[rows, low].sum(axis=0))
-    kept = np.clip(known, 1 / anchoring._MOST, anchoring._MOST)
+    kept = np.clip(known, 1 / anchoring._MAX_RATIO, anchoring._MAX_RATIO)
     assert (kept == known).mean() > 0.8
     # All channels of a layer by one factor, which is drawn towards that of the other layers.
     for rows, factors in zip(measured.unit_rows(), anchoring.drawn(kept, COUNT), strict=True):

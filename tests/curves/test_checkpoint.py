@@ -90,7 +90,9 @@ def test_what_the_float_network_gives_is_kept(files, monkeypatch):
     def again(*_):
         raise AssertionError
 
-    for name in ("refinement.refine.float_outputs", "pipeline.float_runs", "refinement.affine_correction._targets"):
+    for name in (
+        "refinement.refine.float_outputs", "pipeline.float_runs", "refinement.affine_correction._float_outputs",
+    ):  # fmt: skip
         monkeypatch.setattr(f"rdoq_onnx.{name}", again)
     before = curves.read_bytes()
     assert Run(files, curves, weight_bits=3).data == fresh.data
@@ -212,11 +214,11 @@ cli.main(sys.argv[3:])
     ("ties, so far", 3, "taylor", {"taylor"}), ("probe, so far", 1, "probe", {"candidates"}),
 ])  # fmt: skip
 def test_a_run_killed_by_signal_9_is_taken_up(files, monkeypatch, step, times, measure, known):
-    monkeypatch.setattr("rdoq_onnx.observation.batching._MOST", 4)
+    monkeypatch.setattr("rdoq_onnx.observation.batching._MAX_BATCH", 4)
     curves = files / "c.curves"
     arguments = [files / "model.onnx", files / "out.onnx", "--calibration", files / "x.npy", "--threads", "1",
                  "--weight-bits", "3", "--measure", measure, "--curves", curves]  # fmt: skip
-    code = "import rdoq_onnx.observation.batching as o; o._MOST = 4\n" + KILLED
+    code = "import rdoq_onnx.observation.batching as o; o._MAX_BATCH = 4\n" + KILLED
     command = [sys.executable, "-c", code, step, str(times), *map(str, arguments)]
     # Not in the root: its source folder, which lacks passes/, would be found before the installed package.
     killed = subprocess.run(command, capture_output=True, cwd=files)

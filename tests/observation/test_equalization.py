@@ -214,7 +214,7 @@ def test_ranges_of_channels_come_closer(name, config):
     for slot, value in old.items():
         widest = top[chains.component[slot]]
         quiet = value <= equalization._QUIET * widest
-        factor = 1.0 if quiet else min((widest / value) ** free.get(slot, 0.0), equalization._MOST)
+        factor = 1.0 if quiet else min((widest / value) ** free.get(slot, 0.0), equalization._MAX_FACTOR)
         assert new[slot] == pytest.approx(value * factor, rel=1e-4)
     if config is NARROW:
         assert any(new[slot] > 1.2 * old[slot] for slot in free)
@@ -408,7 +408,7 @@ def test_dead_and_nearly_dead_channels_are_left_alone(ort_run):
 
 
 def test_no_channel_is_raised_beyond_the_limit(monkeypatch, ort_run):
-    monkeypatch.setattr(equalization, "_MOST", 2.0)
+    monkeypatch.setattr(equalization, "_MAX_FACTOR", 2.0)
     it = case("mobile")
     after = it.equalized()
     ratio = peaks_ratio(it, after, "a1")

@@ -10,8 +10,8 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.errors import CalibrationError
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation import batching
-from rdoq_onnx.observation.batching import _MOST, Batching, separated
-from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.batching import _MAX_BATCH, Batching, separated
+from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.ranges import margin
 from rdoq_onnx.passes import run_passes
@@ -50,7 +50,7 @@ def test_ranges_sizes_and_power(x):
 
 
 def test_ranges_are_those_of_all_batches(monkeypatch, x):
-    monkeypatch.setattr(batching, "_MOST", 2)
+    monkeypatch.setattr(batching, "_MAX_BATCH", 2)
     x[0, 0], x[8, 5] = -40, 70
     found = seen(network("y = MatMul (x, w)"), x)
     assert found.batching == Batching(2, True)
@@ -70,19 +70,19 @@ def test_outputs_that_saturate_are_measured_in_front_but_for_maps():
         "s": network("s = MatMul (x, w) p = Softmax (s) y = Identity (p)"),
         "y": network("c = Conv (x, w) b = Add (c, one) y = Sigmoid (b)", image, kernel, one=np.ones(1, np.float32)),
     }
-    for target, net in cases.items():
-        assert targets(net.model) == [target]
+    for measured, net in cases.items():
+        assert measured_outputs(net.model) == [measured]
     softmax = network("c = Conv (x, w) y = Softmax <axis = 1> (c)", image, kernel)
-    assert targets(softmax.model) == ["c"]
+    assert measured_outputs(softmax.model) == ["c"]
 
 
 def test_large_tensors_make_small_batches(monkeypatch, x):
     net = network("y = MatMul (x, w)")
-    assert seen(net, x).batching == Batching(_MOST, True)
+    assert seen(net, x).batching == Batching(_MAX_BATCH, True)
     # 4 bytes of 6 + 4 elements, three times over.
-    monkeypatch.setattr(batching, "_MEMORY", 5 * 120)
+    monkeypatch.setattr(batching, "_MAX_BATCH_BYTES", 5 * 120)
     assert seen(net, x).batching == Batching(5, True)
-    monkeypatch.setattr(batching, "_MEMORY", 1)
+    monkeypatch.setattr(batching, "_MAX_BATCH_BYTES", 1)
     assert seen(net, x).batching == Batching(1, True)
 
 
