@@ -57,7 +57,7 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     """Read and analyse all, run a few samples. Raises what a run would raise up to here."""
     runtime = Runtime(config.provider, config.threads)
     normal = read_normalized(model)[1]
-    network = analyse(normal, config)
+    network = analyse(normal, config.selection)
     samples = separated(network, pipeline.samples_for(normal, calibration, config), runtime)
     aimed = aimed_at(network, measured_outputs(network.model))
     few = samples.some(TIMED)

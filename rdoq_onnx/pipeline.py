@@ -83,7 +83,7 @@ class Job:
 
         additivity: also measure each layer and activation by itself on the samples held out, for the report as a page.
         """
-        network = analyse(self.normal, config)
+        network = analyse(self.normal, config.selection)
         if additivity and not network.layers:
             raise ConfigError("--report: no width of this model is searched, so there is nothing to draw; use --json")
         measurement = measured(network, config, self.seen, self.runtime, self.progress, self.store)
@@ -99,7 +99,7 @@ class Job:
         goal = None
         if config.sqnr is None and config.top1_agreement is None:
             with progress.step("allocate"):
-                allocation = allocate_bits(measurement, config)
+                allocation = allocate_bits(measurement, config.budgets)
             looked = looked_at(allocation, config, seen, runtime, known)
         else:
             batch = measurement.observation.batching.size
@@ -164,7 +164,7 @@ def network_and_samples(
 
     Raises ModelError, ConfigError or CalibrationError.
     """
-    network = analyse(model, config)
+    network = analyse(model, config.selection)
     check_sizes(model)
     return network, separated(network, samples_for(model, calibration, config), runtime)
 

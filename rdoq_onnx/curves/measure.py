@@ -49,7 +49,7 @@ def measure_network(
     with workers(config.threads) as pool:
         source, plain = network.model, network
         evened = keep.step("equalize", 1, lambda _: equalize(plain, config, fitting.some(EQUALIZING), runtime).model)
-        network = analyse(evened, config)
+        network = analyse(evened, config.selection)
         aimed = aimed_at(network, measured_outputs(network.model))
         observation = keep.step("observe", 1, lambda _: observe(aimed, samples, runtime))
         bench = Bench(aimed, config, samples, observation, runtime, pool, keep)
@@ -82,7 +82,7 @@ def stored_fields(measurement: Measurement) -> dict[str, Any]:
 def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config) -> Measurement:
     """The measurement of `source` whose `stored_fields` these are."""
     rest = {name: value for name, value in stored.items() if name != "model"}
-    network = in_float(analyse(stored["model"], config), stored["unheld"])
+    network = in_float(analyse(stored["model"], config.selection), stored["unheld"])
     return Measurement(source=source, network=network, **rest)
 
 

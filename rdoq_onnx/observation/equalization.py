@@ -51,7 +51,7 @@ def equalize(network: Network, config: Config, samples: Samples, runtime: Runtim
         {name: scale(slots) for name, slots in nodes.items() if any(s in factors for s in slots.ravel().tolist())}
         for nodes in (chains.made, chains.read, chains.capped)
     ]
-    return analyse(run_passes([Equalize(*changed)], network.model), config) if any(changed) else network
+    return analyse(run_passes([Equalize(*changed)], network.model), config.selection) if any(changed) else network
 
 
 def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict[str, Float]:

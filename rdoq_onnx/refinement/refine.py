@@ -80,10 +80,10 @@ def second_look(
         for portion in np.array_split(np.arange(len(allocation.layer_bits)), plan.portions):
             look.step("re-round", rerounded(look.allocation, portion, fitting, runtime, workers))
         around = remeasured(look.allocation, config, measuring, runtime, workers)
-        look.step("re-measure", allocate_bits(around, config))
+        look.step("re-measure", allocate_bits(around, config.budgets))
     look.swap(config, plan)
     look.clip(plan)
-    uniform = uniform_bits(look.allocation.measurement, config)
+    uniform = uniform_bits(look.allocation.measurement, config.budgets)
     if uniform is not None:
         look.step("uniform", uniform)
     before, model = look.allocation, look.model
@@ -137,7 +137,7 @@ class _Look:
                 for factor in WEIGHS:
                     tried = weigh.copy()
                     tried[rows] *= factor
-                    trial = allocate_bits(measurement, config, tried, self.allocation.bound)
+                    trial = allocate_bits(measurement, config.budgets, tried, self.allocation.bound)
                     if not _same(trial, self.allocation) and self.step("swaps", trial, _SURE):
                         weigh, improved, idle = tried, True, 0
                         break

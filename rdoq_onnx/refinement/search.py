@@ -90,7 +90,7 @@ def fewest_bits(measurement: Measurement, config: Config, goal: Goal, look: Look
     def at(step: int) -> tuple[Allocation | None, float]:
         if step not in tried:
             try:
-                allocation = allocate_bits(measurement, with_budget(config, config.moved, step * STEP))
+                allocation = allocate_bits(measurement, with_budget(config.budgets, config.moved, step * STEP))
                 tried[step] = allocation, goal.reached(quantized_model(allocation))
             except BudgetError:
                 tried[step] = None, -np.inf

@@ -74,7 +74,7 @@ class Subject:
         original, normal = read_normalized(model)
         samples = pipeline.samples_for(normal, calibration, config)
         seen, held_out = samples.split(1 - HELD_OUT, config.seed)
-        before = measure_network(analyse(normal, config), config, seen, RUNTIME, Progress())
+        before = measure_network(analyse(normal, config.selection), config, seen, RUNTIME, Progress())
         measuring = split(seen, config.seed)[1]
         tying = prober(before, measuring.some(TYING))
         after = tie(before, tying, tying, lambda done: None)
@@ -179,7 +179,7 @@ def sum_rows(subject: Subject) -> Iterator[tuple[str, ...]]:
 
 def sums(subject: Subject, measurement: Measurement, config: Config) -> tuple[str, ...]:
     """Predicted δ, measured δ, and measured over predicted, of the widths that the curves give."""
-    allocation = allocate_bits(measurement, config)
+    allocation = allocate_bits(measurement, config.budgets)
     predicted = allocation.predicted
     try:
         found = verify_model(subject.original, emit_model(allocation, {}), allocation, subject.held_out, RUNTIME)

@@ -30,7 +30,7 @@ COLUMNS = (-15, -6, 8, 10, 10, 7, 10)
 def measured(subject: Subject, table: str, count: int, rounds: int) -> tuple[str, ...]:
     """A row of `table`."""
     normal, samples = subject.loaded(count)
-    network = aimed_at(analyse(normal, Config()), measured_outputs(normal))
+    network = aimed_at(analyse(normal, Config().selection), measured_outputs(normal))
     seen = observe(network, samples, RUNTIME)
     widths, precisions = TABLES[table]
     limit = integer_limit(network)

@@ -84,7 +84,7 @@ def subjects() -> dict[str, Subject]:
 def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     """Forward and reverse in one run, with all tensors that the measurement fetches, against forward alone."""
     normal, samples = subject.loaded(count or 32)
-    network = aimed_at(analyse(normal, Config()), measured_outputs(normal))
+    network = aimed_at(analyse(normal, Config().selection), measured_outputs(normal))
     seen = observe(network, samples, RUNTIME)
     for batch in dict.fromkeys((reverse_batch(network, seen, RUNTIME, len(samples)), 8)):
         both = Backward.of(network, samples, seen.metric, RUNTIME, batch).loaded(RUNTIME).session
@@ -136,7 +136,7 @@ def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     """All curves by first order against the plain reading of Eq. 7: a forward run for each channel and width."""
     normal, samples = subject.loaded(count or 64)
     progress, config = Progress(), Config(effort="fast")
-    measurement = measure_network(analyse(normal, config), config, samples, RUNTIME, progress)
+    measurement = measure_network(analyse(normal, config.selection), config, samples, RUNTIME, progress)
     judging = split(samples, config.seed)[1]
     widths = sorted(measurement.codes[0])
     pairs = drawn(measurement, widths)
@@ -232,7 +232,7 @@ def grown(name: str, what: str, sizes: Sequence[int], work: Callable[[int], floa
 def measured(model: onnx.ModelProto, samples: Samples) -> float:
     """CPU seconds of `measure_network`."""
     config = Config(effort="fast")
-    network = analyse(model, config)
+    network = analyse(model, config.selection)
     begin = time.process_time()
     measure_network(network, config, samples, RUNTIME, Progress())
     return time.process_time() - begin

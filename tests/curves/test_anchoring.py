@@ -91,7 +91,7 @@ def digits():
     config = Config(threads=2)
     model = read_normalized(ROOT / "models" / "digits_cnn.onnx")[1]
     samples = samples_for(model, ROOT / "models" / "digits_calib.npz", Config(samples=COUNT))
-    measured = measure_network(analyse(model, config), config, samples, RUNTIME, Progress())
+    measured = measure_network(analyse(model, config.selection), config, samples, RUNTIME, Progress())
     seen = measured.observation
     return measured, Prober(measured.network, samples, seen.metric, RUNTIME, seen.batching)
 

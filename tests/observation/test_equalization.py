@@ -62,7 +62,7 @@ def net(text, weights, config=NARROW, sample=(3, 8, 8)):
             value = rng.standard_normal(value, np.float32)
             value *= np.geomspace(0.1, 3, len(value)).reshape(-1, *[1] * (value.ndim - 1)).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    network = analyse(run_passes(NORMALIZE, model), config)
+    network = analyse(run_passes(NORMALIZE, model), config.selection)
     return Net(network, Samples("test", {"x": rng.standard_normal((COUNT, *sample), np.float32)}), config)
 
 
@@ -450,7 +450,7 @@ def test_zoo(ort_run, zoo, name, calibration):
 
 def expect_real(ort_run, model, samples):
     """At 4 bits the network changes, and computes the same."""
-    network = analyse(model, NARROW)
+    network = analyse(model, NARROW.selection)
     after = equalize(network, NARROW, samples, RUNTIME)
     assert after is not network
     feeds = next(samples.batches(2))
