@@ -141,11 +141,11 @@ class Config:
         their top class, to reach with the fewest bits. moved: the budgets to lower for it.
     joint: spend one budget on weights and activations together; both budgets must then be equal.
     widths: bit widths that a weight channel may take. Activations may take 1 to 8.
-    pins: (pattern, bits), the width of matching layers or activations; "NAME[0:16]" selects channels 0 to 15 of a layer.
+    pins: (pattern, bits), the width of matching layers or activations; "NAME[0:16]" means channels 0 to 15 of a layer.
     exclude, exclude_ops: patterns and types of layers that stay in float.
     size: maximum bytes of all weights at their widths, instead of `weight_bits`. layer_limit: of any layer's weights.
     samples: number of calibration samples to use, evenly spaced; None for all (64 if they are synthetic).
-    image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for the defaults of `pixels.Pixels`.
+    image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for what `Pixels` takes.
     measure: how to measure curves, "taylor" (first order) or "probe" (exact, slow).
     effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" anchors curves to
         exact runs and swaps bits; "best" also re-rounds and re-measures around the allocation, and swaps longer.

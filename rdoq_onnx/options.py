@@ -1,4 +1,4 @@
-"""The options of the command line: their declaration, their parsers, and the Config that they say."""
+"""The options of the command line: their declarations, their parsers, and the Config that they make."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -89,25 +89,30 @@ def declared(command: F) -> F:
 
 
 def make_config(typed: Mapping[str, Any]) -> Config:
-    """The Config that options say; `typed` has all of them, as click takes them. Raises ConfigError."""
+    """Turn the options of a run into its Config; `typed` holds all that concern it, as click gives them.
+
+    Raises ConfigError.
+    """
     bits, weight_bits, activation_bits = (typed[name] for name in _BUDGETS)
     if typed["size"] is not None and weight_bits is not None:
         raise ConfigError("--size and --weight-bits are both budgets of the weights; give one")
     if (typed["sqnr"], typed["top1_agreement"]) != (None, None) and None not in (weight_bits, activation_bits):
         raise ConfigError("--sqnr and --top1-agreement need a budget to lower: leave out --weight-bits")
-    # Where --bits speaks for activations too, it may not be less than they take.
-    shared = ("--bits", bits, 0 if activation_bits is not None else 1)
-    weights = _number(*(shared if weight_bits is None else ("--weight-bits", weight_bits, 0)))
-    activations = None
-    if activation_bits != "none":
-        activations = _number(*(shared if activation_bits is None else ("--activation-bits", activation_bits, 1)))
-    settings = {
-        _FIELDS.get(name, name): _PARSERS[name](value) if name in _PARSERS else value
-        for name, value in typed.items()
-        if name not in _BUDGETS
-    }
+
+    def side(option: str, text: str | None, least: int) -> float:
+        # Where --bits speaks for activations too, it may not be less than they take.
+        shared = 0 if activation_bits is not None else 1
+        return _number("--bits", bits, shared) if text is None else _number(option, text, least)
+
+    weights = side("--weight-bits", weight_bits, 0)
+    activations = None if activation_bits == "none" else side("--activation-bits", activation_bits, 1)
     moved = _moved(weight_bits, activation_bits)
-    return Config(weight_bits=weights, activation_bits=activations, moved=moved, **settings)
+    rest = {_FIELDS.get(name, name): _parsed(name, value) for name, value in typed.items() if name not in _BUDGETS}
+    return Config(weight_bits=weights, activation_bits=activations, moved=moved, **rest)
+
+
+def _parsed(name: str, value: Any) -> Any:
+    return _PARSERS[name](value) if name in _PARSERS else value
 
 
 def _moved(weight_bits: str | None, activation_bits: str | None) -> Side:
@@ -169,8 +174,8 @@ def parse_pin(text: str) -> tuple[str, int]:
 
 
 _BUDGETS = ("bits", "weight_bits", "activation_bits")  # read together
-_FIELDS = {"pin": "pins", "exclude_op": "exclude_ops"}  # of Config, where it names them otherwise
-# Of the options that Config does not take as they are typed.
+_FIELDS = {"pin": "pins", "exclude_op": "exclude_ops"}  # options whose field of Config has another name
+# One for each option that Config does not take as click gives it.
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "widths": parse_widths,
     "pin": lambda typed: tuple(map(parse_pin, typed)),
