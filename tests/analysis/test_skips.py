@@ -35,7 +35,7 @@ def test_what_fits_nothing_is_refused_with_the_nearest_name():
         check_excludes(excludes, NODES)
     with pytest.raises(ConfigError, match="--exclude-op 'Gem' is the type of no layer; the nearest is 'Gemm'"):
         check_excludes(Excludes((), ("Gem",)), NODES)
-    with pytest.raises(ConfigError, match="--exclude 'x' matches no layer$"):
+    with pytest.raises(ConfigError, match=r"--exclude 'x' matches no layer$"):
         check_excludes(Excludes(("x",), ()), [])
 
 
