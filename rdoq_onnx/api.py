@@ -10,7 +10,7 @@ from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.analysis.normalization import Model, read_normalized
 from rdoq_onnx.calibration.split import SampleSplit
-from rdoq_onnx.config import Config
+from rdoq_onnx.config import Budgets, Config
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.measure import measure as measure_curves
 from rdoq_onnx.curves.measure import regime, store_for
@@ -54,9 +54,8 @@ def quantize(
     >>> result.report.layers[0].name, len(result.report.layers[0].bits)
     ('/0/Conv', 16)
     """
-    return pipeline.run(
-        model, calibration, _config(bits, weight_bits, activation_bits, weights_only, options), Progress(), curves
-    )
+    config = Config(**_sides(bits, weight_bits, activation_bits, weights_only), **options)
+    return pipeline.run(model, calibration, config, Progress(), curves)
 
 
 def measure(
@@ -82,7 +81,7 @@ def measure(
     >>> [opset.version >= 13 for opset in emit("models/digits_cnn.onnx", allocation).opset_import if not opset.domain]
     [True]
     """
-    config = _config(8, None, None, weights_only, options)
+    config = Config(**_sides(8, None, None, weights_only), **options)
     normal = read_normalized(model)[1]
     runtime = Runtime(config.provider, config.threads)
     network, samples = network_and_samples(normal, calibration, config, runtime)
@@ -107,11 +106,9 @@ def allocate(
     all weights at their widths, in place of `weight_bits`; layer_limit: of those of any layer. Raises BudgetError if a
     budget cannot be met, ConfigError if a pin matches nothing.
     """
-    weights_only = not measurement.network.activations
-    config = _config(bits, weight_bits, activation_bits, weights_only, {
-        "joint": joint, "pins": pins, "size": size, "layer_limit": layer_limit,
-    })  # fmt: skip
-    return allocate_bits(measurement, config)
+    sides = _sides(bits, weight_bits, activation_bits, weights_only=not measurement.network.activations)
+    budgets = Budgets(**sides, joint=joint, pins=pins, size=size, layer_limit=layer_limit)
+    return allocate_bits(measurement, budgets)
 
 
 def emit(
@@ -127,15 +124,11 @@ def emit(
     return emit_model(allocation, {}, storage, keep_channels).model
 
 
-def _config(
-    bits: float,
-    weight_bits: float | None,
-    activation_bits: float | None,
-    weights_only: bool,
-    options: dict[str, Any],
-) -> Config:
-    return Config(
-        weight_bits=bits if weight_bits is None else weight_bits,
-        activation_bits=None if weights_only else bits if activation_bits is None else activation_bits,
-        **options,
-    )
+def _sides(
+    bits: float, weight_bits: float | None, activation_bits: float | None, weights_only: bool
+) -> dict[str, Any]:
+    """The budget of each side, as Config and Budgets name it."""
+    return {
+        "weight_bits": bits if weight_bits is None else weight_bits,
+        "activation_bits": None if weights_only else bits if activation_bits is None else activation_bits,
+    }

@@ -76,7 +76,7 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     names = ("input", "output", "calibration", "modified", "json", "report", "curves")
     files = Files(**{name: options.pop(name) for name in names})
     bits = options.pop("bits")
-    configs = {text.strip(): make_config(bits=text.strip(), **options) for text in bits.split(",")}
+    configs = {text.strip(): make_config({**options, "bits": text.strip()}) for text in bits.split(",")}
     if dry_run:
         from rdoq_onnx.report.terminal import Out  # here: rich is slow to import, and --quiet does without
 

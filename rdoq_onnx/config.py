@@ -1,196 +1,249 @@
-"""Every setting of a run, checked once."""
+"""Every setting of a run, checked once: each field of Config declares its own check."""
 
 import math
 import re
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args
 
 from rdoq_onnx.calibration.pixels import Pixels
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.targets import TARGETS, Storage, TargetName
+from rdoq_onnx.targets import TARGETS, Storage, Target, TargetName
 
 Measure = Literal["taylor", "probe"]
 Provider = Literal["auto", "cpu", "cuda"]
 Effort = Literal["fast", "default", "best"]
 Side = Literal["weights", "activations", "both"]
 
-# Settings that curves do not depend on, or through the samples and the regime only.
-NOT_MEASURED = frozenset({
-    "activation_bits", "image_mean", "image_scale", "image_std", "joint", "keep_channels", "layer_limit", "max_bytes",
-    "min_sqnr", "moved", "pins", "provider", "samples", "size", "sqnr", "storage", "threads", "top1_agreement",
-    "weight_bits",
-})  # fmt: skip
 MAX_BITS = 8
 MAX_THREADS = 1024
 MAX_SAMPLES = 1_000_000
+
+T = TypeVar("T")
+Check = Callable[[str, Any], None]  # of an option and its value; raises ConfigError
+
+
+def setting(default: T, check: Check | None = None, *, measured: bool = True, option: str = "") -> T:
+    """A field of Config.
+
+    measured: whether curves depend on it other than through the samples and the regime. option: its name on the
+    command line, where that is not the field's own.
+    """
+    return field(default=default, metadata={"check": check, "measured": measured, "option": option})
+
+
+def _optional(check: Check) -> Check:
+    return lambda option, value: None if value is None else check(option, value)
+
+
+def _within(low: float, high: float, option: str, value: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{option} {value:g} is out of range; give {low:g} to {high:g}")
+
+
+def _one_of(names: Collection[str], option: str, value: str) -> None:
+    if value not in names:
+        raise ConfigError(f"{option} {value!r}: choose one of {', '.join(names)}")
+
+
+def _widths(option: str, widths: tuple[int, ...]) -> None:
+    if not widths:
+        raise ConfigError(f"{option} names no width; give a range such as 0-8")
+    for width in widths:
+        _within(0, MAX_BITS, option, width)
+    if list(widths) != sorted(set(widths)):
+        raise ConfigError(f"{option} {widths}: give each width once, in rising order")
+
+
+def _pins(option: str, pins: tuple[tuple[str, int], ...]) -> None:
+    for pattern, bits in pins:
+        _patterns(option, (pattern,))
+        _within(0, MAX_BITS, f"{option} {pattern}", bits)
+
+
+def _patterns(option: str, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{option} {pattern!r} is no regular expression: {error}") from error
+
+
+def _samples(option: str, count: int) -> None:
+    if count < 2:
+        raise ConfigError(f"{option} {count}: at least 2 are needed, one to measure and one to verify")
+    if count > MAX_SAMPLES:
+        raise ConfigError(f"{option} {count}: give at most {MAX_SAMPLES}")
+
+
+def _finite(option: str, numbers: Sequence[float], zero: bool = True) -> None:
+    if not (numbers and all(math.isfinite(n) and (n or zero) for n in numbers)):
+        raise ConfigError(f"{option} {numbers}: give finite numbers{'' if zero else ' other than 0'}, one a channel")
+
+
+def _factor(option: str, number: float) -> None:
+    _finite(option, (number,), zero=False)
+
+
+def _natural(option: str, value: int) -> None:
+    if value < 0:
+        raise ConfigError(f"{option} {value}: give 0 or more")
+
+
+def _threads(option: str, count: int) -> None:
+    if not 0 <= count <= MAX_THREADS:
+        raise ConfigError(f"{option} {count}: give 0 (automatic) to {MAX_THREADS}")
+
+
+def _decibels(option: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{option} {value}: give a finite number of decibels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """The constraints of the allocation; each field is that of Config, and is checked as it is there."""
+
+    weight_bits: float = 8.0
+    activation_bits: float | None = 8.0
+    joint: bool = False
+    size: int | None = None
+    layer_limit: int | None = None
+    pins: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        _check_joint(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What to quantize; fields as in Config.
+
+    activations: whether to quantize them. goal: the option, if any, that needs layers to search over, such as --sqnr.
+    """
+
+    target: Target = TARGETS["onnxruntime"]
+    exclude: tuple[str, ...] = ()
+    exclude_ops: tuple[str, ...] = ()
+    pins: tuple[tuple[str, int], ...] = ()
+    activations: bool = True
+    goal: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of a run, named as the command line's options. Raises ConfigError on a value out of range.
 
-    weight_bits, activation_bits: budgets, bits per element on average; `activation_bits` None leaves activations in
-        float.
-    sqnr, top1_agreement: in place of a budget, the output SQNR in dB, or the share of samples in percent whose top
-        class stays, that the emitted model must reach with the fewest bits. moved: the budgets that are lowered for it.
-    joint: one budget for weights and activations together; both budgets must then be equal.
+    weight_bits, activation_bits: budgets, average bits per element; `activation_bits` None leaves activations in float.
+    sqnr, top1_agreement: a goal instead of a budget: the output SQNR in dB, or the percentage of samples that keep
+        their top class, to reach with the fewest bits. moved: the budgets to lower for it.
+    joint: spend one budget on weights and activations together; both budgets must then be equal.
     widths: bit widths that a weight channel may take. Activations may take 1 to 8.
-    pins: (pattern, bits) of layers or activations whose width is given; "NAME[0:16]" means channels 0 to 15 of a layer.
-    exclude: patterns of layers that stay in float. exclude_ops: types of layers that stay in float.
-    size: bytes that all weights may take at their widths, in place of `weight_bits`. layer_limit: bytes that those of
-        each layer may take.
-    samples: how many calibration samples to use, evenly spaced; None for all (64 where they are synthetic).
-    image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for what `images.Pixels` takes.
-    measure: how curves are measured, "taylor" (first order) or "probe" (exact, slow).
-    seed: of all that is random, 0 or more.
-    effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" ties curves to exact
-        measurements and swaps bits; "best" also rounds and measures again around the allocation, and swaps longer.
+    pins: (pattern, bits), the width of matching layers or activations; "NAME[0:16]" means channels 0 to 15 of a layer.
+    exclude, exclude_ops: patterns and types of layers that stay in float.
+    size: maximum bytes of all weights at their widths, instead of `weight_bits`. layer_limit: of any layer's weights.
+    samples: number of calibration samples to use, evenly spaced; None for all (64 if they are synthetic).
+    image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for what `Pixels` takes.
+    measure: how to measure curves, "taylor" (first order) or "probe" (exact, slow).
+    effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" anchors curves to
+        exact runs and swaps bits; "best" also re-rounds and re-measures around the allocation, and swaps longer.
+    seed: seed of everything random, 0 or more.
     target: the runtime that the file is for; targets.py has its rules.
-    storage: how weights are stored, "packed" (exactly their bits), "native" (INT2, INT4, INT8) or "int8"; None for the
+    storage: how to store weights, "packed" (exactly their bits), "native" (INT2, INT4, INT8) or "int8"; None for the
         target's default.
-    keep_channels: channels of 0 bits stay in the file instead of being folded away.
+    keep_channels: keep channels of 0 bits in the file instead of folding them away.
     threads: threads of ONNX Runtime, 0 to 1024; 0 lets it choose.
-    min_sqnr: the least output SQNR in dB that the emitted model must have. max_bytes: the most bytes.
+    min_sqnr, max_bytes: minimum output SQNR in dB, and maximum file size, of the emitted model.
     """
 
-    weight_bits: float = 8.0
-    activation_bits: float | None = 8.0
-    sqnr: float | None = None
-    top1_agreement: float | None = None
-    moved: Side = "both"
-    joint: bool = False
-    widths: tuple[int, ...] = tuple(range(MAX_BITS + 1))
-    pins: tuple[tuple[str, int], ...] = ()
-    exclude: tuple[str, ...] = ()
-    exclude_ops: tuple[str, ...] = ()
-    size: int | None = None
-    layer_limit: int | None = None
-    samples: int | None = None
-    image_scale: float | None = None
-    image_mean: tuple[float, ...] | None = None
-    image_std: tuple[float, ...] | None = None
-    measure: Measure = "taylor"
-    effort: Effort = "default"
-    seed: int = 0
-    provider: Provider = "auto"
-    target: TargetName = "onnxruntime"
-    storage: Storage | None = None
-    keep_channels: bool = False
-    threads: int = 0
-    min_sqnr: float | None = None
-    max_bytes: int | None = None
+    weight_bits: float = setting(8.0, partial(_within, 0, MAX_BITS), measured=False)
+    activation_bits: float | None = setting(8.0, _optional(partial(_within, 1, MAX_BITS)), measured=False)
+    sqnr: float | None = setting(None, _optional(_decibels), measured=False)
+    top1_agreement: float | None = setting(None, _optional(partial(_within, 0, 100)), measured=False)
+    moved: Side = setting("both", measured=False)
+    joint: bool = setting(False, measured=False)
+    widths: tuple[int, ...] = setting(tuple(range(MAX_BITS + 1)), _widths)
+    pins: tuple[tuple[str, int], ...] = setting((), _pins, measured=False, option="--pin")
+    exclude: tuple[str, ...] = setting((), _patterns)
+    exclude_ops: tuple[str, ...] = setting(())
+    size: int | None = setting(None, measured=False)
+    layer_limit: int | None = setting(None, measured=False)
+    samples: int | None = setting(None, _optional(_samples), measured=False)
+    image_scale: float | None = setting(None, _optional(_factor), measured=False)
+    image_mean: tuple[float, ...] | None = setting(None, _optional(_finite), measured=False)
+    image_std: tuple[float, ...] | None = setting(None, _optional(partial(_finite, zero=False)), measured=False)
+    measure: Measure = setting("taylor", partial(_one_of, get_args(Measure)))
+    effort: Effort = setting("default", partial(_one_of, get_args(Effort)))
+    seed: int = setting(0, _natural)
+    provider: Provider = setting("auto", partial(_one_of, get_args(Provider)), measured=False)
+    target: TargetName = setting("onnxruntime", partial(_one_of, TARGETS))
+    storage: Storage | None = setting(None, measured=False)
+    keep_channels: bool = setting(False, measured=False)
+    threads: int = setting(0, _threads, measured=False)
+    min_sqnr: float | None = setting(None, _optional(_decibels), measured=False)
+    max_bytes: int | None = setting(None, measured=False)
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        for check in (_check_joint, _check_storage, _check_goals):
+            check(self)
 
     def measuring(self) -> dict[str, Any]:
-        """The settings that curves depend on; on `activation_bits` they do as far as `measurement.regime` says."""
-        return {name: value for name, value in asdict(self).items() if name not in NOT_MEASURED}
+        """The settings that curves depend on; on `activation_bits` they do as far as `measure.regime` says."""
+        values = asdict(self)
+        return {f.name: values[f.name] for f in fields(self) if f.metadata["measured"]}
+
+    @property
+    def budgets(self) -> Budgets:
+        return Budgets(**{f.name: getattr(self, f.name) for f in fields(Budgets)})
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(
+            target=TARGETS[self.target],
+            exclude=self.exclude,
+            exclude_ops=self.exclude_ops,
+            pins=self.pins,
+            activations=self.activation_bits is not None,
+            goal=next(iter(_goals(self)), None),
+        )
 
     @property
     def pixels(self) -> Pixels:
         return Pixels(self.image_scale, self.image_mean, self.image_std)
 
-    def __post_init__(self) -> None:
-        _within("--weight-bits", self.weight_bits, 0, MAX_BITS)
-        if self.activation_bits is not None:
-            _within("--activation-bits", self.activation_bits, 1, MAX_BITS)
-        if self.joint and self.activation_bits != self.weight_bits:
-            raise ConfigError("--joint takes one budget: give --bits alone, without --weight-bits or --activation-bits")
-        if not self.widths:
-            raise ConfigError("--widths names no width; give a range such as 0-8")
-        for width in self.widths:
-            _within("--widths", width, 0, MAX_BITS)
-        if list(self.widths) != sorted(set(self.widths)):
-            raise ConfigError(f"--widths {self.widths}: give each width once, in rising order")
-        for pattern, bits in self.pins:
-            _compiles("--pin", pattern)
-            _within(f"--pin {pattern}", bits, 0, MAX_BITS)
-        for pattern in self.exclude:
-            _compiles("--exclude", pattern)
-        if self.samples is not None and self.samples < 2:
-            raise ConfigError(f"--samples {self.samples}: at least 2 are needed, one to measure and one to verify")
-        if self.samples is not None and self.samples > MAX_SAMPLES:
-            raise ConfigError(f"--samples {self.samples}: give at most {MAX_SAMPLES}")
-        if self.image_scale is not None:
-            _numbers("--image-scale", (self.image_scale,), zero=False)
-        _numbers("--image-mean", self.image_mean, zero=True)
-        _numbers("--image-std", self.image_std, zero=False)
-        if self.measure not in get_args(Measure):
-            raise ConfigError(f"--measure {self.measure!r}: choose one of {', '.join(get_args(Measure))}")
-        if self.effort not in get_args(Effort):
-            raise ConfigError(f"--effort {self.effort!r}: choose one of {', '.join(get_args(Effort))}")
-        if self.provider not in get_args(Provider):
-            raise ConfigError(f"--provider {self.provider!r}: choose one of {', '.join(get_args(Provider))}")
-        if self.target not in TARGETS:
-            raise ConfigError(f"--target {self.target!r}: choose one of {', '.join(TARGETS)}")
-        storages = TARGETS[self.target].storages
-        if self.storage is not None and self.storage not in storages:
-            suffix = f" for --target {self.target}" if self.storage in get_args(Storage) else ""
-            raise ConfigError(f"--storage {self.storage!r}: choose one of {', '.join(storages)}{suffix}")
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: give 0 or more")
-        if not 0 <= self.threads <= MAX_THREADS:
-            raise ConfigError(f"--threads {self.threads}: give 0 (automatic) to {MAX_THREADS}")
-        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):
-            raise ConfigError(f"--min-sqnr {self.min_sqnr}: give a finite number of decibels")
-        if self.sqnr is not None and not math.isfinite(self.sqnr):
-            raise ConfigError(f"--sqnr {self.sqnr}: give a finite number of decibels")
-        if self.top1_agreement is not None:
-            _within("--top1-agreement", self.top1_agreement, 0, 100)
-        if sum(goal is not None for goal in (self.sqnr, self.top1_agreement, self.size)) > 1:
-            raise ConfigError("--size, --sqnr and --top1-agreement exclude each other; give one")
-        if self.size is not None and self.joint:
-            raise ConfigError("--size is a budget of weights alone; give it without --joint")
+
+def _check_fields(settings: Config | Budgets) -> None:
+    """Run the check that Config declares for each field of `settings`."""
+    declared = Config.__dataclass_fields__
+    for name in (f.name for f in fields(settings)):
+        check, option = declared[name].metadata["check"], declared[name].metadata["option"]
+        if check is not None:
+            check(option or f"--{name.replace('_', '-')}", getattr(settings, name))
 
 
-def parse_widths(text: str) -> tuple[int, ...]:
-    """"0-8", "2,4,8" or "4" -> widths in rising order. Raises ConfigError on anything else."""
-    widths: set[int] = set()
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,3})(?:\s*-\s*(\d{1,3}))?\s*", part)
-        if not found:
-            raise ConfigError(f"--widths {text!r} is no list of widths; give for example 0-8 or 2,4,8")
-        first, last = int(found[1]), int(found[2] or found[1])
-        widths.update(range(first, last + 1))
-    return tuple(sorted(widths))
+def _check_joint(settings: Config | Budgets) -> None:
+    if settings.joint and settings.activation_bits != settings.weight_bits:
+        raise ConfigError("--joint takes one budget: give --bits alone, without --weight-bits or --activation-bits")
+    if settings.joint and settings.size is not None:
+        raise ConfigError("--size is a budget of weights alone; give it without --joint")
 
 
-def parse_bytes(option: str, text: str | None) -> int | None:
-    """"1.5MB", "800 kB", "2MiB" or "4096" -> bytes. Raises ConfigError on anything else."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?)(i?)B?\s*", text)
-    if not found or (found[3] and not found[2]) or not float(found[1]):
-        raise ConfigError(f"{option} {text!r} is no size; give for example 1.5MB, 800kB or 4096")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMG".index((found[2] or " ").upper()))
+def _check_storage(config: Config) -> None:
+    storages = TARGETS[config.target].storages
+    if config.storage is not None and config.storage not in storages:
+        suffix = f" for --target {config.target}" if config.storage in get_args(Storage) else ""
+        raise ConfigError(f"--storage {config.storage!r}: choose one of {', '.join(storages)}{suffix}")
 
 
-def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """"0.485,0.456,0.406" -> numbers. Raises ConfigError on anything else."""
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"{option} {text!r} is no list of numbers; give for example 0.485,0.456,0.406") from None
+def _check_goals(config: Config) -> None:
+    if len(_goals(config)) > 1:
+        raise ConfigError("--size, --sqnr and --top1-agreement exclude each other; give one")
 
 
-def parse_pin(text: str) -> tuple[str, int]:
-    """"PATTERN=BITS" -> (pattern, bits). Raises ConfigError on anything else."""
-    pattern, equals, bits = text.rpartition("=")
-    if not equals or not pattern or not re.fullmatch(r"\d{1,3}", bits):
-        raise ConfigError(f"--pin {text!r} is not PATTERN=BITS; give for example --pin 'conv1.*=8'")
-    return pattern, int(bits)
-
-
-def _numbers(option: str, numbers: tuple[float, ...] | None, zero: bool) -> None:
-    if numbers is not None and not (numbers and all(math.isfinite(n) and (n or zero) for n in numbers)):
-        raise ConfigError(f"{option} {numbers}: give finite numbers{'' if zero else ' other than 0'}, one a channel")
-
-
-def _within(option: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{option} {value:g} is out of range; give {low:g} to {high:g}")
-
-
-def _compiles(option: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{option} {pattern!r} is no regular expression: {error}") from error
+def _goals(config: Config) -> list[str]:
+    """The given ones of the options that make the search look for something."""
+    goals = {"--size": config.size, "--sqnr": config.sqnr, "--top1-agreement": config.top1_agreement}
+    return [option for option, goal in goals.items() if goal is not None]

@@ -29,7 +29,7 @@ from rdoq_onnx.gradients.plan import rows_of
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.observation.batching import separated
 from rdoq_onnx.observation.inputs import samples_for
-from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import Observation, observe
 from rdoq_onnx.refinement.judge import JUDGING
 from rdoq_onnx.refinement.plan import EFFORTS
@@ -57,9 +57,9 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     """Read and analyse all, run a few samples. Raises what a run would raise up to here."""
     runtime = Runtime(config.provider, config.threads)
     normal = read_normalized(model)[1]
-    network = analyse(normal, config)
+    network = analyse(normal, config.selection)
     samples = separated(network, samples_for(normal, calibration, config), runtime)
-    aimed = aimed_at(network, targets(network.model))
+    aimed = aimed_at(network, measured_outputs(network.model))
     few = samples.some(TIMED)
     begin = time.perf_counter()
     observation = observe(aimed, few, runtime)

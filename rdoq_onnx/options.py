@@ -1,12 +1,13 @@
-"""The options of the command line, and what they say as a Config."""
+"""The options of the command line: their declarations, their parsers, and the Config that they make."""
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+import re
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import click
 
-from rdoq_onnx.config import MAX_BITS, Config, Side, parse_bytes, parse_numbers, parse_pin, parse_widths
+from rdoq_onnx.config import MAX_BITS, Config, Side
 from rdoq_onnx.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -87,49 +88,31 @@ def declared(command: F) -> F:
     return reduce(lambda function, option: option(function), reversed(_OPTIONS), command)
 
 
-def make_config(
-    *,
-    bits: str,
-    weight_bits: str | None,
-    activation_bits: str | None,
-    widths: str,
-    pin: Sequence[str],
-    exclude: Sequence[str],
-    exclude_op: Sequence[str],
-    size: str | None,
-    layer_limit: str | None,
-    max_bytes: str | None,
-    image_mean: str | None,
-    image_std: str | None,
-    **rest: Any,
-) -> Config:
-    """Options, as they were typed, -> Config. Raises ConfigError."""
+def make_config(typed: Mapping[str, Any]) -> Config:
+    """Turn the options of a run into its Config; `typed` holds all that concern it, as click gives them.
+
+    Raises ConfigError.
+    """
+    bits, weight_bits, activation_bits = (typed[name] for name in _BUDGETS)
+    if typed["size"] is not None and weight_bits is not None:
+        raise ConfigError("--size and --weight-bits are both budgets of the weights; give one")
+    if (typed["sqnr"], typed["top1_agreement"]) != (None, None) and None not in (weight_bits, activation_bits):
+        raise ConfigError("--sqnr and --top1-agreement need a budget to lower: leave out --weight-bits")
+
     def side(option: str, text: str | None, least: int) -> float:
         # Where --bits speaks for activations too, it may not be less than they take.
         shared = 0 if activation_bits is not None else 1
         return _number("--bits", bits, shared) if text is None else _number(option, text, least)
 
-    if size is not None and weight_bits is not None:
-        raise ConfigError("--size and --weight-bits are both budgets of the weights; give one")
-    if (rest["sqnr"], rest["top1_agreement"]) != (None, None) and None not in (weight_bits, activation_bits):
-        raise ConfigError("--sqnr and --top1-agreement need a budget to lower: leave out --weight-bits")
     weights = side("--weight-bits", weight_bits, 0)
     activations = None if activation_bits == "none" else side("--activation-bits", activation_bits, 1)
-    return Config(
-        weight_bits=weights,
-        activation_bits=activations,
-        widths=parse_widths(widths),
-        pins=tuple(parse_pin(p) for p in pin),
-        exclude=tuple(exclude),
-        exclude_ops=tuple(exclude_op),
-        size=parse_bytes("--size", size),
-        layer_limit=parse_bytes("--layer-limit", layer_limit),
-        max_bytes=parse_bytes("--max-bytes", max_bytes),
-        moved=_moved(weight_bits, activation_bits),
-        image_mean=parse_numbers("--image-mean", image_mean),
-        image_std=parse_numbers("--image-std", image_std),
-        **rest,
-    )
+    moved = _moved(weight_bits, activation_bits)
+    rest = {_FIELDS.get(name, name): _parsed(name, value) for name, value in typed.items() if name not in _BUDGETS}
+    return Config(weight_bits=weights, activation_bits=activations, moved=moved, **rest)
+
+
+def _parsed(name: str, value: Any) -> Any:
+    return _PARSERS[name](value) if name in _PARSERS else value
 
 
 def _moved(weight_bits: str | None, activation_bits: str | None) -> Side:
@@ -150,3 +133,57 @@ def _number(option: str, text: str, least: int) -> float:
         aside = "; --weight-bits and --activation-bits set one side alone" if option == "--bits" else ""
         raise ConfigError(f"{option} {text} is out of range; give {least} to {MAX_BITS}{aside}")
     return value
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """"0-8", "2,4,8" or "4" -> widths in rising order. Raises ConfigError on anything else."""
+    widths: set[int] = set()
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,3})(?:\s*-\s*(\d{1,3}))?\s*", part)
+        if not found:
+            raise ConfigError(f"--widths {text!r} is no list of widths; give for example 0-8 or 2,4,8")
+        first, last = int(found[1]), int(found[2] or found[1])
+        widths.update(range(first, last + 1))
+    return tuple(sorted(widths))
+
+
+def parse_bytes(option: str, text: str | None) -> int | None:
+    """"1.5MB", "800 kB", "2MiB" or "4096" -> bytes. Raises ConfigError on anything else."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?)(i?)B?\s*", text)
+    if not found or (found[3] and not found[2]) or not float(found[1]):
+        raise ConfigError(f"{option} {text!r} is no size; give for example 1.5MB, 800kB or 4096")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMG".index((found[2] or " ").upper()))
+
+
+def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """"0.485,0.456,0.406" -> numbers. Raises ConfigError on anything else."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is no list of numbers; give for example 0.485,0.456,0.406") from None
+
+
+def parse_pin(text: str) -> tuple[str, int]:
+    """"PATTERN=BITS" -> (pattern, bits). Raises ConfigError on anything else."""
+    pattern, equals, bits = text.rpartition("=")
+    if not equals or not pattern or not re.fullmatch(r"\d{1,3}", bits):
+        raise ConfigError(f"--pin {text!r} is not PATTERN=BITS; give for example --pin 'conv1.*=8'")
+    return pattern, int(bits)
+
+
+_BUDGETS = ("bits", "weight_bits", "activation_bits")  # read together
+_FIELDS = {"pin": "pins", "exclude_op": "exclude_ops"}  # options whose field of Config has another name
+# One for each option that Config does not take as click gives it.
+_PARSERS: Mapping[str, Callable[[Any], Any]] = {
+    "widths": parse_widths,
+    "pin": lambda typed: tuple(map(parse_pin, typed)),
+    "exclude": tuple,
+    "exclude_op": tuple,
+    "size": partial(parse_bytes, "--size"),
+    "layer_limit": partial(parse_bytes, "--layer-limit"),
+    "max_bytes": partial(parse_bytes, "--max-bytes"),
+    "image_mean": partial(parse_numbers, "--image-mean"),
+    "image_std": partial(parse_numbers, "--image-std"),
+}

@@ -72,7 +72,7 @@ class Job:
 
         additivity: also measure each layer and activation by itself on the samples held out, for the report as a page.
         """
-        network = analyse(self.normal, config)
+        network = analyse(self.normal, config.selection)
         if additivity and not network.layers:
             raise ConfigError("--report: no width of this model is searched, so there is nothing to draw; use --json")
         steps = Steps(self.store, self.progress, regime(config))
@@ -110,7 +110,7 @@ class Job:
         split, runtime, progress = self.split, self.runtime, self.progress
         if goal is None:
             with progress.step("allocate"):
-                allocation = allocate_bits(measurement, config)
+                allocation = allocate_bits(measurement, config.budgets)
             refined = refine(allocation, config, split, runtime, steps)
         else:
             refined = fewest_bits(measurement, config, goal, lambda a, c: refine(a, c, split, runtime, steps))

@@ -35,7 +35,7 @@ class Case:
     def __init__(self, model, calibration, count=None, widths=tuple(range(8)), batching=None):
         config = Config(samples=count)
         self.model = read_normalized(model)[1]
-        self.network = analyse(self.model, config)
+        self.network = analyse(self.model, config.selection)
         self.samples = separated(self.network, samples_for(self.model, calibration, config), RUNTIME)
         self.seen = observe(self.network, self.samples, RUNTIME)
         self.batching = batching or self.seen.batching

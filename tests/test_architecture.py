@@ -37,7 +37,6 @@ ROOT_FILES = 12
 LINES = 250
 LONG_MODULES = {
     "rdoq_onnx/system/runtime.py": "the one importer of ONNX Runtime",
-    "rdoq_onnx/system/io.py": "the one user of the disk",
 }
 LONG_MODULES_ALLOWED = 8
 PARAMETERS = 6

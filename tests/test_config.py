@@ -1,4 +1,4 @@
-"""Every setting is checked once, by Config and the two parsers beside it."""
+"""Every setting is checked once, by Config and the parsers of options."""
 
 import dataclasses
 import math
@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdoq_onnx.config import Config, parse_pin, parse_widths
+from rdoq_onnx.config import Budgets, Config
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.options import parse_pin, parse_widths
+from rdoq_onnx.targets import TARGETS
 
 
 def test_defaults_are_eight_bits_and_all_widths() -> None:
@@ -51,6 +53,17 @@ def test_config_is_frozen_and_refuses_unknown_settings() -> None:
         ({"seed": -1}, "--seed -1: give 0 or more"),
         ({"threads": -1}, "--threads -1"),
         ({"threads": 2**40}, "--threads 1099511627776"),
+        ({"image_scale": 0.0}, r"--image-scale \(0.0,\): give finite numbers other than 0, one a channel"),
+        ({"image_mean": ()}, r"--image-mean \(\): give finite numbers, one a channel"),
+        ({"image_std": (1.0, 0.0)}, r"--image-std \(1.0, 0.0\): give finite numbers other than 0"),
+        ({"effort": "none"}, "--effort 'none': choose one of fast, default, best"),
+        ({"target": "none"}, "--target 'none': choose one of onnxruntime, openvino, tensorrt"),
+        ({"storage": "none"}, "--storage 'none': choose one of packed, native, int8$"),
+        ({"target": "tensorrt", "storage": "packed"}, "--storage 'packed': .* for --target tensorrt"),
+        ({"top1_agreement": 101.0}, "--top1-agreement 101 is out of range; give 0 to 100"),
+        ({"sqnr": math.inf}, "--sqnr inf: give a finite number of decibels"),
+        ({"sqnr": 20.0, "size": 100}, "--size, --sqnr and --top1-agreement exclude each other"),
+        ({"joint": True, "size": 100}, "--size is a budget of weights alone"),
         ({"min_sqnr": math.nan}, "--min-sqnr nan"),
         ({"min_sqnr": math.inf}, "--min-sqnr inf"),
     ],
@@ -58,6 +71,32 @@ def test_config_is_frozen_and_refuses_unknown_settings() -> None:
 def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Config(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight_bits": 8.5}, "--weight-bits 8.5 is out of range; give 0 to 8"),
+        ({"activation_bits": 0.5}, "--activation-bits 0.5 is out of range; give 1 to 8"),
+        ({"pins": (("(", 4),)}, r"--pin '\(' is no regular expression"),
+        ({"joint": True, "weight_bits": 4.0}, "--joint takes one budget"),
+        ({"joint": True, "size": 100}, "--size is a budget of weights alone"),
+    ],
+)
+def test_budgets_are_checked_as_config_checks_them(settings: dict[str, object], message: str) -> None:
+    for checked in (Budgets, Config):
+        with pytest.raises(ConfigError, match=message):
+            checked(**settings)
+
+
+def test_views_hold_the_settings_of_the_same_names() -> None:
+    config = Config(weight_bits=3, activation_bits=None, size=9, pins=(("a", 2),), exclude=("b",), target="openvino")
+    assert config.budgets == Budgets(weight_bits=3, activation_bits=None, size=9, pins=(("a", 2),))
+    assert Config().budgets == Budgets()
+    selection = config.selection
+    assert (selection.target, selection.exclude, selection.pins) == (TARGETS["openvino"], ("b",), (("a", 2),))
+    assert (selection.activations, selection.goal) == (False, "--size")
+    assert (Config().selection.activations, Config().selection.goal) == (True, None)
 
 
 @given(st.floats(0, 8), st.floats(1, 8) | st.none())

@@ -6,7 +6,7 @@ together, are tied.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from rdoq_onnx.model.graph import Graph, attribute
 from rdoq_onnx.model.layers import LAYER_TYPES
 from rdoq_onnx.model.protos import captured
 from rdoq_onnx.model.sizes import weights_as_inputs
+from rdoq_onnx.model.union_find import UnionFind
 from rdoq_onnx.passes.pruning.channel_rules import BROADCASTING, Channels, Shapes, follow
 from rdoq_onnx.passes.pruning.stored_layers import StoredLayer, read_layer
 
@@ -26,34 +27,16 @@ Slots = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-@dataclass
-class Ties:
-    """Union-find over slots, with the reasons for which some have to stay."""
+class Ties(UnionFind):
+    """Sets of slots that are removed together, with the reasons for which some have to stay."""
 
-    parent: list[int] = field(default_factory=list)
-    reasons: dict[int, str] = field(default_factory=dict)
-
-    def new(self, count: int) -> Slots:
-        first = len(self.parent)
-        self.parent += range(first, first + count)
-        return np.arange(first, first + count)
-
-    def find(self, slot: int) -> int:
-        while self.parent[slot] != slot:
-            self.parent[slot] = self.parent[self.parent[slot]]
-            slot = self.parent[slot]
-        return slot
-
-    def tie(self, a: Slots, b: Slots) -> None:
-        for x, y in zip(a.tolist(), b.tolist(), strict=True):
-            self.parent[self.find(x)] = self.find(y)
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: dict[int, str] = {}
 
     def fix(self, slots: Slots, reason: str) -> None:
         for slot in slots.tolist():
             self.reasons.setdefault(slot, reason)
-
-    def roots(self, slots: Slots) -> Slots:
-        return np.array([self.find(s) for s in slots.tolist()], np.int64)
 
     def fixed(self) -> dict[int, str]:
         """The first reason of each root that has one."""
@@ -113,7 +96,7 @@ class ConstantChannels:
         found = follow(node, inputs, self._graph, self._shapes) if inputs else None
         if found is not None and node.op_type in BROADCASTING:
             for other in inputs.values():
-                self.ties.tie(found.slots, other.slots)
+                self.ties.unite_all(found.slots, other.slots)
         return found
 
     def _layer(self, layer: StoredLayer) -> Channels:
@@ -132,7 +115,7 @@ class ConstantChannels:
     def _tie_groups(self, layer: StoredLayer, data: Channels | None, slots: Slots) -> None:
         groups = layer.blocks.shape[0]
         if layer.depthwise and data is not None:
-            self.ties.tie(slots, data.slots)
+            self.ties.unite_all(slots, data.slots)
         elif groups > 1:
             for edge in [slots] if data is None else [slots, data.slots]:
                 self.ties.fix(edge, f"{layer.label} has {groups} groups")
@@ -149,7 +132,7 @@ class ConstantChannels:
         alike = _layout(layer) == _layout(other) and (data is None) == (theirs is None)
         for a, b in sides:
             if alike:
-                self.ties.tie(a, b)
+                self.ties.unite_all(a, b)
         for edge in [] if alike else [x.slots for x in (data, theirs) if x is not None] + list(sides[0]):
             self.ties.fix(edge, f"{layer.label} and {other.label} share a weight but not its form")
 

@@ -9,40 +9,40 @@ from rdoq_onnx.allocation.allocate import Solution, solve
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.pins import pinned
 from rdoq_onnx.analysis.weight_only import widths
-from rdoq_onnx.config import MAX_BITS, Config, Side
+from rdoq_onnx.config import MAX_BITS, Budgets, Side
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.errors import BudgetError
 
 
 def allocate_bits(
-    measurement: Measurement, config: Config, weigh: NDArray[np.float64] | None = None, bound: float | None = None
+    measurement: Measurement, budgets: Budgets, weigh: NDArray[np.float64] | None = None, bound: float | None = None
 ) -> Allocation:
-    """The widths of least predicted distortion within the budgets of `config`.
+    """The widths of least predicted distortion within `budgets`.
 
     weigh: what each row of the curves counts when widths are chosen, 1 by default. bound: the `Allocation.bound` of
     these curves and budgets, which no weights change, where it is known.
     Raises BudgetError if the narrowest widths allowed are over a budget.
     """
-    return _allocate(measurement, config, pinned(measurement, config.pins), weigh, bound)
+    return _allocate(measurement, budgets, pinned(measurement, budgets.pins), weigh, bound)
 
 
-def uniform_bits(measurement: Measurement, config: Config, side: Side = "both") -> Allocation | None:
+def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both") -> Allocation | None:
     """One width for all weights and one for all activations, the widest within the budgets; pins hold.
 
     side: "weights" or "activations" for one width on that side alone. None where pins or --layer-limit leave no
     room for that.
     """
-    curves = pinned(measurement, config.pins)
+    curves = pinned(measurement, budgets.pins)
     first = measurement.channels
     feeding = [first + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
     mask = np.ones(curves.distortion.shape, bool)
-    weight_bits = config.weight_bits
-    if config.size is not None:
-        weight_bits = min(8 * config.size / float(curves.elements[:first].sum()), MAX_BITS)
+    weight_bits = budgets.weight_bits
+    if budgets.size is not None:
+        weight_bits = min(8 * budgets.size / float(curves.elements[:first].sum()), MAX_BITS)
     sides = (
         ("weights", np.arange(first), weight_bits),
-        ("activations", np.array(feeding, np.int64), config.activation_bits),
+        ("activations", np.array(feeding, np.int64), budgets.activation_bits),
     )
     for name, rows, bits in sides:
         if bits is not None and len(rows) and side in ("both", name):
@@ -52,7 +52,7 @@ def uniform_bits(measurement: Measurement, config: Config, side: Side = "both") 
             mask[rows] = False
             mask[rows, chosen] = True
     try:
-        return _allocate(measurement, config, curves.restrict(mask))
+        return _allocate(measurement, budgets, curves.restrict(mask))
     except BudgetError:
         return None
 
@@ -71,7 +71,7 @@ def _one_width(curves: Curves, bits: float) -> NDArray[np.int64] | None:
 
 def _allocate(
     measurement: Measurement,
-    config: Config,
+    budgets: Budgets,
     curves: Curves,
     weigh: NDArray[np.float64] | None = None,
     bound: float | None = None,
@@ -85,29 +85,29 @@ def _allocate(
     choice = np.zeros(total, np.int64)
     choice[fusion] = MAX_BITS
     dual = float(curves.distortion[fusion, MAX_BITS].sum())  # and the bounds of the groups, below
-    if config.joint and config.activation_bits is not None:
-        groups = [("--bits", np.concatenate([weights, feeding]), config.weight_bits)]
+    if budgets.joint and budgets.activation_bits is not None:
+        groups = [("--bits", np.concatenate([weights, feeding]), budgets.weight_bits)]
     else:
-        groups = [("--weight-bits", weights, config.weight_bits)]
-        if config.size is not None:
+        groups = [("--weight-bits", weights, budgets.weight_bits)]
+        if budgets.size is not None:
             least = _least_bytes(curves.take(weights))
-            if config.size < least:
+            if budgets.size < least:
                 raise BudgetError(
-                    f"--size {config.size} cannot be met: the narrowest allowed widths take {least} bytes; "
+                    f"--size {budgets.size} cannot be met: the narrowest allowed widths take {least} bytes; "
                     "give that much or allow narrower widths"
                 )
-            groups = [("--size", weights, 8 * config.size / int(curves.elements[weights].sum()))]
-        if len(feeding) and config.activation_bits is not None:
-            groups.append(("--activation-bits", feeding, config.activation_bits))
+            groups = [("--size", weights, 8 * budgets.size / int(curves.elements[weights].sum()))]
+        if len(feeding) and budgets.activation_bits is not None:
+            groups.append(("--activation-bits", feeding, budgets.activation_bits))
     for option, rows, bits in groups if total else ():
         solution = _solve(option, weighed.take(rows), bits)
         choice[rows] = solution.choice
         if bound is None:
             dual += (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
-    if config.layer_limit is not None:
-        capped = _capped(measurement, config.layer_limit, curves, weighed, choice)
+    if budgets.layer_limit is not None:
+        capped = _capped(measurement, budgets.layer_limit, curves, weighed, choice)
         if capped is not None:
-            return _allocate(measurement, config, capped, weigh, bound)
+            return _allocate(measurement, budgets, capped, weigh, bound)
     predicted = float(curves.distortion[np.arange(total), choice].sum())
     under = dual if bound is None else bound
     return Allocation(
@@ -116,7 +116,7 @@ def _allocate(
         tuple(int(b) for b in choice[channels:]),
         predicted,
         max(predicted - under, 0.0) / max(predicted, 1e-300),
-        widths(measurement.network.weight_only, config.pins),
+        widths(measurement.network.weight_only, budgets.pins),
     )
 
 
@@ -155,5 +155,3 @@ def _solve(option: str, curves: Curves, bits: float) -> Solution:
         return solve(curves, int(bits * int(curves.elements.sum()) + 1e-6))
     except BudgetError as error:
         raise BudgetError(f"{option} {bits:g} cannot be met: {error}") from error
-
-

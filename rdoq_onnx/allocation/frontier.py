@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
-from rdoq_onnx.config import Config, Side
+from rdoq_onnx.config import Budgets, Config, Side
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.errors import BudgetError
 
 GRID = np.arange(1, 8.01, 0.25)  # bits on average
 UNIFORM = (2, 3, 4, 6, 8)
+
+Settings = TypeVar("Settings", Budgets, Config)
 
 
 @dataclass(frozen=True)
@@ -36,39 +39,39 @@ class Frontier:
     chosen: Point
 
 
-def frontiers(allocation: Allocation, config: Config) -> tuple[Frontier, ...]:
-    """A frontier for each budget of `config`."""
+def frontiers(allocation: Allocation, budgets: Budgets) -> tuple[Frontier, ...]:
+    """A frontier for each budget of `budgets`."""
     if allocation.activation_average is None:
-        return (_frontier(allocation, config, "weights"),)
-    if config.joint:
-        return (_frontier(allocation, config, "both"),)
-    return _frontier(allocation, config, "weights"), _frontier(allocation, config, "activations")
+        return (_frontier(allocation, budgets, "weights"),)
+    if budgets.joint:
+        return (_frontier(allocation, budgets, "both"),)
+    return _frontier(allocation, budgets, "weights"), _frontier(allocation, budgets, "activations")
 
 
-def _frontier(allocation: Allocation, config: Config, side: Side) -> Frontier:
+def _frontier(allocation: Allocation, budgets: Budgets, side: Side) -> Frontier:
     measurement = allocation.measurement
 
-    def at(bits: float, find: Callable[[Measurement, Config], Allocation | None]) -> Point | None:
+    def at(bits: float, find: Callable[[Measurement, Budgets], Allocation | None]) -> Point | None:
         try:
-            found = find(measurement, with_budget(config, side, bits))
+            found = find(measurement, with_budget(budgets, side, bits))
         except BudgetError:
             return None
         return None if found is None else Point(average(found, side), found.predicted)
 
     points = [at(float(b), allocate_bits) for b in GRID]
-    uniform = [at(b, lambda m, c: uniform_bits(m, c, side)) for b in UNIFORM]
+    uniform = [at(b, lambda measured, each: uniform_bits(measured, each, side)) for b in UNIFORM]
     return Frontier(
         side, _distinct(points), _distinct(uniform), Point(average(allocation, side), allocation.predicted)
     )
 
 
-def with_budget(config: Config, side: Side, bits: float) -> Config:
-    """`config` with another budget for `side`."""
+def with_budget(settings: Settings, side: Side, bits: float) -> Settings:
+    """`settings` with another budget for `side`."""
     return replace(
-        config,
-        size=config.size if side == "activations" else None,
-        weight_bits=config.weight_bits if side == "activations" else bits,
-        activation_bits=config.activation_bits if side == "weights" else bits,
+        settings,
+        size=settings.size if side == "activations" else None,
+        weight_bits=settings.weight_bits if side == "activations" else bits,
+        activation_bits=settings.activation_bits if side == "weights" else bits,
     )
 
 

@@ -6,57 +6,76 @@ layer, taken where its values are made: behind the activation function and befor
 8 bits for one reason: ONNX Runtime's integer convolution wants a quantized output.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import NodeProto
 
 from rdoq_onnx.analysis.activations import find_activations, find_branches, find_sums
 from rdoq_onnx.analysis.network import Network, layer_names
-from rdoq_onnx.analysis.patterns import Excludes, channel_range, matches, nearest
-from rdoq_onnx.analysis.skips import Skip, integer_kernels
-from rdoq_onnx.analysis.weight_only import RECURRENT, is_stack, weight_only
-from rdoq_onnx.config import Config
+from rdoq_onnx.analysis.patterns import channel_range, matches, nearest
+from rdoq_onnx.analysis.skips import (
+    QUANTIZED,
+    Excludes,
+    Refusal,
+    Skip,
+    check_excludes,
+    integer_kernels,
+    not_a_matrix,
+    not_finite,
+)
+from rdoq_onnx.analysis.weight_only import RECURRENT, find_slots, is_stack, weight_only
+from rdoq_onnx.config import Selection
 from rdoq_onnx.errors import ConfigError, ModelError
 from rdoq_onnx.model.graph import MOVES, Graph, attribute
 from rdoq_onnx.model.layers import LAYER_TYPES, Activation, Layer, Use
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.branch_consumers import BranchReaders
-from rdoq_onnx.targets import TARGETS
+from rdoq_onnx.targets import Target
 
 
-def analyse(model: onnx.ModelProto, config: Config) -> Network:
-    """The layers and activations of a normalized `model` that `config` asks to quantize.
+def analyse(model: onnx.ModelProto, selection: Selection) -> Network:
+    """The layers and activations of a normalized `model` that `selection` asks to quantize.
 
     Raises ModelError if nothing can be quantized, ConfigError if a pattern matches nothing, or if a goal is given for
     the search and there is nothing to search.
     """
-    graph = Graph(model)
-    target, excludes = TARGETS[config.target], Excludes(config.exclude, config.exclude_ops)
-    layers, skipped = _find_layers(graph, config, excludes)
+    graph, target = Graph(model), selection.target
+    excludes = Excludes(selection.exclude, selection.exclude_ops)
+    candidates, slots = _candidates(graph), find_slots(graph)
+    named = [(c.node.op_type, c.names) for c in candidates] + [(s.node.op_type, s.names) for s in slots]
+    check_excludes(excludes, named)
+    layers, refused = _layers(candidates, excludes, target)
     searched = {x.weight: [u.node for u in x.uses] for x in layers}
-    others, left = weight_only(graph, LAYER_TYPES, searched, target, excludes)
-    excludes.check()
-    skipped = (*skipped, *integer_kernels(graph), *left)
+    others, left = weight_only(graph, slots, searched, target, excludes)
+    skipped = (*refused, *integer_kernels(graph), *left)
     if not layers and not others:
-        reasons = "; ".join(f"{s.op_type} {s.node!r}: {s.reason}" for s in skipped[:3])
-        raise ModelError("the model has no layer to quantize" + (f" ({reasons})" if reasons else
-                         f": no {', '.join(LAYER_TYPES)}, {', '.join(sorted(RECURRENT))} has a constant weight, and "
-                         "nothing is gathered from a table"))
-    goals = {"--size": config.size, "--sqnr": config.sqnr, "--top1-agreement": config.top1_agreement}
-    for option in (name for name, goal in goals.items() if goal is not None and not layers):
-        raise ConfigError(f"{option}: all weights are of a kind that takes 8 bits unsearched; leave that option out")
+        raise ModelError(_nothing(skipped))
+    if selection.goal is not None and not layers:
+        raise ConfigError(
+            f"{selection.goal}: all weights are of a kind that takes 8 bits unsearched; leave that option out"
+        )
     activations: tuple[Activation, ...] = ()
-    if config.activation_bits is not None:
+    if selection.activations:
         sums = find_sums(graph, layers) if target.sums else {}
         activations = find_activations(graph, layers, sums)
         branches = find_branches(graph, layers, activations, sums)
         if branches:
-            return analyse(run_passes([BranchReaders(branches)], model), config)
+            return analyse(run_passes([BranchReaders(branches)], model), selection)
     network = Network(model, layers, activations, skipped, target, others)
-    _check_pins(network, config)
+    _check_pins(network, selection.pins)
     return network
+
+
+def _nothing(skipped: Sequence[Skip]) -> str:
+    """What to say of a model in which nothing can be quantized."""
+    reasons = "; ".join(f"{s.op_type} {s.node!r}: {s.reason}" for s in skipped[:3])
+    kinds = f"no {', '.join(LAYER_TYPES)}, {', '.join(sorted(RECURRENT))} has a constant weight"
+    return "the model has no layer to quantize" + (
+        f" ({reasons})" if reasons else f": {kinds}, and nothing is gathered from a table"
+    )
 
 
 def integer_ranges(model: onnx.ModelProto) -> dict[str, int]:
@@ -75,57 +94,84 @@ def integer_ranges(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
-def _find_layers(graph: Graph, config: Config, excludes: Excludes) -> tuple[tuple[Layer, ...], tuple[Skip, ...]]:
+@dataclass(frozen=True)
+class _Candidate:
+    """A node of a layer's type, and its weight's name and form, or why the node stays in float."""
+
+    node: NodeProto
+    weight: tuple[str, Linear] | Refusal
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that `--exclude` knows it by."""
+        return (self.node.name,) if isinstance(self.weight, Refusal) else (self.node.name, self.weight[0])
+
+
+def _candidates(graph: Graph) -> tuple[_Candidate, ...]:
+    return tuple(
+        _Candidate(node, _read_layer(node, graph))
+        for node in graph.nodes
+        if node.op_type in LAYER_TYPES and node.domain in ("", "ai.onnx") and not is_stack(node, graph)
+    )
+
+
+def _layers(
+    candidates: Sequence[_Candidate], excludes: Excludes, target: Target
+) -> tuple[tuple[Layer, ...], tuple[Skip, ...]]:
+    """The layers that the search quantizes, each with all its uses, and the nodes that stay in float."""
     found: dict[tuple[str, Linear], list[Use]] = {}
     skipped = []
-    for node in graph.nodes:
-        if node.op_type not in LAYER_TYPES or node.domain not in ("", "ai.onnx") or is_stack(node, graph):
-            continue
-        result = _read_layer(node, graph)
-        excluded = excludes.reason(node.op_type, (node.name,) if isinstance(result, str) else (node.name, result[0]))
-        if excluded and not isinstance(result, str):
-            result = excluded
-        if node.op_type in TARGETS[config.target].one_scale and not isinstance(result, str):
-            result = f"--target {config.target} wants one scale for its weight, channels have scales of their own here"
-        if isinstance(result, str):
-            skipped.append(Skip(node.name, node.op_type, result))
+    for candidate in candidates:
+        node, weight = candidate.node, _searchable(candidate, excludes, target)
+        if isinstance(weight, Refusal):
+            skipped.append(Skip(node.name, node.op_type, weight.reason))
         else:
-            weight, linear = result
+            name, linear = weight
             use = Use(node.name, node.input[1 - linear.weight_side], node.output[0], linear)
-            found.setdefault((weight, linear.matrix), []).append(use)
+            found.setdefault((name, linear.matrix), []).append(use)
     layers = tuple(Layer(uses[0].node, w, linear, tuple(uses)) for (w, linear), uses in found.items())
     return layers, tuple(skipped)
 
 
-def _read_layer(node: onnx.NodeProto, graph: Graph) -> tuple[str, Linear] | str:
+def _searchable(candidate: _Candidate, excludes: Excludes, target: Target) -> tuple[str, Linear] | Refusal:
+    """The candidate's weight, unless it is excluded or `target` has no room for scales of channels."""
+    op_type, weight = candidate.node.op_type, candidate.weight
+    excluded = excludes.refusal(op_type, candidate.names)
+    if isinstance(weight, Refusal) or (excluded is None and op_type not in target.one_scale):
+        return weight
+    return excluded or Refusal(
+        f"--target {target.name} wants one scale for its weight, channels have scales of their own here"
+    )
+
+
+def _read_layer(node: NodeProto, graph: Graph) -> tuple[str, Linear] | Refusal:
     """The weight of a node and how it unfolds, or the reason why the node stays in float."""
     constant = [k for k in (0, 1) if node.input[k] in graph.constants]
     if not constant:
-        return "both inputs are computed, so there is no weight"
+        return Refusal("both inputs are computed, so there is no weight")
     if len(constant) == 2:
-        return "both inputs are constant; fold it when exporting"
+        return Refusal("both inputs are constant; fold it when exporting")
     side = constant[0]
     if side == 0 and node.op_type != "MatMul":
-        return "the constant is the data input, not the weight; swap them if the operator allows it"
+        return Refusal("the constant is the data input, not the weight; swap them if the operator allows it")
     tensor = graph.initializers.get(node.input[side])
     if tensor is None:
-        maker = _maker(node.input[side], graph)
-        if maker == "DequantizeLinear":
-            return "it is quantized already: its weight comes from a DequantizeLinear, and stays as it is"
-        return f"its weight {node.input[side]!r} is computed from constants by a {maker}; fold it when exporting"
-    if tensor.data_type != TensorProto.FLOAT:
-        return f"its weight is {TensorProto.DataType.Name(tensor.data_type)}, not FLOAT; export it in float32"
+        return _computed(node.input[side], graph)
     shape = tuple(tensor.dims)
-    if len(shape) < 2:
-        return f"its weight has {len(shape)} dimensions, too few for a matrix; reshape it"
-    if 0 in shape:
-        return "its weight is empty"
-    if not np.isfinite(numpy_helper.to_array(tensor)).all():
-        return "its weight holds NaN or infinity; train or export it again"
-    return tensor.name, _linear(node, shape, side)
+    unfit = not_a_matrix(tensor) or (Refusal("its weight is empty") if 0 in shape else not_finite(tensor))
+    return unfit or (tensor.name, _linear(node, shape, side))
 
 
-def _linear(node: onnx.NodeProto, shape: tuple[int, ...], side: int) -> Linear:
+def _computed(weight: str, graph: Graph) -> Refusal:
+    """Why a weight that is no stored tensor stays in float."""
+    producer = graph.producer.get(weight)
+    op_type = producer.op_type if producer is not None else "node outside this graph"
+    if op_type == "DequantizeLinear":
+        return Refusal(QUANTIZED)
+    return Refusal(f"its weight {weight!r} is computed from constants by a {op_type}; fold it when exporting")
+
+
+def _linear(node: NodeProto, shape: tuple[int, ...], side: int) -> Linear:
     if node.op_type == "MatMul":
         return Linear("MatMul", shape, weight_side=side)
     if node.op_type == "Gemm":
@@ -149,18 +195,12 @@ def _linear(node: onnx.NodeProto, shape: tuple[int, ...], side: int) -> Linear:
     )
 
 
-def _check_pins(network: Network, config: Config) -> None:
+def _check_pins(network: Network, pins: Sequence[tuple[str, int]]) -> None:
+    """Raise ConfigError for a pin that matches nothing in `network`."""
     layers = [layer_names(layer) for layer in network.layers]
     tensors: list[tuple[str, ...]] = [a.names for a in network.activations] + [w.names for w in network.weight_only]
-    for pattern, bits in config.pins:
+    for pattern, bits in pins:
         name, channels = channel_range(pattern)
         if not any(matches(name, n) for n in (layers if channels else layers + tensors)):
             known = [n for names in (layers if channels else layers + tensors) for n in names]
             raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, known)}")
-
-
-def _maker(tensor: str, graph: Graph) -> str:
-    node = graph.producer.get(tensor)
-    return node.op_type if node is not None else "node outside this graph"
-
-

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
+from rdoq_onnx.analysis.skips import QUANTIZED, Refusal
 from rdoq_onnx.model.graph import attribute
 from rdoq_onnx.model.protos import subgraphs_of
 
-_MOST = 256  # nodes and tensors looked at; exporters stay under 32
+_MAX_VISITS = 256  # nodes and tensors visited per weight; exporters stay under 32
 _KEEPS = frozenset({"Concat", "Identity", "Slice"})  # operators that leave the axes in their order
 _TURNS = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
 
@@ -62,11 +63,11 @@ class Origin(NamedTuple):
     axes: tuple[int | None, ...]
 
 
-def origins(name: str, reader: NodeProto, scope: Scope) -> tuple[Origin, ...] | str:
-    """Where the values of `name`, which `reader` reads, are stored; or why that is not to be told."""
+def origins(name: str, reader: NodeProto, scope: Scope) -> tuple[Origin, ...] | Refusal:
+    """The stored tensors that hold the values of `name`, which `reader` reads; a Refusal if they cannot be found."""
     found: list[Origin] = []
     pending: list[tuple[str, NodeProto, tuple[NodeProto, ...]]] = [(name, reader, ())]
-    for _ in range(_MOST):
+    for _ in range(_MAX_VISITS):
         if not pending:
             return tuple(found)
         wanted, by, path = pending.pop()
@@ -74,19 +75,21 @@ def origins(name: str, reader: NodeProto, scope: Scope) -> tuple[Origin, ...] | 
         if maker is None:
             tensor = scope.stored.get(wanted)
             if tensor is None:
-                return "it is computed, so there is no weight"
+                return Refusal("it is computed, so there is no weight")
             axes = _axes(tuple(range(len(tensor.dims))), path, scope)
             if axes is None:
-                return f"its weight {name!r} is computed from constants with axes that are computed, too; fold it"
+                reason = "is computed from constants with axes that are computed, too; fold it"
+                return Refusal(f"its weight {name!r} {reason}")
             found.append(Origin(tensor, by, axes))
         elif maker.op_type == "DequantizeLinear":
-            return "it is quantized already: its weight comes from a DequantizeLinear, and stays as it is"
+            return Refusal(QUANTIZED)
         elif maker.op_type in _KEEPS | _TURNS and maker.domain in ("", "ai.onnx"):
             data = maker.input if maker.op_type == "Concat" else maker.input[:1]
             pending += [(i, maker, (*path, maker)) for i in data]
         else:
-            return f"its weight {name!r} comes from a {maker.op_type}; if that is constant, fold it when exporting"
-    return f"its weight {name!r} is made of too many constants; fold it when exporting"
+            reason = f"comes from a {maker.op_type}; if that is constant, fold it when exporting"
+            return Refusal(f"its weight {name!r} {reason}")
+    return Refusal(f"its weight {name!r} is made of too many constants; fold it when exporting")
 
 
 def _axes(axes: tuple[int | None, ...], path: tuple[NodeProto, ...], scope: Scope) -> tuple[int | None, ...] | None:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from rdoq_onnx.calibration.samples import InputSpec
 
-_LEAST = 8  # pixels: an input that is smaller is no image
+_MIN_PIXELS = 8  # a side: a smaller input is no image
 
 Array = NDArray[Any]
 
@@ -21,7 +21,7 @@ def channel_axis(spec: InputSpec) -> int | None:
         return None
     spatial = {1: spec.shape[2:], 3: spec.shape[1:3]}
     for axis, sizes in spatial.items():
-        if spec.shape[axis] in (1, 3) and all(size is None or size >= _LEAST for size in sizes):
+        if spec.shape[axis] in (1, 3) and all(size is None or size >= _MIN_PIXELS for size in sizes):
             return axis
     return None
 

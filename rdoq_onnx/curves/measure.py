@@ -20,7 +20,7 @@ from rdoq_onnx.curves.select import Measured, select
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.gradients.plan import draws
 from rdoq_onnx.observation.equalization import equalize, exponent_for
-from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
@@ -46,8 +46,8 @@ def measure_network(
     with workers(config.threads) as pool:
         source, plain, few = network.model, network, split.fitting.some(EQUALIZING)
         evened = steps.step("equalize", 1, lambda _: equalize(plain, config, few, runtime).model)
-        network = analyse(evened, config)
-        aimed = aimed_at(network, targets(network.model))
+        network = analyse(evened, config.selection)
+        aimed = aimed_at(network, measured_outputs(network.model))
         observation = steps.step("observe", 1, lambda _: observe(aimed, split.seen, runtime))
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
         candidates = bench.candidates()
@@ -64,7 +64,7 @@ def measure_network(
 
 def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
     """No curves: all that is quantized of `network` is outside the search."""
-    observation = observe(aimed_at(network, targets(network.model)), samples, runtime)
+    observation = observe(aimed_at(network, measured_outputs(network.model)), samples, runtime)
     curves = curves_of(network, observation, (), [], [])
     return Measurement(network.model, network, observation, (), (), curves, Unheld({}, {}), {})
 
@@ -78,7 +78,7 @@ def stored_fields(measurement: Measurement) -> dict[str, Any]:
 def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config) -> Measurement:
     """The measurement of `source` whose `stored_fields` these are."""
     rest = {name: value for name, value in stored.items() if name != "model"}
-    network = in_float(analyse(stored["model"], config), stored["unheld"])
+    network = in_float(analyse(stored["model"], config.selection), stored["unheld"])
     return Measurement(source=source, network=network, **rest)
 
 

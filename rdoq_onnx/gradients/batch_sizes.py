@@ -12,7 +12,7 @@ from rdoq_onnx.system.runtime import Runtime
 
 T = TypeVar("T")
 
-_MOST = 512
+_MAX_BATCH = 512  # samples: more of them hardly run faster
 _LARGEST = (1 << 31) - 1  # elements of a tensor that CUDA kernels can count
 _ROWS = (1 << 16) - 1  # of axis 0 that all of cuDNN's kernels take; unfolding.py puts channels there
 _CACHED = 320 << 20  # bytes of tensors and adjoints on the host: with more of them caches help less
@@ -66,5 +66,5 @@ def _on_device(network: Network, observation: Observation, runtime: Runtime, sam
     channels = max((x.group * x.inputs // math.prod(x.shape[2:]) for x, _ in uses if len(x.shape) > 2), default=1)
     held = 12 * sum(sizes.values()) + 8 * largest  # bytes: tensors and adjoints; X, and X in the order of a product
     room = runtime.memory() - _WEIGHT * sum(math.prod(x.linear.shape) for x in network.layers)
-    fits = max(min(room // _SHARE // held, _LARGEST // largest, _ROWS // channels, _MOST), 1)
+    fits = max(min(room // _SHARE // held, _LARGEST // largest, _ROWS // channels, _MAX_BATCH), 1)
     return -(-samples // -(-samples // (1 << fits.bit_length() - 1)))

@@ -26,7 +26,7 @@ from rdoq_onnx.gradients.foreign import foreign
 from rdoq_onnx.gradients.relu_masks import masked, masked_tensors
 from rdoq_onnx.gradients.tape import RULES, Grads, Tape
 from rdoq_onnx.model.graph import Graph
-from rdoq_onnx.model.protos import reads
+from rdoq_onnx.model.protos import reads, with_outputs
 from rdoq_onnx.system.runtime import Runtime
 
 Array = NDArray[Any]
@@ -90,12 +90,10 @@ def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPro
 
     Their shapes are found anew: those that a file declares need not be true.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    made = {name for node in copy.graph.node for name in node.output}
-    kept = [ValueInfoProto(name=name) for name in dict.fromkeys(names) if name in made]
-    del copy.graph.output[:]
-    copy.graph.output.extend(kept)
+    made = {name for node in model.graph.node for name in node.output}
+    copy = with_outputs(model, [name for name in dict.fromkeys(names) if name in made])
+    for output in copy.graph.output:
+        output.ClearField("type")
     return copy
 
 

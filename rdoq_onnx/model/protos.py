@@ -6,10 +6,11 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 from onnx import (
-    AttributeProto,
+    FunctionProto,
     GraphProto,
     ModelProto,
     NodeProto,
+    TensorProto,
     ValueInfoProto,
     helper,
 )
@@ -68,13 +69,41 @@ def captured(node: NodeProto) -> Iterator[str]:
 
 
 def subgraphs_of(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs that `node` has as attributes: the bodies of an If, Loop or Scan."""
     for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
+        if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
 
 
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """`graph` and the graphs within it, each before those within it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs_of(node):
+            yield from graphs(inner)
+
+
+def attribute_tensors(node: NodeProto) -> Iterator[TensorProto]:
+    """The dense tensors that `node` has as attributes."""
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+
+
+def tensors(graph: GraphProto | FunctionProto) -> Iterator[TensorProto]:
+    """Every dense tensor of `graph` and the graphs within it: initializers and attributes."""
+    if isinstance(graph, GraphProto):
+        yield from graph.initializer
+    for node in graph.node:
+        yield from attribute_tensors(node)
+        for inner in subgraphs_of(node):
+            yield from tensors(inner)
+
+
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """The nodes of `graph`, each followed by those of its bodies."""
     for node in graph.node:
         yield node
         for inner in subgraphs_of(node):
@@ -82,10 +111,9 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def all_outputs(graph: GraphProto) -> Iterator[ValueInfoProto]:
-    yield from graph.output
-    for node in graph.node:
-        for inner in subgraphs_of(node):
-            yield from all_outputs(inner)
+    """The outputs of `graph` and of the graphs within it."""
+    for each in graphs(graph):
+        yield from each.output
 
 
 def all_names(graph: GraphProto) -> Iterator[str]:

@@ -1,12 +1,11 @@
 """Bytes of a model, counted tensor by tensor: protobuf serialises nothing of 2 GiB or more."""
 
 import math
-from collections.abc import Iterator
 
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import ModelProto
 from onnx.helper import make_tensor_value_info
 
-from rdoq_onnx.model.protos import copy_fields
+from rdoq_onnx.model.protos import copy_fields, tensors
 
 # The checker serialises the model, which protobuf refuses from 2 GiB on; what is not tensors is small.
 _SERIALISABLE = 2**31 - 2**26
@@ -19,7 +18,7 @@ def tensor_bytes(model: ModelProto) -> int:
         + sum(map(len, t.string_data))
         + 4 * (len(t.float_data) + len(t.int32_data))
         + 8 * (len(t.int64_data) + len(t.double_data) + len(t.uint64_data))
-        for t in _tensors(model.graph)
+        for t in tensors(model.graph)
     )
 
 
@@ -33,15 +32,6 @@ def model_bytes(model: ModelProto) -> int:
 def serialisable(model: ModelProto) -> bool:
     """Whether protobuf can write `model` as a whole."""
     return tensor_bytes(model) < _SERIALISABLE
-
-
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _tensors(inner)
 
 
 def weights_as_inputs(model: ModelProto, larger_than: int = 0) -> ModelProto:

@@ -12,7 +12,7 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.model.protos import subgraphs_of
+from rdoq_onnx.model.protos import attribute_tensors, subgraphs_of
 from rdoq_onnx.model.sizes import weights_as_inputs
 
 DEEPEST = 16  # graphs within graphs; exporters stay under 8
@@ -37,9 +37,8 @@ def check_model(model: ModelProto) -> None:
         for tensor in graph.initializer:
             _check_tensor(tensor)
         for node in graph.node:
-            for attribute in node.attribute:
-                for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
-                    _check_tensor(tensor)
+            for tensor in attribute_tensors(node):
+                _check_tensor(tensor)
     constant = {t.name for t in model.graph.initializer}
     for value in model.graph.output:
         if value.name in constant:
@@ -71,6 +70,7 @@ def _check_inferred(model: ModelProto) -> None:
 
 
 def _graphs(graph: GraphProto, depth: int) -> Iterator[tuple[GraphProto, int]]:
+    """As `protos.graphs`, with depths; what is nested too deep is not walked further."""
     yield graph, depth
     if depth <= DEEPEST:
         for node in graph.node:

@@ -17,9 +17,9 @@ from rdoq_onnx.system.runtime import Runtime, Session
 
 Array = NDArray[Any]
 
-_MEMORY = 768 << 20  # bytes of tensors that one batch of the measurement may hold
-_MOST = 32
-_BATCHES = 4096  # the largest that a fixed axis 0 is taken for
+_MAX_BATCH_BYTES = 768 << 20  # of tensors that one batch of the measurement may hold
+_MAX_BATCH = 32  # samples
+_MAX_FIXED_BATCH = 4096  # rows: a larger fixed axis 0 is not taken for a batch
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _does_not_run(samples: Samples, error: RdoqError) -> CalibrationError:
 def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
     if samples.batch is None or samples.batch == 1:
         return True
-    if samples.batch > _BATCHES:
+    if samples.batch > _MAX_FIXED_BATCH:
         return False
     names = list(dict.fromkeys([o.name for o in network.model.graph.output] + observed_tensors(network)))
     session = runtime.session(with_outputs(network.model, names), "all")
@@ -107,7 +107,7 @@ def find_batching(session: Session, samples: Samples, names: Sequence[str]) -> t
     if together is None or not all(_rows(t, a, b) for t, a, b in zip(together, *alone, strict=True)):
         return Batching(step, False), sizes
     held = 4 * 3 * sum(sizes.values())
-    return Batching(int(np.clip(_MEMORY // max(held, 1), 1, _MOST)), True), sizes
+    return Batching(int(np.clip(_MAX_BATCH_BYTES // max(held, 1), 1, _MAX_BATCH)), True), sizes
 
 
 def _rows(both: Array, first: Array, second: Array) -> bool:

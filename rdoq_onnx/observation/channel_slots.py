@@ -11,6 +11,7 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.model.graph import SIZES, Graph, attribute
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.protos import reads
+from rdoq_onnx.model.union_find import UnionFind
 
 HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 # These pass channels on where axis 1 has as many before as after.
@@ -69,18 +70,14 @@ class Tying:
     def __init__(self, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._graph, self._shapes = graph, shapes
         self._slots: dict[str, Slots] = {}
-        self._parent: list[int] = []
+        self._sets = UnionFind()
         self.fixed: set[int] = set()
         self.clips: list[onnx.NodeProto] = []
         for name, shape in shapes.items():
-            self._slots[name] = np.arange(len(self._parent), len(self._parent) + shape[0])
-            self._parent += self._slots[name].tolist()
+            self._slots[name] = self._sets.new(shape[0])
 
     def find(self, slot: int) -> int:
-        while self._parent[slot] != slot:
-            self._parent[slot] = self._parent[self._parent[slot]]
-            slot = self._parent[slot]
-        return slot
+        return self._sets.find(slot)
 
     def fix(self, tensors: list[str]) -> None:
         for name in tensors:
@@ -94,33 +91,22 @@ class Tying:
         if not pairs or any(len(a) != len(b) for a, b in pairs):
             return False
         for a, b in pairs:
-            for x, y in zip(a.tolist(), b.tolist(), strict=True):
-                self._parent[self.find(x)] = self.find(y)
+            self._sets.unite_all(a, b)
         if node.op_type == "Clip":
             self.clips.append(node)
         return True
 
     def resolved(self) -> dict[str, Slots]:
-        return {
-            name: np.array([self.find(s) for s in slots.tolist()], np.int64) for name, slots in self._slots.items()
-        }
+        return {name: self._sets.roots(slots) for name, slots in self._slots.items()}
 
     def components(self) -> dict[int, int]:
         """For each slot the component that it is in: tensors that share a slot are in one."""
         owner: dict[int, int] = {}
-        parent: dict[int, int] = {}
-
-        def find(group: int) -> int:
-            while parent[group] != group:
-                group = parent[group]
-            return group
-
-        for group, slots in enumerate(self._slots.values()):
-            parent[group] = group
-            for slot in slots.tolist():
-                other = owner.setdefault(self.find(slot), group)
-                parent[find(other)] = find(group)
-        return {slot: find(group) for slot, group in owner.items()}
+        groups = UnionFind()
+        for group, slots in zip(groups.new(len(self._slots)).tolist(), self._slots.values(), strict=True):
+            for slot in self._sets.roots(slots).tolist():
+                groups.unite(owner.setdefault(slot, group), group)
+        return {slot: groups.find(group) for slot, group in owner.items()}
 
     def _pairs(self, node: onnx.NodeProto) -> Iterator[tuple[Slots, Slots]]:
         """Arrays of slots that `node` ties, one to one; nothing where it ties none."""

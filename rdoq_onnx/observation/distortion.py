@@ -32,8 +32,8 @@ class Metric:
     def errors(self, values: Sequence[Array], reference: Sequence[Array], samples: int) -> NDArray[np.float64]:
         """‖values - reference‖² / D of each sample, [samples]; axis 0 of every output runs over the samples."""
         total = np.zeros(samples)
-        for value, target, weight in zip(values, reference, self.weights, strict=True):
-            difference = (value.astype(np.float64) - target) * weight
+        for value, expected, weight in zip(values, reference, self.weights, strict=True):
+            difference = (value.astype(np.float64) - expected) * weight
             total += np.square(difference).reshape(samples, -1).sum(axis=1)
         return total / self.elements
 

@@ -27,7 +27,7 @@ from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.equalize import Equalize
 from rdoq_onnx.system.runtime import Runtime
 
-_MOST = 64.0  # a channel's scale is changed by this factor at most
+_MAX_FACTOR = 64.0  # by which a channel's scale is changed at most
 _NARROW = 5  # bits of activations up to which evening out pays even where weights suffer
 _QUIET = 1e-3  # channels under this share of the widest range are left alone: they may be dead on these samples
 
@@ -51,7 +51,7 @@ def equalize(network: Network, config: Config, samples: Samples, runtime: Runtim
         {name: scale(slots) for name, slots in nodes.items() if any(s in factors for s in slots.ravel().tolist())}
         for nodes in (chains.made, chains.read, chains.capped)
     ]
-    return analyse(run_passes([Equalize(*changed)], network.model), config) if any(changed) else network
+    return analyse(run_passes([Equalize(*changed)], network.model), config.selection) if any(changed) else network
 
 
 def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict[str, Float]:
@@ -104,7 +104,7 @@ def slot_factors(
         group = chains.component[slot]
         power = exponent if group in costly else 1.0
         if slot not in chains.fixed and power and value > _QUIET * top[group]:
-            factors[slot] = min((top[group] / value) ** power, _MOST)
+            factors[slot] = min((top[group] / value) ** power, _MAX_FACTOR)
     return factors
 
 

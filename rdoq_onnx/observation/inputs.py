@@ -23,7 +23,7 @@ def network_and_samples(
 
     Raises ModelError, ConfigError or CalibrationError.
     """
-    network = analyse(model, config)
+    network = analyse(model, config.selection)
     check_sizes(model)
     return network, separated(network, samples_for(model, calibration, config), runtime)
 

@@ -10,7 +10,7 @@ _SPATIAL = frozenset({"Conv", "ConvTranspose", "Resize"})
 _RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
-def targets(model: onnx.ModelProto) -> list[str]:
+def measured_outputs(model: onnx.ModelProto) -> list[str]:
     """The tensors whose distortion is measured: the outputs of `model`, for a Softmax or Sigmoid what it is made of.
 
     One that is sure has no slope: around it no perturbation seems to matter, though large ones do. A map of Sigmoids

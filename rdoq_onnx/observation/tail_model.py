@@ -21,7 +21,7 @@ from rdoq_onnx.model.codes import Affine
 
 FEW = 1 << 15  # values; more of them speak for themselves
 _TAIL = 20  # one in so many belongs to the tail
-_LEAST = 5  # values of a tail
+_MIN_TAIL = 5  # values
 _REACH = 6.0  # mean excesses that a range may go beyond what was seen
 
 
@@ -34,7 +34,7 @@ class Tail:
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> "Tail":
-        count = min(max(values.size // _TAIL, _LEAST), values.size - 1)
+        count = min(max(values.size // _TAIL, _MIN_TAIL), values.size - 1)
         if not count or values.max() <= 0:
             return cls(max(float(values.max()), 0.0), 0.0)
         largest = np.sort(values)[-count - 1 :]

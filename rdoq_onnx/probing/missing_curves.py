@@ -21,7 +21,7 @@ from rdoq_onnx.probing.probe import Prober, exact_activation, exact_layer
 from rdoq_onnx.system.progress import Advance
 
 _WORK = 3 * 10**10  # elements that each kind of runs may compute: less than a minute of convolutions
-_LEAST = 4  # samples for an activation, whatever the work
+_MIN_SAMPLES = 4  # for an activation, whatever the work
 _WIDTH = 4  # b₀, or what is nearest to it of the widths there are
 
 Float = NDArray[np.float64]
@@ -57,7 +57,7 @@ def complete(
         layer = candidates.layers[k]
         weights[k] = exact_layer(prober, layer) if all_fit else _scaled(layer, candidates.widths, prober, alone)
         advance(1)
-    some = prober if all_fit else on(max(_LEAST, affordable // max(quantizers, 1)))
+    some = prober if all_fit else on(max(_MIN_SAMPLES, affordable // max(quantizers, 1)))
     for k in activations:
         values[k] = exact_activation(some, candidates.activations[k])
         advance(1)

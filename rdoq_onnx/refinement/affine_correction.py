@@ -42,7 +42,7 @@ _LIVE = 1 << 29  # bytes of tensors of all samples together that may wait for la
 _KEPT = 1 << 25  # elements of the float network's z that are kept
 _POSITIONS = 64  # of a sample that are looked at, about, where so many can be kept
 _OUTLIERS = 4.0  # times the mean deviation
-_LEAST, _MOST = 0.5, 1.5  # gains beyond say more of the samples than of the channel
+_MIN_GAIN, _MAX_GAIN = 0.5, 1.5  # a gain beyond reflects the few samples, not the channel
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -77,9 +77,9 @@ def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[
     positions = max(1, min(_POSITIONS, _KEPT // (len(some) * sum(layer.linear.channels for _, layer in layers))))
 
     def wanted() -> dict[str, Array]:
-        return _targets(network, [layer for _, layer in layers], batches, positions, runtime)
+        return _float_outputs(network, [layer for _, layer in layers], batches, positions, runtime)
 
-    targets = wanted() if kept is None else kept.once("layers fitted, in float", wanted)
+    expected = wanted() if kept is None else kept.once("layers fitted, in float", wanted)
     weights, counts = chosen_weights(allocation), [count for count, _ in batches]
     made = {n.name: n.output[0] for n in emitted.graph.node}
     ends = {made[layer.uses[0].node]: k for k, layer in layers}
@@ -91,7 +91,7 @@ def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[
         added = shift if layer.linear.op_type == "MatMul" else np.zeros_like(shift)
         found = workers.map(partial(_rows, layer.linear, positions), values, counts)
         z = np.concatenate(found, axis=1) + added[:, None].astype(np.float32)
-        gain, rest = _lines(targets[layer.name], z, workers)
+        gain, rest = _lines(expected[layer.name], z, workers)
         scaled = {b: _scaled(code, gain) for b, code in measured[k].codes.items()}
         bias, weight = _constants(network, layer)
         change = mixed(scaled, allocation.layer_bits[k]).values - layer.linear.rows(weight)
@@ -140,7 +140,7 @@ def _last(graph: Graph, layers: Collection[str], outputs: Sequence[str]) -> set[
     return found
 
 
-def _targets(
+def _float_outputs(
     network: Network, layers: Sequence[Layer], batches: Sequence[tuple[int, Feeds]], positions: int, runtime: Runtime
 ) -> dict[str, Array]:
     """z of the float network for each of `layers`, [channels, points]."""
@@ -169,25 +169,25 @@ def _moved(linear: Linear, gain: Float, rest: Float, z: Array, samples: int) -> 
     return linear.refold(blocks, z.shape)
 
 
-def _lines(target: Array, found: Array, workers: Workers) -> tuple[Float, Float]:
+def _lines(expected: Array, found: Array, workers: Workers) -> tuple[Float, Float]:
     """(α, β) of each channel, [channels, points] both, some channels on each thread."""
-    lines = workers.map(_line, np.array_split(target, workers.threads), np.array_split(found, workers.threads))
+    lines = workers.map(_line, np.array_split(expected, workers.threads), np.array_split(found, workers.threads))
     gains, rests = zip(*lines, strict=True)
     return np.concatenate(gains), np.concatenate(rests)
 
 
-def _line(target: Array, found: Array) -> tuple[Float, Float]:
+def _line(expected: Array, found: Array) -> tuple[Float, Float]:
     """(α, β) of each channel; α is 1 where the channel hardly varies."""
-    off = found - target
+    off = found - expected
     middle = off.shape[1] // 2
     off = np.abs(off - np.partition(off, middle, axis=1)[:, middle, None])  # np.median takes ten times as long
     kept = (off <= _OUTLIERS * off.mean(axis=1, keepdims=True)).astype(np.float32)
     count = np.maximum(kept.sum(axis=1, dtype=np.float64), 1)
-    means = [(v * kept).sum(axis=1, dtype=np.float64) / count for v in (target, found)]
-    z, q = ((v - m[:, None].astype(np.float32)) * kept for v, m in zip((target, found), means, strict=True))
+    means = [(v * kept).sum(axis=1, dtype=np.float64) / count for v in (expected, found)]
+    z, q = ((v - m[:, None].astype(np.float32)) * kept for v, m in zip((expected, found), means, strict=True))
     variance, covariance = ((v * q).sum(axis=1, dtype=np.float64) / count for v in (q, z))
     steady = variance <= 1e-9 * np.maximum(variance + means[1] ** 2, 1e-30)
-    gain = np.where(steady, 1.0, np.clip(covariance / np.where(steady, 1.0, variance), _LEAST, _MOST))
+    gain = np.where(steady, 1.0, np.clip(covariance / np.where(steady, 1.0, variance), _MIN_GAIN, _MAX_GAIN))
     return gain, means[0] - gain * means[1]
 
 

@@ -22,11 +22,11 @@ FLOAT_MEMORY = 1 << 27  # bytes of inputs, and of the float network's outputs, t
 
 @dataclass(frozen=True)
 class Judge:
-    """Measures what is emitted, on `samples`, `size` at a time, against the float network's outputs `targets`."""
+    """Measures what is emitted, on `samples`, `size` at a time, against the float network's outputs `expected`."""
 
     samples: Samples
     size: int
-    targets: tuple[tuple[NDArray[Any], ...], ...]
+    expected: tuple[tuple[NDArray[Any], ...], ...]
     metric: Metric
     runtime: Runtime
 
@@ -42,8 +42,8 @@ class Judge:
     def errors(self, model: onnx.ModelProto) -> NDArray[np.float64]:
         """What each sample adds to δ of a quantized model, [samples]."""
         session = self.runtime.session(with_outputs(model, self.metric.outputs), "all")
-        batches = zip(self.samples.counted_batches(self.size), self.targets, strict=True)
-        found = [self.metric.errors(session.run(x, self.metric.outputs), target, n) for (n, x), target in batches]
+        batches = zip(self.samples.counted_batches(self.size), self.expected, strict=True)
+        found = [self.metric.errors(session.run(x, self.metric.outputs), floats, n) for (n, x), floats in batches]
         return np.concatenate(found)
 
     def distortion(self, allocation: Allocation) -> float:

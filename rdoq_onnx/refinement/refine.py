@@ -77,7 +77,7 @@ class Refinement:
             self._round_again(best)
         best.swap(self.config, self.plan)
         best.clip(self.plan)
-        uniform = uniform_bits(best.allocation.measurement, self.config)
+        uniform = uniform_bits(best.allocation.measurement, self.config.budgets)
         if uniform is not None:
             best.step("uniform", uniform)
         self._fit(best)
@@ -88,7 +88,7 @@ class Refinement:
         for portion in np.array_split(np.arange(len(best.allocation.layer_bits)), self.plan.portions):
             best.step("re-round", rerounded(best.allocation, portion, self.split.fitting, runtime, self.workers))
         around = remeasured(best.allocation, self.config.seed, self.split.measuring, runtime, self.workers)
-        best.step("re-measure", allocate_bits(around, self.config))
+        best.step("re-measure", allocate_bits(around, self.config.budgets))
 
     def _fit(self, best: "_Best") -> None:
         before, model = best.allocation, best.model
@@ -152,7 +152,7 @@ class _Best:
                 for factor in WEIGHS:
                     tried = weigh.copy()
                     tried[rows] *= factor
-                    trial = allocate_bits(measurement, config, tried, self.allocation.bound)
+                    trial = allocate_bits(measurement, config.budgets, tried, self.allocation.bound)
                     if not _same(trial, self.allocation) and self.step("swaps", trial, _SURE):
                         weigh, improved, idle = tried, True, 0
                         break

@@ -66,8 +66,8 @@ class Goal:
         """What a quantized model reaches, in the goal's unit."""
         session = self.runtime.session(model, "all")
         signal = noise = same = total = 0.0
-        for feeds, target in self.batches:
-            for value, wanted in zip(session.run(feeds), target, strict=True):
+        for feeds, floats in self.batches:
+            for value, wanted in zip(session.run(feeds), floats, strict=True):
                 if wanted.dtype.kind == "f":
                     reference = wanted.astype(np.float64)
                     signal += float(np.square(reference).sum())
@@ -94,7 +94,7 @@ def fewest_bits(measurement: Measurement, config: Config, goal: Goal, refine: Re
     def at(step: int) -> tuple[Allocation | None, float]:
         if step not in tried:
             try:
-                allocation = allocate_bits(measurement, with_budget(config, config.moved, step * STEP))
+                allocation = allocate_bits(measurement, with_budget(config.budgets, config.moved, step * STEP))
                 tried[step] = allocation, goal.reached(quantized_model(allocation))
             except BudgetError:
                 tried[step] = None, -np.inf

@@ -132,7 +132,7 @@ def _budget_option(side: Side, bits: float) -> str:
 
 def _predicted(allocation: Allocation, config: Config) -> float | None:
     try:
-        return allocate_bits(allocation.measurement, config).predicted
+        return allocate_bits(allocation.measurement, config.budgets).predicted
     except RdoqError:
         return None
 

@@ -27,7 +27,7 @@ _SIDES = {"weights": "Weights", "activations": "Activations", "both": "Weights a
 
 def html_report(result: Result, output: str, command: str = "") -> str:
     """The page. output: the path of the emitted model; command: the line that made it."""
-    found = frontiers(result.allocation, result.config)
+    found = frontiers(result.allocation, result.config.budgets)
     plots = {f"frontier-{f.side}": figures.frontier(f) for f in found}
     plots |= {"map": figures.channel_map(result), "shares": figures.shares(result)}
     plots |= {"histogram": figures.histogram(result), "sizes": figures.sizes(result)}

@@ -1,4 +1,4 @@
-"""Models with their external data, and other files; with atomic.py and sample_files.py what touches the disk.
+"""Models with their external data, and other files; with atomic.py and array_files.py what touches the disk.
 
 What is read is untrusted: no pickle, and external data comes from the model's own folder only.
 """
@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, set_external_data, uses_external_data
 
 from rdoq_onnx.errors import ConfigError, ModelError, OutputError
+from rdoq_onnx.model.protos import copy_fields, tensors
 from rdoq_onnx.system.atomic import alone_in, atomic, reason
 
 if sys.version_info >= (3, 11):
@@ -151,22 +152,8 @@ def _read_bytes(path: Path) -> bytes:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
     """Every dense tensor: initializers and attributes, subgraphs and functions included."""
-    yield from _tensors_of(model.graph.node, model.graph.initializer)
-    for function in model.functions:
-        yield from _tensors_of(function.node)
-
-
-def _tensors_of(
-    nodes: Sequence[onnx.NodeProto], initializers: Sequence[TensorProto] = ()
-) -> Iterator[TensorProto]:
-    yield from initializers
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _tensors_of(graph.node, graph.initializer)
+    for graph in (model.graph, *model.functions):
+        yield from tensors(graph)
 
 
 def _stored_bytes(tensor: TensorProto) -> int:
@@ -211,32 +198,19 @@ def _load_external(path: Path, tensor: TensorProto) -> None:
 def _externalised(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.ModelProto:
     """A copy whose large initializers were written to `file`; at no time are they in memory twice."""
     shell = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _copy_field(shell, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _copy_field(shell.graph, field.name, value)
+    copy_fields(model, shell, skip={"graph"})
+    copy_fields(model.graph, shell.graph, skip={"initializer"})
     for tensor in model.graph.initializer:
         copy = shell.graph.initializer.add()
-        for field, value in tensor.ListFields():
-            if field.name != "raw_data" or len(value) < INLINE:
-                _copy_field(copy, field.name, value)
-        if len(tensor.raw_data) >= INLINE:
+        if len(tensor.raw_data) < INLINE:
+            copy.CopyFrom(tensor)
+        else:
+            copy_fields(tensor, copy, skip={"raw_data"})
             offset = file.seek(-(-file.tell() // PAGE) * PAGE)
             copy.raw_data = b""  # set_external_data wants the field
             set_external_data(copy, location, offset, file.write(tensor.raw_data))
             copy.ClearField("raw_data")
     return shell
-
-
-def _copy_field(target: Any, name: str, value: Any) -> None:
-    if isinstance(value, str | bytes | int | float):
-        setattr(target, name, value)
-    elif hasattr(value, "CopyFrom"):
-        getattr(target, name).CopyFrom(value)
-    else:
-        getattr(target, name).extend(value)
 
 
 def _digest(model: onnx.ModelProto) -> str:

@@ -6,22 +6,22 @@ import pytest
 
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.allocation.frontier import UNIFORM, frontiers
-from rdoq_onnx.config import Config
+from rdoq_onnx.config import Budgets
 from tests.allocation.test_budget import measurement
 
 
 @pytest.mark.parametrize(
-    ("config", "sides"),
+    ("budgets", "sides"),
     [
-        (Config(weight_bits=4, activation_bits=6), ["weights", "activations"]),
-        (Config(weight_bits=4, activation_bits=4, joint=True), ["both"]),
-        (Config(weight_bits=4, activation_bits=None), ["weights"]),
+        (Budgets(weight_bits=4, activation_bits=6), ["weights", "activations"]),
+        (Budgets(weight_bits=4, activation_bits=4, joint=True), ["both"]),
+        (Budgets(weight_bits=4, activation_bits=None), ["weights"]),
     ],
 )
-def test_a_frontier_for_each_budget(config, sides):
-    measured = measurement(activation_bits=config.activation_bits)
-    allocation = allocate_bits(measured, config)
-    found = frontiers(allocation, config)
+def test_a_frontier_for_each_budget(budgets, sides):
+    measured = measurement(activation_bits=budgets.activation_bits)
+    allocation = allocate_bits(measured, budgets)
+    found = frontiers(allocation, budgets)
     assert [f.side for f in found] == sides
     for frontier in found:
         assert frontier.chosen.distortion == allocation.predicted
@@ -35,7 +35,7 @@ def test_a_frontier_for_each_budget(config, sides):
 
 
 def test_budgets_that_cannot_be_met_are_left_out():
-    config = Config(weight_bits=6, activation_bits=None)
-    (found,) = frontiers(allocate_bits(measurement(widths=(4, 6), activation_bits=None), config), config)
+    budgets = Budgets(weight_bits=6, activation_bits=None)
+    (found,) = frontiers(allocate_bits(measurement(widths=(4, 6), activation_bits=None), budgets), budgets)
     assert min(p.bits for p in found.points) >= 4
     assert {round(p.bits) for p in found.uniform} == {4, 6}

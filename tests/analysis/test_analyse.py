@@ -28,7 +28,7 @@ def parse(text, **shapes):
 
 
 def find(text, config=None, **shapes):
-    return analyse(parse(text, **shapes), config or Config())
+    return analyse(parse(text, **shapes), (config or Config()).selection)
 
 
 def tensors(network):
@@ -302,7 +302,7 @@ def test_exclude_by_node_or_weight_name(pattern):
 def test_exclude_a_name_that_is_no_expression_for_itself():
     model = parse(CHAIN, **CHAIN_WEIGHTS)
     model.graph.node[0].name = "/layer.0/(first)+"
-    network = analyse(model, Config(exclude=("/layer.0/(first)+",)))
+    network = analyse(model, Config(exclude=("/layer.0/(first)+",)).selection)
     assert [layer.name for layer in network.layers] == ["second"]
 
 
@@ -340,7 +340,7 @@ def test_pin_of_an_activation_needs_activations():
 
 
 def test_bundled_cnn():
-    network = analyse(run_passes(NORMALIZE, read_model(ROOT / "models" / "digits_cnn.onnx")), Config())
+    network = analyse(run_passes(NORMALIZE, read_model(ROOT / "models" / "digits_cnn.onnx")), Config().selection)
     types = [n.op_type for n in network.model.graph.node]
     assert len(network.layers) == types.count("Conv") + types.count("Gemm") == 11
     assert network.skipped == ()
@@ -352,7 +352,7 @@ def test_bundled_cnn():
 
 
 def test_bundled_transformer():
-    network = analyse(run_passes(NORMALIZE, read_model(ROOT / "models" / "digits_vit.onnx")), Config())
+    network = analyse(run_passes(NORMALIZE, read_model(ROOT / "models" / "digits_vit.onnx")), Config().selection)
     # Of each of the three blocks: the two products of attention, which have no weight.
     assert [s.reason for s in network.skipped] == ["both inputs are computed, so there is no weight"] * 6
     # Patches, head, and in each block query-key-value, projection and two layers of the MLP.
@@ -378,6 +378,6 @@ def test_weights_of_real_models_are_quantized(path):
     model = run_passes(NORMALIZE, read_model(path))
     stored = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer}
     read = {i for n in all_nodes(model.graph) if n.op_type in LAYER_TYPES for i in n.input[:2] if i in stored}
-    quantized = {layer.weight for layer in analyse(model, Config()).layers}
+    quantized = {layer.weight for layer in analyse(model, Config().selection).layers}
     assert quantized <= read
     assert sum(stored[w] for w in quantized) == sum(stored[w] for w in read)

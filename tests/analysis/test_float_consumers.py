@@ -94,7 +94,7 @@ def test_weights_alone_need_no_branch():
 
 def test_found_once():
     network = find(POST_NORM, **POST_NORM_WEIGHTS)
-    again = analyse(network.model, Config())
+    again = analyse(network.model, Config().selection)
     assert (again.layers, again.activations) == (network.layers, network.activations)
     assert again.model.SerializeToString() == network.model.SerializeToString()
     assert [a.tensor for a in network.activations] == ["x", "n/quantized", "h"]

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdoq_onnx.analysis.patterns import Excludes, as_pattern, channel_range, matches, nearest
-from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.analysis.patterns import as_pattern, channel_range, matches, nearest
 
 
 @pytest.mark.parametrize(("pattern", "found"), [
@@ -38,20 +37,3 @@ def test_channels_behind_a_name(pattern, expected):
 def test_the_nearest_name_is_offered():
     assert nearest("conv_1", ["gemm", "conv1"]) == "; the nearest is 'conv1'"
     assert nearest("conv_1", []) == ""
-
-
-def test_excludes_say_which_option_holds_a_node():
-    excludes = Excludes(("a.*",), ("Gemm",))
-    asked = [excludes.reason("Conv", ["a1", "w"]), excludes.reason("Gemm", ["b"]), excludes.reason("Conv", ["b"])]
-    assert asked == ["excluded by --exclude", "excluded by --exclude-op", ""]
-    excludes.check()
-
-
-@pytest.mark.parametrize(("excludes", "said"), [
-    (Excludes(("conv2",), ()), "--exclude 'conv2' matches no layer; the nearest is 'conv1'"),
-    (Excludes((), ("Con",)), "--exclude-op 'Con' is the type of no layer; the nearest is 'Conv'"),
-])  # fmt: skip
-def test_excludes_that_hold_nothing_are_refused(excludes, said):
-    excludes.reason("Conv", ["conv1"])
-    with pytest.raises(ConfigError, match=said):
-        excludes.check()

@@ -97,7 +97,7 @@ def model(nodes: str) -> onnx.ModelProto:
 
 
 def found(nodes: str, config: Config | None = None) -> Network:
-    return analyse(run_passes(NORMALIZE, model(nodes)), config or Config())
+    return analyse(run_passes(NORMALIZE, model(nodes)), (config or Config()).selection)
 
 
 def feeds(proto: onnx.ModelProto, count: int = 5) -> dict[str, NDArray[np.generic]]:
@@ -181,7 +181,7 @@ def test_branches_that_call_different_weights_by_one_name(ort_run: OrtRun) -> No
         body.node.extend(parser.parse_graph("g () => (float[N, 16] o) { o = MatMul (x, inner) }").node)
         body.node[0].output[0] = body.output[0].name
         body.initializer.append(numpy_helper.from_array(factor * WEIGHTS["w"], "inner"))
-    network = analyse(run_passes(NORMALIZE, proto), Config())
+    network = analyse(run_passes(NORMALIZE, proto), Config().selection)
     assert len({w.tensor for w in network.weight_only}) == 2
     for c in (True, False):
         given = feeds(proto) | {"c": np.array(c)}

@@ -76,7 +76,7 @@ class Subject:
         original, normal = read_normalized(model)
         samples = samples_for(normal, calibration, config)
         split, steps = SampleSplit.of(samples, config.seed), Steps(Store(), Progress(), "benchmark")
-        before = measure_network(analyse(normal, config), config, split, RUNTIME, steps)
+        before = measure_network(analyse(normal, config.selection), config, split, RUNTIME, steps)
         exact = prober(before, split.measuring.some(ANCHORING))
         after = anchor(before, exact, exact, lambda done: None)
         return cls(name, original, before, after, split.measuring, split.held_out)
@@ -178,7 +178,7 @@ def sum_rows(subject: Subject) -> Iterator[tuple[str, ...]]:
 
 def sums(subject: Subject, measurement: Measurement, config: Config) -> tuple[str, ...]:
     """Predicted δ, measured δ, and measured over predicted, of the widths that the curves give."""
-    allocation = allocate_bits(measurement, config)
+    allocation = allocate_bits(measurement, config.budgets)
     predicted = allocation.predicted
     try:
         reference = Reference(subject.original, subject.held_out, RUNTIME)

@@ -19,7 +19,7 @@ from rdoq_onnx.candidates.candidates import integer_limit
 from rdoq_onnx.candidates.quantizer import quantize_rows
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.measurement import aimed_at
-from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.probing.probe import Prober
 
@@ -30,7 +30,7 @@ COLUMNS = (-15, -6, 8, 10, 10, 7, 10)
 def measured(subject: Subject, table: str, count: int, rounds: int) -> tuple[str, ...]:
     """A row of `table`."""
     normal, samples = subject.loaded(count)
-    network = aimed_at(analyse(normal, Config()), targets(normal))
+    network = aimed_at(analyse(normal, Config().selection), measured_outputs(normal))
     seen = observe(network, samples, RUNTIME)
     widths, precisions = TABLES[table]
     limit = integer_limit(network)

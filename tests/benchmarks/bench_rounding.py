@@ -72,9 +72,9 @@ def rows(model: Model, settings: Sequence[str], limit: int) -> Iterator[tuple[st
             for one in patches:
                 stack.enter_context(one)
             config = config_of(settings[0])
-            measured = measured_whole(analyse(normal, config), config, calibration, RUNTIME)
+            measured = measured_whole(analyse(normal, config.selection), config, calibration, RUNTIME)
         for setting in settings:
-            allocation = allocate_bits(measured, config_of(setting))
+            allocation = allocate_bits(measured, config_of(setting).budgets)
             found = outputs(quantized_model(allocation), test)
             noise, power = float(np.square(found - target).sum()), float(np.square(target).sum())
             agree = 100 * float((found.argmax(axis=1) == target.argmax(axis=1)).mean())

@@ -41,7 +41,7 @@ from rdoq_onnx.gradients.backward import Backward, full_batches, static
 from rdoq_onnx.gradients.batch_sizes import reverse_batch
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.observation.inputs import samples_for
-from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.report.report import Report
@@ -86,7 +86,7 @@ def subjects() -> dict[str, Subject]:
 def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     """Forward and reverse in one run, with all tensors that the measurement fetches, against forward alone."""
     normal, samples = subject.loaded(count or 32)
-    network = aimed_at(analyse(normal, Config()), targets(normal))
+    network = aimed_at(analyse(normal, Config().selection), measured_outputs(normal))
     seen = observe(network, samples, RUNTIME)
     for batch in dict.fromkeys((reverse_batch(network, seen, RUNTIME, len(samples)), 8)):
         with workers(1) as pool:
@@ -140,7 +140,7 @@ def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     """All curves by first order against the plain reading of Eq. 7: a forward run for each channel and width."""
     normal, samples = subject.loaded(count or 64)
     progress, config = Progress(), Config(effort="fast")
-    measurement = measured_whole(analyse(normal, config), config, samples, RUNTIME, progress)
+    measurement = measured_whole(analyse(normal, config.selection), config, samples, RUNTIME, progress)
     judging = SampleSplit.whole(samples, config.seed).measuring
     widths = sorted(measurement.layers[0].codes)
     pairs = drawn(measurement, widths)
@@ -236,7 +236,7 @@ def grown(name: str, what: str, sizes: Sequence[int], work: Callable[[int], floa
 def measured(model: onnx.ModelProto, samples: Samples) -> float:
     """CPU seconds of a measurement."""
     config = Config(effort="fast")
-    network = analyse(model, config)
+    network = analyse(model, config.selection)
     begin = time.process_time()
     measured_whole(network, config, samples, RUNTIME)
     return time.process_time() - begin

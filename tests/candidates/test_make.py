@@ -120,7 +120,7 @@ def test_excluded_layers_have_no_candidates():
     model = run_passes(NORMALIZE, parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[2, 2] x) => (float[2, 2] y) <float[2, 2] w = {1, 2, 3, 4}, float[2, 2] v = {1, 2, 3, 4}>
     { [one] z = MatMul (x, w) a = Relu (z) [two] y = MatMul (a, v) }"""))  # fmt: skip
-    network = analyse(model, Config(exclude=("one",)))
+    network = analyse(model, Config(exclude=("one",)).selection)
     assert [x.name for x in network.layers] == ["two"]
     table = measure(model, {"x": np.eye(2, dtype=np.float32).repeat(4, axis=0)}, threads=1, exclude=("one",))
     assert len(table.layers) == 1

@@ -69,7 +69,7 @@ def build(nodes, sample, output_rank, weights, rng):
     g (float[N, {", ".join(map(str, sample))}] x) => (float[N, {free}] y) {{ {nodes} }}""")
     for name, shape in weights.items():
         model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape, np.float32), name))
-    network = analyse(run_passes(NORMALIZE, model), Config())
+    network = analyse(run_passes(NORMALIZE, model), Config().selection)
     # Off zero, so that the covariance is not the second moment; and channels that depend on one another.
     x = rng.standard_normal((COUNT, *sample), np.float32) + 1.5
     x[:, 1] += x[:, 0]

@@ -17,7 +17,7 @@ def floors(nodes, **biases):
         g (float[N, 4] x) => (float[N, 3] y) {{ {nodes} }}""")
     weights = {"w": np.ones((4, 3), np.float32), "v": np.ones((3, 4, 1), np.float32)} | biases
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
-    network = analyse(model, Config())
+    network = analyse(model, Config().selection)
     return scale_floors(network, {a.tensor: (-1.0, 3.0) for a in network.activations})
 
 

@@ -89,7 +89,7 @@ def digits():
     config = Config(threads=2)
     model = read_normalized(ROOT / "models" / "digits_cnn.onnx")[1]
     samples = samples_for(model, ROOT / "models" / "digits_calib.npz", Config(samples=COUNT))
-    measured = measured_whole(analyse(model, config), config, samples)
+    measured = measured_whole(analyse(model, config.selection), config, samples)
     seen = measured.observation
     return measured, Prober(measured.network, samples, seen.metric, RUNTIME, seen.batching)
 

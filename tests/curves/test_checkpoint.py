@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from rdoq_onnx import api, cli, pipeline
-from rdoq_onnx.config import NOT_MEASURED, Config
+from rdoq_onnx.config import Config
 from rdoq_onnx.curves import checkpoint
 from rdoq_onnx.curves.checkpoint import Store
 from rdoq_onnx.errors import ConfigError
@@ -67,7 +67,7 @@ def test_what_the_float_network_gives_is_kept(files, monkeypatch):
         raise AssertionError
 
     outputs = ("refinement.judge.float_outputs", "verification.verify.float_runs")
-    for name in (*outputs, "refinement.affine_correction._targets"):
+    for name in (*outputs, "refinement.affine_correction._float_outputs"):
         monkeypatch.setattr(f"rdoq_onnx.{name}", again)
     before = curves.read_bytes()
     assert Run(files, curves, weight_bits=3).data == fresh.data
@@ -162,9 +162,9 @@ def test_what_is_no_file_of_curves_is_refused_and_kept(files):
 
 
 def test_every_setting_is_either_bound_or_known_not_to_matter():
-    """A new setting is bound by default; add it to NOT_MEASURED if curves do not depend on it."""
-    assert {f.name for f in fields(Config)} >= NOT_MEASURED
-    assert set(Config().measuring()) >= {"seed", "effort", "measure", "widths", "exclude", "target"}
+    """A new setting is bound by default; declare it with `measured=False` if curves do not depend on it."""
+    bound = {"effort", "exclude", "exclude_ops", "measure", "seed", "target", "widths"}
+    assert set(Config().measuring()) == {f.name for f in fields(Config) if f.metadata["measured"]} == bound
 
 
 KILLED = """
@@ -189,11 +189,11 @@ cli.main(sys.argv[3:])
     ("ties, so far", 3, "taylor", {"taylor"}), ("probe, so far", 1, "probe", {"candidates"}),
 ])  # fmt: skip
 def test_a_run_killed_by_signal_9_is_taken_up(files, monkeypatch, step, times, measure, known):
-    monkeypatch.setattr("rdoq_onnx.observation.batching._MOST", 4)
+    monkeypatch.setattr("rdoq_onnx.observation.batching._MAX_BATCH", 4)
     curves = files / "c.curves"
     arguments = [files / "model.onnx", files / "out.onnx", "--calibration", files / "x.npy", "--threads", "1",
                  "--weight-bits", "3", "--measure", measure, "--curves", curves]  # fmt: skip
-    code = "import rdoq_onnx.observation.batching as o; o._MOST = 4\n" + KILLED
+    code = "import rdoq_onnx.observation.batching as o; o._MAX_BATCH = 4\n" + KILLED
     command = [sys.executable, "-c", code, step, str(times), *map(str, arguments)]
     # Not in the root: its source folder, which lacks passes/, would be found before the installed package.
     killed = subprocess.run(command, capture_output=True, cwd=files)

@@ -155,4 +155,4 @@ def test_an_activation_is_measured_behind_its_pooling(monkeypatch):
 def test_an_activation_that_more_than_a_pooling_reads_is_measured_itself():
     model, _ = pooled_network("z = Exp (b)")
     model.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["N", 3, 7, 7]))
-    assert analyse(model, Config()).sites["b"] == "b"
+    assert analyse(model, Config().selection).sites["b"] == "b"

@@ -6,7 +6,7 @@ import pytest
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import CalibrationError
 from rdoq_onnx.observation import batching
-from rdoq_onnx.observation.batching import _MOST, Batching, separated
+from rdoq_onnx.observation.batching import _MAX_BATCH, Batching, separated
 from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.observation.observe import observe
 from tests.observation.test_observe import RUNTIME, network, seen
@@ -19,11 +19,11 @@ def x():
 
 def test_large_tensors_make_small_batches(monkeypatch, x):
     net = network("y = MatMul (x, w)")
-    assert seen(net, x).batching == Batching(_MOST, True)
+    assert seen(net, x).batching == Batching(_MAX_BATCH, True)
     # 4 bytes of 6 + 4 elements, three times over.
-    monkeypatch.setattr(batching, "_MEMORY", 5 * 120)
+    monkeypatch.setattr(batching, "_MAX_BATCH_BYTES", 5 * 120)
     assert seen(net, x).batching == Batching(5, True)
-    monkeypatch.setattr(batching, "_MEMORY", 1)
+    monkeypatch.setattr(batching, "_MAX_BATCH_BYTES", 1)
     assert seen(net, x).batching == Batching(1, True)
 
 

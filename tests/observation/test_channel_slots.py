@@ -18,7 +18,7 @@ def chains(between, shapes=SHAPES, **constants):
         {{ [first] a = Conv (x, w) {between} [second] y = Conv (c, v) }}""")
     weights = {"w": np.ones((4, 3, 1, 1), np.float32), "v": np.ones((5, 4, 1, 1), np.float32)} | constants
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
-    network = analyse(model, Config())
+    network = analyse(model, Config().selection)
     return find_chains(network, {"x": (3, 1, 1), "y": (5, 1, 1)} | shapes)
 
 

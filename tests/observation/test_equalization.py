@@ -62,7 +62,7 @@ def net(text, weights, config=NARROW, sample=(3, 8, 8)):
             value = rng.standard_normal(value, np.float32)
             value *= np.geomspace(0.1, 3, len(value)).reshape(-1, *[1] * (value.ndim - 1)).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    network = analyse(run_passes(NORMALIZE, model), config)
+    network = analyse(run_passes(NORMALIZE, model), config.selection)
     return Net(network, Samples("test", {"x": rng.standard_normal((COUNT, *sample), np.float32)}), config)
 
 
@@ -214,7 +214,7 @@ def test_ranges_of_channels_come_closer(name, config):
     for slot, value in old.items():
         widest = top[chains.component[slot]]
         quiet = value <= equalization._QUIET * widest
-        factor = 1.0 if quiet else min((widest / value) ** free.get(slot, 0.0), equalization._MOST)
+        factor = 1.0 if quiet else min((widest / value) ** free.get(slot, 0.0), equalization._MAX_FACTOR)
         assert new[slot] == pytest.approx(value * factor, rel=1e-4)
     if config is NARROW:
         assert any(new[slot] > 1.2 * old[slot] for slot in free)
@@ -408,7 +408,7 @@ def test_dead_and_nearly_dead_channels_are_left_alone(ort_run):
 
 
 def test_no_channel_is_raised_beyond_the_limit(monkeypatch, ort_run):
-    monkeypatch.setattr(equalization, "_MOST", 2.0)
+    monkeypatch.setattr(equalization, "_MAX_FACTOR", 2.0)
     it = case("mobile")
     after = it.equalized()
     ratio = peaks_ratio(it, after, "a1")
@@ -450,7 +450,7 @@ def test_zoo(ort_run, zoo, name, calibration):
 
 def expect_real(ort_run, model, samples):
     """At 4 bits the network changes, and computes the same."""
-    network = analyse(model, NARROW)
+    network = analyse(model, NARROW.selection)
     after = equalize(network, NARROW, samples, RUNTIME)
     assert after is not network
     feeds = next(samples.batches(2))

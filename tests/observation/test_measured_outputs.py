@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from rdoq_onnx.observation.measured_outputs import targets
+from rdoq_onnx.observation.measured_outputs import measured_outputs
 from tests.observation.test_observe import network
 
 
@@ -16,9 +16,9 @@ def test_outputs_that_saturate_are_measured_in_front_but_for_maps():
         "y": network("c = Conv (x, w) b = Add (c, one) y = Sigmoid (b)", image, kernel, one=np.ones(1, np.float32)),
     }
     for target, net in cases.items():
-        assert targets(net.model) == [target]
+        assert measured_outputs(net.model) == [target]
     softmax = network("c = Conv (x, w) y = Softmax <axis = 1> (c)", image, kernel)
-    assert targets(softmax.model) == ["c"]
+    assert measured_outputs(softmax.model) == ["c"]
 
 
 @pytest.mark.parametrize(("nodes", "expected"), [
@@ -32,10 +32,10 @@ def test_outputs_that_saturate_are_measured_in_front_but_for_maps():
 def test_what_is_measured_of_an_output(nodes, expected):
     model = parser.parse_model(f'''<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 4] x) => (float[N, M] y) {{ {nodes} }}''')
-    assert targets(model) == expected
+    assert measured_outputs(model) == expected
 
 
 def test_logits_of_two_outputs_are_measured_once():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 4] x) => (float[N, 4] p, float[N, 4] z) { z = Neg (x) p = Softmax (z) }""")
-    assert targets(model) == ["z"]
+    assert measured_outputs(model) == ["z"]

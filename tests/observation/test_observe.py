@@ -23,7 +23,7 @@ def network(nodes, signature="(float[N, 6] x) => (float[N, 4] y)", shape=(6, 4),
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {signature} {{ {nodes} }}')
     constants = {"w": np.random.default_rng(0).standard_normal(shape, np.float32), **constants}
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
-    return analyse(run_passes(NORMALIZE, model), Config())
+    return analyse(run_passes(NORMALIZE, model), Config().selection)
 
 
 def seen(net, x):
@@ -48,7 +48,7 @@ def test_ranges_sizes_and_power(x):
 
 
 def test_ranges_are_those_of_all_batches(monkeypatch, x):
-    monkeypatch.setattr(batching, "_MOST", 2)
+    monkeypatch.setattr(batching, "_MAX_BATCH", 2)
     x[0, 0], x[8, 5] = -40, 70
     found = seen(network("y = MatMul (x, w)"), x)
     assert found.batching == Batching(2, True)

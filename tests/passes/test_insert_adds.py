@@ -19,7 +19,7 @@ SMALL = [ROOT / "models" / name for name in ("digits_cnn.onnx", "digits_vit.onnx
 
 
 def analysed(path):
-    return analyse(run_passes(NORMALIZE, read_model(path)), Config())
+    return analyse(run_passes(NORMALIZE, read_model(path)), Config().selection)
 
 
 def expect_same(ort_run, network, feeds, level):
@@ -41,7 +41,7 @@ def test_bundled_models_unchanged_at_zero(ort_run, path, level):
 def test_zoo_unchanged_at_zero(ort_run, path):
     model = run_passes(NORMALIZE, read_model(path))
     try:
-        network = analyse(model, Config())
+        network = analyse(model, Config().selection)
     except ModelError as error:
         pytest.skip(str(error))
     feeds = feeds_for(path, network.model)

@@ -51,7 +51,7 @@ def quantized(graph, weights, ort_run, *, activation_bits=8, weight_bits=5, shar
         value = rng.standard_normal(shape, np.float32) if isinstance(shape, tuple) else shape
         model.graph.initializer.append(numpy_helper.from_array(value, name))
     model = run_passes(NORMALIZE, model)
-    network = analyse(model, Config(activation_bits=activation_bits))
+    network = analyse(model, Config(activation_bits=activation_bits).selection)
     model = network.model
     feeds = {
         i.name: rng.standard_normal([d.dim_value for d in i.type.tensor_type.shape.dim], np.float32)

@@ -35,10 +35,10 @@ class Digits:
         self.samples = samples_for(self.model, MODELS / "digits_calib.npz", CONFIG)
         self.split = SampleSplit.whole(self.samples, CONFIG.seed)
         steps = Steps(Store(), Progress(), "digits")
-        self.measurement = measure_network(analyse(self.model, CONFIG), CONFIG, self.split, RUNTIME, steps)
+        self.measurement = measure_network(analyse(self.model, CONFIG.selection), CONFIG, self.split, RUNTIME, steps)
         self.fitting, self.measuring = self.split.fitting, self.split.measuring
         self.judge = Judge.of(self.measurement, self.measuring, RUNTIME, steps)
-        self.allocation = allocate_bits(self.measurement, CONFIG)
+        self.allocation = allocate_bits(self.measurement, CONFIG.budgets)
 
     def plan(self, effort):
         return Plan.of(effort, self.allocation, len(self.measuring))
@@ -90,8 +90,8 @@ def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
     """Curves turned upside down make the worst of mixtures."""
     rows = digits.measurement.curves.distortion
     finite = np.where(np.isfinite(rows), rows, 0.0)
-    bad = allocate_bits(digits.measurement, CONFIG, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 4)
-    uniform = uniform_bits(digits.measurement, CONFIG)
+    bad = allocate_bits(digits.measurement, CONFIG.budgets, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 4)
+    uniform = uniform_bits(digits.measurement, CONFIG.budgets)
     assert digits.judge.distortion(bad) > digits.judge.distortion(uniform)
     refined = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
     found, steps = refined.allocation, refined.steps
@@ -103,7 +103,7 @@ def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
 def test_uniform_widths_are_uniform_and_keep_to_pins(digits):
     name = digits.measurement.network.layers[2].name
     config = Config(weight_bits=4.7, activation_bits=5, pins=((name, 6),))
-    found = uniform_bits(digits.measurement, config)
+    found = uniform_bits(digits.measurement, config.budgets)
     for layer, bits in zip(digits.measurement.network.layers, found.layer_bits, strict=True):
         assert set(bits.tolist()) == ({6} if layer.name == name else {4})
     kinds = [a.fusion for a in digits.measurement.network.activations]

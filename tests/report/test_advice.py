@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rdoq_onnx.allocation.budget import allocate_bits
-from rdoq_onnx.config import Config, parse_pin
+from rdoq_onnx.config import Config
+from rdoq_onnx.options import parse_pin
 from rdoq_onnx.report.advice import advise
 from tests.allocation.test_budget import measurement
 
@@ -36,18 +37,18 @@ def followed(line: str, config: Config) -> Config:
 
 
 def test_a_good_result_needs_no_advice() -> None:
-    allocation = allocate_bits(measurement(), CONFIG)
+    allocation = allocate_bits(measurement(), CONFIG.budgets)
     assert advise(allocation, CONFIG, report(sqnr_db=20.0, measured=allocation.predicted)) == ()
 
 
 @pytest.mark.parametrize("config", [CONFIG, Config(weight_bits=3, activation_bits=3, joint=True)])
 @pytest.mark.parametrize("seed", range(4))
 def test_advice_can_be_followed_and_does_what_it_says(config: Config, seed: int) -> None:
-    allocation = allocate_bits(measurement(seed), config)
+    allocation = allocate_bits(measurement(seed), config.budgets)
     (line,) = advise(allocation, config, report())
     told = re.search(r"leaves (\d+) %", line)
     assert told
-    better = allocate_bits(allocation.measurement, followed(line, config))
+    better = allocate_bits(allocation.measurement, followed(line, config).budgets)
     assert 100 * better.predicted / allocation.predicted == pytest.approx(int(told[1]), abs=0.6)
     assert better.predicted < allocation.predicted
 
@@ -60,7 +61,7 @@ def test_an_activation_in_the_way() -> None:
     elements[13] = 2
     poor = replace(found, curves=replace(found.curves, distortion=distortion, elements=elements))
     config = replace(CONFIG, pins=(("x", 2),))
-    (line,) = advise(allocate_bits(poor, config), config, report())
+    (line,) = advise(allocate_bits(poor, config.budgets), config, report())
     assert re.fullmatch(
         r"activation x takes 100 % of the distortion: --pin x=[3-8] --activation-bits 4[.\d]* "
         r"costs \d\.\d % more bits and leaves \d+ % of it", line
@@ -68,7 +69,7 @@ def test_an_activation_in_the_way() -> None:
 
 
 def test_curves_that_promise_too_much() -> None:
-    allocation = allocate_bits(measurement(), CONFIG)
+    allocation = allocate_bits(measurement(), CONFIG.budgets)
     off = report(sqnr_db=30.0, measured=4 * allocation.predicted, calibration="synthetic")
     lines = advise(allocation, CONFIG, off)
     assert lines[0] == "the samples are synthetic: give real ones with --calibration"

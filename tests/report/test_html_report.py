@@ -17,10 +17,11 @@ from rdoq_onnx import cli
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.config import MAX_BITS, Config, parse_pin
+from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission
+from rdoq_onnx.options import parse_pin
 from rdoq_onnx.report.html_report import html_report
 from rdoq_onnx.report.report import Outcome, make_report
 from rdoq_onnx.report.result import Result
@@ -59,7 +60,7 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
     ends = [helper.make_tensor_value_info(n, 1, ["N", channels, 1, 1]) for n in ("a0", f"a{layers}")]
     model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], weights))
     config = Config(weight_bits=3, activation_bits=5)
-    network = analyse(model, config)
+    network = analyse(model, config.selection)
     count, tensors = layers * channels, len(network.activations)
     distortion = rng.lognormal(-9, 2, (count + tensors, 1)) * 4.0 ** -np.arange(MAX_BITS + 1)
     distortion[count:, 0] = np.inf
@@ -68,7 +69,7 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
     curves = Curves(np.arange(MAX_BITS + 1), elements, distortion)
     unused: dict[str, object] = {f.name: None for f in fields(Measurement)}
     measurement = Measurement(**unused | {"network": network, "curves": curves, "probed": {}})  # type: ignore[arg-type]
-    allocation = allocate_bits(measurement, config)
+    allocation = allocate_bits(measurement, config.budgets)
     report = make_report(Outcome(
         "in.onnx", model, Samples("made up", {"a0": np.zeros(9)}), Emission(model, "packed", {}, {}), allocation,
         Verification(1e-3, 30.0, 0.0, {}, {}, 4), (), {"all": 1.0},
@@ -119,7 +120,7 @@ def test_lines_of_layers_can_be_pasted(name: str) -> None:
     typed = re.findall(r"<code>--pin ([^<]+)</code>", html_report(made, "out.onnx"))
     pins = tuple(parse_pin(shlex.split(html.unescape(text))[0]) for text in typed)
     assert len(pins) == 2 + sum(not a.fusion for a in made.curves.network.activations)
-    again = allocate_bits(made.curves, Config(pins=pins))
+    again = allocate_bits(made.curves, Config(pins=pins).budgets)
     for before, bits in zip(made.allocation.layer_bits, again.layer_bits, strict=True):
         assert set(bits.tolist()) == {round(before.mean())}
     assert again.activation_bits == made.allocation.activation_bits

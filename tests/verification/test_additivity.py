@@ -31,14 +31,14 @@ def measured():
         model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
     normal = read_normalized(model)[1]
     samples = samples_for(normal, {"x": rng.standard_normal((24, 6)).astype(np.float32)}, CONFIG)
-    measurement = measured_whole(analyse(normal, CONFIG), CONFIG, samples)
+    measurement = measured_whole(analyse(normal, CONFIG.selection), CONFIG, samples)
     observation = measurement.observation
     return measurement, Prober(measurement.aimed, samples, observation.metric, RUNTIME, observation.batching)
 
 
 def test_alone_is_the_emitted_model_with_the_others_wide(measured):
     measurement, prober = measured
-    allocation = allocate_bits(measurement, CONFIG)
+    allocation = allocate_bits(measurement, CONFIG.budgets)
     alone = measure_alone(allocation, prober, ignore)
     assert (len(alone.layers), alone.activations, alone.samples) == (2, (), 24)
     judge = Judge.of(measurement, prober.samples, RUNTIME, Steps(Store(), Progress(), "test"))
@@ -48,7 +48,7 @@ def test_alone_is_the_emitted_model_with_the_others_wide(measured):
 
 
 def test_large_networks_get_fewer_samples(measured):
-    allocation = allocate_bits(measured[0], CONFIG)
+    allocation = allocate_bits(measured[0], CONFIG.budgets)
     assert affordable(allocation) == SAMPLES[1]
     seen = measured[0].observation
     large = replace(measured[0], observation=replace(seen, sizes=dict.fromkeys(seen.sizes, 10 ** 10)))

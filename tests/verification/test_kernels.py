@@ -18,7 +18,7 @@ def network(**options):
     model = parser.parse_model(TEXT)
     stored = {"w": np.ones((4, 3, 1, 1), np.float32), "v": np.ones((4, 4, 1, 1), np.float32)}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in stored.items())
-    return analyse(model, Config(**options))
+    return analyse(model, Config(**options).selection)
 
 
 def optimized(**kernels):

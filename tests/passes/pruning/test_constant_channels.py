@@ -16,7 +16,7 @@ def test_ties_are_an_equivalence(pairs):
     slots = ties.new(10)
     labels = list(range(10))
     for a, b in pairs:
-        ties.tie(slots[[a]], slots[[b]])
+        ties.unite_all(slots[[a]], slots[[b]])
         labels = [labels[b] if label == labels[a] else label for label in labels]
     roots = ties.roots(slots)
     assert (roots[:, None] == roots).tolist() == (np.array(labels)[:, None] == labels).tolist()
@@ -27,7 +27,7 @@ def test_the_first_reason_of_tied_slots_counts():
     slots = ties.new(3)
     ties.fix(slots[1:2], "first")
     ties.fix(slots[:1], "second")
-    ties.tie(slots[:1], slots[1:2])
+    ties.unite_all(slots[:1], slots[1:2])
     assert ties.fixed() == {ties.find(0): "first"}
 
 

@@ -42,7 +42,7 @@ def emitted(graph, weights, zeros, ort_run, form, *, bits=8, opset=17):
 def quantized(model, feeds, zeros, ort_run, form, bits=8):
     """Weights at 5 bits, or at 0 for the channels in `zeros`, by weight; activations at `bits` or in float."""
     model = run_passes(NORMALIZE, model)
-    network = analyse(model, Config(activation_bits=bits if form == "integers" else None))
+    network = analyse(model, Config(activation_bits=bits if form == "integers" else None).selection)
     model = network.model
     names = [a.tensor for a in network.activations]
     seen = dict(zip(names, ort_run(with_outputs(model, names), feeds), strict=True)) if names else {}
