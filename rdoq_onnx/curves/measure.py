@@ -38,8 +38,8 @@ def measure_network(
 ) -> Measurement:
     """Observe the float network, make all candidates and measure all curves, reusing results kept by `steps`.
 
-    Rounding is fitted on one part of the samples and measured on another: on the samples that it was fitted to, curves
-    would be too optimistic.
+    Rounding is fitted on one part of the samples and measured on another: curves on its own samples would be too
+    optimistic.
     """
     if not network.layers:
         return _unsearched(network, split.seen, runtime)

@@ -89,7 +89,7 @@ def _unfit(tape: Tape, name: str) -> str:
 def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """Return a copy whose outputs are those of the named tensors that some node produces.
 
-    Drops their declared shapes, which may be wrong, so that they are inferred anew.
+    Drops their declared shapes, which may be wrong, so that they are inferred again.
     """
     produced = {name for node in model.graph.node for name in node.output}
     copy = with_outputs(model, [name for name in dict.fromkeys(names) if name in produced])

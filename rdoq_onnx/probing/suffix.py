@@ -74,7 +74,7 @@ def downstream(
 ) -> tuple[list[str], list[onnx.NodeProto]]:
     """Return (consumed tensors, nodes) of the part of `graph` between the tensors `starts` and `ends`.
 
-    The part computes the integers that it consumes itself: most are shapes, which must follow the actual batch.
+    The part itself computes the integers that it consumes: most are shapes, which must follow the actual batch.
     """
     reached, produced = set(starts), set[str]()
     for node in graph.nodes:
