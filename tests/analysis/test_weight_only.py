@@ -77,7 +77,7 @@ FOUND = {  # nodes, which make b [N, 16]: operator, weight, and axes that have s
 LEFT = {  # nodes: why they stay in float
     "e = DequantizeLinear (q, scale) b = MatMul (x, e)": "its weight comes from a DequantizeLinear",
     branch("d = DequantizeLinear (q, scale) t = MatMul (x, d)"): "its weight comes from a DequantizeLinear",
-    branch("n = Neg (m) d = MatMul (x, n) " + added("d")): "'n' comes from a Neg; if that is constant, fold it",
+    branch("n = Neg (m) d = MatMul (x, n) " + added("d")): "'n' comes from a Neg; if that is constant, fold constants",
     branch("d = MatMul (x, tiny) " + added("d")): "so small (64 elements)",
     branch("d = MatMul (x, nan) " + added("d")): "its weight holds NaN or infinity",
     branch("d = MatMul (x, m) n = Neg (m) p = Concat <axis = 0> (d, n) " + added("p")): "'m' also feeds Neg 'n'",
@@ -252,7 +252,10 @@ def test_a_model_that_has_nothing_to_search() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"sqnr": 30.0}, "--sqnr: all weights are of a kind that takes 8"), ({"exclude_ops": ("GRU",)}, "no layer to")],
+    [
+        ({"sqnr": 30.0}, "--sqnr: the search covers none of the model's weights"),
+        ({"exclude_ops": ("GRU",)}, "no layer to"),
+    ],
 )
 def test_options_that_leave_nothing_to_do(options: dict[str, object], said: str) -> None:
     with pytest.raises(rdoq_onnx.RdoqError, match=said):

@@ -22,8 +22,8 @@ LOST = {
     "y = Sin (x)": "it is computed, so there is no weight",
     "a = Neg (w) y = Sin (a)": "'a' comes from a Neg",
     "a = Slice (x, zero, one) y = Sin (a)": "it is computed",
-    "c = Neg (zero) a = Unsqueeze (w, c) y = Sin (a)": "axes that are computed",
-    "a = DequantizeLinear (q, s) y = Sin (a)": "quantized already",
+    "c = Neg (zero) a = Unsqueeze (w, c) y = Sin (a)": "along computed axes",
+    "a = DequantizeLinear (q, s) y = Sin (a)": "already quantized",
 }
 
 
@@ -51,7 +51,7 @@ def test_what_is_not_stored_says_why(nodes):
 
 def test_a_chain_without_end_is_given_up():
     joins = " ".join(f"a{k + 1} = Concat <axis = 0> (a{k}, a{k})" for k in range(9))
-    assert "made of too many constants" in origins_of(f"a0 = Identity (w) {joins} y = Sin (a9)").reason
+    assert "assembled from too many constants" in origins_of(f"a0 = Identity (w) {joins} y = Sin (a9)").reason
 
 
 def test_names_in_a_body_come_before_those_around_it():

@@ -45,7 +45,7 @@ def test_load_feeds_refuses():
     message = refusal([{"x": floats(1, 3)}, {"x": floats(1, 4)}], X)
     assert "'x' of item 0 and item 1 has shapes (3,) and (4,)" in message
     message = refusal([{"x": floats(1, 3)}, {"x": np.zeros((1, 3))}], X)
-    assert "'x' of item 0 and item 1 is float32 and float64; give one type" in message
+    assert "'x' of item 0 and item 1 is float32 and float64; give one dtype" in message
     assert "Python objects" in refusal([{"x": np.array([[None]])}], X)
     assert "a int;" in refusal(3, X)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
-from rdoq_onnx.model.graph import Graph, attribute, behind_clamp, moves, upstream
+from rdoq_onnx.model.graph import Graph, after_clamps, attribute, is_movement, upstream
 
 
 def graph_of(nodes, signature="(float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y)", **constants):
@@ -63,17 +63,17 @@ MOVING = {
 
 
 @pytest.mark.parametrize("node", MOVING)
-def test_moves(node):
+def test_movement_operators(node):
     one = np.ones(1, np.float32)
     graph = graph_of(node, p=np.zeros(8, np.int64), zero=0 * one, one=one, s=np.ones(4, np.float32), table=one)
-    assert moves(graph.nodes[0], graph) is MOVING[node]
+    assert is_movement(graph.nodes[0], graph) is MOVING[node]
 
 
-def test_behind_the_clamps_that_alone_read_a_tensor():
+def test_after_the_clamps_that_alone_consume_a_tensor():
     limit = np.array(6, np.float32)
-    assert behind_clamp("x", graph_of("a = Relu (x) b = Clip (a, , six) y = Sin (b)", six=limit)) == "b"
-    assert behind_clamp("x", graph_of("a = Relu (x) b = Min (a, a) y = Sin (b)")) == "a"  # by no constant
-    assert behind_clamp("x", graph_of("a = Relu (x) y = Mul (a, x)")) == "x"
+    assert after_clamps("x", graph_of("a = Relu (x) b = Clip (a, , six) y = Sin (b)", six=limit)) == "b"
+    assert after_clamps("x", graph_of("a = Relu (x) b = Min (a, a) y = Sin (b)")) == "a"  # not by a constant
+    assert after_clamps("x", graph_of("a = Relu (x) y = Mul (a, x)")) == "x"
 
 
 def test_upstream_in_order_of_execution():

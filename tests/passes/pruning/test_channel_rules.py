@@ -5,7 +5,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from rdoq_onnx.model.graph import Graph
-from rdoq_onnx.passes.pruning.channel_rules import Channels, follow
+from rdoq_onnx.passes.pruning.channel_rules import Channels, propagate
 
 CONSTANT = np.array([True, False, True])
 VALUES = np.array([0.0, 7.0, -2.0], np.float32)
@@ -19,13 +19,13 @@ STORED = {
 }  # fmt: skip
 
 
-def after(node, behind=2, **others):
+def after(node, trailing=2, **others):
     """The channels of what `node` makes of x, whose channels 0 and 2 are constant."""
     model = parser.parse_model(f'''<ir_version: 8, opset_import: ["": 17]>
         g (float[1, 3, 4, 4] x) => (float[M] y) {{ {node} }}''')
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in STORED.items())
-    inputs = {"x": Channels(np.array([10, 11, 12]), VALUES, CONSTANT, behind)}
-    return follow(model.graph.node[0], inputs | others, Graph(model), SHAPES)
+    inputs = {"x": Channels(np.array([10, 11, 12]), VALUES, CONSTANT, trailing)}
+    return propagate(model.graph.node[0], inputs | others, Graph(model), SHAPES)
 
 
 KEPT = {
@@ -73,8 +73,8 @@ def test_flattened_channels_are_repeated():
     for node in ("y = Flatten (x)", "y = Reshape (x, flat)"):
         found = after(node)
         assert found.slots.tolist() == [10] * 16 + [11] * 16 + [12] * 16
-        assert found.behind == 0
-    assert after("y = Squeeze (x, spatial)").behind == 0
+        assert found.trailing == 0
+    assert after("y = Squeeze (x, spatial)").trailing == 0
 
 
 def test_concatenated_channels_follow_each_other():

@@ -6,29 +6,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
-from rdoq_onnx.passes.pruning.constant_channels import ConstantChannels, Ties
+from rdoq_onnx.passes.pruning.constant_channels import ConstantChannels, Coupling
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20))
 def test_ties_are_an_equivalence(pairs):
     """Against the components found by spreading labels until nothing changes."""
-    ties = Ties()
-    slots = ties.new(10)
+    coupling = Coupling()
+    slots = coupling.new(10)
     labels = list(range(10))
     for a, b in pairs:
-        ties.unite_all(slots[[a]], slots[[b]])
+        coupling.unite_all(slots[[a]], slots[[b]])
         labels = [labels[b] if label == labels[a] else label for label in labels]
-    roots = ties.roots(slots)
+    roots = coupling.roots(slots)
     assert (roots[:, None] == roots).tolist() == (np.array(labels)[:, None] == labels).tolist()
 
 
 def test_the_first_reason_of_tied_slots_counts():
-    ties = Ties()
-    slots = ties.new(3)
-    ties.fix(slots[1:2], "first")
-    ties.fix(slots[:1], "second")
-    ties.unite_all(slots[:1], slots[1:2])
-    assert ties.fixed() == {ties.find(0): "first"}
+    coupling = Coupling()
+    slots = coupling.new(3)
+    coupling.fix(slots[1:2], "first")
+    coupling.fix(slots[:1], "second")
+    coupling.unite_all(slots[:1], slots[1:2])
+    assert coupling.fixed() == {coupling.find(0): "first"}
 
 
 def channels(nodes, **weights):
@@ -63,7 +63,7 @@ def test_a_layer_that_reads_constants_alone_is_constant():
 
 def test_an_add_ties_its_sides():
     found = channels("[other] c = Conv (x, w) d = Add (a, c) y = Conv (d, v)")
-    roots = [found.ties.roots(found.channels[name].slots).tolist() for name in "acd"]
+    roots = [found.coupling.roots(found.channels[name].slots).tolist() for name in "acd"]
     assert roots[0] == roots[1] == roots[2]
     assert len(set(roots[0])) == 3
 
@@ -74,5 +74,5 @@ def test_an_add_ties_its_sides():
 ])  # fmt: skip
 def test_channels_that_stay_say_why(nodes, tensor, reason):
     found = channels(nodes)
-    fixed = found.ties.fixed()
-    assert {fixed.get(root) for root in found.ties.roots(found.channels[tensor].slots).tolist()} == {reason}
+    fixed = found.coupling.fixed()
+    assert {fixed.get(root) for root in found.coupling.roots(found.channels[tensor].slots).tolist()} == {reason}

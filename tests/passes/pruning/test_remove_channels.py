@@ -140,7 +140,7 @@ CASES = {
     "3x3, padded": (PADDED, THREE, {"w1": {1: 0.7, 4: -0.3}}, {"z": (4,)}, {"z": (5, 3, 1, 1), "y": (4, 5, 3, 3)}),
     "3x3, not padded": (VALID, THREE, {"w1": {1: 0.7, 4: -0.3}}, {"z": (1, 4)}, {"y": (4, 4, 3, 3)}),
     "no bias yet": (UNBIASED, ONE, {"w1": {1: 0.7}}, {"z": (1,)}, {"y": (4, 5, 1, 1)}),
-    # 3 has no weights behind an input that has some; 4 and 5 are constant at the border too only where they are 0.
+    # 3 has no weights after an input that has some; 4 and 5 are constant at the border too only where they are 0.
     "depthwise": (MOBILE, MOBILE_WEIGHTS, {"w1": {4: -0.1, 5: 0.6}, "w2": {3: 0.5, 1: -0.2}},
                   {"z": (1, 3, 4), "d": (1, 3, 4)}, {"z": (3, 3, 1, 1), "d": (3, 1, 3, 3), "y": (4, 3, 3, 3)}),
     "residual": (RESIDUAL, RESIDUAL_WEIGHTS, {"w1": {1: 0.7, 3: 0.2}, "w2": {3: 0.4, 4: -0.5}},
@@ -198,10 +198,11 @@ def test_integers_stay_the_same_bit_for_bit(ort_run, name, bits):
 
 
 KEPT = {
-    "pads": (PADDED, THREE, {"w1": {1: 0.7}}, {"z": {1: "does not add it to all positions"}}),
+    "pads": (PADDED, THREE, {"w1": {1: 0.7}}, {"z": {1: "does not add it equally at all positions"}}),
     "auto_pad": (CHAIN.replace("y = Conv", 'y = Conv <auto_pad = "SAME_UPPER">'), THREE, {"w1": {1: 0.7}},
-                 {"z": {1: "does not add it to all positions"}}),
-    "ConvTranspose": (DOWN_UP, DOWN_UP_WEIGHTS, {"w1": {2: 0.7}}, {"z": {2: "does not add it to all positions"}}),
+                 {"z": {1: "does not add it equally at all positions"}}),
+    "ConvTranspose": (DOWN_UP, DOWN_UP_WEIGHTS, {"w1": {2: 0.7}},
+                      {"z": {2: "does not add it equally at all positions"}}),
     "graph output": (CHAIN, ONE, {"w1": {2: -0.1}, "w2": {0: 0.5}}, {"y": {0: "it is an output of the network"}}),
     "one side of an Add": (RESIDUAL, RESIDUAL_WEIGHTS, {"w1": {1: 0.7}, "w2": {4: 0.1}},
                            {"p": {1: "it varies where"}, "q": {4: "it varies where"}}),
@@ -213,7 +214,7 @@ KEPT = {
     "groups": (CHAIN.replace("y = Conv", "y = Conv <group = 2>"), ONE | {"w2": (4, 3, 1, 1)}, {"w1": {2: -0.7}},
                {"z": {2: "has 2 groups"}}),
     "MatMul without Add": (MATMULS.replace("y = Add (u, b2)", "y = Tanh (u)"), MATMULS_WEIGHTS, {"w1": {2: 0.7}},
-                           {"z": {2: "no Add of a constant behind"}}),
+                           {"z": {2: "no Add of a constant after"}}),
     "alpha": (GEMMS.replace("u = Gemm <", "u = Gemm <alpha = 2.0, "), GEMMS_WEIGHTS, {"w1": {2: -0.7}},
               {"z": {2: "Gemm"}}),
 }  # fmt: skip

@@ -56,7 +56,7 @@ def test_a_convolution_in_integers():
     assert found.reach(data) >= np.abs(FLOATS["qb"] + sums).max()
 
 
-def test_weights_behind_a_cast_have_scales_as_well():
+def test_weights_after_a_cast_have_scales_as_well():
     found = layer("i = Cast <to = 1> (q) v = Mul (i, s) y = Conv (x, v)")
     assert found.blocks.dtype == np.int8
     np.testing.assert_array_equal(found.scales, FLOATS["s"])
