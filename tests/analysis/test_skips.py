@@ -1,4 +1,4 @@
-"""What stays in float, each with the reason: integer nodes, what patterns and types exclude, odd weights."""
+"""Skips with reasons: integer nodes, nodes excluded by pattern or type, unfit weights."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_excluded_by_name_pattern_or_type(patterns, types, reasons):
     check_excludes(excludes, NODES)
 
 
-def test_what_fits_nothing_is_refused_with_the_nearest_name():
+def test_an_option_that_matches_nothing_is_refused_with_the_nearest_name():
     excludes = Excludes(("w0", "w9"), ("Conv", "Gem"))
     assert unmatched(excludes, NODES) == Excludes(("w9",), ("Gem",))
     with pytest.raises(ConfigError, match=r"--exclude 'w9' matches no layer; the nearest is 'w\d'"):

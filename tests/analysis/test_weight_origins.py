@@ -1,4 +1,4 @@
-"""Where the values of a weight are stored: past slices, joins and turns, with the axes that they end up on."""
+"""Initializers of a weight, traced through slices, joins and transpositions, with their axes."""
 
 from collections import ChainMap
 
@@ -28,7 +28,7 @@ LOST = {
 
 
 def origins_of(nodes):
-    """Of what the Sin reads."""
+    """The origins of the input of the Sin."""
     model = parser.parse_model(f'''<ir_version: 8, opset_import: ["": 17]>
         g (float[3, 4] x) => (float[M] y) {{ {nodes} }}''')
     stored = {"w": np.ones((3, 4)), "v": np.ones((2, 4)), "u": np.ones((1, 3, 4)), "s": np.array(1.0)}
@@ -40,12 +40,12 @@ def origins_of(nodes):
 
 
 @pytest.mark.parametrize("nodes", FOUND)
-def test_stored_tensors_and_their_axes(nodes):
+def test_initializers_and_their_axes(nodes):
     assert {(o.tensor.name, o.axes) for o in origins_of(nodes)} == FOUND[nodes]
 
 
 @pytest.mark.parametrize("nodes", LOST)
-def test_what_is_not_stored_says_why(nodes):
+def test_an_untraceable_weight_has_a_reason(nodes):
     assert LOST[nodes] in origins_of(nodes).reason
 
 
@@ -54,7 +54,7 @@ def test_a_chain_without_end_is_given_up():
     assert "assembled from too many constants" in origins_of(f"a0 = Identity (w) {joins} y = Sin (a9)").reason
 
 
-def test_names_in_a_body_come_before_those_around_it():
+def test_names_in_a_body_shadow_outer_ones():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[2] x, bool p) => (float[2] y) <float[1] w = {1}>
         { y = If (p) <then_branch = t () => (float[2] b) <float[1] w = {2}> { b = Mul (x, w) },

@@ -1,4 +1,4 @@
-"""Files of samples: rows that are asked for and no others, whatever the file; broken files refused by name."""
+"""Sample files: only requested rows are read, whatever the format; broken files are refused by name."""
 
 import gc
 import io
@@ -73,7 +73,7 @@ def test_a_file_that_shrinks_is_refused(tmp_path):
         rows[:1]
 
 
-def test_a_changed_byte_is_noticed(tmp_path):
+def test_a_corrupted_byte_is_detected(tmp_path):
     np.savez(tmp_path / "a.npz", x=ARRAY)
     data = bytearray((tmp_path / "a.npz").read_bytes())
     data[len(data) // 2] ^= 1
@@ -91,7 +91,7 @@ def test_spool(dtype):
     assert rows[...].tolist() == [[0, 1], [2, 3], [4, 5], [3, 4], [5, 6], [7, 8]]
 
 
-def test_a_full_disk_is_told(monkeypatch, tmp_path):
+def test_a_full_disk_is_reported(monkeypatch, tmp_path):
     class Full(io.BytesIO):
         def write(self, data):
             raise OSError(28, "No space left on device")

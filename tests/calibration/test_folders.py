@@ -1,4 +1,4 @@
-"""Folders as calibration: images, arrays, tensors; what does not fit is refused by the file's name."""
+"""Calibration folders: images, arrays, tensors; misfits are refused by file name."""
 
 import numpy as np
 import onnx
@@ -34,7 +34,7 @@ def refusal(source, *specs, pixels=DEFAULT_PIXELS):
 
 
 def picture(path, height=16, width=24, mode="RGB", **options):
-    """Noise, exactly kept by the lossless formats."""
+    """Noise, which lossless formats preserve exactly."""
     path.parent.mkdir(exist_ok=True)
     shape = (height, width) if mode == "L" else (height, width, len(mode))
     pixels = RNG.integers(0, 256, shape, np.uint8)
@@ -59,7 +59,7 @@ def test_images(tmp_path):
     np.testing.assert_array_equal(given, pixels.transpose(0, 3, 1, 2))
 
 
-def test_images_with_a_normalisation_of_their_own(tmp_path):
+def test_images_with_their_own_normalization(tmp_path):
     pixels = picture(tmp_path / "a.png").transpose(2, 0, 1)[None].astype(np.float64)
     raw = loaded(tmp_path, NCHW, pixels=Pixels(1.0, (0.0,), (1.0,)))["x"]
     np.testing.assert_array_equal(raw, pixels)
@@ -70,7 +70,7 @@ def test_images_with_a_normalisation_of_their_own(tmp_path):
     assert "3 channels, std (--image-std) has 2 numbers" in refusal(tmp_path, NCHW, pixels=Pixels(std=(1, 2)))
 
 
-def test_pixels_also_normalise_bytes_in_a_file(tmp_path):
+def test_pixels_also_normalize_bytes_in_a_file(tmp_path):
     x = RNG.integers(0, 256, (5, 16, 24, 3), np.uint8)
     np.savez(tmp_path / "a.npz", x=x, mean=np.full(3, 0.5), std=np.full(3, 0.25))
     got = loaded(tmp_path / "a.npz", NCHW)["x"]
@@ -87,7 +87,7 @@ def test_gray_images(tmp_path):
 
 
 def test_other_sizes_are_scaled_and_cropped(tmp_path):
-    """The middle of a wide image: three stripes, of which the outer ones are cut off."""
+    """The middle of a wide image of three stripes, whose outer ones are cropped."""
     stripes = np.zeros((32, 96, 3), np.uint8)
     stripes[:, 20:76] = 200
     Image.fromarray(stripes).save(tmp_path / "a.png")
@@ -102,9 +102,9 @@ def test_free_sizes_take_those_of_the_first_image(tmp_path):
     assert loaded(tmp_path, spec("x", None, None, 12, 3))["x"].shape == (2, 10, 12, 3)
 
 
-def test_orientation_in_the_file_is_obeyed(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     picture(tmp_path / "a.png", 24, 16, exif=exif)
     assert loaded(tmp_path, spec("x", None, 3, None, None))["x"].shape == (1, 3, 16, 24)
 
@@ -133,7 +133,7 @@ def test_images_for_a_model_that_takes_none(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz"])
-def test_files_of_arrays(tmp_path, ending):
+def test_array_files(tmp_path, ending):
     x = RNG.standard_normal((6, 3)).astype(np.float32)
     for name, part in (("b", x[2:5]), ("a", x[:2]), ("c", x[5])):
         if ending == "npy":
@@ -150,14 +150,14 @@ def test_files_of_arrays(tmp_path, ending):
     assert "d.npy" in refusal(tmp_path, *specs)
 
 
-def test_large_files_of_arrays(tmp_path):
+def test_large_array_files(tmp_path):
     x = RNG.standard_normal((200, 3, 1000)).astype(np.float32)
     for k in range(2):
         np.save(tmp_path / f"{k}.npy", x[100 * k : 100 * k + 100])
     np.testing.assert_array_equal(loaded(tmp_path, spec("x", None, 3, 1000))["x"], x)
 
 
-def test_files_of_images_with_their_normalisation(tmp_path):
+def test_image_arrays_with_their_normalization(tmp_path):
     x = RNG.integers(0, 256, (4, 16, 24, 3), np.uint8)
     half = np.full(3, 0.5)
     for k in range(2):
@@ -185,7 +185,7 @@ def test_onnx_test_data(tmp_path):
     assert "test_data_set_2 has arrays 'x', test_data_set_0 has 'x', 'z'" in refusal(tmp_path, *specs)
 
 
-def test_folders_that_say_nothing(tmp_path):
+def test_folders_without_usable_samples(tmp_path):
     assert "contains no images" in refusal(tmp_path, X)
     (tmp_path / "a.pb").touch()
     assert "no input_0.pb" in refusal(tmp_path, X)

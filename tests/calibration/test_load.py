@@ -1,4 +1,4 @@
-"""Every rule by which samples are taken, converted or refused."""
+"""Every rule by which samples are accepted, converted or refused."""
 
 
 import numpy as np
@@ -100,7 +100,7 @@ def images():
             "std": np.array([0.2, 0.3, 0.4])}  # fmt: skip
 
 
-def test_images_are_normalised():
+def test_images_are_normalized():
     data = images()
     got = every(load_samples(data, [spec("input", None, 3, 4, 5)], None))["input"]
     expected = ((data["x"].astype(np.float32) / 255 - data["mean"]) / data["std"]).transpose(0, 3, 1, 2)

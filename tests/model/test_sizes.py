@@ -1,4 +1,4 @@
-"""Models over 2 GB through the passes that store them: nothing may be serialised in one piece. Limits are lowered."""
+"""Models over 2 GB through the storing passes, which must never serialize them whole; limits are lowered here."""
 
 import numpy as np
 import onnx

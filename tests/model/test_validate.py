@@ -1,4 +1,4 @@
-"""Models that would end in a traceback or in all memory are refused by their declarations alone."""
+"""Models that would end in a traceback or exhaust memory are refused from their declarations."""
 
 import numpy as np
 import onnx
@@ -63,14 +63,14 @@ def test_data_of_every_storage(kind) -> None:
         check_model(sound)
 
 
-def test_two_initializers_of_a_name() -> None:
+def test_two_initializers_with_one_name() -> None:
     broken = model()
     broken.graph.initializer.add().CopyFrom(broken.graph.initializer[0])
     with pytest.raises(ModelError, match="two initializers are named 'w'"):
         check_model(broken)
 
 
-def test_an_output_that_nothing_computes() -> None:
+def test_a_constant_output() -> None:
     broken = model(signature="(float[N, 4] x) => (float[N, 4] y, float[4, 4] w)")
     with pytest.raises(ModelError, match="output 'w' is a constant initializer"):
         check_model(broken)
@@ -88,7 +88,7 @@ def test_graphs_nested_too_deep() -> None:
         check_model(broken)
 
 
-def test_a_tensor_that_no_memory_holds() -> None:
+def test_a_tensor_too_large_for_memory() -> None:
     huge = model("p = Pad (x, pads) y = ReduceMax <axes = [1]> (p)")
     huge.graph.initializer.append(numpy_helper.from_array(np.array([0, 1 << 40, 0, 0]), "pads"))
     with pytest.raises(ModelError, match="tensor 'p' would take 4,096 GB"):

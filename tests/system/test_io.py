@@ -1,4 +1,4 @@
-"""Reading what is broken or hostile, writing all or nothing."""
+"""Reading broken or hostile files; writing all or nothing."""
 
 import os
 import stat
@@ -127,7 +127,7 @@ def test_read_external_refuses(model, tmp_path):
         assert found in message
 
 
-def test_read_external_refuses_a_location_that_is_no_text(model, tmp_path):
+def test_read_external_refuses_a_location_that_is_not_utf8(model, tmp_path):
     external(model, tmp_path / "m.onnx", "absent")
     data = (tmp_path / "m.onnx").read_bytes()
     (tmp_path / "m.onnx").write_bytes(data.replace(b"absent", b"abs\xff\xfet"))

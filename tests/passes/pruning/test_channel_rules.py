@@ -1,4 +1,4 @@
-"""What operators do to channels: constants as ONNX computes them, slots on the axis where they end up."""
+"""How operators propagate channels: constants as ONNX computes them, slots along the right axis."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ STORED = {
 
 
 def after(node, trailing=2, **others):
-    """The channels of what `node` makes of x, whose channels 0 and 2 are constant."""
+    """The channels of the output of `node` for x, whose channels 0 and 2 are constant."""
     model = parser.parse_model(f'''<ir_version: 8, opset_import: ["": 17]>
         g (float[1, 3, 4, 4] x) => (float[M] y) {{ {node} }}''')
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in STORED.items())
@@ -59,7 +59,7 @@ VARYING = {
 
 
 @pytest.mark.parametrize("node", VARYING)
-def test_what_no_longer_is_the_same_at_all_positions(node):
+def test_what_no_longer_is_equal_at_all_positions(node):
     assert np.flatnonzero(after(node).constant).tolist() == VARYING[node]
 
 
@@ -77,7 +77,7 @@ def test_flattened_channels_are_repeated():
     assert after("y = Squeeze (x, spatial)").trailing == 0
 
 
-def test_concatenated_channels_follow_each_other():
+def test_concatenated_channels_are_in_order():
     other = Channels(np.array([20]), np.zeros(1, np.float32), np.ones(1, bool), 2)
     for axis in (1, -3):
         assert after(f"y = Concat <axis = {axis}> (z, x)", z=other).slots.tolist() == [20, 10, 11, 12]
@@ -88,5 +88,5 @@ def test_concatenated_channels_follow_each_other():
     "node", ["y = Softmax (x)", "y = Add (x, unknown)", "y = Resize (x, , more)", "y = Flatten <axis = 2> (x)",
              "y = ReduceMean <axes = [1]> (x)", "y = QuantizeLinear (x, scale)"],
 )  # fmt: skip
-def test_what_is_not_known_is_not_followed(node):
+def test_unsupported_operators_are_not_propagated(node):
     assert after(node) is None

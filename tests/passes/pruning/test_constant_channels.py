@@ -1,4 +1,4 @@
-"""Channels that are constant, and channels that can only go together."""
+"""Constant channels, and coupled channels, which can only be removed together."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from rdoq_onnx.passes.pruning.constant_channels import ConstantChannels, Couplin
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20))
-def test_ties_are_an_equivalence(pairs):
-    """Against the components found by spreading labels until nothing changes."""
+def test_coupling_is_an_equivalence(pairs):
+    """Against connected components found by propagating labels until nothing changes."""
     coupling = Coupling()
     slots = coupling.new(10)
     labels = list(range(10))
@@ -22,7 +22,7 @@ def test_ties_are_an_equivalence(pairs):
     assert (roots[:, None] == roots).tolist() == (np.array(labels)[:, None] == labels).tolist()
 
 
-def test_the_first_reason_of_tied_slots_counts():
+def test_the_first_reason_of_coupled_slots_counts():
     coupling = Coupling()
     slots = coupling.new(3)
     coupling.fix(slots[1:2], "first")
@@ -32,7 +32,7 @@ def test_the_first_reason_of_tied_slots_counts():
 
 
 def channels(nodes, **weights):
-    """Weights of ones but for those given; row 1 of the first layer is zero."""
+    """Weights of ones unless given; row 1 of the first layer is zero."""
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
         g (float[1, 2, 5, 5] x) => (float[1, 2, H, W] y) {{ [first] a = Conv (x, w, b) {nodes} }}""")
     w = np.ones((3, 2, 1, 1), np.float32)
@@ -51,7 +51,7 @@ def test_a_row_of_zeros_is_its_bias():
     assert not found.summands(second, np.zeros(3, bool)).any()
 
 
-def test_a_layer_that_reads_constants_alone_is_constant():
+def test_a_layer_that_reads_only_constants_is_constant():
     v = np.zeros((2, 3, 3, 3), np.float32)
     v[1, 1] = 0.5
     found = channels("y = Conv (a, v)", v=v)
@@ -61,7 +61,7 @@ def test_a_layer_that_reads_constants_alone_is_constant():
     assert padded.channels["y"].constant.tolist() == [True, False]
 
 
-def test_an_add_ties_its_sides():
+def test_an_add_couples_its_inputs():
     found = channels("[other] c = Conv (x, w) d = Add (a, c) y = Conv (d, v)")
     roots = [found.coupling.roots(found.channels[name].slots).tolist() for name in "acd"]
     assert roots[0] == roots[1] == roots[2]
@@ -72,7 +72,7 @@ def test_an_add_ties_its_sides():
     ("[soft] c = Softmax <axis = 1> (a) y = Conv (c, v)", "a", "Softmax soft reads it"),
     ("y = Conv (a, v)", "y", "it is an output of the network"),
 ])  # fmt: skip
-def test_channels_that_stay_say_why(nodes, tensor, reason):
+def test_kept_channels_have_reasons(nodes, tensor, reason):
     found = channels(nodes)
     fixed = found.coupling.fixed()
     assert {fixed.get(root) for root in found.coupling.roots(found.channels[tensor].slots).tolist()} == {reason}
