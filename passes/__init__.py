@@ -1,12 +1,12 @@
-"""Rewrites of ONNX models: ModelProto in, ModelProto out, one a module; no disk, no runtime.
+"""Rewrites of ONNX models: ModelProto in, ModelProto out, one per module; no disk, no runtime.
 
-A pass is a frozen dataclass whose fields are its options. It may refuse in `requires`, rewrites in
-`__call__`, and states in `ensures` what it leaves; `run_passes` calls the three in this order and checks that
-the model is valid before and after each pass.
+A pass is a frozen dataclass whose fields are its options. It may refuse in `requires`, rewrites in `__call__`, and
+verifies its promise in `ensures`; `run_passes` calls the three in this order and checks that the model is valid before
+and after each pass.
 
-Some modules hold no pass but what passes are made of: for remove_channels stored_layers, constant_channels,
-channel_rules and slice_channels, for pack_weights channel_widths, bit_rows and sub_byte_parts, for both that pack
-decoding, for all that touch biases correct_bias.
+Some modules contain building blocks instead of a pass: stored_layers, constant_channels, channel_rules and
+slice_channels for remove_channels; channel_widths, bit_rows and sub_byte_parts for pack_weights; decoding for both
+packing passes; correct_bias for all passes that change biases.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import onnx
 from onnx import ModelProto
 
 from rdoq_onnx.errors import ModelError, RdoqError
-from rdoq_onnx.model.sizes import serialisable, weights_as_inputs
+from rdoq_onnx.model.sizes import serializable, weights_as_inputs
 
 __all__ = ["Pass", "check", "one_line", "run_passes"]
 
@@ -40,7 +40,7 @@ class Pass(Protocol):
 def run_passes(passes: Sequence[Pass], model: ModelProto, *, checked: bool = True) -> ModelProto:
     """Apply `passes` in order; `model` is not altered.
 
-    checked: False for a trial that goes to ONNX Runtime at once, which does not take what is not valid either.
+    checked: False skips the checker, for trials that go straight to ONNX Runtime, which rejects invalid models itself.
     Raises ModelError, naming the pass that failed and those that ran before it. Errors of this package keep their
     class.
     """
@@ -65,13 +65,13 @@ def run_passes(passes: Sequence[Pass], model: ModelProto, *, checked: bool = Tru
 
 
 def check(model: ModelProto) -> None:
-    """Raise ModelError unless onnx.checker accepts `model`, which may be larger than the checker can take."""
+    """Raise ModelError unless onnx.checker accepts `model`; works beyond the checker's 2 GiB limit."""
     try:
-        onnx.checker.check_model(model if serialisable(model) else weights_as_inputs(model))
+        onnx.checker.check_model(model if serializable(model) else weights_as_inputs(model))
     except onnx.checker.ValidationError as error:
         raise ModelError(f"the model is not valid ONNX: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:
-    """The message without its line breaks; the checker appends the context of a node on further lines."""
+    """The message on one line; the checker puts the context of a node on further lines."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,9 +1,9 @@
-"""A branch for those readers of a tensor that want it quantized, where others read it in float.
+"""Branch a tensor for the consumers that read it quantized, where others read it in float.
 
     a ─┬─ Identity ─ a/quantized ─ layers
        └─ nodes that compute in float
 
-Quantizers, Adds and curves are then those of the branch. InsertQDQ joins the two again, with a quantizer between.
+Quantizers, Adds and curves then belong to the branch. InsertQDQ replaces the Identity by a quantizer.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,30 +18,30 @@ from rdoq_onnx.passes import Pass
 
 
 @dataclass(frozen=True)
-class BranchReaders(Pass):
-    """Put an Identity in front of the nodes given for each tensor; bodies of subgraphs read on from the tensor itself.
+class BranchConsumers(Pass):
+    """Insert an Identity between each tensor and the nodes listed for it; subgraph bodies still read the tensor itself.
 
     Assumes unique node names.
     """
 
-    readers: Mapping[str, Collection[str]]
+    consumers: Mapping[str, Collection[str]]
 
     def __call__(self, model: ModelProto) -> ModelProto:
         def insert(graph: Graph) -> None:
             nodes, tensors = {n.name: n for n in graph.nodes}, graph.tensors()
-            for name, readers in self.readers.items():
+            for name, consumers in self.consumers.items():
                 tensor = tensors[name]
                 branch = surgeon.append(graph, "Identity", [tensor], "branch", like=tensor)
                 branch.name = surgeon.fresh(graph, name + BRANCH)
-                for inputs in (nodes[reader].inputs for reader in readers):
+                for inputs in (nodes[consumer].inputs for consumer in consumers):
                     for index in (k for k, t in enumerate(inputs) if t is tensor):
                         inputs[index] = branch
 
         return surgeon.edit(model, insert)
 
 
-def join_readers(graph: Graph) -> None:
-    """Take the Identity of each branch out. Normalize has left no other but where it cannot go."""
+def join_branches(graph: Graph) -> None:
+    """Remove the Identity of each branch. Normalize has removed all others that can be."""
     for node in graph.nodes:
         if node.op == "Identity" and surgeon.standard(node):
             surgeon.bypass(graph, node)

@@ -1,8 +1,8 @@
-"""The modified network F̃ of the supplement (Fig. 1, Eq. 2): F with an Add behind every tensor that is perturbed.
+"""The modified network F̃ of the supplement (Fig. 1, Eq. 2): F with an Add after every perturbed tensor.
 
 F̃(x; s_1 ... s_l) reads a_i + s_i wherever F reads the activation a_i, and z_i + s_i wherever it reads the output z_i of
-a weighted layer. At s = 0 it is F. Every perturbation of the method, of a weight channel or of an activation, is a
-value of one s_i: ΔW_ij changes z_i by op(x_i, ΔW_ij) on channel j alone.
+a weighted layer. At s = 0 it equals F. Every perturbation in the method, of a weight channel or an activation, is a
+value of one s_i: ΔW_ij changes z_i by op(x_i, ΔW_ij) on channel j only.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from rdoq_onnx.passes import Pass
 
 @dataclass(frozen=True)
 class InsertAdds(Pass):
-    """Put an Add with parameter `s/<tensor>` behind each tensor named.
+    """Insert an Add with a parameter named by `parameter` after each listed tensor.
 
-    The parameters are optional inputs of the model: initializers of zeros, shaped [1, ..., 1], that a feed of any
-    shape that broadcasts replaces. An Add behind an activation changes what other nodes read; a graph output of that
-    name keeps the value of F. An Add behind a layer's output reaches a graph output, too.
+    The parameters are optional inputs of the model: zero initializers of shape [1, ..., 1] that a feed of any
+    broadcastable shape overrides. An Add after an activation changes what its consumers read, but a graph output of
+    that name keeps the value of F. An Add after a layer's output changes a graph output, too.
 
     activations, outputs: tensor names. A tensor may be in both.
     """
@@ -37,7 +37,7 @@ class InsertAdds(Pass):
 
         def insert(graph: Graph) -> None:
             tensors = graph.tensors()
-            # Where both are the same tensor, the layer's Add comes first in the graph, so it is inserted last.
+            # For a tensor in both, the layer's Add must come first in the graph, so it is inserted last.
             for kind, names in (("a", self.activations), ("z", self.outputs)):
                 for name in dict.fromkeys(names):
                     parameters[_add(graph, tensors[name], kind, ranks)] = ranks.get(name, 0)
@@ -49,7 +49,7 @@ class InsertAdds(Pass):
 
 
 def parameter(kind: str, tensor: str) -> str:
-    """The name of the parameter behind `tensor`; kind is "a" for an activation, "z" for a layer's output."""
+    """The name of the parameter of `tensor`; kind is "a" for an activation, "z" for a layer's output."""
     return f"s_{kind}/{tensor}"
 
 
@@ -67,5 +67,5 @@ def _add(graph: Graph, tensor: Tensor, kind: str, ranks: dict[str, int]) -> str:
 
 def _ranks(model: ModelProto) -> dict[str, int]:
     graph = infer_shapes(model).graph
-    known = [*graph.input, *graph.value_info, *graph.output]
-    return {v.name: len(v.type.tensor_type.shape.dim) for v in known if v.type.tensor_type.HasField("shape")}
+    values = [*graph.input, *graph.value_info, *graph.output]
+    return {v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")}

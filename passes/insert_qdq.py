@@ -1,6 +1,6 @@
 """QuantizeLinear and DequantizeLinear around what was allocated, where the target fuses integer kernels.
 
-    activation   a ─ QuantizeLinear ─ [Clip to 0..2^b-1] ─ DequantizeLinear ─ all that read a (BranchReaders)
+    activation   a ─ QuantizeLinear ─ [Clip to 0..2^b-1] ─ DequantizeLinear ─ all that read a (BranchConsumers)
     weight       INT8 integers ─ DequantizeLinear (one scale per channel, zero point 0) ─ layer
     bias         INT32 integers ─ DequantizeLinear (weight scale x activation scale) ─ layer
     weights only INT8 integers ─ Cast ─ Mul by the scales ─ layer
@@ -35,7 +35,7 @@ from rdoq_onnx.model.graph import CLAMPS
 from rdoq_onnx.model.layers import Activation, Layer
 from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor, Variable
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.passes.branch_consumers import join_readers
+from rdoq_onnx.passes.branch_consumers import join_branches
 from rdoq_onnx.passes.correct_bias import add_to_bias
 
 _ROUNDING = 1e-6
@@ -81,7 +81,7 @@ class InsertQDQ(Pass):
                 for weight in self.weights:
                     for use in weight.layer.uses:
                         _quantize_bias(graph, nodes[use.node], weight)
-            join_readers(graph)
+            join_branches(graph)
 
         return surgeon.edit(model, insert)
 

@@ -1,4 +1,4 @@
-"""Weights replaced by the float values that their integers stand for: a network quantized in its weights alone."""
+"""Replace weights by their dequantized values: a network with only its weights quantized."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from rdoq_onnx.passes.correct_bias import add_to_bias
 
 @dataclass(frozen=True)
 class ReplaceWeights(Pass):
-    """Give each layer the weight named beside it, float32 in the weight's shape, and add its shift to the bias."""
+    """Give each layer its new weight, float32 in the weight's shape, and add its shift, [units], to the bias."""
 
     weights: Sequence[tuple[Layer, NDArray[np.float32], NDArray[np.float64]]]
 

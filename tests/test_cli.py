@@ -392,7 +392,7 @@ def refused(main: Main, arguments: Sequence[str | Path], output: Path, code: int
     [
         (None, "cannot be read (No such file or directory); give an .onnx file"),
         (CNN.read_bytes()[:5000], "is truncated; export or download it again"),
-        (b"no model at all", "is no ONNX model"),
+        (b"no model at all", "is not an ONNX model"),
         (b"", "is empty"),
     ],
     ids=["missing", "truncated", "text", "empty"],
@@ -434,9 +434,9 @@ FITTING = np.linspace(-1, 1, 8 * 28 * 28, dtype=np.float32).reshape(8, 1, 28, 28
     ("arrays", "said"),
     [
         ({"image": FITTING, "other": FITTING}, "no array for input 'input'; rename"),
-        ({"input": FITTING[..., :20]}, "'input' has shape [8,1,28,20], but the model wants [?,1,28,28]; resize"),
+        ({"input": FITTING[..., :20]}, "'input' has shape [8,1,28,20], but the model expects [?,1,28,28]; resize"),
         ({"input": FITTING[:, 0]}, "'input' has shape [8,28,28]"),
-        ({"input": FITTING.astype(np.int64)}, "'input' is int64, but the model wants float32; convert it"),
+        ({"input": FITTING.astype(np.int64)}, "'input' is int64, but the model expects float32; convert it"),
         ({"input": FITTING.astype(np.complex64)}, "'input' is complex64"),
         ({"input": np.where(FITTING > 0.9, np.nan, FITTING)}, "'input' holds NaN or infinity; remove"),
         ({"input": np.where(FITTING > 0.9, np.inf, FITTING)}, "'input' holds NaN or infinity; remove"),
@@ -480,7 +480,7 @@ def test_impossible_bits(main: Main, tmp_path: Path, option: str, value: str) ->
         (["--pin", "/0/conv=4"], "--pin /0/conv=4 matches no layer or activation; the nearest is '/0/Conv'"),
         (["--pin", "/0/Conv=0", "--widths", "2-8"], "--pin /0/Conv=0: '/0/Conv' offers [2, 3, 4, 5, 6, 7] bits"),
         (["--exclude", "/0/Convs"], "--exclude '/0/Convs' matches no layer; the nearest is '/0/Conv'"),
-        (["--exclude-op", "gemm"], "--exclude-op 'gemm' is the type of no layer; the nearest is 'Gemm'"),
+        (["--exclude-op", "gemm"], "--exclude-op 'gemm' matches no layer's operator type; the nearest is 'Gemm'"),
         (["--size", "much"], "--size 'much' is no size; give for example 1.5MB"),
         (["--size", "30kB", "--weight-bits", "4"], "--size and --weight-bits are both budgets"),
         (["--sqnr", "25", "--weight-bits", "4", "--activation-bits", "8"], "need a budget to lower"),
@@ -538,7 +538,7 @@ def test_gate_that_is_missed(main: Main, tmp_path: Path) -> None:
         ("folder", "is a folder; give the path of a file"),
         ("/proc/none_such.onnx", "cannot be written"),
         ("/dev/null", "is a device or pipe; give the path of a file"),
-        ("x" * 300, "is no usable path"),
+        ("x" * 300, "is not a usable path"),
     ],
     ids=["no folder", "a folder", "proc", "device", "long name"],
 )

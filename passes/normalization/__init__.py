@@ -1,5 +1,5 @@
-"""Rewrites that bring any model into the form that the analysis reads.
+"""Rewrites that normalize any model to the form that the analysis reads.
 
-Run in the order of `analysis.normalization.NORMALIZE`.
+They run in the order of `analysis.normalization.NORMALIZE`.
 Imports from `passes` and `rdoq_onnx.model`.
 """

@@ -1,14 +1,14 @@
-"""Per-channel constant factors and offsets become part of the linear layer beside them.
+"""Fold per-channel constant factors and offsets into the adjacent linear layer.
 
 In inference, BatchNormalization is affine in each channel c, and so is a Mul, Div, Add or Sub with a constant of
 one value per channel, which is how some exporters write it:
 
     y_c = a_c z_c + b_c,    a = γ / sqrt(σ² + ε),    b = β - a μ
 
-Behind a layer z = W x + d with output channels o:     W'_o = a_o W_o,    d'_o = a_o d_o + b_o
+After a layer z = W x + d with output channels o:      W'_o = a_o W_o,    d'_o = a_o d_o + b_o
 Before a layer z = W y + d with input channels i:      W'_i = a_i W_i,    d' = d + W b
 
-The second form needs a layer that pads nothing, unless b = 0: padding comes after the offset. (Ioffe & Szegedy,
+The second form requires a layer without padding, unless b = 0: padding is applied after the offset. (Ioffe & Szegedy,
 "Batch Normalization", ICML 2015, section 3.1.)
 """
 
@@ -32,12 +32,12 @@ _STORED = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64)}
 
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
-    """Fold per-channel affine nodes into Conv, ConvTranspose, Gemm, and MatMul by a constant from the right.
+    """Fold per-channel affine nodes into Conv, ConvTranspose, Gemm, and MatMul with a constant on the right.
 
-    Assumes a normalized model: weights are initializers. Folds a node where it is the only reader of the layer
-    before it, or, a BatchNormalization, has the layer behind it as its only reader; neither may be a graph
-    output. Leaves the rest as it is, among it an Add behind a MatMul, which is that layer's bias. Arithmetic is
-    in float64, the result in the weight's type; what that type cannot hold is not folded.
+    Assumes a normalized model: weights are initializers. Folds a node that is the only consumer of the layer before
+    it, and a BatchNormalization whose only consumer is the layer after it; the tensor between must not be a graph
+    output. Leaves everything else, including an Add after a MatMul, which is that layer's bias. Computes in float64
+    and stores in the weight's dtype; does not fold values beyond its range.
     """
 
     def __call__(self, model: ModelProto) -> ModelProto:
@@ -45,7 +45,7 @@ class FoldBatchNorm(Pass):
 
         def fold(graph: Graph) -> None:
             for layer in list(graph.nodes):
-                while _fold_behind(graph, layer, ranks):
+                while _fold_after(graph, layer, ranks):
                     pass
             for norm in [n for n in graph.nodes if n.op == "BatchNormalization" and n.outputs]:
                 _fold_before(graph, norm, ranks)
@@ -61,30 +61,30 @@ class _Affine:
     shift: Float64
 
 
-def _fold_behind(graph: Graph, layer: Node, ranks: dict[str, int]) -> bool:
-    """Fold the only reader of `layer` into it; False if there is none that can be."""
+def _fold_after(graph: Graph, layer: Node, ranks: dict[str, int]) -> bool:
+    """Fold the only consumer of `layer` into it; False if that is not possible."""
     if layer.op not in LAYER_TYPES:
         return False
-    reader = _only_reader(graph, layer.outputs[0])
-    # An Add behind a MatMul is the layer's bias already.
-    if reader is None or reader.op not in ({"BatchNormalization"} if layer.op == "MatMul" else _AFFINE):
+    consumer = _sole_consumer(graph, layer.outputs[0])
+    # An Add after a MatMul is already the layer's bias.
+    if consumer is None or consumer.op not in ({"BatchNormalization"} if layer.op == "MatMul" else _AFFINE):
         return False
     weight = _weight(layer, ranks)
     if weight is None:
         return False
     rows = _unfold(layer, weight)
     groups, outputs = rows.shape[:2]
-    affine = _affine(reader, layer.outputs[0], groups * outputs, weight.ndim)
+    affine = _affine(consumer, layer.outputs[0], groups * outputs, weight.ndim)
     bias = _bias(layer, groups * outputs)
     if affine is None or bias is None:
         return False
     rows = rows * affine.scale.reshape(groups, outputs, 1, 1)
-    return _rewrite(graph, layer, reader, layer.outputs[0], rows, affine.scale * bias + affine.shift)
+    return _rewrite(graph, layer, consumer, layer.outputs[0], rows, affine.scale * bias + affine.shift)
 
 
 def _fold_before(graph: Graph, norm: Node, ranks: dict[str, int]) -> bool:
-    """Fold `norm` into its only reader; False if that is no layer, or sees padding where it would see shift."""
-    layer = _only_reader(graph, norm.outputs[0])
+    """Fold `norm` into its only consumer; False if that is not a layer, or pads where the shift would be missing."""
+    layer = _sole_consumer(graph, norm.outputs[0])
     weight = _weight(layer, ranks) if layer is not None else None
     if layer is None or weight is None or layer.attrs.get("transA", 0) or layer.inputs[0] is not norm.outputs[0]:
         return False
@@ -100,7 +100,7 @@ def _fold_before(graph: Graph, norm: Node, ranks: dict[str, int]) -> bool:
 
 
 def _affine(node: Node, source: Tensor, channels: int, rank: int) -> _Affine | None:
-    """What `node` does to each of the channels, axis 1, of `source`; None if it is not that simple."""
+    """The scale and shift that `node` applies to each channel (axis 1) of `source`; None if it does anything else."""
     if not surgeon.standard(node):
         return None
     if node.op == "BatchNormalization":
@@ -129,9 +129,9 @@ def _affine(node: Node, source: Tensor, channels: int, rank: int) -> _Affine | N
 
 
 def _rewrite(graph: Graph, layer: Node, node: Node, source: Tensor, rows: Float64, bias: Float64) -> bool:
-    """Give `layer` the weights and bias, and have the readers of `node` read `source`.
+    """Set the weights and bias of `layer`, and connect the consumers of `node` to `source`.
 
-    False, and nothing is changed, if the type of the weight cannot hold them.
+    Returns False and changes nothing if they exceed the range of the weight's dtype.
     """
     kind = layer.inputs[1].values.dtype
     with np.errstate(over="ignore"):
@@ -152,7 +152,7 @@ def _rewrite(graph: Graph, layer: Node, node: Node, source: Tensor, rows: Float6
 
 
 def _set(graph: Graph, layer: Node, index: int, value: NDArray[Any], stem: str) -> None:
-    """Change an initializer that nothing else reads, or give the layer one of its own."""
+    """Set an input of `layer`: change its initializer in place if nothing else reads it, else add a new one."""
     old = layer.inputs[index] if len(layer.inputs) > index else None
     if isinstance(old, Constant) and len(old.outputs) == 1 and id(old) not in surgeon.exposed(graph):
         old.values = value
@@ -162,16 +162,16 @@ def _set(graph: Graph, layer: Node, index: int, value: NDArray[Any], stem: str) 
     layer.inputs = [*layer.inputs[:index], new, *layer.inputs[index + 1 :]]
 
 
-def _only_reader(graph: Graph, tensor: Tensor) -> Node | None:
-    """The one node of the main graph that reads `tensor`, if nothing else needs it."""
-    readers = list(tensor.outputs)
-    if len(readers) != 1 or id(tensor) in surgeon.exposed(graph):
+def _sole_consumer(graph: Graph, tensor: Tensor) -> Node | None:
+    """The only consumer of `tensor`, if it is in the main graph and `tensor` is not an output."""
+    consumers = list(tensor.outputs)
+    if len(consumers) != 1 or id(tensor) in surgeon.exposed(graph):
         return None
-    return None if surgeon.in_body(graph, readers[0]) else readers[0]
+    return None if surgeon.in_body(graph, consumers[0]) else consumers[0]
 
 
 def _weight(layer: Node, ranks: dict[str, int]) -> Float64 | None:
-    """The constant weight of a linear layer whose channels are on axis 1 of input and output; else None."""
+    """The constant weight of a linear layer with channels on axis 1 of input and output; None otherwise."""
     if layer.op not in LAYER_TYPES or not surgeon.standard(layer):
         return None
     if layer.op == "MatMul" and ranks.get(layer.outputs[0].name) != 2:
@@ -181,7 +181,7 @@ def _weight(layer: Node, ranks: dict[str, int]) -> Float64 | None:
 
 
 def _bias(layer: Node, channels: int) -> Float64 | None:
-    """What the layer adds to each channel; None if that is no constant."""
+    """The bias of each channel; None if it is not constant."""
     if layer.op == "MatMul" or len(layer.inputs) < 3 or layer.inputs[2].is_empty():
         return np.zeros(channels)
     bias = _per_channel(layer.inputs[2], channels, rank=2 if layer.op == "Gemm" else 1)
@@ -189,7 +189,7 @@ def _bias(layer: Node, channels: int) -> Float64 | None:
 
 
 def _per_channel(tensor: Tensor, channels: int, rank: int) -> Float64 | None:
-    """A constant that broadcasts to one value per channel, axis 1 of `rank` (axis 0 of 1), as a vector."""
+    """A constant that broadcasts to one value per channel, as a vector; channels are on axis 1 (axis 0 if rank 1)."""
     value = _float64(tensor)
     if value is None or value.ndim > rank:
         return None
@@ -205,7 +205,7 @@ def _float64(tensor: Tensor) -> Float64 | None:
 
 
 def _unfold(layer: Node, weight: Float64) -> Float64:
-    """Weights as [groups, outputs of a group, inputs of a group, positions]."""
+    """Reshape weights to [groups, outputs per group, inputs per group, kernel positions]."""
     groups = layer.attrs.get("group", 1) if layer.op in ("Conv", "ConvTranspose") else 1
     if layer.op == "Conv":
         return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
@@ -223,14 +223,14 @@ def _refold(layer: Node, rows: Float64, shape: tuple[int, ...]) -> Float64:
 
 
 def _pads(layer: Node) -> bool:
-    """Do some of the layer's outputs see fewer than all weights? All but the inner ones of ConvTranspose do."""
+    """Whether some outputs use only part of the weights, as those at the border of any ConvTranspose do."""
     if layer.op == "Conv":
         return layer.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(layer.attrs.get("pads", []))
     return bool(layer.op == "ConvTranspose")
 
 
 def _ranks(model: ModelProto) -> dict[str, int]:
-    """Ranks of the tensors as far as they can be inferred; needed for MatMul alone."""
+    """The ranks of tensors as far as they can be inferred; only MatMul needs them."""
     if all(node.op_type != "MatMul" for node in model.graph.node):
         return {}
     graph = shape_inference.infer_shapes(weights_as_inputs(model, larger_than=1024)).graph

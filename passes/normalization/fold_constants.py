@@ -1,8 +1,7 @@
-"""What is computed from constants alone, computed once.
+"""Constant folding: compute once what depends on constants only.
 
-Exporters leave Transpose, Reshape, Cast and the like between an initializer and the layer that it belongs to, the
-arithmetic of weights that are normalized or standardized as well, and whole subgraphs that end in the few integers of a
-Pad, Slice or Reshape.
+Exporters leave Transpose, Reshape, Cast and the like between an initializer and its layer, the arithmetic of normalized
+or standardized weights, and whole subgraphs that compute the few integers of a Pad, Slice or Reshape.
 """
 
 import math
@@ -18,30 +17,30 @@ from rdoq_onnx.model import surgeon
 from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor
 from rdoq_onnx.passes import Pass
 
-_READERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+_CONSUMERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 _ELEMENTWISE = frozenset({"Abs", "Add", "Div", "Max", "Mul", "Pow", "Reciprocal", "Sqrt", "Sub"})
 _FOLDED = _ELEMENTWISE | {"Cast", "Concat", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _FOLDED |= {"BatchNormalization", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"}
-# Of results this small.
+# Folded anywhere if the result has at most _SMALL elements.
 _ARITHMETIC = _FOLDED | {"ConstantOfShape", "Gather", "Shape", "Slice"}
 _SMALL = 64  # elements
-_INPUT = 1024  # elements that they may be computed from; a Shape reads none
-_GROWTH = 16  # results together may hold so many times the elements of the model: a few doublings would fill all memory
+_MAX_INPUT = 1024  # elements of their inputs; a Shape reads none
+_GROWTH = 16  # limit of all results together, as a multiple of the model's elements: a few doublings would fill memory
 
 
 @dataclass(frozen=True)
 class FoldConstants(Pass):
-    """Replace the inputs of layers, and small tensors, that are computed from initializers alone by initializers.
+    """Replace inputs of layers, and small tensors, by initializers if they are computed from initializers only.
 
-    Assumes that Constant nodes are initializers. Leaves larger tensors that feed no layer alone.
+    Assumes that Constant nodes have become initializers. Leaves larger tensors that do not feed a layer.
     """
 
     def __call__(self, model: ModelProto) -> ModelProto:
-        return surgeon.edit(model, _fold) if _starts(model) else model
+        return surgeon.edit(model, _fold) if _any_foldable(model) else model
 
 
-def _starts(model: ModelProto) -> bool:
-    """Whether any node that may be computed reads initializers alone, as the first of a chain does."""
+def _any_foldable(model: ModelProto) -> bool:
+    """Whether any foldable node reads only initializers, as the first of a chain does."""
     constants = {"", *(t.name for t in model.graph.initializer)}
     return any(n.op_type in _ARITHMETIC and constants.issuperset(n.input) for n in model.graph.node)
 
@@ -49,53 +48,53 @@ def _starts(model: ModelProto) -> bool:
 def _fold(graph: Graph) -> None:
     opset, exposed = graph.opset, surgeon.exposed(graph)
     room = _GROWTH * sum(math.prod(t.shape) for t in graph.tensors().values() if isinstance(t, Constant))
-    computed: dict[int, tuple[int, Node]] = {}  # id of a tensor -> what makes it of constants alone, and its place
+    computed: dict[int, tuple[int, Node]] = {}  # id of a tensor with constant ancestors -> its producer and its place
     for place, node in enumerate(graph.nodes):
-        if node.op in _ARITHMETIC and _known(node) and _evaluate(node, opset, exposed, _SMALL):
+        if node.op in _ARITHMETIC and _has_small_constants(node) and _evaluate(node, opset, exposed, _SMALL):
             continue
         if node.op in _FOLDED and all(isinstance(t, Constant) or id(t) in computed for t in node.inputs):
             computed[id(node.outputs[0])] = place, node
-        elif node.op in _READERS:
+        elif node.op in _CONSUMERS:
             for tensor in node.inputs:
-                for maker in _makers(tensor, computed):
-                    size = _most_elements(maker)
-                    if size > room or not _evaluate(maker, opset, exposed):
+                for producer in _producers(tensor, computed):
+                    size = _max_elements(producer)
+                    if size > room or not _evaluate(producer, opset, exposed):
                         break
                     room -= size
 
 
-def _makers(tensor: Tensor, computed: Mapping[int, tuple[int, Node]]) -> list[Node]:
-    """The nodes that make `tensor`, unless it is a constant by now, in their order."""
-    found: dict[int, Node] = {}
+def _producers(tensor: Tensor, computed: Mapping[int, tuple[int, Node]]) -> list[Node]:
+    """The nodes that compute `tensor`, in graph order; none if it has become a constant."""
+    producers: dict[int, Node] = {}
     pending = [tensor]
     while pending:
         tensor = pending.pop()
         if not isinstance(tensor, Constant) and id(tensor) in computed:
             place, node = computed[id(tensor)]
-            if place not in found:
-                found[place] = node
+            if place not in producers:
+                producers[place] = node
                 pending.extend(node.inputs)
-    return [node for _, node in sorted(found.items())]
+    return [node for _, node in sorted(producers.items())]
 
 
-def _known(node: Node) -> bool:
+def _has_small_constants(node: Node) -> bool:
     """Whether all inputs are constants, and so small that the result cannot be large."""
-    given = [surgeon.values(t) for t in node.inputs if t.name]
-    if any(v is None or (v.size > _INPUT and node.op != "Shape") for v in given):
+    values = [surgeon.values(t) for t in node.inputs if t.name]
+    if any(v is None or (v.size > _MAX_INPUT and node.op != "Shape") for v in values):
         return False
-    return node.op != "ConstantOfShape" or bool(0 <= math.prod(np.asarray(given[0]).tolist()) <= _SMALL)
+    return node.op != "ConstantOfShape" or bool(0 <= math.prod(np.asarray(values[0]).tolist()) <= _SMALL)
 
 
-def _most_elements(node: Node) -> int:
-    """Of the output of a node in _FOLDED, whose inputs are constants."""
+def _max_elements(node: Node) -> int:
+    """An upper bound of the output's elements for a node in _FOLDED with constant inputs."""
     shapes = [t.shape for t in node.inputs]
     return math.prod(np.broadcast_shapes(*shapes)) if node.op in _ELEMENTWISE else sum(map(math.prod, shapes))
 
 
-def _evaluate(node: Node, opset: int, exposed: set[int], most: int | None = None) -> bool:
-    """Make the first output of `node`, whose inputs are constants, an initializer unless it has over `most` elements.
+def _evaluate(node: Node, opset: int, exposed: set[int], limit: int | None = None) -> bool:
+    """Turn the first output of `node`, whose inputs are constants, into an initializer of at most `limit` elements.
 
-    False, and no change, where it has, and where somebody reads another output.
+    Returns False and changes nothing if it has more, is a graph output, or another output is read.
     """
     output, *others = node.outputs
     read = any(t.outputs or id(t) in exposed for t in others)
@@ -114,7 +113,7 @@ def _evaluate(node: Node, opset: int, exposed: set[int], most: int | None = None
     single = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)])
     with np.errstate(all="ignore"):
         value = np.asarray(next(iter(ReferenceEvaluator(single).run(None, feeds))))
-    if most is not None and value.size > most:
+    if limit is not None and value.size > limit:
         return False
     surgeon.freeze(output, value)
     return True

@@ -1,6 +1,6 @@
-"""Weights of the bodies of If, Loop and Scan as initializers of the main graph, which bodies read from around them.
+"""Move weights in the bodies of If, Loop and Scan to initializers of the main graph, which the bodies capture.
 
-There each has a name of its own: two branches may give different weights the same one.
+Weights that share a name are renamed: two branches may use the same name for different weights.
 """
 
 from collections import Counter
@@ -16,9 +16,9 @@ from rdoq_onnx.passes import Pass
 
 @dataclass(frozen=True)
 class HoistWeights(Pass):
-    """Move float32 initializers and Constant nodes of two dimensions or more out of subgraphs.
+    """Move float32 initializers and Constant nodes of rank 2 or more out of subgraphs.
 
-    Leaves those that are inputs or outputs of their graph, and models without any as they are.
+    Leaves those that are inputs or outputs of their graph, and models without any, unchanged.
     """
 
     def __call__(self, model: ModelProto) -> ModelProto:
@@ -30,7 +30,7 @@ class HoistWeights(Pass):
         taken = set(all_names(result.graph))
         for body in _bodies(result.graph):
             weights = _weights(body)
-            names = {name: _free(name, taken) if defined[name] > 1 else name for name in weights}
+            names = {name: _unique(name, taken) if defined[name] > 1 else name for name in weights}
             for name, tensor in weights.items():
                 result.graph.initializer.add().CopyFrom(tensor)
                 result.graph.initializer[-1].name = names[name]
@@ -39,7 +39,7 @@ class HoistWeights(Pass):
         return result
 
     def ensures(self, model: ModelProto) -> None:
-        """Nothing that `check` does not see."""
+        """Nothing beyond what `check` verifies."""
 
 
 def _bodies(graph: GraphProto) -> Iterator[GraphProto]:
@@ -72,7 +72,7 @@ def _remove(body: GraphProto, names: KeysView[str]) -> None:
 
 
 def _definitions(graph: GraphProto) -> Iterator[str]:
-    """The name of each input, stored tensor and output of a node, once for each that has it."""
+    """Yield the name of each graph input, initializer and node output, once per definition."""
     yield from {*(v.name for v in graph.input), *(t.name for t in graph.initializer)}
     for node in graph.node:
         yield from node.output
@@ -80,7 +80,7 @@ def _definitions(graph: GraphProto) -> Iterator[str]:
             yield from _definitions(inner)
 
 
-def _free(name: str, taken: set[str]) -> str:
+def _unique(name: str, taken: set[str]) -> str:
     fresh, count = name, 0
     while fresh in taken:
         count += 1

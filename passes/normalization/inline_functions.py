@@ -1,16 +1,16 @@
-"""Local functions replaced by what they are made of: layers within them can then be quantized."""
+"""Inline model-local functions, so that the layers within them can be quantized."""
 
 from dataclasses import dataclass
 
 from onnx import ModelProto, inliner
 
 from rdoq_onnx.passes import Pass
-from rdoq_onnx.passes.normalization.normalize import sparing_weights
+from rdoq_onnx.passes.normalization.normalize import without_weights
 
 
 @dataclass(frozen=True)
 class InlineFunctions(Pass):
-    """No calls of functions that the model defines. Leaves models without such functions as they are."""
+    """Inline all calls of model-local functions. Leaves models without such functions unchanged."""
 
     def __call__(self, model: ModelProto) -> ModelProto:
-        return sparing_weights(model, inliner.inline_local_functions) if model.functions else model
+        return without_weights(model, inliner.inline_local_functions) if model.functions else model

@@ -1,7 +1,7 @@
-"""Bring a model into the one form that the other passes and the analysis expect.
+"""Normalize a model to the one form that the other passes and the analysis expect.
 
-Exporters store a weight as an initializer, as a Constant node, behind an Identity, or as an optional graph
-input. Afterwards it is an initializer, and nothing else.
+Exporters store a weight as an initializer, a Constant node, an initializer with an Identity after it, or an optional
+graph input. Afterwards it is always an initializer.
 """
 
 import math
@@ -21,9 +21,9 @@ from rdoq_onnx.model.sizes import weights_as_inputs
 from rdoq_onnx.model.surgeon import Graph, Node
 from rdoq_onnx.passes import Pass, one_line
 
-# Initializers from this IR version on need not be listed as graph inputs.
+# From this IR version on, initializers need not be listed as graph inputs.
 _FREE_INITIALIZERS = 4
-# The version converter may look at small tensors (axes, pads, scales); larger ones are spared the trip.
+# Elements. The version converter may need the values of small tensors (axes, pads, scales); larger ones are withheld.
 _SMALL = 1024
 
 _CONSTANTS: dict[str, Callable[[Any], Any]] = {
@@ -39,26 +39,26 @@ _CONSTANTS: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class Normalize(Pass):
-    """Constants (a reshaped weight is one) as initializers, no Identity, no idle Dropout, unique node names.
+    """Turn constants (also reshaped ones) into initializers, remove Identity and idle Dropout, make node names unique.
 
-    Assumes a valid model. Works on the main graph; bodies of subgraphs and functions stay as they are, but if
-    the opset is raised, or lowered to `latest`, subgraphs are converted and functions inlined. Leaves a Constant
-    that is sparse or a graph output, and an Identity between a graph input or a weight and a graph output. Weights
-    are no graph inputs any more, so nobody can override them. Negative sizes of inputs and outputs are free ones.
+    Assumes a valid model. Works on the main graph; subgraphs and functions stay unchanged, unless the opset is raised,
+    or lowered to `latest`: then subgraphs are converted and functions inlined. Leaves a Constant that is sparse or a
+    graph output, and an Identity between a graph input or a weight and a graph output. Removes weights from the graph
+    inputs, so that they cannot be overridden. Negative sizes of inputs and outputs become free.
     """
 
     opset: int = 13
-    latest: int = 27  # ONNX Runtime 1.32 has no quantizers of opset 28
+    latest: int = 27  # ONNX Runtime 1.32 does not implement QuantizeLinear of opset 28
 
     def __call__(self, model: ModelProto) -> ModelProto:
         result = surgeon.edit(model, _tidy)
         _close_weights(result.graph)
         _free_sizes(result.graph)
         raise_ir_version(result)
-        found = default_opset(result)
-        wanted = min(max(found, self.opset), self.latest)
-        if found and found != wanted:
-            result = surgeon.edit(raise_opset(result, wanted), _tidy)
+        opset = default_opset(result)
+        target = min(max(opset, self.opset), self.latest)
+        if opset and opset != target:
+            result = surgeon.edit(raise_opset(result, target), _tidy)
             raise_ir_version(result)
         _name_nodes(result.graph)
         return result
@@ -66,7 +66,7 @@ class Normalize(Pass):
     def ensures(self, model: ModelProto) -> None:
         names = Counter(node.name for node in model.graph.node)
         if names and (names[""] or max(names.values()) > 1):
-            raise ModelError("nodes without a name, or with the same name, are left")
+            raise ModelError("some nodes still have no name or a duplicate one")
         if 0 < default_opset(model) < self.opset:
             raise ModelError(f"the opset is still {default_opset(model)}")
 
@@ -74,9 +74,9 @@ class Normalize(Pass):
 def _tidy(graph: Graph) -> None:
     exposed = surgeon.exposed(graph)
     for node in graph.nodes:
-        given = [name for name in _CONSTANTS if name in node.attrs]
-        if _is(node, "Constant") and given and id(node.outputs[0]) not in exposed:
-            surgeon.freeze(node.outputs[0], _CONSTANTS[given[0]](node.attrs[given[0]]))
+        forms = [name for name in _CONSTANTS if name in node.attrs]
+        if _is(node, "Constant") and forms and id(node.outputs[0]) not in exposed:
+            surgeon.freeze(node.outputs[0], _CONSTANTS[forms[0]](node.attrs[forms[0]]))
         elif _is(node, "Reshape") and id(node.outputs[0]) not in exposed:
             _reshape_weight(node)
     for node in graph.nodes:
@@ -85,7 +85,7 @@ def _tidy(graph: Graph) -> None:
 
 
 def _reshape_weight(node: Node) -> None:
-    """Some exporters keep a bias as [C] and reshape it to [1, C, 1, 1] at each run."""
+    """Fold a Reshape of a constant: some exporters store a bias as [C] and reshape it to [1, C, 1, 1] at each run."""
     data, shape = surgeon.values(node.inputs[0]), surgeon.values(node.inputs[1])
     if data is not None and shape is not None:
         keep = not node.attrs.get("allowzero", 0)
@@ -98,7 +98,7 @@ def _is(node: Node, op: str) -> bool:
 
 
 def _idle(graph: Graph, dropout: Node) -> bool:
-    """Does this Dropout pass its input through? It does unless told to train, or its mask is read."""
+    """Whether a Dropout passes its input through: it does not in training mode or if its mask is read."""
     if any(t.name and (t.outputs or id(t) in surgeon.exposed(graph)) for t in dropout.outputs[1:]):
         return False
     if graph.opset < 7:
@@ -117,7 +117,7 @@ def _close_weights(graph: GraphProto) -> None:
 
 
 def _free_sizes(graph: GraphProto) -> None:
-    """Some exporters write -1 where they mean any size."""
+    """Clear negative sizes, by which some exporters mean any size."""
     for value in (*graph.input, *graph.value_info, *graph.output):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_value < 0:
@@ -130,15 +130,15 @@ def raise_ir_version(model: ModelProto) -> None:
 
 
 def raise_opset(model: ModelProto, opset: int) -> ModelProto:
-    """The model in the operators of `opset`, by onnx's converter. Functions are inlined. Raises ModelError."""
+    """Convert the model to `opset` with onnx's version converter; functions are inlined. Raises ModelError."""
 
     def convert(source: ModelProto) -> ModelProto:
-        if source.functions:  # the converter drops them, and the checker wants one opset for all
+        if source.functions:  # the converter drops them, and the checker requires one opset for all
             source = inliner.inline_local_functions(source)
         return version_converter.convert_version(source, opset)
 
     try:
-        return sparing_weights(model, convert)
+        return without_weights(model, convert)
     except Exception as error:  # the converter raises RuntimeError, ConvertError, and others
         raise ModelError(
             f"opset {default_opset(model)} could not be raised to {opset}: {one_line(error)}; "
@@ -146,8 +146,11 @@ def raise_opset(model: ModelProto, opset: int) -> ModelProto:
         ) from error
 
 
-def sparing_weights(model: ModelProto, change: Callable[[ModelProto], ModelProto]) -> ModelProto:
-    """`change` of `model`, which gets large weights as inputs: onnx serialises, and protobuf ends at 2 GiB."""
+def without_weights(model: ModelProto, change: Callable[[ModelProto], ModelProto]) -> ModelProto:
+    """Apply `change` to `model` with large weights replaced by inputs, and put them back.
+
+    onnx serializes models for such changes, which protobuf cannot do from 2 GiB on.
+    """
     result = change(weights_as_inputs(model, larger_than=_SMALL))
     large = [t for t in model.graph.initializer if math.prod(t.dims) > _SMALL]
     names = {t.name for t in large}
@@ -160,7 +163,7 @@ def sparing_weights(model: ModelProto, change: Callable[[ModelProto], ModelProto
 
 
 def _name_nodes(graph: GraphProto) -> None:
-    """The first node of a name keeps it; others, and nodes without a name, get a number."""
+    """Number nodes without a name and all but the first node of each name."""
     taken = {node.name for node in graph.node}
     seen, count = {""}, Counter[str]()
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""Models of other floats in float32, inside: inputs and outputs keep their types behind a Cast.
+"""Convert other float types to float32 inside the model; Casts preserve the types of inputs and outputs.
 
 Layers are quantized from float32, and most CPU kernels compute in it anyway.
 """
@@ -23,17 +23,17 @@ from rdoq_onnx.passes import Pass
 
 _NARROW = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _WIDE = TensorProto.DOUBLE
-_TYPES = frozenset({"dtype", "output_dtype", "to"})  # attributes that name a type
-_GREATEST = np.finfo(np.float32).max
+_TYPES = frozenset({"dtype", "output_dtype", "to"})  # attributes that hold a type
+_MAX = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
 class WidenFloats(Pass):
-    """Make float32 of all float16 and bfloat16 tensors but the model's inputs and outputs, which get a Cast.
+    """Convert all float16 and bfloat16 tensors to float32, except the model's inputs and outputs, which get a Cast.
 
-    Also of all float64 tensors where an input, output or matrix is one: what is beyond float32 becomes its greatest
-    number. Where none is, float64 is there for precise arithmetic, and stays. Assumes that functions are inlined.
-    Leaves models without such tensors as they are.
+    Converts float64 tensors, too, if any input, output or matrix is float64; values beyond float32 saturate. Otherwise
+    float64 is there for precise arithmetic, and stays. Assumes that functions are inlined. Leaves models without such
+    tensors unchanged.
     """
 
     def __call__(self, model: ModelProto) -> ModelProto:
@@ -57,13 +57,13 @@ class WidenFloats(Pass):
         return result
 
     def ensures(self, model: ModelProto) -> None:
-        """Nothing that `check` does not see."""
+        """Nothing beyond what `check` verifies."""
 
 
-def float32_ends(model: ModelProto) -> ModelProto:
-    """`model` with float32 inputs and outputs in place of bfloat16, which NumPy does not have; inside all is as it was.
+def float32_interface(model: ModelProto) -> ModelProto:
+    """Change bfloat16 inputs and outputs to float32, as NumPy lacks bfloat16; the inside stays the same.
 
-    `model` itself if it has none.
+    Returns `model` itself if it has none.
     """
     if not _ends(model.graph, {TensorProto.BFLOAT16}):
         return model
@@ -83,14 +83,14 @@ def float32_ends(model: ModelProto) -> ModelProto:
 
 
 def _ends(graph: GraphProto, kinds: Set[int]) -> list[ValueInfoProto]:
-    """Inputs that are no weights, and outputs, of these types."""
+    """Inputs and outputs of these types, without weights listed as inputs."""
     weights = {t.name for t in graph.initializer}
     return [v for v in (*graph.input, *graph.output)
             if v.type.tensor_type.elem_type in kinds and v.name not in weights]  # fmt: skip
 
 
 def _other_floats(graph: GraphProto) -> Set[int]:
-    """The types to make float32 of."""
+    """The types to convert to float32."""
     attributes = [a for n in all_nodes(graph) for a in n.attribute]
     ends = [v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)]
     stored = [*graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
@@ -129,7 +129,7 @@ def _widen_tensor(tensor: TensorProto, kinds: Set[int]) -> None:
     if tensor.data_type in kinds:
         array = numpy_helper.to_array(tensor)
         if tensor.data_type == _WIDE:
-            array = np.where(np.isfinite(array), np.clip(array, -_GREATEST, _GREATEST), array)
+            array = np.where(np.isfinite(array), np.clip(array, -_MAX, _MAX), array)
         tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
 
 
@@ -144,7 +144,7 @@ def _fresh_names(names: list[str], taken: set[str]) -> dict[str, str]:
 
 
 def _add_casts(graph: GraphProto, sources: dict[str, str], kinds: dict[str, int], first: bool) -> None:
-    """Nodes that cast `sources[target]` to each target, before or behind all others."""
+    """Add nodes that cast `sources[target]` to each target, before or after all others."""
     casts = [
         helper.make_node("Cast", [source], [target], to=kinds[source if first else target])
         for target, source in sources.items()

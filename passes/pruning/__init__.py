@@ -1,5 +1,5 @@
-"""Channels of 0 bits, folded into the biases behind them and removed.
+"""Remove channels of 0 bits and fold them into the biases after them.
 
-remove_channels is the pass; the others are what it is made of.
+remove_channels contains the pass; the other modules are its building blocks.
 Imports from `passes` and `rdoq_onnx.model`.
 """

@@ -1,4 +1,4 @@
-"""What operators without weights do to channels: `follow` has the rules, one a function."""
+"""How operators without weights propagate channels: `propagate` dispatches to one function per rule."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,25 +25,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels of a tensor, on the axis with `behind` others behind it.
+    """The channels of a tensor, whose axis has `trailing` axes after it. All arrays are [C].
 
-    slots: int64, one number for channels that are one. values: what each is where it is `constant`, that is the same at
-    all positions and for all inputs; in the tensor's type. All are [C].
+    slots: int64 ids; entries with the same id are one channel. constant: whether a channel has the same value at all
+    positions and for all inputs. values: that value, in the tensor's dtype; arbitrary where not `constant`.
     """
 
     slots: NDArray[np.int64]
     values: NDArray[Any]
     constant: NDArray[np.bool_]
-    behind: int
+    trailing: int
 
 
-def follow(
+def propagate(
     node: onnx.NodeProto, inputs: Mapping[str, Channels], graph: Graph, shapes: Shapes
 ) -> Channels | None:
-    """The channels of the output of `node`, which has one; None where they are not known.
+    """The channels of the only output of `node`; None if they are unknown.
 
-    inputs: the channels of those of its inputs that they are known of, which is one at least. The slots are those of
-    the first; the others', where they are not part of the output, are to be tied to them. shapes: 0 for unknown sizes.
+    inputs: the known channels of its inputs, at least one. The result has the slots of the first; except for a Concat,
+    the caller must couple the slots of the others to them. shapes: 0 for unknown sizes.
     """
     op = node.op_type
     if op in UNARY | BROADCASTING | CODING:
@@ -51,7 +51,7 @@ def follow(
     if op == "Concat":
         return _joined(node, inputs, shapes)
     data = inputs.get(node.input[0])
-    if data is None or not data.behind:
+    if data is None or not data.trailing:
         return None
     if op in POOLS:
         return data
@@ -68,28 +68,28 @@ def follow(
 
 def _elementwise(node: onnx.NodeProto, inputs: Mapping[str, Channels], graph: Graph) -> Channels | None:
     first = next(iter(inputs.values()))
-    count, behind = first.slots.size, first.behind
+    count, trailing = first.slots.size, first.trailing
     if node.op_type in CODING and len(node.input) < 3:
         return None
-    if any(x.slots.size != count or x.behind != behind for x in inputs.values()):
+    if any(x.slots.size != count or x.trailing != trailing for x in inputs.values()):
         return None
-    shape = (count, *[1] * behind)
+    shape = (count, *[1] * trailing)
     feeds = {n: np.where(x.constant, x.values, np.ones_like(x.values)).reshape(shape) for n, x in inputs.items()}
     for name in node.input:
         if not name or name in inputs:
             continue
         value = initializer(name, graph)
-        wide = value is not None and value.ndim > behind and value.shape[-behind - 1] not in (1, count)
+        wide = value is not None and value.ndim > trailing and value.shape[-trailing - 1] not in (1, count)
         if value is None or wide or (node.op_type in CODING and value.size > 1):
             return None
         feeds[name] = value
     constant = np.logical_and.reduce([x.constant for x in inputs.values()])
-    if node.op_type == "Mul":  # of zero and anything
+    if node.op_type == "Mul":  # zero times anything is zero
         constant |= np.logical_or.reduce([x.constant & (x.values == 0) for x in inputs.values()])
     result = _evaluate(node, feeds, graph)
-    if result.size != count:  # by a constant that differs from position to position
-        return Channels(first.slots, np.zeros(count, result.dtype), np.zeros(count, bool), behind)
-    return Channels(first.slots, result.reshape(-1), constant, behind)
+    if result.size != count:  # some input constant varies over positions
+        return Channels(first.slots, np.zeros(count, result.dtype), np.zeros(count, bool), trailing)
+    return Channels(first.slots, result.reshape(-1), constant, trailing)
 
 
 def _evaluate(node: onnx.NodeProto, feeds: dict[str, NDArray[Any]], graph: Graph) -> NDArray[Any]:
@@ -104,7 +104,7 @@ def _evaluate(node: onnx.NodeProto, feeds: dict[str, NDArray[Any]], graph: Graph
 
 
 def _coded(op: str, x: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any]) -> NDArray[Any]:
-    """Both ways. onnx's own QuantizeLinear lets large quotients overflow, and starts at opset 19."""
+    """QuantizeLinear or DequantizeLinear; onnx's QuantizeLinear overflows on large quotients and requires opset 19."""
     if op == "DequantizeLinear":
         return np.asarray((x.astype(np.float32) - zero_point.astype(np.float32)) * scale)
     bounds = np.iinfo(zero_point.dtype)
@@ -114,24 +114,24 @@ def _coded(op: str, x: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[An
 
 
 def _joined(node: onnx.NodeProto, inputs: Mapping[str, Channels], shapes: Shapes) -> Channels | None:
-    """Concat on the axis of the channels."""
+    """Concat along the channel axis."""
     parts = [inputs[name] for name in node.input if name in inputs]
-    behind = parts[0].behind
-    rank = behind + 2 if behind else len(shapes.get(node.input[0], ()))
+    trailing = parts[0].trailing
+    rank = trailing + 2 if trailing else len(shapes.get(node.input[0], ()))
     axis = attribute(node, "axis", 1)
     axis = axis if axis < 0 else axis - rank
-    if len(parts) < len(node.input) or any(x.behind != behind for x in parts) or axis != -behind - 1:
+    if len(parts) < len(node.input) or any(x.trailing != trailing for x in parts) or axis != -trailing - 1:
         return None
     return Channels(
         np.concatenate([x.slots for x in parts]),
         np.concatenate([x.values for x in parts]),
         np.concatenate([x.constant for x in parts]),
-        behind,
+        trailing,
     )
 
 
 def _averaged(node: onnx.NodeProto, data: Channels) -> Channels:
-    """An average of equal values is that value, unless zeros beside the data count."""
+    """An average of equal values is that value, unless padded zeros count."""
     bordered = attribute(node, "auto_pad", b"NOTSET") != b"NOTSET" or any(attribute(node, "pads", ()))
     if not attribute(node, "ceil_mode", 0) and not (attribute(node, "count_include_pad", 0) and bordered):
         return data
@@ -145,8 +145,8 @@ def _flat(node: onnx.NodeProto, data: Channels, graph: Graph, shapes: Shapes) ->
         fits = attribute(node, "axis", 1) == 1
     else:
         shape = initializer(node.input[1], graph)
-        known = [] if shape is None or attribute(node, "allowzero", 0) else shape.tolist()
-        fits = len(known) == 2 and (known[1] == data.slots.size * size or known == [0, -1])
+        sizes = [] if shape is None or attribute(node, "allowzero", 0) else shape.tolist()
+        fits = len(sizes) == 2 and (sizes[1] == data.slots.size * size or sizes == [0, -1])
     if not fits or size < 1:
         return None
     slots, values, constant = (np.repeat(x, size) for x in (data.slots, data.values, data.constant))
@@ -154,25 +154,25 @@ def _flat(node: onnx.NodeProto, data: Channels, graph: Graph, shapes: Shapes) ->
 
 
 def _reduced(node: onnx.NodeProto, data: Channels, graph: Graph) -> Channels | None:
-    """A mean over all axes behind the channels, or without them where they have one element."""
-    rank = data.behind + 2
-    given = initializer(node.input[1], graph) if len(node.input) > 1 else attribute(node, "axes", ())
-    if given is None or sorted(int(a) % rank for a in given) != list(range(2, rank)):
+    """ReduceMean over all trailing axes, or Squeeze of them."""
+    rank = data.trailing + 2
+    axes = initializer(node.input[1], graph) if len(node.input) > 1 else attribute(node, "axes", ())
+    if axes is None or sorted(int(a) % rank for a in axes) != list(range(2, rank)):
         return None
     keeps = node.op_type == "ReduceMean" and attribute(node, "keepdims", 1)
-    return data if keeps else replace(data, behind=0)
+    return data if keeps else replace(data, trailing=0)
 
 
 def _resized(node: onnx.NodeProto, data: Channels, graph: Graph) -> Channels | None:
     scales = initializer(node.input[2], graph) if len(node.input) == 3 else None
     plain = attribute(node, "mode", b"nearest") in (b"nearest", b"linear")
     crops = attribute(node, "coordinate_transformation_mode", b"half_pixel") == b"tf_crop_and_resize"
-    whole = scales is not None and scales.size == data.behind + 2 and bool((scales[:2] == 1).all())
+    whole = scales is not None and scales.size == data.trailing + 2 and bool((scales[:2] == 1).all())
     return data if plain and whole and not crops and not attribute(node, "axes", ()) else None
 
 
 def _padded(node: onnx.NodeProto, data: Channels, graph: Graph) -> Channels | None:
-    """Padding behind the channels leaves constant what has the value that is padded with."""
+    """Pad along trailing axes: a channel stays constant if its value is the padding value."""
     pads = initializer(node.input[1], graph)
     value = initializer(node.input[2], graph) if len(node.input) > 2 and node.input[2] else np.zeros(1)
     if len(node.input) > 3 or pads is None or value is None or pads.reshape(2, -1)[:, :2].any():

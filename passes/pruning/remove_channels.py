@@ -1,15 +1,16 @@
-"""Channels that contribute nothing but a constant, folded into the biases behind them and removed.
+"""Remove channels that contribute only a constant, and fold them into the biases of their consumers.
 
-A channel whose weights all have 0 bits is its bias at every position. What reads it gets the same from its own bias:
+A channel whose weights all have 0 bits equals its bias at every position. A layer that reads it can add the same to its
+own bias:
 
     bias of output o += Σ_c value_c Σ_k w[o, c, k]      over the removed input channels c
 
-in integers, and so without rounding, where biases are INT32: (q_c - zero point) Σ_k w[o, c, k]. A channel that no kept
-output depends on goes, too, constant or not: removed outputs leave such inputs behind. The result is smaller and faster
-and computes the same.
+Where biases are INT32, this is done in integers, (q_c - zero point) Σ_k w[o, c, k], and so without rounding. A channel
+that no kept output depends on is removed, too, constant or not: removing outputs leaves such inputs. The result is
+smaller and faster, and computes the same.
 
-Kept, with a reason, are channels of outputs of the network, those that an operator not known here reads, those tied to
-one that varies where a layer reads them, those that a layer pads with another value, and the last of each tensor.
+These channels are kept, with a reason: those of graph outputs, those read by an unsupported operator, those coupled to
+one that varies where a layer reads it, those that a layer pads with another value, and the last of each tensor.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +33,11 @@ _LAST = "it is the last channel of its tensor"
 
 @dataclass(frozen=True)
 class Removal:
-    """What can go, and why other channels stay. Layers are named by their node, channels numbered as in the model.
+    """The channels to remove, and why others are kept. Layers go by node name, channels by index in the model.
 
-    outputs, inputs: layer -> its output channels, and its input columns, that go. kept: layer -> output channels
-    without weights that stay, each with the reason. cuts: tensor -> its channels that stay. added: layer -> what its
-    bias takes up, [outputs], int64 where the bias is INT32, else float64.
+    outputs, inputs: layer -> its output channels, and its input columns, to remove. kept: layer -> output channels
+    without weights that are kept, each with the reason. cuts: tensor -> its kept channels. added: layer -> what is
+    added to its bias, [outputs], int64 where the bias is INT32, else float64.
     """
 
     outputs: Mapping[str, tuple[int, ...]]
@@ -48,10 +49,10 @@ class Removal:
 
 @dataclass(frozen=True)
 class RemoveChannels(Pass):
-    """Remove what `removable` found in the same model. Nothing is left that a second round could remove.
+    """Remove the channels that `removable` found in the same model; a second run would find no more.
 
     Assumes a model as InsertQDQ leaves it: batch normalization folded, nodes named. The outputs stay the same: bit for
-    bit where integers are added, up to the rounding of floats elsewhere.
+    bit where integers are added, up to float rounding elsewhere.
     """
 
     removal: Removal
@@ -61,87 +62,95 @@ class RemoveChannels(Pass):
 
 
 def removable(model: ModelProto, multiple: int = 1) -> Removal:
-    """The channels that RemoveChannels can remove from `model` without changing what it computes.
+    """Find the channels that RemoveChannels can remove from `model` without changing what it computes.
 
-    multiple: a tensor of a multiple of so many channels is left one, as kernels are slow on others.
+    multiple: a channel count that is a multiple of this stays one, as kernels are slow on other counts.
     """
-    found = ConstantChannels(model)
-    gone, reasons = _select(found, multiple)
-    stays = {name: ~_among(found.ties.roots(x.slots), gone) for name, x in found.channels.items()}
+    analysis = ConstantChannels(model)
+    removed, reasons = _select(analysis, multiple)
+    stays = {name: ~_among(analysis.coupling.roots(x.slots), removed) for name, x in analysis.channels.items()}
     outputs: dict[str, tuple[int, ...]] = {}
     inputs: dict[str, tuple[int, ...]] = {}
     kept: dict[str, tuple[tuple[int, str], ...]] = {}
     added: dict[str, NDArray[Any]] = {}
-    for name, layer in found.layers.items():
-        output, data = layer.node.output[0], found.data_of(layer)
+    for name, layer in analysis.layers.items():
+        output, data = layer.node.output[0], analysis.data_of(layer)
         empty = ~layer.used.any(axis=-1).reshape(-1)
-        roots = found.ties.roots(found.channels[output].slots).tolist()
+        roots = analysis.coupling.roots(analysis.channels[output].slots).tolist()
         outputs[name] = _indices(~stays[output])
         kept[name] = tuple((c, reasons[roots[c]]) for c in _indices(empty & stays[output]))
         if data is not None and not layer.depthwise:
             columns = ~stays[layer.node.input[0]]
             inputs[name] = _indices(columns)
-            added[name] = layer.summed(found.summands(layer, columns))
+            added[name] = layer.summed(analysis.summands(layer, columns))
     return Removal(
         {name: x for name, x in outputs.items() if x},
         {name: x for name, x in inputs.items() if x},
         {name: x for name, x in kept.items() if x},
-        {name: Cut(mask, found.channels[name].behind) for name, mask in stays.items() if not mask.all()},
+        {name: Cut(mask, analysis.channels[name].trailing) for name, mask in stays.items() if not mask.all()},
         {name: x for name, x in added.items() if x.any()},
     )
 
 
-def _select(found: ConstantChannels, multiple: int) -> tuple[set[int], dict[int, str]]:
-    """The slots that go, and why others stay."""
-    roots = {name: found.ties.roots(x.slots) for name, x in found.channels.items()}
+def _select(analysis: ConstantChannels, multiple: int) -> tuple[set[int], dict[int, str]]:
+    """The slots to remove, and why others are kept."""
+    roots = {name: analysis.coupling.roots(x.slots) for name, x in analysis.channels.items()}
     tensors = list({x.tobytes(): set(x.tolist()) for x in roots.values()}.values())
-    fixed = found.ties.fixed()
+    fixed = analysis.coupling.fixed()
     while True:
-        gone, reasons = _possible(found, roots, tensors, fixed)
-        uneven_tensors = [s for s in tensors if len(s) % multiple == 0 and len(s - gone) % multiple]
-        if not uneven_tensors:
-            return gone, reasons
-        for slots in uneven_tensors:
-            some = sorted(slots & gone)[-(-len(slots - gone) % multiple) :]
-            fixed |= dict.fromkeys(some, f"without it the channels of its tensor are no multiple of {multiple}")
+        removed, reasons = _removable_slots(analysis, roots, tensors, fixed)
+        misaligned = [s for s in tensors if len(s) % multiple == 0 and len(s - removed) % multiple]
+        if not misaligned:
+            return removed, reasons
+        for slots in misaligned:
+            restored = sorted(slots & removed)[-(-len(slots - removed) % multiple) :]
+            fixed |= dict.fromkeys(
+                restored, f"without it the channel count of its tensor would not be a multiple of {multiple}"
+            )
 
 
-def _possible(
-    found: ConstantChannels, roots: Mapping[str, NDArray[np.int64]], tensors: Sequence[set[int]], fixed: dict[int, str]
+def _removable_slots(
+    analysis: ConstantChannels,
+    roots: Mapping[str, NDArray[np.int64]],
+    tensors: Sequence[set[int]],
+    fixed: dict[int, str],
 ) -> tuple[set[int], dict[int, str]]:
-    """The slots that go if those `fixed` stay. Outputs that go leave inputs unused, so more go in the next round."""
-    obstacles = [(x, list(_obstacles(found, x))) for x in found.layers.values() if not x.depthwise]
-    gone: set[int] = set()
+    """The slots that can be removed if those in `fixed` are kept, and why others are kept.
+
+    Iterates, as removed outputs leave inputs unused, which can then be removed, too.
+    """
+    obstacles = [(x, list(_obstacles(analysis, x))) for x in analysis.layers.values() if not x.depthwise]
+    removed: set[int] = set()
     while True:
         reasons = dict(fixed)
         for layer, masks in obstacles:
-            rows = ~_among(roots[layer.node.output[0]], gone).reshape(layer.blocks.shape[:2])
+            rows = ~_among(roots[layer.node.output[0]], removed).reshape(layer.blocks.shape[:2])
             needed = (layer.used & rows[:, :, None]).any(axis=1).reshape(-1)
             for mask, reason in masks:
                 for slot in roots[layer.node.input[0]][mask & needed].tolist():
                     reasons.setdefault(slot, reason)
-        new = set().union(*tensors) - gone - reasons.keys()
+        new = set().union(*tensors) - removed - reasons.keys()
         for slots in tensors:
-            if not slots - gone - new:
+            if not slots - removed - new:
                 last = min(slots & new)
                 new.remove(last)
                 fixed[last] = _LAST
         if not new:
-            return gone, reasons | fixed
-        gone |= new
+            return removed, reasons | fixed
+        removed |= new
 
 
-def _obstacles(found: ConstantChannels, layer: StoredLayer) -> Iterator[tuple[Mask, str]]:
-    """Inputs, [inputs], that `layer` cannot do without as long as an output depends on them, each with the reason."""
-    data = found.data_of(layer)
+def _obstacles(analysis: ConstantChannels, layer: StoredLayer) -> Iterator[tuple[Mask, str]]:
+    """Yield masks, [inputs], of the inputs that `layer` needs while an output depends on them, with the reason."""
+    data = analysis.data_of(layer)
     if data is None:
         return
     at_border, nonzero = uneven(layer, data), data.values != 0
     yield ~data.constant, f"it varies where {layer.label} reads it"
-    yield at_border, f"it is not zero, and {layer.label} does not add it to all positions alike"
+    yield at_border, f"it is not zero, and {layer.label} does not add it equally at all positions"
     if layer.node.op_type == "MatMul" and layer.adder is None:
-        yield nonzero, f"it is not zero, and no Add of a constant behind {layer.label} could take it up"
-    if layer.codes and layer.reach(found.summands(layer, ~at_border)) >= _INT32:
+        yield nonzero, f"it is not zero, and no Add of a constant after {layer.label} could absorb it"
+    if layer.codes and layer.reach(analysis.summands(layer, ~at_border)) >= _INT32:
         yield nonzero, f"the bias of {layer.label} would not fit into INT32"
 
 

@@ -1,7 +1,7 @@
-"""Channels cut out of a graph: of weights, scales, biases and all constants that have one number for each channel.
+"""Slice removed channels out of a graph: out of weights, scales, biases and all per-channel constants.
 
-What is cut is a new initializer, so that others who read the same one keep it whole; where nobody does, it takes over
-the name.
+A sliced constant is a new initializer, so that other consumers keep the original; if there are none, it takes over the
+name.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Cut:
-    """Which channels of a tensor stay, [C], and how many axes are behind theirs."""
+    """The mask of a tensor's kept channels, [C], and the number of axes after the channel axis."""
 
     stays: Mask
-    behind: int
+    trailing: int
 
 
 def slice_channels(graph: Graph, cuts: Mapping[str, Cut], added: Mapping[str, NDArray[Any]]) -> None:
-    """Leave only the channels in `cuts`, by tensor, after adding `added` to biases, by layer."""
+    """Keep only the channels in `cuts`, by tensor, after adding `added` to biases, by layer."""
     slicer = _Slicer(graph)
     for node in [n for n in graph.nodes if n.op in LAYER_TYPES]:
         slicer.slice_layer(node, cuts.get(node.inputs[0].name), cuts.get(node.outputs[0].name), added.get(node.name))
@@ -37,42 +37,42 @@ def slice_channels(graph: Graph, cuts: Mapping[str, Cut], added: Mapping[str, ND
     slicer.take_over_names()
     for name, tensor in graph.tensors().items():
         if name in cuts and tensor.shape:
-            axis = len(tensor.shape) - cuts[name].behind - 1
+            axis = len(tensor.shape) - cuts[name].trailing - 1
             tensor.shape = [int(cuts[name].stays.sum()) if k == axis else n for k, n in enumerate(tensor.shape)]
 
 
 class _Slicer:
-    """Cuts nodes in place, and remembers which constants and decoders it replaced."""
+    """Slices nodes in place, and tracks the constants and decoders it replaced."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._replaced: list[tuple[Constant, Constant]] = []
         self._weights: dict[str, Tensor] = {}
 
-    def slice_layer(self, node: Node, read: Cut | None, made: Cut | None, added: NDArray[Any] | None) -> None:
-        """read, made: what stays of its inputs and outputs. added: [outputs] before the cut."""
+    def slice_layer(self, node: Node, inputs: Cut | None, outputs: Cut | None, added: NDArray[Any] | None) -> None:
+        """Slice a layer to its kept inputs and outputs. added: [outputs] before slicing."""
         if added is not None and node.op == "MatMul":
             self._add_behind(node, added)
         by_output = node.op == "Conv" or node.attrs.get("transB", 0)
-        masks = {} if made is None else {0 if by_output else 1: made.stays}
-        if node.attrs.get("group", 1) > 1:  # a depthwise convolution: its weight has no axis of inputs
-            node.attrs["group"] = int(made.stays.sum()) if made else node.attrs["group"]
-        elif read is not None:
-            masks[1 if by_output else 0] = read.stays
+        masks = {} if outputs is None else {0 if by_output else 1: outputs.stays}
+        if node.attrs.get("group", 1) > 1:  # a depthwise convolution: its weight has no input axis
+            node.attrs["group"] = int(outputs.stays.sum()) if outputs else node.attrs["group"]
+        elif inputs is not None:
+            masks[1 if by_output else 0] = inputs.stays
         if masks:
             weight = node.inputs[1]
-            # Layers that share a weight have it cut alike.
+            # Layers that share a weight share its slice.
             if weight.name not in self._weights:
                 self._weights[weight.name] = self._slice_weight(weight, masks)
             node.inputs[1] = self._weights[weight.name]
         if node.op != "MatMul":
-            self._slice_bias(node, None if made is None else made.stays, added)
+            self._slice_bias(node, None if outputs is None else outputs.stays, added)
 
     def slice_constants(self, node: Node, cut: Cut) -> None:
-        """Constants beside data with channels, and the shape that a Reshape is told."""
+        """Slice the constant operands of a broadcasting operator, and the target shape of a Reshape."""
         if node.op in BROADCASTING:
             for index, tensor in enumerate(node.inputs):
-                node.inputs[index] = self._sliced(tensor, {-cut.behind - 1: cut.stays})
+                node.inputs[index] = self._sliced(tensor, {-cut.trailing - 1: cut.stays})
         elif node.op == "Reshape":
             rows, columns = node.inputs[1].values
             if columns != -1:
@@ -82,26 +82,27 @@ class _Slicer:
         exposed = surgeon.exposed(self._graph)
         for old, new in self._replaced:
             if not old.outputs and id(old) not in exposed and new.outputs:
-                free = surgeon.fresh(self._graph, old.name)
-                new.name, old.name = old.name, free
+                unused = surgeon.fresh(self._graph, old.name)
+                new.name, old.name = old.name, unused
 
     def _slice_weight(self, weight: Tensor, masks: Mapping[int, Mask]) -> Tensor:
-        """The constant, or the decoder of one, with only what `masks` say, by axis."""
+        """Slice a constant, or the integers and scales of a decoded one, by the masks of each axis."""
         if isinstance(weight, Constant):
             return self._sliced(weight, masks)
         node: Node = weight.inputs[0]
         rank = _stored(weight).values.ndim
         if node.op == "DequantizeLinear":
             axis = node.attrs.get("axis", 1)
-            beside = {0: masks[axis]} if axis in masks else {}
+            scale_masks = {0: masks[axis]} if axis in masks else {}
         else:
-            beside = {axis - rank: mask for axis, mask in masks.items()}
-        node.inputs = [self._slice_weight(node.inputs[0], masks), *(self._sliced(t, beside) for t in node.inputs[1:])]
+            scale_masks = {axis - rank: mask for axis, mask in masks.items()}
+        scales = [self._sliced(t, scale_masks) for t in node.inputs[1:]]
+        node.inputs = [self._slice_weight(node.inputs[0], masks), *scales]
         weight.shape = None
         return weight
 
     def _slice_bias(self, node: Node, stays: Mask | None, added: NDArray[Any] | None) -> None:
-        """Add what removed inputs gave, making a bias where there is none, then leave out the outputs that go."""
+        """Add what removed inputs contributed, creating a bias if there is none, then drop removed outputs."""
         old = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
         if added is None and (old is None or stays is None):
             return
@@ -130,14 +131,14 @@ class _Slicer:
         node.inputs = [*node.inputs[:2], decoded]
 
     def _add_behind(self, node: Node, added: NDArray[np.float64]) -> None:
-        """Add to the constant of the Add that alone reads a MatMul."""
+        """Add to the constant of the Add that is the only consumer of a MatMul."""
         adder: Node = node.outputs[0].outputs[0]
         index = next(k for k, t in enumerate(adder.inputs) if isinstance(t, Constant))
         old: Constant = adder.inputs[index]
         adder.inputs[index] = self._put(old, (old.values + added).astype(np.float32))
 
     def _sliced(self, tensor: Tensor, masks: Mapping[int, Mask]) -> Tensor:
-        """A constant with what stays along each axis, if it has all of it there (negative: from the end)."""
+        """Apply the mask of each axis (negative: from the last) where a constant has that axis in full."""
         value = whole = surgeon.values(tensor)
         if value is None or whole is None:
             return tensor

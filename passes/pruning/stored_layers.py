@@ -1,4 +1,4 @@
-"""Weighted layers as an emitted file stores them: integers and scales or floats, and where their bias is.
+"""Weighted layers as an emitted file stores them: weights as integers and scales or floats, and biases.
 
     weight   INT8 ─ DequantizeLinear    or    INT8 ─ Cast ─ Mul    or    FLOAT
     bias     INT32 ─ DequantizeLinear (weight scale x activation scale)    or    FLOAT    or    none
@@ -19,7 +19,7 @@ from rdoq_onnx.model.layers import LAYER_TYPES
 
 @dataclass(frozen=True)
 class Codes:
-    """What a layer's data is decoded from: the tensor of integers, its zero point and scale."""
+    """The quantized data of a layer: the tensor of integers, its zero point and scale."""
 
     tensor: str
     zero_point: int
@@ -30,11 +30,11 @@ class Codes:
 class StoredLayer:
     """A layer whose weights and bias are initializers.
 
-    blocks: weights as stored, int8 or float, [groups, outputs, inputs, kernel] of a group. scales: float32 [outputs of
-    all groups], None for float weights. bias: [outputs of all groups], None where there is none. codes: where the layer
-    adds in integers; `bias` is then int32 in steps of weight scale x activation scale, else float. adder: the Add with
-    a constant that alone reads a MatMul. padded: whether outputs at the border see zeros beside the data.
-    spatial: number of axes behind the channels of data and outputs.
+    blocks: weights as stored, int8 or float, [groups, outputs per group, inputs per group, kernel positions].
+    scales: float32 [outputs of all groups], None for float weights. bias: [outputs of all groups], or None.
+    codes: set if the layer accumulates integers; `bias` is then int32 in steps of weight scale x activation scale,
+    else float. adder: the Add of a constant that is the only consumer of a MatMul. padded: whether outputs at the
+    border read padded zeros. spatial: number of axes after the channel axis of data and outputs.
     """
 
     node: onnx.NodeProto
@@ -64,32 +64,32 @@ class StoredLayer:
 
     @cached_property
     def used(self) -> NDArray[np.bool_]:
-        """Which inputs of its group an output depends on, [groups, outputs, inputs]."""
+        """Which inputs of its group each output depends on, [groups, outputs, inputs]."""
         return np.asarray(self.blocks.any(axis=-1))
 
     def summed(self, data: NDArray[Any]) -> NDArray[Any]:
-        """What data that is constant over all positions, [inputs], adds to the outputs, [outputs].
+        """The contribution of position-independent data, [inputs], to the outputs, [outputs].
 
-        int64 in steps of weight scale x activation scale where `codes` is given and `data` is int64, else float64.
+        int64 in steps of weight scale x activation scale if `codes` is set and `data` is int64, else float64.
         """
         sums, parts = self._kernel_sums(data)
         total: NDArray[Any] = (sums @ parts).reshape(-1)
         return total if self.scales is None or self.codes else total * self.scales
 
     def reach(self, data: NDArray[np.int64]) -> int:
-        """The largest integer that could come up when the bias takes up some of `data`."""
+        """An upper bound of the bias's magnitude after it absorbs any part of `data`."""
         sums, parts = self._kernel_sums(data)
         bias = np.zeros(1, np.int64) if self.bias is None else np.abs(self.bias.astype(np.int64))
         return int((bias + (np.abs(sums) @ np.abs(parts)).reshape(-1)).max())
 
     def _kernel_sums(self, data: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Σ_k w, [groups, outputs, inputs], and data, [groups, inputs, 1], of the inputs that are not all zero."""
+        """Σ_k w, [groups, outputs, inputs], and data, [groups, inputs, 1], for inputs nonzero in some group."""
         parts = data.reshape(self.blocks.shape[0], -1)
-        hot = parts.any(axis=0)
-        return self.blocks[:, :, hot].sum(axis=-1, dtype=data.dtype), parts[:, hot, None]
+        nonzero = parts.any(axis=0)
+        return self.blocks[:, :, nonzero].sum(axis=-1, dtype=data.dtype), parts[:, nonzero, None]
 
     def values(self, added: NDArray[Any]) -> NDArray[np.float32]:
-        """The outputs, [outputs], where nothing but the bias and `added`, as `summed` gives it, makes them."""
+        """The outputs, [outputs], that result from only the bias and `added`, as returned by `summed`."""
         total = added if self.bias is None else self.bias + added
         if self.codes and self.scales is not None:
             return total.astype(np.float32) * (self.scales * self.codes.scale)
@@ -97,7 +97,7 @@ class StoredLayer:
 
 
 def read_layer(node: onnx.NodeProto, graph: Graph) -> StoredLayer | None:
-    """`node` as it is stored; None if its weight or bias is none of the forms above, or it transposes or scales."""
+    """Read `node` as stored; None if weight or bias has none of the forms above, or it transposes or scales data."""
     scaled = attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0
     weight = _weight(node.input[1], graph)
     if scaled or attribute(node, "transA", 0) or weight is None:
@@ -112,11 +112,11 @@ def read_layer(node: onnx.NodeProto, graph: Graph) -> StoredLayer | None:
     codes = _codes(node, graph) if node.op_type in ("Conv", "Gemm") else None
     bias = None
     if len(node.input) > 2 and node.input[2]:
-        found = graph.producer.get(node.input[2])
-        bias = initializer(node.input[2] if found is None else found.input[0], graph)
-        if bias is None or bias.size != outputs or (found is not None and not _integer_bias(node, found, graph)):
+        decoder = graph.producer.get(node.input[2])
+        bias = initializer(node.input[2] if decoder is None else decoder.input[0], graph)
+        if bias is None or bias.size != outputs or (decoder is not None and not _integer_bias(node, decoder, graph)):
             return None
-        bias, codes = bias.reshape(-1), codes if found is not None else None
+        bias, codes = bias.reshape(-1), codes if decoder is not None else None
     return StoredLayer(
         node, blocks, scales, bias, codes, _adder(node, graph), _pads(node, stored.shape[2:]), stored.ndim - 2
     )
@@ -128,7 +128,7 @@ def initializer(name: str, graph: Graph) -> NDArray[Any] | None:
 
 
 def _weight(name: str, graph: Graph) -> tuple[NDArray[Any], NDArray[np.float32] | None] | None:
-    """The stored weight and its flat scales. What decodes it may serve nothing but weights of layers."""
+    """The stored weight and its flat scales; None if the decoded tensor is used for anything but weights of layers."""
     node = graph.producer.get(name)
     others = [n for n in graph.consumers.get(name, []) if n.op_type not in LAYER_TYPES or n.input[1] != name]
     if node is not None and (others or name in graph.outputs):
@@ -170,7 +170,7 @@ def _codes(node: onnx.NodeProto, graph: Graph) -> Codes | None:
 
 
 def _integer_bias(node: onnx.NodeProto, decoder: onnx.NodeProto, graph: Graph) -> bool:
-    """Whether `decoder` gives a bias in steps of the scales that weight and data are decoded with."""
+    """Whether `decoder` scales the bias by the product of the scales of weight and data."""
     product = graph.producer.get(decoder.input[1])
     alone = all(graph.sole_consumer(i) is not None for i in (decoder.input[1], decoder.output[0]))
     if decoder.op_type != "DequantizeLinear" or product is None or product.op_type != "Mul" or not alone:
@@ -180,13 +180,13 @@ def _integer_bias(node: onnx.NodeProto, decoder: onnx.NodeProto, graph: Graph) -
 
 
 def _adder(node: onnx.NodeProto, graph: Graph) -> onnx.NodeProto | None:
-    reader = graph.sole_consumer(node.output[0]) if node.op_type == "MatMul" else None
-    constants = [i for i in reader.input if i in graph.initializers] if reader is not None else []
-    return reader if reader is not None and reader.op_type == "Add" and constants else None
+    consumer = graph.sole_consumer(node.output[0]) if node.op_type == "MatMul" else None
+    constants = [i for i in consumer.input if i in graph.initializers] if consumer is not None else []
+    return consumer if consumer is not None and consumer.op_type == "Add" and constants else None
 
 
 def _pads(node: onnx.NodeProto, kernel: tuple[int, ...]) -> bool:
-    if node.op_type == "ConvTranspose":  # its strides leave gaps of zeros, its border sees fewer products
+    if node.op_type == "ConvTranspose":  # strides insert zeros, and outputs at the border sum fewer products
         return True
     same = attribute(node, "auto_pad", b"NOTSET").startswith(b"SAME") and any(k > 1 for k in kernel)
     return same or any(attribute(node, "pads", ()))

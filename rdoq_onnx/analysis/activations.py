@@ -1,77 +1,80 @@
-"""Where the quantizers of activations go."""
+"""Placement of activation quantizers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rdoq_onnx.analysis.float_consumers import quantized_readers
-from rdoq_onnx.model.graph import Graph, behind_clamp, moves
+from rdoq_onnx.analysis.float_consumers import quantized_consumers
+from rdoq_onnx.model.graph import Graph, after_clamps, is_movement
 from rdoq_onnx.model.layers import Activation, Layer
 
-# Operators that ONNX Runtime runs on integers when all their inputs are quantized.
+# Operators that ONNX Runtime runs on integers if all their inputs are quantized.
 FUSES = frozenset({"Add", "Concat"})
 
 
 def find_activations(graph: Graph, layers: Sequence[Layer], sums: Mapping[str, str]) -> tuple[Activation, ...]:
-    """sums: outputs of convolutions that take in the Add behind them, which get no quantizer."""
+    """Find the tensors to quantize, in graph order.
+
+    sums: outputs of convolutions that absorb the Add after them, which therefore get no quantizer.
+    """
     feeds: dict[str, dict[str, None]] = {}
     for layer in layers:
         for use in layer.uses:
             feeds.setdefault(graph.root(use.data), {})[use.data] = None
     parts = {root: _parts(root, graph, feeds) for root in feeds}
-    joined = {p for several in parts.values() for p in several}
-    found = [Activation(t, tuple(f), _moved(t, graph, f), parts[t]) for t, f in feeds.items()]
+    joined = {p for inputs in parts.values() for p in inputs}
+    activations = [Activation(t, tuple(f), _moved(t, graph, f), parts[t]) for t, f in feeds.items()]
     settled = {*feeds, *joined, *graph.outputs, *sums}
     for tensor in dict.fromkeys(_convolution_outputs(graph, layers)):
         if tensor not in settled:
-            found.append(Activation(tensor, moved=_moved(tensor, graph, ())))
+            activations.append(Activation(tensor, moved=_moved(tensor, graph, ())))
     order = {name: k for k, name in enumerate([*graph.inputs, *graph.producer])}
-    return tuple(sorted(found, key=lambda a: order[a.tensor]))
+    return tuple(sorted(activations, key=lambda a: order[a.tensor]))
 
 
 def find_branches(
     graph: Graph, layers: Sequence[Layer], activations: Sequence[Activation], sums: Mapping[str, str]
 ) -> dict[str, tuple[str, ...]]:
-    """What BranchReaders takes: the activations that some nodes had better read in float."""
+    """The activations that some consumers should read in float, as BranchConsumers takes them."""
     quantized = {t for a in activations for t in (a.tensor, *a.parts)}
     feeding = [a.tensor for a in activations if not a.fusion]
     integer = {*sums.values(), *(u.node for x in layers for u in x.uses)}
-    return quantized_readers(graph, feeding, quantized, integer)
+    return quantized_consumers(graph, feeding, quantized, integer)
 
 
 def find_sums(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:
-    """For each output of a convolution that an Add alone reads, that Add's name."""
-    readers = {t: graph.sole_consumer(t) for t in _convolution_outputs(graph, layers)}
-    return {t: n.name for t, n in readers.items() if n is not None and n.op_type == "Add"}
+    """For each convolution output whose only consumer is an Add, the name of that Add."""
+    consumers = {t: graph.sole_consumer(t) for t in _convolution_outputs(graph, layers)}
+    return {t: n.name for t, n in consumers.items() if n is not None and n.op_type == "Add"}
 
 
 def _convolution_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
-    """What ONNX Runtime's integer convolution must see quantized to fuse."""
-    return [behind_clamp(u.output, graph) for x in layers if x.linear.op_type == "Conv" for u in x.uses]
+    """The tensors that must be quantized for ONNX Runtime's integer convolution to fuse."""
+    return [after_clamps(u.output, graph) for x in layers if x.linear.op_type == "Conv" for u in x.uses]
 
 
 def _moved(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
-    """Tensors downstream that hold moved values of `root` and feed a layer or an operator that fuses."""
-    found: dict[str, None] = {}
+    """Tensors downstream of `root` that hold its moved values and feed a layer or an operator that fuses."""
+    moved: dict[str, None] = {}
     pending = [root]
     while pending:
         tensor = pending.pop()
         for node in graph.consumers.get(tensor, []):
-            if moves(node, graph) and node.input[0] == tensor:
-                fresh = [o for o in node.output if o and o not in found]
-                found.update(dict.fromkeys(fresh))
-                pending += fresh
-    wanted = set(feeds)
+            if is_movement(node, graph) and node.input[0] == tensor:
+                new = [o for o in node.output if o and o not in moved]
+                moved.update(dict.fromkeys(new))
+                pending += new
+    layer_inputs = set(feeds)
     return tuple(
-        t for t in found if t in wanted or any(n.op_type in FUSES for n in graph.consumers.get(t, []))
+        t for t in moved if t in layer_inputs or any(n.op_type in FUSES for n in graph.consumers.get(t, []))
     )
 
 
 def _parts(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
-    """The inputs of the Concat that makes `root`, if it alone reads them and they are no moved activation."""
-    joiner = graph.producer.get(root)
-    if joiner is None or joiner.op_type != "Concat":
+    """The inputs of the Concat that produces `root` which have no other consumer and are not moved values."""
+    concat = graph.producer.get(root)
+    if concat is None or concat.op_type != "Concat":
         return ()
     return tuple(
         p
-        for p in dict.fromkeys(joiner.input)
-        if p not in feeds and graph.sole_consumer(p) is joiner and graph.root(p) == p and p in graph.producer
+        for p in dict.fromkeys(concat.input)
+        if p not in feeds and graph.sole_consumer(p) is concat and graph.root(p) == p and p in graph.producer
     )

@@ -1,9 +1,9 @@
-"""What there is to quantize in a normalized model, and why the rest is left in float.
+"""Find what can be quantized in a normalized model, and why the rest is left in float.
 
 A *layer* is a Conv, ConvTranspose, Gemm or MatMul with a constant weight. An *activation* is a tensor that feeds a
-layer, taken where its values are made: behind the activation function and before operators that only move values
-(MaxPool, Reshape, Concat of quantized parts, ...), which commute with the quantizer. A *fusion tensor* is quantized at
-8 bits for one reason: ONNX Runtime's integer convolution wants a quantized output.
+layer, quantized where its values are computed: after the activation function and before movement operators (MaxPool,
+Reshape, Concat of quantized parts, ...), which commute with the quantizer. A *fusion tensor* is quantized to 8 bits
+only because ONNX Runtime's integer convolution requires a quantized output.
 """
 
 from collections.abc import Sequence
@@ -28,19 +28,19 @@ from rdoq_onnx.analysis.skips import (
 from rdoq_onnx.analysis.weight_only import RECURRENT, find_slots, is_stack, weight_only
 from rdoq_onnx.config import Selection
 from rdoq_onnx.errors import ConfigError, ModelError
-from rdoq_onnx.model.graph import MOVES, Graph, attribute
+from rdoq_onnx.model.graph import MOVEMENT, Graph, attribute
 from rdoq_onnx.model.layers import LAYER_TYPES, Activation, Layer, Use
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.passes import run_passes
-from rdoq_onnx.passes.branch_consumers import BranchReaders
+from rdoq_onnx.passes.branch_consumers import BranchConsumers
 from rdoq_onnx.targets import Target
 
 
 def analyse(model: onnx.ModelProto, selection: Selection) -> Network:
-    """The layers and activations of a normalized `model` that `selection` asks to quantize.
+    """Find the layers and activations of a normalized `model` that `selection` asks to quantize.
 
-    Raises ModelError if nothing can be quantized, ConfigError if a pattern matches nothing, or if a goal is given for
-    the search and there is nothing to search.
+    Raises ModelError if nothing can be quantized; ConfigError if a pattern matches nothing, or if `selection` has a
+    goal for the search but there is nothing to search.
     """
     graph, target = Graph(model), selection.target
     excludes = Excludes(selection.exclude, selection.exclude_ops)
@@ -55,7 +55,7 @@ def analyse(model: onnx.ModelProto, selection: Selection) -> Network:
         raise ModelError(_nothing(skipped))
     if selection.goal is not None and not layers:
         raise ConfigError(
-            f"{selection.goal}: all weights are of a kind that takes 8 bits unsearched; leave that option out"
+            f"{selection.goal}: the search covers none of the model's weights, which get 8 bits; leave that option out"
         )
     activations: tuple[Activation, ...] = ()
     if selection.activations:
@@ -63,47 +63,47 @@ def analyse(model: onnx.ModelProto, selection: Selection) -> Network:
         activations = find_activations(graph, layers, sums)
         branches = find_branches(graph, layers, activations, sums)
         if branches:
-            return analyse(run_passes([BranchReaders(branches)], model), selection)
+            return analyse(run_passes([BranchConsumers(branches)], model), selection)
     network = Network(model, layers, activations, skipped, target, others)
     _check_pins(network, selection.pins)
     return network
 
 
 def _nothing(skipped: Sequence[Skip]) -> str:
-    """What to say of a model in which nothing can be quantized."""
+    """The error message for a model in which nothing can be quantized."""
     reasons = "; ".join(f"{s.op_type} {s.node!r}: {s.reason}" for s in skipped[:3])
     kinds = f"no {', '.join(LAYER_TYPES)}, {', '.join(sorted(RECURRENT))} has a constant weight"
     return "the model has no layer to quantize" + (
-        f" ({reasons})" if reasons else f": {kinds}, and nothing is gathered from a table"
+        f" ({reasons})" if reasons else f": {kinds}, and no Gather reads from a table"
     )
 
 
 def integer_ranges(model: onnx.ModelProto) -> dict[str, int]:
-    """For each graph input that indexes a constant table (an embedding), the number of its rows."""
+    """For each graph input that indexes a constant table (an embedding), the number of rows of the table."""
     graph = Graph(model)
-    found: dict[str, int] = {}
+    limits: dict[str, int] = {}
     for node in graph.nodes:
         if node.op_type == "Gather" and node.input[0] in graph.initializers:
             source = node.input[1]
-            while (maker := graph.producer.get(source)) is not None and maker.op_type in (*MOVES, "Cast"):
-                source = maker.input[0]
+            while (producer := graph.producer.get(source)) is not None and producer.op_type in (*MOVEMENT, "Cast"):
+                source = producer.input[0]
             sizes, axis = graph.initializers[node.input[0]].dims, attribute(node, "axis", 0)
             if source in graph.inputs and -len(sizes) <= axis < len(sizes):
                 rows = sizes[axis]
-                found[source] = min(rows, found.get(source, rows))
-    return found
+                limits[source] = min(rows, limits.get(source, rows))
+    return limits
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A node of a layer's type, and its weight's name and form, or why the node stays in float."""
+    """A node with a layer's operator type, and its weight's name and form, or why the node stays in float."""
 
     node: NodeProto
     weight: tuple[str, Linear] | Refusal
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that `--exclude` knows it by."""
+        """The names that `--exclude` accepts for it."""
         return (self.node.name,) if isinstance(self.weight, Refusal) else (self.node.name, self.weight[0])
 
 
@@ -119,7 +119,7 @@ def _layers(
     candidates: Sequence[_Candidate], excludes: Excludes, target: Target
 ) -> tuple[tuple[Layer, ...], tuple[Skip, ...]]:
     """The layers that the search quantizes, each with all its uses, and the nodes that stay in float."""
-    found: dict[tuple[str, Linear], list[Use]] = {}
+    uses_of: dict[tuple[str, Linear], list[Use]] = {}
     skipped = []
     for candidate in candidates:
         node, weight = candidate.node, _searchable(candidate, excludes, target)
@@ -128,29 +128,29 @@ def _layers(
         else:
             name, linear = weight
             use = Use(node.name, node.input[1 - linear.weight_side], node.output[0], linear)
-            found.setdefault((name, linear.matrix), []).append(use)
-    layers = tuple(Layer(uses[0].node, w, linear, tuple(uses)) for (w, linear), uses in found.items())
+            uses_of.setdefault((name, linear.matrix), []).append(use)
+    layers = tuple(Layer(uses[0].node, w, linear, tuple(uses)) for (w, linear), uses in uses_of.items())
     return layers, tuple(skipped)
 
 
 def _searchable(candidate: _Candidate, excludes: Excludes, target: Target) -> tuple[str, Linear] | Refusal:
-    """The candidate's weight, unless it is excluded or `target` has no room for scales of channels."""
+    """The candidate's weight, unless it is excluded or `target` does not support a scale per channel."""
     op_type, weight = candidate.node.op_type, candidate.weight
     excluded = excludes.refusal(op_type, candidate.names)
     if isinstance(weight, Refusal) or (excluded is None and op_type not in target.one_scale):
         return weight
     return excluded or Refusal(
-        f"--target {target.name} wants one scale for its weight, channels have scales of their own here"
+        f"--target {target.name} takes one scale for its weight, but here each channel has its own"
     )
 
 
 def _read_layer(node: NodeProto, graph: Graph) -> tuple[str, Linear] | Refusal:
-    """The weight of a node and how it unfolds, or the reason why the node stays in float."""
+    """The weight of a node and how it unfolds, or why the node stays in float."""
     constant = [k for k in (0, 1) if node.input[k] in graph.constants]
     if not constant:
         return Refusal("both inputs are computed, so there is no weight")
     if len(constant) == 2:
-        return Refusal("both inputs are constant; fold it when exporting")
+        return Refusal("both inputs are constant; fold constants when exporting")
     side = constant[0]
     if side == 0 and node.op_type != "MatMul":
         return Refusal("the constant is the data input, not the weight; swap them if the operator allows it")
@@ -163,12 +163,12 @@ def _read_layer(node: NodeProto, graph: Graph) -> tuple[str, Linear] | Refusal:
 
 
 def _computed(weight: str, graph: Graph) -> Refusal:
-    """Why a weight that is no stored tensor stays in float."""
+    """Why a weight that is not an initializer stays in float."""
     producer = graph.producer.get(weight)
     op_type = producer.op_type if producer is not None else "node outside this graph"
     if op_type == "DequantizeLinear":
         return Refusal(QUANTIZED)
-    return Refusal(f"its weight {weight!r} is computed from constants by a {op_type}; fold it when exporting")
+    return Refusal(f"its weight {weight!r} is computed from constants by a {op_type}; fold constants when exporting")
 
 
 def _linear(node: NodeProto, shape: tuple[int, ...], side: int) -> Linear:
@@ -202,5 +202,5 @@ def _check_pins(network: Network, pins: Sequence[tuple[str, int]]) -> None:
     for pattern, bits in pins:
         name, channels = channel_range(pattern)
         if not any(matches(name, n) for n in (layers if channels else layers + tensors)):
-            known = [n for names in (layers if channels else layers + tensors) for n in names]
-            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, known)}")
+            choices = [n for names in (layers if channels else layers + tensors) for n in names]
+            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, choices)}")

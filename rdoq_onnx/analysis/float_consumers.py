@@ -1,58 +1,59 @@
-"""Which readers of an activation want it quantized, and which lose by it.
+"""Decide which consumers of an activation read it quantized, and which read the float tensor.
 
-An Add in front of a LayerNormalization, the product with a gate, the skip around a whole network: no integer kernel
-takes them in. A quantizer in front of them costs accuracy and a DequantizeLinear, and saves nothing; they read the
-float tensor. Where an integer kernel makes the activation there is none to read, so that all readers get what it makes.
+No integer kernel absorbs an Add before a LayerNormalization, the product with a gate, or the skip connection around a
+whole network. A quantizer before such a node costs accuracy and a DequantizeLinear and saves nothing, so it reads the
+float tensor. If an integer kernel produces the activation there is no float tensor, and all consumers read its output.
 """
 
 from collections.abc import Callable, Collection
 
 from onnx import NodeProto
 
-from rdoq_onnx.model.graph import CLAMPS, SIZES, Graph, behind_clamp, moves
+from rdoq_onnx.model.graph import CLAMPS, SHAPE_OPS, Graph, after_clamps, is_movement
 
 
-def quantized_readers(
+def quantized_consumers(
     graph: Graph, activations: Collection[str], quantized: Collection[str], integer: Collection[str]
 ) -> dict[str, tuple[str, ...]]:
-    """For each of `activations` that some nodes shall read in float: the nodes that read it quantized.
+    """For each of `activations` with consumers that should read it in float: the nodes that read it quantized.
 
-    quantized: the tensors that quantizers follow. integer: nodes that are known to compute on integers.
+    quantized: the tensors that quantizers follow. integer: nodes known to compute on integers.
     """
 
-    def held(tensor: str) -> bool:
+    def is_quantized(tensor: str) -> bool:
         return graph.root(tensor) in quantized
 
     def fuses(node: NodeProto) -> bool:
-        ends = (behind_clamp(o, graph) for o in node.output if o)
-        return not moves(node, graph) and all(held(i) for i in node.input if i) and all(e in quantized for e in ends)
+        if is_movement(node, graph) or not all(is_quantized(i) for i in node.input if i):
+            return False
+        return all(after_clamps(o, graph) in quantized for o in node.output if o)
 
-    wanting = {n.name for n in graph.nodes if n.name in integer or fuses(n)}
-    wanted = {i for n in graph.nodes if n.name in wanting for i in n.input}
+    nodes = {n.name for n in graph.nodes if n.name in integer or fuses(n)}
+    inputs = {i for n in graph.nodes if n.name in nodes for i in n.input}
     for node in reversed(graph.nodes):
-        if moves(node, graph) and not wanted.isdisjoint(node.output):
-            wanting.add(node.name)
-            wanted.add(node.input[0])
-    made = _made(graph, held)
-    found = {}
+        if is_movement(node, graph) and not inputs.isdisjoint(node.output):
+            nodes.add(node.name)
+            inputs.add(node.input[0])
+    produced = _integer_outputs(graph, is_quantized)
+    result = {}
     for tensor in activations:
-        readers = [n for n in graph.consumers.get(tensor, []) if n.op_type not in SIZES]
-        names = tuple(n.name for n in readers if n.name in wanting)
-        if tensor not in made and len(names) < len(readers):
-            found[tensor] = names
-    return found
+        consumers = [n for n in graph.consumers.get(tensor, []) if n.op_type not in SHAPE_OPS]
+        names = tuple(n.name for n in consumers if n.name in nodes)
+        if tensor not in produced and len(names) < len(consumers):
+            result[tensor] = names
+    return result
 
 
-def _made(graph: Graph, held: Callable[[str], bool]) -> set[str]:
-    """What integer kernels make, of quantized data alone, or a Concat joins of it and others."""
-    made: set[str] = set()
+def _integer_outputs(graph: Graph, is_quantized: Callable[[str], bool]) -> set[str]:
+    """Outputs of integer kernels, which read only quantized data, and Concats of such outputs with other tensors."""
+    outputs: set[str] = set()
     for node in graph.nodes:
         data = [i for i in node.input if i and i not in graph.constants]
-        if node.op_type in CLAMPS or moves(node, graph):
-            integer = node.input[0] in made
+        if node.op_type in CLAMPS or is_movement(node, graph):
+            integer = node.input[0] in outputs
         elif node.op_type == "Concat":
-            integer = not made.isdisjoint(data)
+            integer = not outputs.isdisjoint(data)
         else:
-            integer = bool(data) and all(map(held, data))
-        made.update(node.output if integer else ())
-    return made
+            integer = bool(data) and all(map(is_quantized, data))
+        outputs.update(node.output if integer else ())
+    return outputs

@@ -1,4 +1,4 @@
-"""What is quantized in a model: layers, activations and the rules of the target."""
+"""The network to quantize: layers, activations and the rules of the target."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.analysis.weight_only import WeightOnly
-from rdoq_onnx.model.graph import Graph, behind
+from rdoq_onnx.model.graph import Graph, downstream
 from rdoq_onnx.model.layers import Activation, Layer
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_adds import InsertAdds
@@ -20,9 +20,9 @@ from rdoq_onnx.targets import TARGETS, Target
 
 @dataclass(frozen=True)
 class Network:
-    """The layers and activations of `model`, in graph order, and the rules that they are quantized by.
+    """The layers and activations of `model`, in graph order, and the target whose rules apply.
 
-    skipped: nodes with weights that stay in float. weight_only: what is quantized outside the search.
+    skipped: nodes with weights that stay in float. weight_only: weights quantized outside the search.
     """
 
     model: onnx.ModelProto
@@ -38,12 +38,12 @@ class Network:
 
     @cached_property
     def sites(self) -> Mapping[str, str]:
-        """Where first order measures each activation: behind the MaxPools that alone read it.
+        """For each activation, the tensor where first-order sensitivity is measured: after MaxPools.
 
-        They commute with a quantizer, and leave fewer elements.
+        A MaxPool that is the only consumer commutes with the quantizer and leaves fewer elements.
         """
         graph = Graph(self.model)
-        return {a.tensor: behind(a.tensor, graph, lambda node: node.op_type == "MaxPool") for a in self.activations}
+        return {a.tensor: downstream(a.tensor, graph, lambda node: node.op_type == "MaxPool") for a in self.activations}
 
     @cached_property
     def _initializers(self) -> dict[str, TensorProto]:
@@ -51,11 +51,11 @@ class Network:
 
 
 def layer_names(layer: Layer) -> tuple[str, ...]:
-    """The names that `--pin` and `--exclude` know a layer by: its nodes' and its weight's."""
+    """The names that `--pin` and `--exclude` accept for a layer: those of its nodes and its weight."""
     return (*(u.node for u in layer.uses), layer.weight)
 
 
 def modified(network: Network) -> onnx.ModelProto:
-    """F̃ of the supplement (Fig. 1, Eq. 2), with an Add behind every activation and every layer's output."""
+    """F̃ of the supplement (Fig. 1, Eq. 2), with an Add after every activation and every layer's output."""
     outputs = [u.output for layer in network.layers for u in layer.uses]
     return run_passes([InsertAdds([a.tensor for a in network.activations], outputs)], network.model)

@@ -1,4 +1,4 @@
-"""The passes that bring any model into the form that the analysis reads."""
+"""The passes that normalize any model to the form that the analysis reads."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ from rdoq_onnx.system import io
 
 OPSET = 13
 NORMALIZE = (InlineFunctions(), WidenFloats(), Normalize(OPSET), HoistWeights(), FoldConstants(), FoldBatchNorm())
-_FIRST_OPSET = 7  # that ONNX Runtime takes
+_FIRST_OPSET = 7  # the oldest that ONNX Runtime accepts
 Model = onnx.ModelProto | str | Path
 
 
 def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The model as it was given, and after the NORMALIZE passes. Raises ModelError."""
+    """Return the original model and the model after the NORMALIZE passes. Raises ModelError."""
     original = model if isinstance(model, onnx.ModelProto) else io.read_model(model)
     check_model(original)
     return original, run_passes(NORMALIZE, original)
 
 
 def runnable(original: onnx.ModelProto) -> onnx.ModelProto:
-    """The float model as ONNX Runtime runs it: float16 inside as float32, and an opset of 7 at least."""
+    """The float model in a form that ONNX Runtime runs: float16 widened to float32, and opset 7 or later."""
     model = run_passes(NORMALIZE[:2], original)
     return raise_opset(model, OPSET) if 0 < default_opset(model) < _FIRST_OPSET else model

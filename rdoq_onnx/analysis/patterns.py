@@ -1,4 +1,4 @@
-"""Names and regular expressions by which options choose layers and activations."""
+"""Names and regular expressions with which options select layers and activations."""
 
 import difflib
 import re
@@ -6,21 +6,21 @@ from collections.abc import Iterable
 
 
 def matches(pattern: str, names: Iterable[str]) -> bool:
-    """Whether `pattern`, a name or a regular expression for a whole name, fits one of `names`."""
+    """Whether `pattern`, a name or a regular expression for a whole name, matches one of `names`."""
     return any(pattern == n or re.fullmatch(pattern, n) for n in names)
 
 
 def channel_range(pattern: str) -> tuple[str, slice | None]:
-    """"NAME[2:8]" -> NAME and its channels 2 to 7; any other pattern -> itself and None."""
-    found = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", pattern)
-    if not found:
+    """Split "NAME[2:8]" into NAME and the slice of its channels; any other pattern into itself and None."""
+    match = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", pattern)
+    if not match:
         return pattern, None
-    first, last = (int(t) if t else None for t in found.group(2, 3))
-    return found[1], slice(first, last)
+    first, last = (int(t) if t else None for t in match.group(2, 3))
+    return match[1], slice(first, last)
 
 
 def as_pattern(name: str) -> str:
-    """The pattern that matches just `name`."""
+    """The pattern that matches only `name`."""
     try:
         re.compile(name)
     except re.error:
@@ -29,6 +29,6 @@ def as_pattern(name: str) -> str:
 
 
 def nearest(pattern: str, names: Iterable[str]) -> str:
-    """What to say of a pattern that matches none of `names`."""
-    found = difflib.get_close_matches(pattern, list(names), 1, 0.0)
-    return f"; the nearest is {found[0]!r}" if found else ""
+    """A hint, for the error message, at the one of `names` that is closest to `pattern`."""
+    closest = difflib.get_close_matches(pattern, list(names), 1, 0.0)
+    return f"; the nearest is {closest[0]!r}" if closest else ""

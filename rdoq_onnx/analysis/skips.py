@@ -1,4 +1,4 @@
-"""Nodes that stay as they are, and why: nothing is left out silently."""
+"""Nodes that stay unchanged, and why: nothing is skipped silently."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from rdoq_onnx.analysis.patterns import matches, nearest
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.graph import Graph
 
-# What patterns can choose: the type of a node, and the names that it goes by.
+# What patterns can select: a node's operator type and its names.
 Named = tuple[str, tuple[str, ...]]
 
-QUANTIZED = "it is quantized already: its weight comes from a DequantizeLinear, and stays as it is"
+QUANTIZED = "it is already quantized: its weight comes from a DequantizeLinear, and stays as it is"
 INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits"})
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a weight stays in float; stands in for what was to be found out about it."""
+    """Why a weight stays in float; returned in place of the weight."""
 
     reason: str
 
@@ -34,28 +34,28 @@ class Skip:
 
 
 def integer_kernels(graph: Graph) -> Iterator[Skip]:
-    """Nodes that compute with integers already."""
+    """Nodes that already compute on integers."""
     for node in graph.nodes:
         if node.op_type in INTEGER:
-            yield Skip(node.name, node.op_type, "it is quantized already, and stays as it is")
+            yield Skip(node.name, node.op_type, "it is already quantized, and stays as it is")
 
 
 @dataclass(frozen=True)
 class Excludes:
-    """The user's choice of what stays in float: patterns of --exclude, node types of --exclude-op."""
+    """What the user keeps in float: patterns of --exclude, operator types of --exclude-op."""
 
     patterns: tuple[str, ...]
     types: tuple[str, ...]
 
     def refusal(self, op_type: str, names: Collection[str]) -> Refusal | None:
-        """Why a node that goes by `names` is excluded; None if it is not."""
+        """Why a node with these `names` is excluded; None if it is not."""
         if op_type in self.types:
             return Refusal("excluded by --exclude-op")
         return Refusal("excluded by --exclude") if any(matches(p, names) for p in self.patterns) else None
 
 
 def unmatched(excludes: Excludes, nodes: Iterable[Named]) -> Excludes:
-    """The patterns and types that fit none of `nodes`."""
+    """The patterns and types that match none of `nodes`."""
     nodes = list(nodes)
     types = {op_type for op_type, _ in nodes}
     return Excludes(
@@ -65,27 +65,27 @@ def unmatched(excludes: Excludes, nodes: Iterable[Named]) -> Excludes:
 
 
 def check_excludes(excludes: Excludes, nodes: Collection[Named]) -> None:
-    """Raise ConfigError for a pattern or type that fits none of `nodes`."""
+    """Raise ConfigError for a pattern or type that matches none of `nodes`."""
     left = unmatched(excludes, nodes)
     for pattern in left.patterns:
-        names = [name for _, several in nodes for name in several]
+        names = [name for _, aliases in nodes for name in aliases]
         raise ConfigError(f"--exclude {pattern!r} matches no layer{nearest(pattern, names)}")
     for op_type in left.types:
         types = [op_type for op_type, _ in nodes]
-        raise ConfigError(f"--exclude-op {op_type!r} is the type of no layer{nearest(op_type, types)}")
+        raise ConfigError(f"--exclude-op {op_type!r} matches no layer's operator type{nearest(op_type, types)}")
 
 
 def not_a_matrix(tensor: TensorProto) -> Refusal | None:
-    """Why a stored tensor is no float matrix; None if it is one, or a stack of them."""
+    """Why an initializer is not a float matrix; None if it is one, or a stack of them."""
     if tensor.data_type != TensorProto.FLOAT:
-        return Refusal(f"its weight is {TensorProto.DataType.Name(tensor.data_type)}, not FLOAT; export it in float32")
+        return Refusal(f"its weight is {TensorProto.DataType.Name(tensor.data_type)}, not FLOAT; export it as float32")
     if len(tensor.dims) < 2:
         return Refusal(f"its weight has {len(tensor.dims)} dimensions, too few for a matrix; reshape it")
     return None
 
 
 def not_finite(tensor: TensorProto) -> Refusal | None:
-    """Refuse a stored tensor with a value that is not finite."""
+    """Refuse an initializer with NaN or infinite values."""
     if np.isfinite(numpy_helper.to_array(tensor)).all():
         return None
     return Refusal("its weight holds NaN or infinity; train or export it again")

@@ -1,11 +1,11 @@
-"""Weights that are stored in integers though no curve tells what that does.
+"""Weights that are stored as integers without a curve that measures the effect.
 
 These are embedding tables, recurrent cells, stacks of matrices, and layers in the bodies of If, Loop and Scan:
 
-    w ≈ s·q,  |q| ≤ 127, one s for each row of a table, gate unit of a cell and direction, or output channel
+    w ≈ s·q,  |q| ≤ 127, one s per row of a table, gate unit of a cell and direction, or output channel
 
-The search gives fewer bits to what it knows can spare them. These it does not measure, so they get 8, unless a pin says
-otherwise.
+The search lowers the width only of weights whose effect it has measured. It does not measure these, so they get 8 bits
+unless pinned.
 """
 
 import math
@@ -18,24 +18,24 @@ from rdoq_onnx.analysis.patterns import channel_range, matches
 from rdoq_onnx.analysis.skips import Excludes, Refusal, Skip, not_a_matrix, not_finite
 from rdoq_onnx.analysis.weight_origins import Origin, Scope, origins, walk
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.model.graph import SIZES, Graph, attribute
+from rdoq_onnx.model.graph import SHAPE_OPS, Graph, attribute
 from rdoq_onnx.model.layers import LAYER_TYPES
 from rdoq_onnx.model.protos import all_nodes, all_outputs
 from rdoq_onnx.targets import Target
 
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 BITS = 8
-NARROWEST = 2  # bits that a pin may give
-_TABLE = 1024  # elements of an embedding; smaller tables are shape arithmetic
-_NODES = 256  # bytes of the nodes and names that decode a tensor, about
+NARROWEST = 2  # bits: smallest width that a pin may set
+_TABLE = 1024  # elements: smallest embedding; smaller tables are shape arithmetic
+_NODES = 256  # approximate bytes of the nodes and names that decode a tensor
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 
 
 @dataclass(frozen=True)
 class WeightOnly:
-    """A float initializer, the nodes that apply it, and why the search does not reach it. Named after its first node.
+    """A float initializer, the nodes that apply it, and why the search does not cover it. Named after its first node.
 
-    axes: those along which it has scales of its own.
+    axes: the axes along which scales differ.
     """
 
     name: str
@@ -52,16 +52,16 @@ class WeightOnly:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that `--pin` and `--exclude` know it by."""
+        """The names that `--pin` and `--exclude` accept for it."""
         return (*self.nodes, self.tensor)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A stored tensor that a node takes weights from, or why those stay in float.
+    """An initializer that a node takes weights from, or why these stay in float.
 
-    scope: of the graph that the node is in. along: the axes of the input along which rows, gate units or channels lie;
-    from the last if negative. unsearched: why the search does not reach it.
+    scope: the scope of the node's graph. along: axes of the input along which rows, gate units or channels lie;
+    negative ones count from the last. unsearched: why the search does not cover it.
     """
 
     node: NodeProto
@@ -76,7 +76,7 @@ class Slot:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that `--exclude` knows it by."""
+        """The names that `--exclude` accepts for it."""
         return (self.name,) if isinstance(self.origin, Refusal) else (self.name, self.origin.tensor.name)
 
     def skip(self, refusal: Refusal) -> Skip:
@@ -84,14 +84,14 @@ class Slot:
 
 
 def is_stack(node: NodeProto, graph: Graph) -> bool:
-    """Whether `node`, of the main graph, multiplies with stored matrices, more than one."""
+    """Whether `node`, in the main graph, multiplies with a stored stack of matrices."""
     stored = [graph.initializers[i] for i in node.input if i in graph.initializers]
     constant = [i for i in node.input if i in graph.constants]
     return node.op_type == "MatMul" and len(stored) == len(constant) == 1 and len(stored[0].dims) > 2
 
 
 def find_slots(graph: Graph) -> tuple[Slot, ...]:
-    """What takes weights that the search does not reach, in the main graph and the bodies within it."""
+    """Find the slots of weights that the search does not cover, in the main graph and in nested bodies."""
     return tuple(slot for node, scope in walk(graph.model.graph) for slot in _slots(node, scope, graph))
 
 
@@ -102,36 +102,36 @@ def weight_only(
     target: Target,
     excludes: Excludes,
 ) -> tuple[tuple[WeightOnly, ...], tuple[Skip, ...]]:
-    """What of `slots` is quantized outside the search, and the nodes whose weights stay in float after all.
+    """The weights in `slots` that are quantized outside the search, and the nodes whose weights stay in float.
 
-    searched: the nodes of each weight that the search quantizes, which have integers of their own.
+    searched: for each weight that the search quantizes its nodes, which have integers of their own.
     """
     skipped: dict[Skip, None] = {}
-    found: dict[str, list[tuple[Slot, Origin]]] = {}
+    by_tensor: dict[str, list[tuple[Slot, Origin]]] = {}
     for slot in slots:
         origin = _quantizable(slot, target, excludes)
         if isinstance(origin, Refusal):
             skipped[slot.skip(origin)] = None
         else:
-            found.setdefault(origin.tensor.name, []).append((slot, origin))
-    readers = _readers(all_nodes(graph.model.graph), found)
+            by_tensor.setdefault(origin.tensor.name, []).append((slot, origin))
+    consumers = _consumers(all_nodes(graph.model.graph), by_tensor)
     exposed = {o.name for o in all_outputs(graph.model.graph)}
     chosen = []
-    for tensor, several in found.items():
-        own = {id(origin.reader) for _, origin in several}  # `several` holds them, so that ids stay their own
-        others = [n for n in readers[tensor] if id(n) not in own and n.op_type not in SIZES]
+    for tensor, users in by_tensor.items():
+        own = {id(origin.consumer) for _, origin in users}  # `users` keeps the nodes alive, and so the ids unique
+        others = [n for n in consumers[tensor] if id(n) not in own and n.op_type not in SHAPE_OPS]
         other = next((n for n in others if n.name not in searched.get(tensor, ())), None)
         if other is not None or tensor in exposed:
             use = "is an output" if other is None else f"also feeds {other.op_type} {other.name or other.output[0]!r}"
-            refusal = Refusal(f"its weight {tensor!r} {use}, which takes it in float")
-            skipped.update(dict.fromkeys(slot.skip(refusal) for slot, _ in several))
+            refusal = Refusal(f"its weight {tensor!r} {use}, which needs it in float")
+            skipped.update(dict.fromkeys(slot.skip(refusal) for slot, _ in users))
         else:
-            chosen.append(_chosen([slot for slot, _ in several], several[0][1]))
+            chosen.append(_chosen([slot for slot, _ in users], users[0][1]))
     return tuple(chosen), tuple(skipped)
 
 
 def _quantizable(slot: Slot, target: Target, excludes: Excludes) -> Origin | Refusal:
-    """The slot's origin, unless it is excluded, unfit or not for `target` to decode."""
+    """The slot's origin, unless it is excluded or unfit, or `target` cannot decode it."""
     origin = slot.origin
     if isinstance(origin, Refusal):
         return origin
@@ -140,7 +140,7 @@ def _quantizable(slot: Slot, target: Target, excludes: Excludes) -> Origin | Ref
 
 
 def _chosen(slots: Sequence[Slot], origin: Origin) -> WeightOnly:
-    """What the slots take, of which `origin` is the first's."""
+    """The weight that the slots share; `origin` is that of the first slot."""
     first, tensor = slots[0], origin.tensor
     names = tuple(dict.fromkeys(s.name for s in slots))
     return WeightOnly(
@@ -149,14 +149,14 @@ def _chosen(slots: Sequence[Slot], origin: Origin) -> WeightOnly:
 
 
 def widths(unsearched: Sequence[WeightOnly], pins: Sequence[tuple[str, int]]) -> tuple[int, ...]:
-    """The width of each: 8 bits, or what the last pin says. Raises ConfigError if a pin says less than 2."""
+    """The width of each weight: 8 bits, or that of its last pin. Raises ConfigError for a pin below 2 bits."""
     result = []
     for weights in unsearched:
         bits = BITS
         for pattern, pinned in pins:
             if channel_range(pattern)[1] is None and matches(pattern, weights.names):
                 if pinned < NARROWEST:
-                    found = f"--pin {pattern}={pinned}: no curve tells what that does to {weights.name!r}"
+                    found = f"--pin {pattern}={pinned}: {weights.name!r} is quantized without measuring the effect"
                     raise ConfigError(f"{found}; give {NARROWEST} to {BITS} bits")
                 bits = pinned
         result.append(bits)
@@ -170,39 +170,39 @@ def _slots(node: NodeProto, scope: Scope, graph: Graph) -> Iterator[Slot]:
     inside = f"it is in the body of {owner.op_type} {owner.name or owner.output[0]!r}" if owner is not None else ""
     if node.op_type in RECURRENT:
         for index in (1, 2):
-            given = origins(node.input[index], node, scope)
-            yield from _each(node, scope, given, (0, 1), inside or "a recurrent cell feeds its errors back")
+            sources = origins(node.input[index], node, scope)
+            yield from _each(node, scope, sources, (0, 1), inside or "a recurrent cell feeds its errors back")
     elif node.op_type == "Gather":
-        given = origins(node.input[0], node, scope)
-        if not isinstance(given, Refusal) and all(_is_table(origin.tensor) for origin in given):
-            yield from _each(node, scope, given, (attribute(node, "axis", 0),), inside or "its rows are looked up")
+        sources = origins(node.input[0], node, scope)
+        if not isinstance(sources, Refusal) and all(_is_table(origin.tensor) for origin in sources):
+            yield from _each(node, scope, sources, (attribute(node, "axis", 0),), inside or "its rows are looked up")
     elif is_stack(node, graph) or (inside and node.op_type in LAYER_TYPES):
-        side, given = _constant_side(node, scope)
-        yield from _each(node, scope, given, (_channel_axis(node, side),), inside or "it is a stack of matrices")
+        side, sources = _constant_side(node, scope)
+        yield from _each(node, scope, sources, (_channel_axis(node, side),), inside or "it is a stack of matrices")
 
 
 def _each(
-    node: NodeProto, scope: Scope, given: tuple[Origin, ...] | Refusal, along: tuple[int, ...], unsearched: str
+    node: NodeProto, scope: Scope, sources: tuple[Origin, ...] | Refusal, along: tuple[int, ...], unsearched: str
 ) -> Iterator[Slot]:
-    for origin in (given,) if isinstance(given, Refusal) else given:
+    for origin in (sources,) if isinstance(sources, Refusal) else sources:
         yield Slot(node, scope, origin, along, unsearched)
 
 
 def _axes(slot: Slot, origin: Origin) -> tuple[int, ...]:
-    """The axes of the stored tensor along which the slot's lie."""
+    """The slot's axes `along` as axes of the initializer."""
     rank = len(origin.axes)
-    found = {origin.axes[a] for a in slot.along if -rank <= a < rank}
-    return tuple(sorted(k for k in found if k is not None))
+    stored = {origin.axes[a] for a in slot.along if -rank <= a < rank}
+    return tuple(sorted(k for k in stored if k is not None))
 
 
 def _constant_side(node: NodeProto, scope: Scope) -> tuple[int, tuple[Origin, ...] | Refusal]:
-    """Which input holds the weight, and where that comes from: the first only where a MatMul has no other."""
-    given = origins(node.input[1], node, scope)
-    if node.op_type == "MatMul" and isinstance(given, Refusal):
+    """The index of the weight input, and its origins: 0 only for a MatMul whose input 1 is not constant."""
+    right = origins(node.input[1], node, scope)
+    if node.op_type == "MatMul" and isinstance(right, Refusal):
         left = origins(node.input[0], node, scope)
         if not isinstance(left, Refusal):
             return 0, left
-    return 1, given
+    return 1, right
 
 
 def _channel_axis(node: NodeProto, side: int) -> int:
@@ -216,17 +216,17 @@ def _is_table(tensor: TensorProto) -> bool:
 
 
 def _unreadable(scope: Scope, target: Target) -> Refusal | None:
-    """Why `target` does not take integer weights there; None if it does."""
+    """Why `target` cannot decode integer weights in that scope; None if it can."""
     if not target.weight_only:
-        return Refusal(f"--target {target.name} takes integer weights beside quantized data alone")
+        return Refusal(f"--target {target.name} takes integer weights only with quantized data")
     owner = next((n for n in scope.owners if n.op_type in target.closed), None)
     if owner is None:
         return None
-    return Refusal(f"--target {target.name} does not decode weights for the body of a {owner.op_type}")
+    return Refusal(f"--target {target.name} does not decode weights in the body of a {owner.op_type}")
 
 
 def _unfit(tensor: TensorProto, axes: Sequence[int]) -> Refusal | None:
-    """Why a stored tensor stays in float; None if it need not."""
+    """Why an initializer stays in float; None if it can be quantized."""
     unfit = not_a_matrix(tensor)
     if unfit is not None:
         return unfit
@@ -236,10 +236,10 @@ def _unfit(tensor: TensorProto, axes: Sequence[int]) -> Refusal | None:
     return not_finite(tensor)
 
 
-def _readers(nodes: Iterable[NodeProto], tensors: Mapping[str, object]) -> dict[str, list[NodeProto]]:
-    found: dict[str, list[NodeProto]] = {name: [] for name in tensors}
+def _consumers(nodes: Iterable[NodeProto], tensors: Mapping[str, object]) -> dict[str, list[NodeProto]]:
+    consumers: dict[str, list[NodeProto]] = {name: [] for name in tensors}
     for node in nodes:
         for name in dict.fromkeys(node.input):
-            if name in found:
-                found[name].append(node)
-    return found
+            if name in consumers:
+                consumers[name].append(node)
+    return consumers

@@ -1,6 +1,6 @@
-"""The stored tensors that a tensor's values come from, past operators that slice, join and turn constants.
+"""Trace a tensor's values to the initializers they come from, through operators that slice, join and transpose.
 
-Exporters keep the weights of a recurrent cell in another order than ONNX has them, and put them right at each run.
+Exporters store the weights of a recurrent cell in another order than ONNX's, and reorder them at each run.
 """
 
 from collections import ChainMap
@@ -15,39 +15,39 @@ from rdoq_onnx.model.graph import attribute
 from rdoq_onnx.model.protos import subgraphs_of
 
 _MAX_VISITS = 256  # nodes and tensors visited per weight; exporters stay under 32
-_KEEPS = frozenset({"Concat", "Identity", "Slice"})  # operators that leave the axes in their order
-_TURNS = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
+_SAME_AXES = frozenset({"Concat", "Identity", "Slice"})  # operators that keep the order of axes
+_NEW_AXES = frozenset({"Squeeze", "Transpose", "Unsqueeze"})
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What names mean inside a graph: the nodes that make them, the tensors stored under them; its own first.
+    """The producer or initializer of each name visible in a graph; inner definitions shadow outer ones.
 
-    owners: the nodes whose bodies it is in, from the main graph on.
+    owners: the nodes whose bodies contain the graph, outermost first.
     """
 
-    makers: ChainMap[str, NodeProto]
+    producers: ChainMap[str, NodeProto]
     stored: ChainMap[str, TensorProto]
     owners: tuple[NodeProto, ...] = ()
 
     def within(self, graph: GraphProto, *owner: NodeProto) -> "Scope":
-        """The scope of `graph`, in this one, where it is the body of `owner`."""
-        makers = {name: n for n in graph.node for name in n.output if name}
+        """The scope of `graph` as a body of `owner` within this scope."""
+        producers = {name: n for n in graph.node for name in n.output if name}
         stored = {t.name: t for t in graph.initializer}
-        return Scope(self.makers.new_child(makers), self.stored.new_child(stored), self.owners + owner)
+        return Scope(self.producers.new_child(producers), self.stored.new_child(stored), self.owners + owner)
 
     def integers(self, name: str) -> tuple[int, ...] | None:
-        """The values of a constant that is stored, or a Constant node's."""
-        maker, tensor = self.makers.get(name), self.stored.get(name)
-        if maker is not None and maker.op_type == "Constant":
-            tensor, listed = attribute(maker, "value", None), attribute(maker, "value_ints", None)
-            if listed is not None:
-                return tuple(listed)
+        """The values of an initializer or a Constant node; None for any other tensor."""
+        producer, tensor = self.producers.get(name), self.stored.get(name)
+        if producer is not None and producer.op_type == "Constant":
+            tensor, integers = attribute(producer, "value", None), attribute(producer, "value_ints", None)
+            if integers is not None:
+                return tuple(integers)
         return None if tensor is None else tuple(numpy_helper.to_array(tensor).reshape(-1).tolist())
 
 
 def walk(graph: GraphProto, around: Scope | None = None, *owner: NodeProto) -> Iterator[tuple[NodeProto, Scope]]:
-    """All nodes of `graph` and the graphs within it, each with its scope."""
+    """Yield all nodes of `graph` and its nested graphs, each with its scope."""
     scope = (around or Scope(ChainMap(), ChainMap())).within(graph, *owner)
     for node in graph.node:
         yield node, scope
@@ -56,44 +56,44 @@ def walk(graph: GraphProto, around: Scope | None = None, *owner: NodeProto) -> I
 
 
 class Origin(NamedTuple):
-    """A stored tensor; the node that reads it; for each axis of what is made of it the axis it was, None if new."""
+    """An initializer, the node that reads it, and for each axis of the traced tensor its axis here, None if new."""
 
     tensor: TensorProto
-    reader: NodeProto
+    consumer: NodeProto
     axes: tuple[int | None, ...]
 
 
-def origins(name: str, reader: NodeProto, scope: Scope) -> tuple[Origin, ...] | Refusal:
-    """The stored tensors that hold the values of `name`, which `reader` reads; a Refusal if they cannot be found."""
-    found: list[Origin] = []
-    pending: list[tuple[str, NodeProto, tuple[NodeProto, ...]]] = [(name, reader, ())]
+def origins(name: str, consumer: NodeProto, scope: Scope) -> tuple[Origin, ...] | Refusal:
+    """The initializers that hold the values of `name`, an input of `consumer`; a Refusal if they cannot be traced."""
+    result: list[Origin] = []
+    pending: list[tuple[str, NodeProto, tuple[NodeProto, ...]]] = [(name, consumer, ())]
     for _ in range(_MAX_VISITS):
         if not pending:
-            return tuple(found)
-        wanted, by, path = pending.pop()
-        maker = scope.makers.get(wanted)
-        if maker is None:
-            tensor = scope.stored.get(wanted)
+            return tuple(result)
+        source, reader, path = pending.pop()
+        producer = scope.producers.get(source)
+        if producer is None:
+            tensor = scope.stored.get(source)
             if tensor is None:
                 return Refusal("it is computed, so there is no weight")
             axes = _axes(tuple(range(len(tensor.dims))), path, scope)
             if axes is None:
-                reason = "is computed from constants with axes that are computed, too; fold it"
+                reason = "is computed from constants along computed axes; fold constants when exporting"
                 return Refusal(f"its weight {name!r} {reason}")
-            found.append(Origin(tensor, by, axes))
-        elif maker.op_type == "DequantizeLinear":
+            result.append(Origin(tensor, reader, axes))
+        elif producer.op_type == "DequantizeLinear":
             return Refusal(QUANTIZED)
-        elif maker.op_type in _KEEPS | _TURNS and maker.domain in ("", "ai.onnx"):
-            data = maker.input if maker.op_type == "Concat" else maker.input[:1]
-            pending += [(i, maker, (*path, maker)) for i in data]
+        elif producer.op_type in _SAME_AXES | _NEW_AXES and producer.domain in ("", "ai.onnx"):
+            data = producer.input if producer.op_type == "Concat" else producer.input[:1]
+            pending += [(i, producer, (*path, producer)) for i in data]
         else:
-            reason = f"comes from a {maker.op_type}; if that is constant, fold it when exporting"
+            reason = f"comes from a {producer.op_type}; if that is constant, fold constants when exporting"
             return Refusal(f"its weight {name!r} {reason}")
-    return Refusal(f"its weight {name!r} is made of too many constants; fold it when exporting")
+    return Refusal(f"its weight {name!r} is assembled from too many constants; fold constants when exporting")
 
 
 def _axes(axes: tuple[int | None, ...], path: tuple[NodeProto, ...], scope: Scope) -> tuple[int | None, ...] | None:
-    """`axes` of a stored tensor behind the nodes of `path`, the last of which reads it; None if that is unknown."""
+    """The `axes` of an initializer after the nodes of `path`, the last of which reads it; None if unknown."""
     for node in reversed(path):
         rank = len(axes)
         if node.op_type == "Transpose":
@@ -101,15 +101,15 @@ def _axes(axes: tuple[int | None, ...], path: tuple[NodeProto, ...], scope: Scop
             if sorted(order) != list(range(rank)):
                 return None
             axes = tuple(axes[k] for k in order)
-        elif node.op_type in _TURNS:
-            given = scope.integers(node.input[1]) if len(node.input) > 1 else None
-            if given is None:
+        elif node.op_type in _NEW_AXES:
+            changed = scope.integers(node.input[1]) if len(node.input) > 1 else None
+            if changed is None:
                 return None
-            longer = rank + len(given)
+            longer = rank + len(changed)
             if node.op_type == "Squeeze":
-                gone = {k % rank for k in given} if rank else set()
-                axes = tuple(a for k, a in enumerate(axes) if k not in gone)
+                removed = {k % rank for k in changed} if rank else set()
+                axes = tuple(a for k, a in enumerate(axes) if k not in removed)
             else:
-                rest, new = iter(axes), {k % longer for k in given}
+                rest, new = iter(axes), {k % longer for k in changed}
                 axes = tuple(None if k in new else next(rest, None) for k in range(longer))
     return axes

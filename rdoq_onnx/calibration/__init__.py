@@ -1,5 +1,5 @@
-"""Samples from any source: files, folders, images, feeds, a function of the user, or random ones.
+"""Calibration samples from any source: files, folders, images, feeds, a user function, or random data.
 
-A source and the inputs of a model in, Samples out: rows by index, read when a batch is fed.
+A source and the model's inputs in, Samples out: rows by index, read when a batch is fed.
 Imports from model.
 """

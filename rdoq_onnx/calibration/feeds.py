@@ -1,4 +1,4 @@
-"""Feeds, one after another, to arrays of all samples: no more than one feed is in memory."""
+"""Collate feeds into arrays of all samples, with one feed in memory at a time."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ from rdoq_onnx.calibration.array_files import FileRows, Spool
 from rdoq_onnx.calibration.samples import InputSpec, Rows, blocks
 from rdoq_onnx.errors import CalibrationError, ModelError
 
-NORMALISATION = ("mean", "std")  # may lie beside images, the same in each feed
+NORMALIZATION = ("mean", "std")  # arrays that may accompany images; the same in every feed
 
 Array = NDArray[Any]
 
@@ -19,14 +19,15 @@ Array = NDArray[Any]
 def collate(
     label: str, feeds: Iterable[tuple[str, Any]], specs: Sequence[InputSpec], limit: int | None = None
 ) -> dict[str, Rows]:
-    """Arrays of all feeds, each of one or more samples; of the first `limit` samples, if that is given.
+    """Collate feeds of one or more samples each into arrays by name; stop after `limit` samples.
 
-    feeds: (what the user knows it by, arrays by name). An array of one dimension less than its input is one sample.
-    Raises CalibrationError where feeds do not go together.
+    feeds: pairs of a name for error messages and arrays by input name. An array with one dimension fewer than its input
+    is a single sample.
+    Raises CalibrationError if feeds are inconsistent.
     """
     names = {s.name for s in specs}
     fixed = {s.name for s in specs if not s.shape or s.shape[0] not in (None, 1, model_batch(specs))}
-    fixed.update(n for n in NORMALISATION if n not in names)
+    fixed.update(n for n in NORMALIZATION if n not in names)
     ranks = {s.name: len(s.shape) for s in specs}
     first = ""
     with ExitStack() as stack:
@@ -34,11 +35,11 @@ def collate(
         constants: dict[str, Rows] = {}
         for item, feed in feeds:
             if not isinstance(feed, Mapping):
-                raise CalibrationError(f"{label}: {item} is a {type(feed).__name__}; give arrays by name")
-            known = [*spools, *constants]
+                raise CalibrationError(f"{label}: {item} is a {type(feed).__name__}; give a dict of arrays by name")
+            collated = [*spools, *constants]
             first = first or item
-            if known and feed.keys() != set(known):
-                found = f"{item} has arrays {listed(feed)}, {first} has {listed(known)}"
+            if collated and feed.keys() != set(collated):
+                found = f"{item} has arrays {listed(feed)}, {first} has {listed(collated)}"
                 raise CalibrationError(f"{label}: {found}; give the same in each")
             for name, value in feed.items():
                 rows = value if isinstance(value, FileRows) else as_array(label, name, value)
@@ -50,7 +51,7 @@ def collate(
                 rows = rows[...][None] if len(rows.shape) == rank - 1 else rows
                 if name not in spools:
                     spools[name] = stack.enter_context(Spool(rows.shape[1:], rows.dtype))
-                _check_alike(pair, spools[name], rows)
+                _check_consistent(pair, spools[name], rows)
                 for block in blocks(rows, np.arange(rows.shape[0])):
                     spools[name].append(block)
             if limit is not None and any(s.count >= limit for s in spools.values()):
@@ -61,7 +62,7 @@ def collate(
 
 
 def model_batch(specs: Sequence[InputSpec]) -> int | None:
-    """The size of the samples axis, None if free; an input with another fixed axis 0 does not batch."""
+    """The model's batch size, None if free. An input whose axis 0 is fixed to another size is not batched."""
     sizes = [s.shape[0] for s in specs if s.shape]
     if not sizes:
         raise ModelError("the model has no input with samples on axis 0; export it with a batch dimension")
@@ -72,7 +73,7 @@ def as_array(label: str, name: str, value: ArrayLike) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise CalibrationError(f"{label}: {name!r} is no array; pad its rows to one length") from error
+        raise CalibrationError(f"{label}: {name!r} is ragged; pad its rows to one length") from error
     if array.dtype.hasobject:
         raise CalibrationError(f"{label}: {name!r} holds Python objects; give numbers only")
     return array
@@ -82,15 +83,15 @@ def listed(items: Iterable[Any]) -> str:
     return ", ".join(repr(item) if isinstance(item, str) else str(item) for item in items)
 
 
-def _check_alike(pair: str, spool: Spool, rows: Rows) -> None:
+def _check_consistent(pair: str, spool: Spool, rows: Rows) -> None:
     if spool.sample != rows.shape[1:]:
-        raise CalibrationError(f"{pair} has shapes {spool.sample} and {rows.shape[1:]}; pad or resize to one")
+        raise CalibrationError(f"{pair} has shapes {spool.sample} and {rows.shape[1:]}; pad or resize to one shape")
     if spool.dtype != rows.dtype:
-        raise CalibrationError(f"{pair} is {spool.dtype} and {rows.dtype}; give one type")
+        raise CalibrationError(f"{pair} is {spool.dtype} and {rows.dtype}; give one dtype")
 
 
 def _check_same(pair: str, first: Rows, other: Rows) -> None:
     if first.shape != other.shape:
-        raise CalibrationError(f"{pair} has shapes {first.shape} and {other.shape}; give one value")
+        raise CalibrationError(f"{pair} has shapes {first.shape} and {other.shape}; give the same value in each")
     if first is not other and not np.array_equal(first[...], other[...]):
-        raise CalibrationError(f"{pair} has no samples on axis 0, yet changes; give it one value")
+        raise CalibrationError(f"{pair} differs, but the input has no batch axis; give the same value in each")

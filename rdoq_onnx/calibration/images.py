@@ -1,4 +1,4 @@
-"""Images as samples: decoded and cropped to what the model wants, and from bytes to its numbers."""
+"""Decode images and crop them to the model's input size."""
 
 import io
 import warnings
@@ -10,13 +10,13 @@ from PIL import Image, ImageOps
 
 from rdoq_onnx.calibration.samples import InputSpec
 
-_MIN_PIXELS = 8  # a side: a smaller input is no image
+_MIN_PIXELS = 8  # per side: a smaller input is not an image
 
 Array = NDArray[Any]
 
 
 def channel_axis(spec: InputSpec) -> int | None:
-    """Where an image has its 1 or 3 channels, None if the input looks like no image."""
+    """The axis of an image's 1 or 3 channels; None if the input does not look like an image."""
     if len(spec.shape) != 4:
         return None
     spatial = {1: spec.shape[2:], 3: spec.shape[1:3]}
@@ -27,21 +27,20 @@ def channel_axis(spec: InputSpec) -> int | None:
 
 
 def decode(data: bytes, channels: int, size: tuple[int | None, int | None]) -> NDArray[np.uint8]:
-    """The image in `data`, upright, [H, W, channels], of the height and width `size`, its own where that is None.
+    """Decode `data` to an upright image, [H, W, channels], of height and width `size` (None keeps the image's own).
 
-    One of another size is scaled until it just covers `size`, and cropped around its centre. Raises ValueError on what
-    is no image.
+    An image of another size is scaled to cover `size` and center-cropped. Raises ValueError if `data` is not an image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(data)) as image:
-                wanted = size[1] or image.width, size[0] or image.height
-                image.draft("RGB", (2 * wanted[0], 2 * wanted[1]))  # JPEG: decodes no more pixels than it takes
+                width, height = size[1] or image.width, size[0] or image.height
+                image.draft("RGB", (2 * width, 2 * height))  # JPEG: decode no more pixels than needed
                 upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
-        except Exception as error:  # Pillow's decoders meet any bytes whatever
+        except Exception as error:  # Pillow's decoders raise anything on arbitrary bytes
             raise ValueError(str(error) or type(error).__name__) from error
-    wanted = size[1] or upright.width, size[0] or upright.height
-    if upright.size != wanted:
-        upright = ImageOps.fit(upright, wanted, Image.Resampling.BILINEAR)
-    return np.asarray(upright).reshape(wanted[1], wanted[0], channels)
+    width, height = size[1] or upright.width, size[0] or upright.height
+    if upright.size != (width, height):
+        upright = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
+    return np.asarray(upright).reshape(height, width, channels)

@@ -1,7 +1,7 @@
-"""Where calibration samples come from, and whether they fit the model.
+"""Load calibration samples from any source and check that they fit the model.
 
-A sample is a row on axis 0 of every input that batches. Inputs that do not (a sampling rate, a recurrent
-state) are constants: the same array in every run.
+A sample is a row along axis 0 of every batched input. Other inputs (a sampling rate, a recurrent state) are constants:
+the same array in every run.
 """
 
 import difflib
@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rdoq_onnx.calibration.array_files import read_arrays
-from rdoq_onnx.calibration.feeds import NORMALISATION, as_array, collate, listed, model_batch
+from rdoq_onnx.calibration.feeds import NORMALIZATION, as_array, collate, listed, model_batch
 from rdoq_onnx.calibration.folders import evenly, folder_arrays
 from rdoq_onnx.calibration.images import channel_axis
-from rdoq_onnx.calibration.pixels import AS_USUAL, Pixels
+from rdoq_onnx.calibration.pixels import DEFAULT_PIXELS, Pixels
 from rdoq_onnx.calibration.samples import Converted, InputSpec, Rows, Samples
 from rdoq_onnx.calibration.synthetic import draw
 from rdoq_onnx.calibration.user_code import call
 from rdoq_onnx.errors import CalibrationError
 
-BESIDE = ("y", *NORMALISATION)  # labels and normalisation, which may lie beside the samples
+EXTRA_ARRAYS = ("y", *NORMALIZATION)  # labels and normalization, which may be stored with the samples
 
 Array = NDArray[Any]
 
@@ -40,36 +40,37 @@ Source = str | Path | Mapping[str, ArrayLike] | Iterable[Mapping[str, ArrayLike]
 
 
 def load_samples(
-    source: Source, specs: Sequence[InputSpec], limit: int | None, pixels: Pixels = AS_USUAL
+    source: Source, specs: Sequence[InputSpec], limit: int | None, pixels: Pixels = DEFAULT_PIXELS
 ) -> Samples:
-    """At most `limit` samples of `source`, as the inputs `specs` want them.
+    """Load at most `limit` samples from `source`, in the shapes and dtypes of the inputs `specs`.
 
     source: path of an .npz, .npy or folder, "module:function", arrays by name, feeds, or an object with ONNX Runtime's
-    get_next(). Samples are evenly spaced over files and arrays, and the first ones of feeds, which may never end.
-    pixels: how images become numbers. Reads all samples once: raises CalibrationError where they do not fit.
+    get_next(). Takes evenly spaced samples of files and arrays, but the first ones of feeds, which may never end.
+    pixels: image normalization.
+    Reads every sample once; raises CalibrationError if one does not fit.
     """
     label, stored = _read(source, specs, limit)
-    given = _by_input(label, stored, specs)
+    inputs = _by_input(label, stored, specs)
     for spec in specs:
-        _check_rank(label, given[spec.name], spec)
-    count, fixed = _count(label, given, specs)
-    samples = Samples(label, {n: a for n, a in given.items() if n not in fixed}, {n: given[n][...] for n in fixed})
+        _check_rank(label, inputs[spec.name], spec)
+    count, fixed = _count(label, inputs, specs)
+    samples = Samples(label, {n: a for n, a in inputs.items() if n not in fixed}, {n: inputs[n][...] for n in fixed})
     samples = replace(samples, batch=samples.fixed_batch(specs))
     step = samples.batch or 1
     if count % step:
-        raise CalibrationError(f"{label}: {count} samples, the model takes {step} at a time; give a multiple")
-    beside = {name: stored[name][...] for name in BESIDE if name in stored and name not in given}
-    fitted = {s.name: _fit(label, given[s.name], s, beside, pixels, s.name in fixed) for s in specs}
-    if pixels.given and not any(_holds_images(given[s.name], s) for s in specs):
+        raise CalibrationError(f"{label}: {count} samples, the model takes {step} at a time; give a multiple of {step}")
+    extra = {name: stored[name][...] for name in EXTRA_ARRAYS if name in stored and name not in inputs}
+    converted = {s.name: _convert_input(label, inputs[s.name], s, extra, pixels, s.name in fixed) for s in specs}
+    if pixels.is_set and not any(_holds_images(inputs[s.name], s) for s in specs):
         raise CalibrationError(f"{label} holds no images as bytes, so --image-mean, --image-std and --image-scale "
-                               "mean nothing; leave them out")  # fmt: skip
+                               "do not apply; leave them out")  # fmt: skip
     samples = replace(
         samples,
-        arrays={n: fitted[n] for n in samples.arrays},
-        constants={n: fitted[n][...] for n in samples.constants},
+        arrays={n: converted[n] for n in samples.arrays},
+        constants={n: converted[n][...] for n in samples.constants},
         picked=evenly(count, limit, step),
     )
-    len(samples.digest)  # converts, and so checks, all values before the long work
+    len(samples.digest)  # converts, and thereby checks, all values before the long work
     return samples
 
 
@@ -79,9 +80,9 @@ def synthetic(
     seed: int,
     integer_ranges: Mapping[str, int] = MappingProxyType({}),
 ) -> Samples:
-    """Random samples: dead leaves for images, normal floats, integers below `integer_ranges` or else 2.
+    """Draw random samples: dead leaves for images, normal floats, integers below `integer_ranges` or else below 2.
 
-    There are `count` of them, or up to the next multiple of the model's own batch, at least two batches.
+    Rounds `count` up to a multiple of the model's batch, and to at least two batches.
     """
     batch = model_batch(specs)
     count = max(-(-count // (batch or 1)), 2) * (batch or 1)
@@ -97,7 +98,7 @@ def synthetic(
 
 
 def _read(source: Source, specs: Sequence[InputSpec], limit: int | None) -> tuple[str, Mapping[str, Rows]]:
-    """(name for the user, arrays) of any source."""
+    """Read any source; return its name for messages, and its arrays."""
     if isinstance(source, str | Path):
         path = Path(source)
         function = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", str(source))
@@ -115,58 +116,60 @@ def _read(source: Source, specs: Sequence[InputSpec], limit: int | None) -> tupl
 
 
 def _by_input(label: str, stored: Mapping[str, Rows], specs: Sequence[InputSpec]) -> dict[str, Rows]:
-    """The array of each input; a single array serves a single input under any name."""
+    """The array of each input; a single array goes to a single input whatever its name."""
     names = [s.name for s in specs]
-    others = [n for n in stored if n not in names and n not in BESIDE]
+    others = [n for n in stored if n not in names and n not in EXTRA_ARRAYS]
     if len(names) == len(others) == 1 and names[0] not in stored:
         return {names[0]: stored[others[0]]}
-    known = f"the model's inputs: {listed(names)}; the arrays: {listed(stored) or 'none'}"
+    context = f"the model's inputs: {listed(names)}; the arrays: {listed(stored) or 'none'}"
     for name in names:
         if name not in stored:
             near = difflib.get_close_matches(name, others, 1, 0)
             hint = f"rename {near[0]!r} or add it" if near else "add it"
-            raise CalibrationError(f"{label}: no array for input {name!r}; {hint} ({known})")
+            raise CalibrationError(f"{label}: no array for input {name!r}; {hint} ({context})")
     if others:
-        raise CalibrationError(f"{label}: {others[0]!r} is no input; remove it ({known})")
+        raise CalibrationError(f"{label}: array {others[0]!r} is not an input of the model; remove it ({context})")
     return {name: stored[name] for name in names}
 
 
 def _check_rank(label: str, rows: Rows, spec: InputSpec) -> None:
     if len(rows.shape) != len(spec.shape):
-        raise CalibrationError(f"{label}: {spec.name!r} has shape {_shape(rows.shape)}, but the model wants "
+        raise CalibrationError(f"{label}: {spec.name!r} has shape {_shape(rows.shape)}, but the model expects "
                                f"{_shape(spec.shape)}; give that many dimensions")  # fmt: skip
 
 
-def _count(label: str, given: Mapping[str, Rows], specs: Sequence[InputSpec]) -> tuple[int, frozenset[str]]:
-    """(number of samples, the constants): those fill their input as they are, not a row for each sample."""
+def _count(label: str, inputs: Mapping[str, Rows], specs: Sequence[InputSpec]) -> tuple[int, frozenset[str]]:
+    """The number of samples, and the names of the constants: arrays that fill their input whole, not row by row."""
     batch = model_batch(specs)
     filled = {s.name: s.shape[0] if s.shape else None for s in specs
-              if not s.shape or s.shape[0] == given[s.name].shape[0]}  # fmt: skip
-    counts = {name: rows.shape[0] for name, rows in given.items() if name not in filled}
+              if not s.shape or s.shape[0] == inputs[s.name].shape[0]}  # fmt: skip
+    counts = {name: rows.shape[0] for name, rows in inputs.items() if name not in filled}
     if len(set(counts.values())) > 1:
-        raise CalibrationError(f"{label}: numbers of samples differ, {listed(counts.items())}; give as many of all")
+        raise CalibrationError(
+            f"{label}: numbers of samples differ: {listed(counts.items())}; give the same number for each input"
+        )
     count = next(iter(counts.values()), batch)
     if not count:
         raise CalibrationError(f"{label}: {next(iter(counts), '')!r} holds no samples; give at least one")
     return count, frozenset(name for name, size in filled.items() if size != batch or size != count)
 
 
-def _fit(
-    label: str, rows: Rows, spec: InputSpec, beside: Mapping[str, Array], pixels: Pixels, constant: bool
+def _convert_input(
+    label: str, rows: Rows, spec: InputSpec, extra: Mapping[str, Array], pixels: Pixels, constant: bool
 ) -> Rows:
-    """`rows` as the model wants them: images normalised, dimensions checked, values of the input's type."""
+    """Convert `rows` to what the model expects: images normalized, dimensions checked, values in the input's dtype."""
     where = f"{label}: {spec.name!r}"
     if _holds_images(rows, spec):
-        rows = _as_images(where, rows, spec, pixels.over(beside))
-    wanted = spec.shape if constant else (None, *spec.shape[1:])
-    if any(size not in (None, found) for size, found in zip(wanted, rows.shape, strict=True)):
-        raise CalibrationError(f"{where} has shape {_shape(rows.shape)}, but the model wants "
+        rows = _as_images(where, rows, spec, pixels.or_stored(extra))
+    expected = spec.shape if constant else (None, *spec.shape[1:])
+    if any(size not in (None, actual) for size, actual in zip(expected, rows.shape, strict=True)):
+        raise CalibrationError(f"{where} has shape {_shape(rows.shape)}, but the model expects "
                                f"{_shape(spec.shape)}; resize, crop or transpose it")  # fmt: skip
     return Converted(rows, rows.shape[1:], spec.dtype, lambda block: _checked(where, block, spec.dtype))
 
 
 def _holds_images(rows: Rows, spec: InputSpec) -> bool:
-    """Whether `rows` are bytes [N, H, W, C] that are not yet what the model wants."""
+    """Whether `rows` are image bytes, [N, H, W, C], that need converting for the model."""
     if rows.dtype != np.uint8 or len(rows.shape) != 4:
         return False
     fits = all(size in (None, n) for size, n in zip(spec.shape[1:], rows.shape[1:], strict=True))
@@ -174,16 +177,16 @@ def _holds_images(rows: Rows, spec: InputSpec) -> bool:
 
 
 def _as_images(where: str, rows: Rows, spec: InputSpec, pixels: Pixels | None) -> Rows:
-    """Bytes as numbers, where it is known how, and in the model's order of axes."""
+    """Normalize bytes if `pixels` says how, and transpose to the model's axis order."""
     sample = rows.shape[1:]
     if spec.dtype.kind == "f":
         if pixels is None:
             return rows
         try:
-            pixels.normal(np.zeros((1, 1, 1, sample[2]), np.uint8))
+            pixels.normalize(np.zeros((1, 1, 1, sample[2]), np.uint8))
         except ValueError as error:
             raise CalibrationError(f"{where}: {error}") from error
-        rows = Converted(rows, sample, np.dtype(np.float32), pixels.normal)
+        rows = Converted(rows, sample, np.dtype(np.float32), pixels.normalize)
     if spec.shape[1] not in (None, sample[2]) or channel_axis(spec) == 3:
         return rows
     return Converted(rows, (sample[2], *sample[:2]), rows.dtype, lambda x: np.ascontiguousarray(np.moveaxis(x, 3, 1)))
@@ -196,21 +199,21 @@ def _checked(where: str, array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _convert(where: str, array: Array, dtype: np.dtype[Any]) -> Array:
-    """`array` as `dtype` where every value survives, up to rounding between floats."""
+    """Convert `array` to `dtype` if that preserves every value, up to rounding between floats."""
     if array.dtype == dtype:
         return array
     if array.dtype.kind == dtype.kind == "f":
         with np.errstate(over="ignore"):
             converted = array.astype(dtype)
         if not np.isfinite(converted).all():
-            raise CalibrationError(f"{where} holds values too large for the input's {dtype}; scale them")
+            raise CalibrationError(f"{where} holds values too large for the input's {dtype}; scale them down")
         return converted
     if array.dtype.kind not in "iu" or dtype.kind not in "iu":
         hint = ", or give --image-mean and --image-std with [N,H,W,C] images" if array.dtype == np.uint8 else ""
-        raise CalibrationError(f"{where} is {array.dtype}, but the model wants {dtype}; convert it{hint}")
+        raise CalibrationError(f"{where} is {array.dtype}, but the model expects {dtype}; convert it{hint}")
     low, high = int(array.min(initial=0)), int(array.max(initial=0))
     if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
-        raise CalibrationError(f"{where} holds {low} to {high}, too wide for the input's {dtype}; check it")
+        raise CalibrationError(f"{where} ranges from {low} to {high}, too wide for the input's {dtype}; check it")
     return array.astype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""What a model's inputs want, and the samples that go there."""
+"""Specs of a model's inputs, and samples to feed them."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +12,14 @@ from onnx import ModelProto, TensorProto, helper
 
 from rdoq_onnx.errors import ModelError
 
-_BLOCK = 1 << 24  # bytes of samples that are read at a time where all are read one after another
+_BLOCK = 1 << 24  # bytes of samples per read when all are read in sequence
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input of the model. None in `shape` is a free dimension."""
+    """An input of the model. None in `shape` stands for a free dimension."""
 
     name: str
     dtype: np.dtype[Any]
@@ -27,7 +27,7 @@ class InputSpec:
 
 
 class Rows(Protocol):
-    """Samples of one input, which are read when they are asked for: an array, a file, what is made of either."""
+    """Samples of one input, read on demand: an array, a file, or a conversion of either."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -41,7 +41,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """What `convert` makes of `rows`, a few at a time; each of the result has `sample` as its shape."""
+    """`convert` applied lazily to `rows`; each result has the shape `sample`."""
 
     rows: Rows
     sample: tuple[int, ...]
@@ -58,11 +58,11 @@ class Converted:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples by input name, on axis 0. No more of them are in memory than are asked for at a time.
+    """Samples by input name, along axis 0; only the requested ones are in memory.
 
-    source: where they come from, for the user. constants: inputs that are the same in every run. batch: how many a run
-    takes, None if the model leaves it free. rows: of axis 0 that make one sample; more than one where the model does
-    not keep them apart. picked: the rows of the arrays that count, in order; None for all.
+    source: where they come from, for messages. constants: inputs that are the same in every run. batch: the model's
+    fixed batch size, None if free. rows: rows of axis 0 per sample; more than one where the model mixes them.
+    picked: the selected rows of the arrays, in order; None for all.
     """
 
     source: str
@@ -76,29 +76,29 @@ class Samples:
         return len(self._picked) // self.rows
 
     def feeds(self, chosen: Any) -> dict[str, Array]:
-        """What to feed for the samples `chosen` (indices or a slice)."""
+        """The feeds for the samples `chosen` (indices or a slice)."""
         rows = self._rows_of(chosen)
         return {name: a[rows] for name, a in self.arrays.items()} | dict(self.constants)
 
     def inseparable(self) -> "Samples":
-        """All rows of a run as one sample."""
+        """Treat all rows of a run as one sample."""
         return replace(self, rows=self.rows * (self.batch or 1), batch=1)
 
     def counted_batches(self, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
-        """(number of samples, feeds) by `size`, or by the model's own `batch`; the last may be smaller."""
+        """Yield (number of samples, feeds) in batches of `size`, or of the model's `batch`; the last may be smaller."""
         step = self.batch or size
         for start in range(0, len(self), step):
             yield min(step, len(self) - start), self.feeds(slice(start, start + step))
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """The feeds of `counted_batches`."""
+        """Yield the feeds of `counted_batches`."""
         return (feeds for _, feeds in self.counted_batches(size))
 
     def take(self, chosen: Any) -> "Samples":
         return replace(self, picked=self._rows_of(chosen))
 
     def some(self, count: int) -> "Samples":
-        """At most `count` samples, evenly spaced, in whole batches where the model fixes their size."""
+        """Take at most `count` evenly spaced samples, in whole batches if the model fixes their size."""
         step = self.batch or 1
         groups = len(self) // step
         if groups * step <= count:
@@ -107,16 +107,16 @@ class Samples:
         return self.take((picked[:, None] * step + np.arange(step)).reshape(-1))
 
     def loaded(self, limit: int) -> "Samples":
-        """All in memory, to be read over and over, where they take at most `limit` bytes; else as they are."""
+        """Load all samples into memory if they take at most `limit` bytes; otherwise return `self`."""
         each = sum(int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in self.arrays.values())
         if each * len(self._picked) > limit:
             return self
         return replace(self, arrays={name: a[self._picked] for name, a in self.arrays.items()}, picked=None)
 
     def split(self, fraction: float, seed: int) -> tuple["Samples", "Samples"]:
-        """Two disjoint random parts, `fraction` in the first, in the order that the samples have here.
+        """Split at random into two disjoint parts, with `fraction` in the first; each keeps the order of the samples.
 
-        Neither is empty unless there is only one sample, or one batch where the model fixes its size.
+        Neither is empty unless there is only one sample (one batch, if the model fixes its size).
         """
         step = self.batch or 1
         groups = len(self) // step
@@ -128,7 +128,7 @@ class Samples:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, dtypes, shapes and values, in hexadecimal. Reads every sample once."""
+        """Hexadecimal SHA-256 over names, dtypes, shapes and values. Reads every sample once."""
         state = hashlib.sha256()
         for name, rows in sorted((*self.arrays.items(), *self.constants.items())):
             shape = rows.shape if name in self.constants else (len(self._picked), *rows.shape[1:])
@@ -138,9 +138,9 @@ class Samples:
         return state.hexdigest()
 
     def fixed_batch(self, specs: Sequence[InputSpec]) -> int | None:
-        """How many samples the model takes in one run, None if any number.
+        """The number of samples the model takes per run, None if free.
 
-        One at a time where a constant has a dimension of 1, since that may stand for the batch.
+        It is 1 if a constant has a dimension of 1, which may stand for the batch.
         """
         if any(1 in value.shape for value in self.constants.values()):
             return 1
@@ -159,14 +159,14 @@ class Samples:
 
 
 def blocks(rows: Rows, picked: NDArray[np.int64]) -> Iterator[Array]:
-    """The samples `picked` of `rows`, some at a time."""
+    """Yield the samples `picked` of `rows`, about _BLOCK bytes at a time."""
     size = max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1)
     for part in np.array_split(picked, -(-len(picked) * size // _BLOCK) or 1):
         yield rows[part]
 
 
 def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
-    """The graph inputs that are no initializers. Raises ModelError on one that no array can feed."""
+    """The graph inputs that are not initializers. Raises ModelError for one that no array can feed."""
     graph = model.graph
     constant = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
     specs = []
@@ -175,12 +175,12 @@ def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:
             continue
         kind = value.type.tensor_type
         if not value.type.HasField("tensor_type") or not kind.HasField("shape") or not kind.elem_type:
-            raise ModelError(f"input {value.name!r} has no known rank and type; export it with both")
-        narrow = kind.elem_type == TensorProto.BFLOAT16  # NumPy has none; runtime.py takes float32 in its place
+            raise ModelError(f"input {value.name!r} has no rank or type; export the model with both")
+        narrow = kind.elem_type == TensorProto.BFLOAT16  # NumPy lacks it; runtime.py takes float32 instead
         dtype = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT if narrow else kind.elem_type)
         if dtype.kind not in "fiub":
             found = "string" if dtype.kind == "O" else dtype
-            raise ModelError(f"input {value.name!r} is of type {found}; export it as float or integer")
+            raise ModelError(f"input {value.name!r} has type {found}; export it as float or integer")
         shape = tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)
         specs.append(InputSpec(value.name, dtype, shape))
     return tuple(specs)

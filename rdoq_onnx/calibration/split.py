@@ -1,11 +1,11 @@
-"""How the samples of a run are split: fitted to, measured on, held out."""
+"""Split the samples of a run into fitting, measuring and held-out parts."""
 
 from dataclasses import dataclass
 
 from rdoq_onnx.calibration.samples import Samples
 
-HELD_OUT = 0.15  # share of the samples that only verification sees
-FITTING = 2 / 3  # share of the others that rounding is fitted to
+HELD_OUT = 0.15  # share of the samples reserved for verification
+FITTING = 2 / 3  # share of the rest that rounding is fitted to
 FEW_SAMPLES = 16
 
 
@@ -13,9 +13,9 @@ FEW_SAMPLES = 16
 class SampleSplit:
     """The samples of a run, split once.
 
-    held_out: samples that only verification sees. seen: all others. fitting: samples of these that moments and
-    rounding are fitted to. measuring: the rest, which curves of weights are measured on. judging: samples that
-    activations are measured on, all of `seen` where `measuring` has few, as only ranges were fitted to them.
+    held_out: reserved for verification. seen: all others. fitting: the part of `seen` that moments and rounding are
+    fitted to. measuring: the rest of `seen`, on which weight curves are measured. judging: the samples on which
+    activations are measured: `measuring`, or all of `seen` where that is small, as only ranges were fitted to it.
     """
 
     seen: Samples
@@ -26,13 +26,13 @@ class SampleSplit:
 
     @classmethod
     def of(cls, samples: Samples, seed: int) -> "SampleSplit":
-        """Hold a part of `samples` out and split the others; `seed` decides which."""
+        """Hold out a part of `samples` and split the rest, at random by `seed`."""
         seen, held_out = samples.split(1 - HELD_OUT, seed)
         return cls._seen(seen, held_out, seed)
 
     @classmethod
     def whole(cls, samples: Samples, seed: int) -> "SampleSplit":
-        """Hold nothing out: for a measurement that no verification follows."""
+        """Hold nothing out, for a measurement without verification."""
         return cls._seen(samples, samples.take(slice(0, 0)), seed)
 
     @classmethod

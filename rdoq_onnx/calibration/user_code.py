@@ -1,4 +1,4 @@
-"""The only module that runs the user's code: `--calibration module:function`."""
+"""Run the user's code for `--calibration module:function`; no other module does."""
 
 import importlib
 import sys
@@ -10,22 +10,22 @@ from rdoq_onnx.errors import CalibrationError, RdoqError
 
 
 def call(label: str, module: str, function: str) -> Any:
-    """What `function` of `module` gives, the module sought in the current folder, too.
+    """Import `module`, from the current folder or the path, and return the result of its `function`.
 
-    Raises CalibrationError for whatever goes wrong in there, also later, while feeds are taken from a generator.
+    Raises CalibrationError for any error in it, including later ones while a generator yields feeds.
     """
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
-        found = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # anything may happen in there
+        result = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # user code may raise anything
         raise _failure(label, error) from error
     finally:
         sys.path.remove(folder)
-    return _watched(label, found) if isinstance(found, Iterator) else found
+    return _guarded(label, result) if isinstance(result, Iterator) else result
 
 
-def _watched(label: str, feeds: Iterator[Any]) -> Iterator[Any]:
+def _guarded(label: str, feeds: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from feeds
     except RdoqError:
@@ -36,4 +36,4 @@ def _watched(label: str, feeds: Iterator[Any]) -> Iterator[Any]:
 
 def _failure(label: str, error: Exception) -> CalibrationError:
     reason = " ".join(str(error).split())
-    return CalibrationError(f"{label}: failed with {type(error).__name__}: {reason}; mend it, or give a path")
+    return CalibrationError(f"{label}: failed with {type(error).__name__}: {reason}; fix it, or give a path")

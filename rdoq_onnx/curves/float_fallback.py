@@ -19,7 +19,7 @@ from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves.measurement import FloatFallback
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.codes import Affine
-from rdoq_onnx.model.graph import Graph, behind_clamp
+from rdoq_onnx.model.graph import Graph, after_clamps
 from rdoq_onnx.model.layers import Activation, Layer
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.probing.probe import Prober, exact_activation
@@ -101,7 +101,7 @@ def in_float(network: Network, fallback: FloatFallback) -> Network:
     layers = tuple(layer for layer in network.layers if layer.name not in fallback.layers)
     inputs = {u.data for layer in layers for u in layer.uses}
     float_inputs = {f for a in network.activations if a.tensor in fallback.tensors for f in a.feeds}
-    float_outputs = {behind_clamp(u.output, graph) for layer in network.layers for u in layer.uses
+    float_outputs = {after_clamps(u.output, graph) for layer in network.layers for u in layer.uses
                      if layer.name in fallback.layers or u.data in float_inputs}  # from float kernels
     kept = [
         replace(a, feeds=tuple(f for f in a.feeds if f in inputs))

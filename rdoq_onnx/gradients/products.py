@@ -7,7 +7,7 @@ import numpy as np
 from onnx import NodeProto
 
 from rdoq_onnx.gradients.tape import Array, Grads, Tape, attribute, only, rule
-from rdoq_onnx.model.linear import halves
+from rdoq_onnx.model.linear import split_padding
 
 
 def _transposed(tape: Tape, name: str) -> str:
@@ -138,7 +138,7 @@ def _conv_transpose(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     if auto_pad.startswith("SAME") or attribute(node, "output_shape"):
         extra = attribute(node, "output_padding") or [0] * rank
         begins = [
-            halves(max(s * (n - 1) + (k - 1) * d + 1 + e - t, 0), auto_pad)[0]
+            split_padding(max(s * (n - 1) + (k - 1) * d + 1 + e - t, 0), auto_pad)[0]
             for s, n, k, d, e, t in zip(strides, source, w.shape[2:], dilations, extra, target, strict=True)
         ]
     ends = [

@@ -1,5 +1,5 @@
-"""The model as protobuf: look-ups and edits of its graph, and the numbers of one layer.
+"""The ONNX model as protobuf: graph look-ups and edits, and the arithmetic of a single layer.
 
 ModelProto in, ModelProto or plain data out.
-Imports from errors, version and targets alone.
+Imports only errors, version and targets.
 """

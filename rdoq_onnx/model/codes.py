@@ -1,4 +1,4 @@
-"""Quantized values: the integers and scales of a layer, the quantizer of an activation."""
+"""Quantized values: integers and scales of a layer, quantizer of an activation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +18,13 @@ class WeightCodes:
 
     @property
     def values(self) -> NDArray[np.float32]:
-        """The weights as they are decoded, [units, K]."""
+        """The dequantized weights, [units, K]."""
         return self.integers * self.scales[:, None]
 
 
 @dataclass(frozen=True)
 class Affine:
-    """A per-tensor quantizer to the integers low..high of a byte, unsigned unless `signed`."""
+    """A per-tensor quantizer to 8-bit integers within low..high, UINT8 unless `signed`."""
 
     scale: float
     zero_point: int
@@ -38,11 +38,11 @@ class Affine:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The least and the greatest value that it can give."""
+        """The smallest and the largest value that it can represent."""
         return (self.low - self.zero_point) * self.scale, (self.high - self.zero_point) * self.scale
 
     def __call__(self, x: FloatArray) -> FloatArray:
-        """The values of `x` after QuantizeLinear, the clip to low..high and DequantizeLinear."""
+        """Apply QuantizeLinear, the clip to low..high and DequantizeLinear to `x`."""
         scale = np.float32(self.scale)
         q = x / scale
         np.rint(q, out=q)
@@ -52,7 +52,7 @@ class Affine:
 
 
 def stored(scales: FloatArray) -> NDArray[np.float64]:
-    """Scales as the file holds them: with 11 significant bits, so that half precision is exact."""
+    """Round scales to 11 significant bits, so that float16 stores them exactly."""
     mantissa, exponent = np.frexp(scales.astype(np.float64))
     result: NDArray[np.float64] = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)
     return result

@@ -1,8 +1,8 @@
-"""An edited graphsurgeon graph, grafted back onto the protobuf that it was imported from.
+"""Graft an edited graphsurgeon graph back onto the protobuf that it was imported from.
 
-graphsurgeon's own exporter loses metadata, functions, unused and captured initializers, and fails on empty or
-undecodable attributes. Here what an edit left alone is written from its original protobuf, and only what it changed
-from graphsurgeon's objects.
+graphsurgeon's own exporter loses metadata, functions, and unused and captured initializers, and fails on empty or
+undecodable attributes. Here, everything an edit did not touch is written from its original protobuf; only the changes
+come from graphsurgeon's objects.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,13 +25,13 @@ _TEXTS = {AttributeProto.STRING, AttributeProto.STRINGS}
 
 
 def skeleton(model: ModelProto) -> ModelProto:
-    """What graphsurgeon gets to see: no weights of the main graph, no functions, nothing that it fails on."""
+    """The model that graphsurgeon imports: no weights in the main graph, no functions, nothing it fails on."""
     weights = {t.name for t in model.graph.initializer}
     result = ModelProto(ir_version=model.ir_version)
     result.opset_import.extend(model.opset_import)
     copy_fields(model.graph, result.graph, skip={"initializer", "input", "quantization_annotation"})
     result.graph.input.extend(i for i in model.graph.input if i.name not in weights)
-    # A name is enough to make subgraphs that capture a weight share its tensor; `remember` fills in values.
+    # The name alone makes subgraphs that capture a weight share its tensor; `remember` fills in the values.
     result.graph.value_info.extend(ValueInfoProto(name=name) for name in weights)
     _strip(result.graph)
     return result
@@ -60,27 +60,27 @@ def _representable(attribute: AttributeProto) -> bool:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which protobuf each imported node and graph came from, and how the imported one looked at first.
+    """The protobuf that each imported node and graph came from, and a snapshot of the import before any edit.
 
-    The keys are `id`s: graphsurgeon's objects have no hash. The first item of each value keeps its key valid.
+    Keys are `id`s because graphsurgeon's objects are not hashable. The first item of each value keeps its key valid.
     """
 
     taken: set[str]
     nodes: dict[int, tuple[Node, NodeProto, dict[str, Any]]] = field(default_factory=dict)
     graphs: dict[int, tuple[Graph, GraphProto, dict[str, Any]]] = field(default_factory=dict)
-    useless: set[int] = field(default_factory=set)
+    dead: set[int] = field(default_factory=set)
 
     def remember(
         self, graph: Graph, proto: GraphProto, outer: dict[str, Tensor], weights: dict[str, TensorProto]
     ) -> None:
-        """Record `graph`, imported from `proto`, and fill in weights; `outer` is what it can capture."""
+        """Record `graph`, imported from `proto`, and fill in its weights; `outer` holds the tensors it can capture."""
         graph.taken_names = self.taken
         weights = weights | {t.name: t for t in proto.initializer}
         tensors = graph.tensors()
         inputs = {t.name for t in graph.inputs}
         for name in tensors.keys() & (weights.keys() - inputs):
             _fill(tensors[name], weights[name])
-        # graphsurgeon makes a new tensor of an output that belongs to an outer graph.
+        # graphsurgeon creates a new tensor for an output that belongs to an outer graph.
         graph.outputs = [t if t.inputs or t.name in inputs else outer.get(t.name, t) for t in graph.outputs]
         self.graphs[id(graph)] = (graph, proto, {name: _type(t) for name, t in tensors.items()})
         live = set(live_nodes(proto.node, range(len(proto.node)), {o.name for o in proto.output}, keep=set()))
@@ -88,27 +88,27 @@ class Origin:
             before = {k: list(v) if isinstance(v, list) else v for k, v in node.attrs.items()}
             self.nodes[id(node)] = (node, source, before)
             if index not in live:
-                self.useless.add(id(node))
+                self.dead.add(id(node))
             for attribute in source.attribute:
                 if attribute.type == _GRAPH:
                     self.remember(node.attrs[attribute.name], attribute.g, outer | tensors, weights)
 
     def export(self, graph: Graph, target: GraphProto) -> dict[str, Constant]:
-        """Write `graph` to the empty `target`; return the constants that a graph around it has to provide."""
+        """Write `graph` to the empty `target`; return the constants that an enclosing graph must provide."""
         _, source, before = self.graphs.get(id(graph), (graph, GraphProto(name=graph.name), {}))
         copy_fields(source, target, skip={"node", "initializer", "input", "output", "value_info"})
         constants: dict[str, Constant] = {}
         nodes = [self._node(node, constants) for node in graph.nodes]
         _collect(constants, graph.outputs)
-        keep = {index for index, node in enumerate(graph.nodes) if id(node) in self.useless and node.outputs}
+        keep = {index for index, node in enumerate(graph.nodes) if id(node) in self.dead and node.outputs}
         order = live_nodes(nodes, execution_order(nodes), {t.name for t in graph.outputs}, keep)
         for index in order:
             target.node.add().CopyFrom(nodes[index])
         _write_values(source, target, graph, [graph.nodes[i] for i in order], before)
         read = {*reads(target.node), *(t.name for t in graph.outputs)}
         _write_weights(source, target, constants, read)
-        given = {t.name for t in target.initializer} | {t.values.name for t in target.sparse_initializer}
-        missing = read - given
+        stored = {t.name for t in target.initializer} | {t.values.name for t in target.sparse_initializer}
+        missing = read - stored
         return {name: tensor for name, tensor in constants.items() if name in missing}
 
     def _node(self, node: Node, constants: dict[str, Constant]) -> NodeProto:
@@ -137,19 +137,19 @@ class Origin:
 
 
 def import_opsets(result: ModelProto, graph: Graph, raised: bool) -> None:
-    """As `graph` says, plus the domains of its nodes that nobody imported, at version 1."""
+    """Import the opsets of `graph`, plus version 1 of every domain that its nodes use but nobody imported."""
     result.opset_import.extend(graph.import_domains)
     default = {"", "ai.onnx"}
     for entry in result.opset_import:
         if raised and entry.domain in default:
             entry.version = graph.opset
-    known = default | {entry.domain for entry in result.opset_import}
-    for domain in sorted({node.domain for node in all_nodes(result.graph)} - known):
+    imported = default | {entry.domain for entry in result.opset_import}
+    for domain in sorted({node.domain for node in all_nodes(result.graph)} - imported):
         result.opset_import.add(domain=domain, version=1)
 
 
 def _write_weights(source: GraphProto, target: GraphProto, constants: dict[str, Constant], read: set[str]) -> None:
-    """Initializers that are still read, or never were; not those whose name a node's output now has."""
+    """Write the initializers that are still read or never were, except where a node's output now has the name."""
     before = {*reads(source.node), *(o.name for o in source.output)}
     taken = {name for node in target.node for name in node.output}
     for weight in source.initializer:
@@ -161,8 +161,8 @@ def _write_weights(source: GraphProto, target: GraphProto, constants: dict[str, 
 def _write_values(
     source: GraphProto, target: GraphProto, graph: Graph, nodes: Sequence[Node], before: dict[str, Any]
 ) -> None:
-    """Inputs, outputs and value_info: as in `source` unless the tensor is new or its type was changed."""
-    known = {i.name: i for i in (*source.value_info, *source.input, *source.output)}
+    """Write inputs, outputs and value_info, as in `source` unless a tensor is new or its type changed."""
+    declared = {i.name: i for i in (*source.value_info, *source.input, *source.output)}
 
     def info(tensor: Tensor, old: ValueInfoProto | None) -> ValueInfoProto:
         same = isinstance(tensor, Constant) or before.get(tensor.name) == _type(tensor)
@@ -175,8 +175,8 @@ def _write_values(
             target.input.append(info(inputs.pop(old.name), old))
         elif old.name in weights:
             target.input.append(old)
-    target.input.extend(info(t, known.get(t.name)) for t in inputs.values())
-    target.output.extend(info(t, known.get(t.name)) for t in graph.outputs)
+    target.input.extend(info(t, declared.get(t.name)) for t in inputs.values())
+    target.output.extend(info(t, declared.get(t.name)) for t in graph.outputs)
 
     computed = {t.name: t for node in nodes for t in node.outputs if t.name}
     gone = {name for node in source.node for name in node.output} - computed.keys()
@@ -207,7 +207,7 @@ def _collect(constants: dict[str, Constant], tensors: Iterable[Tensor]) -> None:
 
 
 def tensor_proto(tensor: Constant, original: TensorProto | None = None) -> TensorProto:
-    """`tensor` as protobuf; `original` itself where it says the same, with its storage and annotations."""
+    """Convert `tensor` to protobuf; return `original` itself if equal, which keeps its storage and annotations."""
     stored = tensor._values
     if isinstance(stored, LazyValues) and not isinstance(stored, SparseValues):
         if original is not None and (stored.tensor is original or stored.tensor == original):

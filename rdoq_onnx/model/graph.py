@@ -1,4 +1,4 @@
-"""Read-only look-ups into a graph: who makes a tensor, who reads it, what is constant, what only moves values."""
+"""Read-only look-ups into a graph: producers, consumers, constants, movement operators."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +10,13 @@ from onnx import helper, numpy_helper
 
 from rdoq_onnx.model.protos import reads
 
-# Operators whose output values are all input values (or the zero that every quantizer here represents).
-MOVES = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice"})
-MOVES |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
-# Operators that the quantizer's own saturation replaces, so that the integer convolution takes them in.
+# Movement operators: every output value is an input value, or the zero that every quantizer here represents.
+MOVEMENT = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice"})
+MOVEMENT |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+# Operators that the quantizer's saturation can replace, so that they fuse into the integer convolution.
 CLAMPS = frozenset({"Relu", "Clip", "Min"})
-SIZES = frozenset({"Shape", "Size"})  # operators that read no values
-_SMALL = 1024  # elements of a constant that is worth a look
+SHAPE_OPS = frozenset({"Shape", "Size"})  # read the shape of a tensor, not its values
+_SMALL = 1024  # elements: larger initializers are not decoded
 
 
 class Graph:
@@ -36,34 +36,34 @@ class Graph:
             for name in dict.fromkeys(reads([node])):
                 self.consumers.setdefault(name, []).append(node)
         self._ends = set(self.outputs)
-        self._roots: dict[str, str] = {}  # known so far
+        self._roots: dict[str, str] = {}  # cache of `root`
         self.constants = set(self.initializers)
         for node in graph.node:
             if node.op_type == "Constant" or (node.input and all(i in self.constants for i in reads([node]))):
                 self.constants.update(node.output)
 
     def constant(self, tensor: str) -> NDArray[Any] | None:
-        """The value of a small initializer, which FoldConstants makes of what is computed; None for any other."""
+        """The value of a small initializer (FoldConstants has folded computed ones); None for any other tensor."""
         stored = self.initializers.get(tensor)
         return None if stored is None or math.prod(stored.dims) > _SMALL else numpy_helper.to_array(stored)
 
     def sole_consumer(self, tensor: str) -> onnx.NodeProto | None:
-        """The one node that reads `tensor`, if there is just one and it is no graph output."""
-        readers = self.consumers.get(tensor, [])
-        return readers[0] if len(readers) == 1 and tensor not in self._ends else None
+        """The only consumer of `tensor`; None if there are several or `tensor` is a graph output."""
+        consumers = self.consumers.get(tensor, [])
+        return consumers[0] if len(consumers) == 1 and tensor not in self._ends else None
 
     def root(self, tensor: str) -> str:
-        """Where the values of `tensor` are made: upstream past the operators that only move them."""
-        passed = []
-        while tensor not in self._roots and (node := self.producer.get(tensor)) is not None and moves(node, self):
-            passed.append(tensor)
+        """The tensor whose values `tensor` holds: upstream past all movement operators."""
+        path = []
+        while tensor not in self._roots and (node := self.producer.get(tensor)) is not None and is_movement(node, self):
+            path.append(tensor)
             tensor = node.input[0]
         root = self._roots.get(tensor, tensor)
-        self._roots.update(dict.fromkeys(passed, root))
+        self._roots.update(dict.fromkeys(path, root))
         return root
 
 
-def moves(node: onnx.NodeProto, graph: Graph) -> bool:
+def is_movement(node: onnx.NodeProto, graph: Graph) -> bool:
     """Whether `node` only moves the values of its first input."""
     if node.domain not in ("", "ai.onnx") or (node.op_type == "MaxPool" and len(node.output) > 1):
         return False
@@ -71,20 +71,23 @@ def moves(node: onnx.NodeProto, graph: Graph) -> bool:
         return _pads_with_zero(node, graph)
     if node.op_type == "Resize":
         return bool(attribute(node, "mode", b"nearest") == b"nearest")
-    return node.op_type in MOVES and node.input[0] not in graph.constants
+    return node.op_type in MOVEMENT and node.input[0] not in graph.constants
 
 
-def behind_clamp(tensor: str, graph: Graph) -> str:
-    """The tensor behind the clamps by constants (Relu, Clip, Min) that alone read `tensor`, one after the other."""
-    return behind(tensor, graph, lambda node: (
+def after_clamps(tensor: str, graph: Graph) -> str:
+    """The tensor after the chain of clamps by constants (Relu, Clip, Min) that starts at `tensor`.
+
+    Each clamp in the chain is the only consumer of its input.
+    """
+    return downstream(tensor, graph, lambda node: (
         node.op_type in CLAMPS and all(not i or i in graph.constants for i in node.input[1:])
     ))  # fmt: skip
 
 
-def behind(tensor: str, graph: Graph, passed: Callable[[onnx.NodeProto], bool]) -> str:
-    """The tensor behind the nodes that are `passed` and alone read `tensor`, one after the other."""
-    while (reader := graph.sole_consumer(tensor)) is not None and passed(reader):
-        tensor = reader.output[0]
+def downstream(tensor: str, graph: Graph, passes: Callable[[onnx.NodeProto], bool]) -> str:
+    """Follow `tensor` downstream while its only consumer satisfies `passes`; return where that ends."""
+    while (consumer := graph.sole_consumer(tensor)) is not None and passes(consumer):
+        tensor = consumer.output[0]
     return tensor
 
 
@@ -102,12 +105,12 @@ def _pads_with_zero(node: onnx.NodeProto, graph: Graph) -> bool:
 
 
 def upstream(tensors: Sequence[str], producer: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """The nodes that `tensors` are computed by, in the order of `producer`, which is one of execution."""
-    found: set[int] = set()
+    """The nodes that compute `tensors`, in the order of `producer`, which must be an execution order."""
+    needed: set[int] = set()
     pending = list(tensors)
     while pending:
         node = producer.get(pending.pop())
-        if node is not None and id(node) not in found:
-            found.add(id(node))
+        if node is not None and id(node) not in needed:
+            needed.add(id(node))
             pending += reads([node])
-    return list({id(n): n for n in producer.values() if id(n) in found}.values())
+    return list({id(n): n for n in producer.values() if id(n) in needed}.values())

@@ -1,17 +1,20 @@
-"""The layers and activations of a network: plain data that passes and analysis share."""
+"""Layers and activations of a network: plain data shared by passes and analysis."""
 
 from dataclasses import dataclass
 
 from rdoq_onnx.model.linear import Linear
 
-BRANCH = "/quantized"  # behind the tensor's name
+BRANCH = "/quantized"  # suffix of a branch's name after the tensor's
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FUSION_BITS = 8
 
 
 @dataclass(frozen=True)
 class Use:
-    """One node that applies a layer's weight. linear: how it unfolds its data, with strides and pads of its own."""
+    """One node that applies a layer's weight.
+
+    linear: how this node unfolds its data, with its own strides and pads.
+    """
 
     node: str
     data: str
@@ -21,7 +24,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight, the nodes that apply it, and how it becomes rows. Named after its first node."""
+    """A weight, the nodes that apply it, and how it unfolds into rows. Named after its first node."""
 
     name: str
     weight: str
@@ -33,10 +36,9 @@ class Layer:
 class Activation:
     """A tensor that a quantizer follows.
 
-    feeds: the tensors that reach a layer with this tensor's values; empty for a fusion tensor.
-    moved: tensors behind operators that only move its values, quantized once more (exactly) so that what reads them
-        fuses too.
-    parts: the tensors that a Concat joins into it, where no one else reads them; they are quantized in its stead.
+    feeds: tensors that carry its values into layers; empty for a fusion tensor.
+    moved: tensors downstream of movement operators, requantized (exactly) so that their consumers fuse, too.
+    parts: inputs of the Concat that produces it, if they have no other consumer; they are quantized in its stead.
     """
 
     tensor: str
@@ -50,5 +52,5 @@ class Activation:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that `--pin` knows it by: its own, and that of the tensor that it is a branch of."""
+        """The names that `--pin` accepts: its own, and that of the tensor it branches from."""
         return (self.tensor, self.tensor.removesuffix(BRANCH))

@@ -1,14 +1,14 @@
 """A weighted layer as one matrix product per group: z = W X.
 
-Conv, ConvTranspose, Gemm and MatMul are all linear in their weights. Unfolding the data into X (im2col) makes them the
-same operator, and everything that the method needs is then a product of matrices:
+Conv, ConvTranspose, Gemm and MatMul are all linear in their weights. Unfolding the data into X (im2col) turns them into
+the same operator, and everything the method needs into matrix products:
 
     output       z = W X          [N, G, O, P]
-    perturbation Δz = ΔW X        (supplement, Sect. 1: what an Add on the layer's output is fed)
+    perturbation Δz = ΔW X        (supplement, Sect. 1: the input of the Add after the layer's output)
     gradient     ∂(vᵀy)/∂W = g Xᵀ [N, G, O, K], so that ⟨g, op(x, ΔW)⟩ = ⟨g Xᵀ, ΔW⟩ for every ΔW at once
 
-N samples, G groups, O output channels of a group, K weights of one of them, P positions. Bias is no part of it.
-A unit is what owns one scale in the emitted file: an index along the weight's channel axis. Its weights form a row.
+N samples, G groups, O output channels per group, K weights per output channel, P positions. The bias is not included.
+A unit owns one scale in the emitted file: it is an index along the weight's channel axis. Its weights form a row.
 """
 
 import math
@@ -24,7 +24,7 @@ FloatArray = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Linear:
-    """How one operator unfolds: its type, its weight's shape and the attributes that matter.
+    """How one operator unfolds: its type, its weight's shape and the relevant attributes.
 
     op_type: "Conv", "ConvTranspose", "Gemm" or "MatMul".
     weight_side: which of the operator's two inputs is the weight (0 only for MatMul).
@@ -46,14 +46,14 @@ class Linear:
 
     @property
     def matrix(self) -> "Linear":
-        """What tells how the weight becomes rows, without what tells where they are applied."""
+        """Only what determines how the weight unfolds into rows, without where these are applied."""
         return replace(
             self, strides=(), dilations=(), pads=(), auto_pad="NOTSET", output_padding=(), output_shape=()
         )
 
     @property
     def axis(self) -> int:
-        """The channel axis of the weight, as DequantizeLinear wants it."""
+        """The channel axis of the weight, as in DequantizeLinear's `axis`."""
         if self.op_type == "Conv" or (self.op_type == "Gemm" and self.trans_b):
             return 0
         if self.op_type == "MatMul" and self.weight_side == 0:
@@ -70,16 +70,16 @@ class Linear:
         return math.prod(self.shape) // self.channels // self._shared
 
     def positions(self, elements: int) -> int:
-        """P of an output of `elements` elements."""
+        """P for an output of `elements` elements."""
         return elements // (self.channels * self._shared)
 
     @property
     def _shared(self) -> int:
-        """Groups that a unit lies in."""
+        """The number of groups that share a unit."""
         return self.group if self.op_type == "ConvTranspose" else 1
 
     def rows(self, weight: FloatArray) -> FloatArray:
-        """Weight tensor -> [units, weights of a unit]."""
+        """Weight tensor -> [units, weights per unit]."""
         return np.moveaxis(weight, self.axis, 0).reshape(self.channels, -1)
 
     def tensor(self, rows: NDArray[Any]) -> NDArray[Any]:
@@ -88,7 +88,7 @@ class Linear:
         return np.ascontiguousarray(np.moveaxis(rows.reshape(self.channels, *rest), 0, self.axis))
 
     def grouped(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """[..., units, weights of a unit] -> [..., G, O, K]."""
+        """[..., units, weights per unit] -> [..., G, O, K]."""
         lead = rows.shape[:-2]
         if self.op_type == "ConvTranspose":
             return np.swapaxes(rows.reshape(*lead, self.channels, self.group, -1), -3, -2)
@@ -102,7 +102,7 @@ class Linear:
         return blocks.reshape(*lead, self.channels, -1)
 
     def block(self, unit: int) -> tuple[int | slice, int]:
-        """Where a unit's outputs are in [G, O, ...]. A grouped ConvTranspose shares its scales between groups."""
+        """Index of a unit's outputs in [G, O, ...]; a grouped ConvTranspose shares its scales between groups."""
         if self.op_type == "ConvTranspose":
             return slice(None), unit
         return divmod(unit, self.channels // self.group)
@@ -110,7 +110,7 @@ class Linear:
     def unfold(self, x: FloatArray, samples: int) -> FloatArray:
         """The layer's data input -> X [samples, G, K, P].
 
-        Axis 0 of `x` is a multiple of `samples`, sample by sample.
+        Axis 0 of `x` is a multiple of `samples`; its rows are ordered by sample.
         """
         if self.op_type == "Gemm":
             rows = x.T if self.trans_a else x
@@ -123,7 +123,7 @@ class Linear:
         return _per_sample(self._windows(x), samples)
 
     def outputs(self, z: FloatArray, samples: int) -> FloatArray:
-        """The layer's output (or its adjoint) -> [samples, G, O, P], positions in the order of `unfold`."""
+        """The layer's output (or its adjoint) -> [samples, G, O, P], positions ordered as in `unfold`."""
         if self.op_type in ("Conv", "ConvTranspose"):
             blocks = z.reshape(z.shape[0], self.group, z.shape[1] // self.group, -1)
             return _per_sample(blocks, samples)
@@ -178,7 +178,7 @@ class Linear:
         result = []
         for n, k, d, s in zip(size, kernel, dilations, strides, strict=True):
             total = max((math.ceil(n / s) - 1) * s + d * (k - 1) + 1 - n, 0)
-            result.append(halves(total, self.auto_pad))
+            result.append(split_padding(total, self.auto_pad))
         return result
 
     def _transposed_pads(
@@ -188,7 +188,7 @@ class Linear:
         dilations: tuple[int, ...],
         strides: tuple[int, ...],
     ) -> list[tuple[int, int]]:
-        """Zeros around the stretched input; negative where the operator crops its output."""
+        """Padding of the stretched input; negative where the operator crops its output."""
         extra = self.output_padding or (0,) * len(kernel)
         pads = self.pads or (0,) * (2 * len(kernel))
         result = []
@@ -197,7 +197,7 @@ class Linear:
             if self.output_shape or self.auto_pad.startswith("SAME"):
                 wanted = self.output_shape[axis] if self.output_shape else ((n - 1) // s + 1) * s
                 total = n + d * (k - 1) + e - wanted
-                begin, end = halves(max(total, 0), self.auto_pad)
+                begin, end = split_padding(max(total, 0), self.auto_pad)
                 e += max(-total, 0)
             result.append((d * (k - 1) - begin, d * (k - 1) - end + e))
         return result
@@ -213,7 +213,7 @@ def _per_sample(blocks: FloatArray, samples: int) -> FloatArray:
 
 
 def _stretch(x: FloatArray, strides: tuple[int, ...]) -> FloatArray:
-    """Zeros between the positions, as a transposed convolution sees its input."""
+    """Insert zeros between positions, as a transposed convolution does to its input."""
     if all(s == 1 for s in strides):
         return x
     size = [s * (n - 1) + 1 for n, s in zip(x.shape[2:], strides, strict=True)]
@@ -230,7 +230,7 @@ def _pad(x: FloatArray, pads: list[tuple[int, int]]) -> FloatArray:
     return x
 
 
-def halves(total: int, auto_pad: str) -> tuple[int, int]:
-    """Padding (or cropping) before and after; what is odd goes to the end with SAME_UPPER alone."""
+def split_padding(total: int, auto_pad: str) -> tuple[int, int]:
+    """Split padding (or cropping) into before and after; an odd element goes to the end only with SAME_UPPER."""
     small, large = total // 2, total - total // 2
     return (small, large) if auto_pad == "SAME_UPPER" else (large, small)

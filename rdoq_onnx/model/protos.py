@@ -1,4 +1,4 @@
-"""Protobuf graphs, read and copied without anything but onnx: names, readers, order of execution."""
+"""Read and copy protobuf graphs with onnx alone: names, consumers, execution order."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from rdoq_onnx.errors import ModelError
 
 
 def live_nodes(nodes: Sequence[NodeProto], order: Iterable[int], read: set[str], keep: set[int]) -> list[int]:
-    """Of `order`, what leads to the tensors in `read` or to a node in `keep`."""
+    """The indices in `order` of the nodes needed for the tensors in `read` or the nodes in `keep`."""
     read, live = set(read), []
     for index in reversed(list(order)):
         if index in keep or not read.isdisjoint(nodes[index].output):
@@ -29,7 +29,10 @@ def live_nodes(nodes: Sequence[NodeProto], order: Iterable[int], read: set[str],
 
 
 def execution_order(nodes: Sequence[NodeProto]) -> list[int]:
-    """Order of execution: each node where it stood, or just before the first that needs it. No recursion."""
+    """An execution order that keeps each node's place, or moves it just before its first consumer.
+
+    Iterative, as graphs may be deeper than Python's stack. Raises ModelError on a cycle.
+    """
     producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
     order: list[int] = []
     state = dict.fromkeys(range(len(nodes)), "new")
@@ -39,10 +42,10 @@ def execution_order(nodes: Sequence[NodeProto]) -> list[int]:
             index = stack[-1]
             if state[index] == "new":
                 state[index] = "open"
-                needs = [producer[name] for name in reads([nodes[index]]) if name in producer]
-                if any(state[i] == "open" for i in needs):
+                producers = [producer[name] for name in reads([nodes[index]]) if name in producer]
+                if any(state[i] == "open" for i in producers):
                     raise ModelError(f"node {nodes[index].name!r} is part of a cycle")
-                stack.extend(i for i in reversed(needs) if state[i] == "new")
+                stack.extend(i for i in reversed(producers) if state[i] == "new")
                 continue
             stack.pop()
             if state[index] == "open":
@@ -52,14 +55,14 @@ def execution_order(nodes: Sequence[NodeProto]) -> list[int]:
 
 
 def reads(nodes: Iterable[NodeProto]) -> Iterator[str]:
-    """Names that the nodes take from around them: their inputs, and what their subgraphs capture."""
+    """Names of the tensors that the nodes read: their inputs, and those their subgraphs capture."""
     for node in nodes:
         yield from filter(None, node.input)
         yield from captured(node)
 
 
 def captured(node: NodeProto) -> Iterator[str]:
-    """Names that the bodies of an If, Loop or Scan read from the graph around them."""
+    """Names that the bodies of an If, Loop or Scan read from the enclosing graph."""
     for inner in subgraphs_of(node):
         own = {t.name for t in (*inner.input, *inner.initializer)}
         own.update(t.values.name for t in inner.sparse_initializer)
@@ -69,7 +72,7 @@ def captured(node: NodeProto) -> Iterator[str]:
 
 
 def subgraphs_of(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs that `node` has as attributes: the bodies of an If, Loop or Scan."""
+    """The graph attributes of `node`: the bodies of an If, Loop or Scan."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -77,7 +80,7 @@ def subgraphs_of(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """`graph` and the graphs within it, each before those within it."""
+    """`graph` and all graphs nested in it, in preorder."""
     yield graph
     for node in graph.node:
         for inner in subgraphs_of(node):
@@ -85,7 +88,7 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def attribute_tensors(node: NodeProto) -> Iterator[TensorProto]:
-    """The dense tensors that `node` has as attributes."""
+    """The dense tensors among the attributes of `node`."""
     for attribute in node.attribute:
         if attribute.HasField("t"):
             yield attribute.t
@@ -93,7 +96,7 @@ def attribute_tensors(node: NodeProto) -> Iterator[TensorProto]:
 
 
 def tensors(graph: GraphProto | FunctionProto) -> Iterator[TensorProto]:
-    """Every dense tensor of `graph` and the graphs within it: initializers and attributes."""
+    """Every dense tensor of `graph` and its nested graphs: initializers and attributes."""
     if isinstance(graph, GraphProto):
         yield from graph.initializer
     for node in graph.node:
@@ -103,7 +106,7 @@ def tensors(graph: GraphProto | FunctionProto) -> Iterator[TensorProto]:
 
 
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """The nodes of `graph`, each followed by those of its bodies."""
+    """The nodes of `graph`, each followed by the nodes of its bodies."""
     for node in graph.node:
         yield node
         for inner in subgraphs_of(node):
@@ -111,13 +114,13 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def all_outputs(graph: GraphProto) -> Iterator[ValueInfoProto]:
-    """The outputs of `graph` and of the graphs within it."""
+    """The outputs of `graph` and of its nested graphs."""
     for each in graphs(graph):
         yield from each.output
 
 
 def all_names(graph: GraphProto) -> Iterator[str]:
-    """Every name of a tensor or node in `graph` and the graphs within it."""
+    """Every name of a tensor or node in `graph` and its nested graphs."""
     yield from (t.name for t in (*graph.input, *graph.output, *graph.initializer, *graph.value_info))
     yield from (t.values.name for t in graph.sparse_initializer)
     for node in graph.node:
@@ -127,11 +130,11 @@ def all_names(graph: GraphProto) -> Iterator[str]:
 
 
 def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
-    """Give tensors that the nodes and their subgraphs read or make the names that `names` has for them."""
+    """Rename the tensors that the nodes and their subgraphs read or produce, as `names` maps them."""
     for node in nodes:
-        for several in (node.input, node.output):
-            for k, name in enumerate(several):
-                several[k] = names.get(name, name)
+        for ends in (node.input, node.output):
+            for k, name in enumerate(ends):
+                ends[k] = names.get(name, name)
         for inner in subgraphs_of(node):
             rename(inner.node, names)
             for value in (*inner.input, *inner.initializer, *inner.output):
@@ -139,12 +142,15 @@ def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
 
 
 def free_input(name: str, value: NDArray[Any]) -> ValueInfoProto:
-    """A graph input of the type and rank of `value`, all of whose sizes are free."""
+    """A graph input with the type and rank of `value` and all dimensions free."""
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
 
 
 def copy_fields(source: Any, target: Any, skip: set[str]) -> None:
-    """Copy protobuf fields but those in `skip`, whose memory a copy of the whole would never give back."""
+    """Copy all protobuf fields but those in `skip`.
+
+    Copying everything and clearing those fields would not free their memory.
+    """
     for descriptor, value in source.ListFields():
         if descriptor.name in skip:
             continue
@@ -157,15 +163,15 @@ def copy_fields(source: Any, target: Any, skip: set[str]) -> None:
 
 
 def default_opset(model: ModelProto) -> int:
-    """Version of the standard operators, wherever it stands in the list; 0 if they are not imported."""
+    """Version of the default operator set, wherever in the list it is; 0 if it is not imported."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of `model` with just these outputs, graph inputs among them if named."""
+    """A copy of `model` with exactly these outputs; `names` may include graph inputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    known = {o.name: o for o in model.graph.output}
+    declared = {o.name: o for o in model.graph.output}
     del copy.graph.output[:]
-    copy.graph.output.extend(known.get(n, onnx.ValueInfoProto(name=n)) for n in names)
+    copy.graph.output.extend(declared.get(n, onnx.ValueInfoProto(name=n)) for n in names)
     return copy

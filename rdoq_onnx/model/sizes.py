@@ -1,4 +1,4 @@
-"""Bytes of a model, counted tensor by tensor: protobuf serialises nothing of 2 GiB or more."""
+"""Size of a model in bytes, counted per tensor because protobuf cannot serialize 2 GiB or more."""
 
 import math
 
@@ -7,12 +7,12 @@ from onnx.helper import make_tensor_value_info
 
 from rdoq_onnx.model.protos import copy_fields, tensors
 
-# The checker serialises the model, which protobuf refuses from 2 GiB on; what is not tensors is small.
-_SERIALISABLE = 2**31 - 2**26
+# The checker serializes the model, which protobuf refuses from 2 GiB on. 64 MiB are left for all that is not tensors.
+_SERIALIZABLE = 2**31 - 2**26
 
 
 def tensor_bytes(model: ModelProto) -> int:
-    """Bytes of the stored tensors, without serialising anything. Data in other files is not counted."""
+    """Bytes of the stored tensors, without serializing them. External data is not counted."""
     return sum(
         len(t.raw_data)
         + sum(map(len, t.string_data))
@@ -23,27 +23,27 @@ def tensor_bytes(model: ModelProto) -> int:
 
 
 def model_bytes(model: ModelProto) -> int:
-    """Bytes of `model` in one file, also where protobuf could not write that file."""
-    if serialisable(model):
+    """Bytes of `model` in a single file, even if protobuf could not write that file."""
+    if serializable(model):
         return int(model.ByteSize())
     return int(weights_as_inputs(model).ByteSize()) + tensor_bytes(model)
 
 
-def serialisable(model: ModelProto) -> bool:
-    """Whether protobuf can write `model` as a whole."""
-    return tensor_bytes(model) < _SERIALISABLE
+def serializable(model: ModelProto) -> bool:
+    """Whether protobuf can serialize `model` as a whole."""
+    return tensor_bytes(model) < _SERIALIZABLE
 
 
 def weights_as_inputs(model: ModelProto, larger_than: int = 0) -> ModelProto:
-    """`model` with initializers of more than so many elements as mere inputs: small enough to serialise."""
+    """A copy small enough to serialize: initializers of more than `larger_than` elements become graph inputs."""
     result = ModelProto()
     copy_fields(model, result, skip={"graph"})
     copy_fields(model.graph, result.graph, skip={"initializer"})
-    listed = {i.name for i in model.graph.input}
+    inputs = {i.name for i in model.graph.input}
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= larger_than:
             result.graph.initializer.add().CopyFrom(tensor)
-        elif tensor.name not in listed:
+        elif tensor.name not in inputs:
             info = make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             result.graph.input.append(info)
     return result

@@ -1,11 +1,11 @@
 """The only adapter between `onnx.ModelProto` and onnx_graphsurgeon.
 
 `edit` imports a model, lets a function change the graph, and grafts the changes onto a copy of the model. It
-does without graphsurgeon's exporter, which loses metadata, functions, unused and captured initializers, and
-fails on empty or undecodable attributes: what the change left alone is written from its original protobuf.
+avoids graphsurgeon's exporter, which loses metadata, functions, and unused and captured initializers, and fails on
+empty or undecodable attributes: everything the change did not touch is written from its original protobuf.
 Weights are not copied for the import, so an edit costs one copy of the model.
 
-Not editable here: function bodies, sparse initializers, the order of the graph inputs that stay.
+Cannot be edited: function bodies, sparse initializers, the order of the remaining graph inputs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,9 +31,9 @@ __all__ = [
 def edit(model: ModelProto, change: Callable[[Graph], None]) -> ModelProto:
     """Apply `change` to the graph of `model` and return the result as a new model; `model` is not altered.
 
-    Drops nodes and initializers that the change made useless, keeps those that were so before, and sorts the
-    nodes, as they stood wherever that is an order of execution. New constants become initializers of the main
-    graph, also when only a subgraph reads them. `graph.opset`, `import_domains` and `ir_version` are obeyed.
+    Drops nodes and initializers that the change left unused, but keeps those that were unused before. Nodes keep
+    their order unless execution needs another. New constants become initializers of the main graph, even if only a
+    subgraph reads them. Changes to `graph.opset`, `import_domains` and `ir_version` take effect.
     """
     with G_LOGGER.suppress():
         graph = gs.import_onnx(skeleton(model))
@@ -53,11 +53,11 @@ def edit(model: ModelProto, change: Callable[[Graph], None]) -> ModelProto:
     return result
 
 
-# For passes: what graphsurgeon does not have, or does not do within subgraphs.
+# Helpers for passes that graphsurgeon lacks, or that it does not apply within subgraphs.
 
 
 def fresh(graph: Graph, stem: str) -> str:
-    """A name that no tensor or node of the model has, nor any earlier result: `stem`, `stem_1` and so on."""
+    """Reserve a name that no tensor or node of the model has: `stem`, or else `stem_1`, `stem_2`, ..."""
     name, count = stem, 0
     while name in graph.taken_names:
         count += 1
@@ -67,14 +67,14 @@ def fresh(graph: Graph, stem: str) -> str:
 
 
 def constant(name: str, value: NDArray[Any] | TensorProto) -> Constant:
-    """An initializer; a TensorProto is stored as it is, which is the way for 2 and 4 bit types."""
+    """Create an initializer; a TensorProto is stored unchanged, as 2-bit and 4-bit types require."""
     if isinstance(value, np.ndarray):
         return Constant(name, value)
     return Constant(name, LazyValues(value))
 
 
 def freeze(tensor: Tensor, value: NDArray[Any] | TensorProto | Constant) -> None:
-    """Make an initializer of a computed tensor; all that read it keep doing so."""
+    """Turn a computed tensor into an initializer; its consumers stay connected."""
     if isinstance(value, Constant):
         value = value._values
     tensor.inputs.clear()
@@ -82,13 +82,13 @@ def freeze(tensor: Tensor, value: NDArray[Any] | TensorProto | Constant) -> None
 
 
 def values(tensor: Tensor) -> NDArray[Any] | None:
-    """What a constant holds; None for a tensor that is computed, or sparse. Reading it changes nothing."""
+    """The value of a constant; None for a computed or sparse tensor. Reading it has no side effect."""
     dense = isinstance(tensor, Constant) and not isinstance(tensor._values, SparseValues)
     return tensor.values if dense else None
 
 
 def exposed(graph: Graph) -> set[int]:
-    """`id` of every tensor that is an output of the graph or of a subgraph within it."""
+    """`id` of every tensor that is an output of the graph or of a nested subgraph."""
     return {id(t) for g in (graph, *graph.bodies) for t in g.outputs}
 
 
@@ -98,7 +98,7 @@ def in_body(graph: Graph, node: Node) -> bool:
 
 
 def standard(node: Node) -> bool:
-    """Whether `node` is of ONNX's own operators."""
+    """Whether `node` is a standard ONNX operator."""
     return node.domain in (None, "", "ai.onnx")
 
 
@@ -111,7 +111,7 @@ def append(
     attrs: dict[str, Any] | None = None,
     like: Tensor | None = None,
 ) -> Variable:
-    """Add a node with one output; both get fresh names from `stem`, the output gets the type of `like`."""
+    """Add a node with one output; both get fresh names from `stem`, and the output the type and shape of `like`."""
     output = Variable(fresh(graph, f"{stem}_out"))
     if like is not None:
         output.dtype, output.shape = like.dtype, like.shape
@@ -120,27 +120,27 @@ def append(
 
 
 def insert_after(graph: Graph, tensor: Tensor, build: Callable[[Tensor], Tensor], *, outputs: bool = True) -> Tensor:
-    """Let `build(tensor)` add nodes, and have all that read `tensor` until now read what it returns.
+    """Let `build(tensor)` add nodes, and redirect all previous consumers of `tensor` to the tensor it returns.
 
-    That includes nodes of subgraphs, and with `outputs` also the graph's output of that name: it keeps its
-    name, and `tensor` gets a new one. (A graph input that is an output itself stays that output.)
+    That includes consumers in subgraphs and, with `outputs`, the graph output: it keeps its name, and `tensor` gets a
+    new one. (A graph input that is also an output stays that output.)
     """
-    readers, stays = list(tensor.outputs), any(tensor is t for t in graph.inputs)
+    consumers, is_input = list(tensor.outputs), any(tensor is t for t in graph.inputs)
     new = build(tensor)
-    if outputs and not stays and any(tensor is t for t in graph.outputs):
+    if outputs and not is_input and any(tensor is t for t in graph.outputs):
         new.name, tensor.name = tensor.name, fresh(graph, tensor.name)
         new.dtype, new.shape = new.dtype or tensor.dtype, new.shape or tensor.shape
         graph.outputs = [new if t is tensor else t for t in graph.outputs]
-    _redirect(graph, tensor, new, readers)
+    _redirect(graph, tensor, new, consumers)
     return new
 
 
 def bypass(graph: Graph, node: Node) -> bool:
-    """Remove `node`: what read its first output reads its first input, under the output's name if it has to.
+    """Remove `node`: connect the consumers of its first output to its first input.
 
-    Returns False, and changes nothing, if that output is the graph's and the input cannot take its name. The node
-    stays in `graph.nodes`, without inputs and outputs, until `edit` drops it: to search a long list for each would
-    take the square of its length.
+    If that output is a graph output, the input takes its name; where it cannot, returns False and changes nothing.
+    The node stays in `graph.nodes`, without inputs and outputs, until `edit` drops it: removing nodes one by one from
+    a list would take quadratic time.
     """
     source, result = node.inputs[0], node.outputs[0]
     if any(result is t for t in graph.outputs):
@@ -155,8 +155,8 @@ def bypass(graph: Graph, node: Node) -> bool:
     return True
 
 
-def _redirect(graph: Graph, old: Tensor, new: Tensor, readers: Iterable[Node]) -> None:
-    for node in readers:
+def _redirect(graph: Graph, old: Tensor, new: Tensor, consumers: Iterable[Node]) -> None:
+    for node in consumers:
         for index, tensor in enumerate(node.inputs):
             if tensor is old:
                 node.inputs[index] = new

@@ -1,7 +1,7 @@
-"""What a model from anywhere must be before anything is computed from it.
+"""Validate an untrusted model before anything is computed from it.
 
-The checks of onnx leave out what would end in a traceback, or in all memory, further on. Each looks at declarations
-alone, in time that grows with the number of nodes.
+onnx's own checks miss defects that would later end in a traceback or exhaust memory. These checks read declarations
+only, in time linear in the number of nodes.
 """
 
 import math
@@ -15,21 +15,23 @@ from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.protos import attribute_tensors, subgraphs_of
 from rdoq_onnx.model.sizes import weights_as_inputs
 
-DEEPEST = 16  # graphs within graphs; exporters stay under 8
-LARGEST = 2**33  # bytes of one tensor, for one sample where the model leaves its batch free
-_INFERABLE = 1024  # elements of a constant that shape inference may look at
-_PACKED: dict[int, int] = {  # types of less than a byte, with how many share one
+MAX_NESTING = 16  # levels of nested graphs; exporters stay under 8
+MAX_BYTES = 2**33  # bytes of one tensor, for a batch of 1 where the model leaves it free
+_INFERABLE = 1024  # elements: shape inference sees no larger constants
+_PACKED: dict[int, int] = {  # sub-byte types: elements per byte
     getattr(TensorProto, name): count
     for name, count in {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}.items()
-    if hasattr(TensorProto, name)  # as far as this release of onnx has them
+    if hasattr(TensorProto, name)  # older releases of onnx lack some
 }
 
 
 def check_model(model: ModelProto) -> None:
-    """Raise ModelError unless graphs are nested to a sane depth, and tensors have their own names and data."""
+    """Raise ModelError if graphs are nested too deep, names clash, or a tensor's data does not match its shape."""
     for graph, depth in _graphs(model.graph, 1):
-        if depth > DEEPEST:
-            raise ModelError(f"graphs are nested over {DEEPEST} deep (graph {graph.name!r}); export it flatter")
+        if depth > MAX_NESTING:
+            raise ModelError(
+                f"graph {graph.name!r} is nested over {MAX_NESTING} levels deep; export the model with fewer levels"
+            )
         stored = Counter(t.name for t in graph.initializer)
         if len(stored) < len(graph.initializer):
             name = next(n for n, count in stored.items() if count > 1)
@@ -42,15 +44,15 @@ def check_model(model: ModelProto) -> None:
     constant = {t.name for t in model.graph.initializer}
     for value in model.graph.output:
         if value.name in constant:
-            raise ModelError(f"output {value.name!r} is a stored constant, not computed; remove it from the outputs")
+            raise ModelError(f"output {value.name!r} is a constant initializer; remove it from the outputs")
 
 
 def check_sizes(model: ModelProto) -> None:
-    """Raise ModelError if a tensor would be absurdly large, as far as shapes can be inferred."""
+    """Raise ModelError if a tensor would exceed MAX_BYTES, as far as shapes can be inferred."""
     free = weights_as_inputs(model, larger_than=_INFERABLE)
     single = onnx.ModelProto()
     single.CopyFrom(free)
-    for value in single.graph.input:  # what depends on a free size cannot be inferred otherwise
+    for value in single.graph.input:  # sizes derived from a free one cannot be inferred otherwise
         for size in value.type.tensor_type.shape.dim:
             size.dim_value = size.dim_value or 1
     _check_inferred(free)
@@ -60,41 +62,43 @@ def check_sizes(model: ModelProto) -> None:
 def _check_inferred(model: ModelProto) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(model)
-    except Exception:  # it gives up on many a model that runs
+    except Exception:  # it rejects many models that run
         return
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         kind = value.type.tensor_type
         size = math.prod(max(d.dim_value, 1) for d in kind.shape.dim) * 4
-        if size > LARGEST:
-            raise ModelError(f"tensor {value.name!r} would take {size / 2**30:,.0f} GB; check the sizes that it has")
+        if size > MAX_BYTES:
+            raise ModelError(f"tensor {value.name!r} would take {size / 2**30:,.0f} GB; check its dimensions")
 
 
 def _graphs(graph: GraphProto, depth: int) -> Iterator[tuple[GraphProto, int]]:
-    """As `protos.graphs`, with depths; what is nested too deep is not walked further."""
+    """As `protos.graphs`, with depths; stops below MAX_NESTING."""
     yield graph, depth
-    if depth <= DEEPEST:
+    if depth <= MAX_NESTING:
         for node in graph.node:
             for inner in subgraphs_of(node):
                 yield from _graphs(inner, depth + 1)
 
 
 def _check_tensor(tensor: TensorProto) -> None:
-    """Raise ModelError unless the tensor's data are as many as its shape says."""
+    """Raise ModelError unless the tensor has as much data as its shape requires."""
     count = math.prod(tensor.dims)
     if any(size < 0 for size in tensor.dims):
-        raise ModelError(f"tensor {tensor.name!r} has a negative dimension, {list(tensor.dims)}; export it again")
+        raise ModelError(f"tensor {tensor.name!r} has a negative dimension: {list(tensor.dims)}; export it again")
     if tensor.data_type == TensorProto.STRING:
-        found, wanted = len(tensor.string_data), count
+        actual, expected = len(tensor.string_data), count
     elif tensor.HasField("raw_data"):
         packed = _PACKED.get(tensor.data_type)
         each = 1 if packed else helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        found, wanted = len(tensor.raw_data), -(-count // packed) if packed else count * each
+        actual, expected = len(tensor.raw_data), -(-count // packed) if packed else count * each
     elif tensor.data_type in _PACKED:
         return
     else:
         parts = 2 if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else 1
         field = helper.tensor_dtype_to_field(tensor.data_type)
-        found, wanted = len(getattr(tensor, field)), count * parts
-    if found != wanted:
-        shape = "x".join(map(str, tensor.dims)) or "a scalar"
-        raise ModelError(f"tensor {tensor.name!r} is {shape}, but holds other data; export or download the model again")
+        actual, expected = len(getattr(tensor, field)), count * parts
+    if actual != expected:
+        shape = f"of shape {list(tensor.dims)}" if tensor.dims else "a scalar"
+        raise ModelError(
+            f"tensor {tensor.name!r} is {shape}, but its data has another size; export or download the model again"
+        )

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network
-from rdoq_onnx.model.graph import SIZES, Graph, attribute
+from rdoq_onnx.model.graph import SHAPE_OPS, Graph, attribute
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.protos import reads
 from rdoq_onnx.model.union_find import UnionFind
@@ -46,7 +46,7 @@ def find_chains(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Chai
     for node in graph.nodes:
         if node.name in single and node.name not in shared and _scalable(node, single[node.name], graph):
             layers.append(node)
-        elif node.op_type not in SIZES and not union.unite(node):
+        elif node.op_type not in SHAPE_OPS and not union.unite(node):
             union.fix([*reads([node]), *node.output])
     union.fix([*graph.inputs, *graph.outputs])
     chains = Chains(union.resolved(), component=union.components())

@@ -1,5 +1,5 @@
-"""All that is outside the process: ONNX Runtime, OpenVINO, disk, threads, progress, GPU memory.
+"""Everything outside the process: ONNX Runtime, OpenVINO, disk, threads, progress, GPU memory.
 
 One module each; no other module imports what they wrap.
-Imports from the wings above it: model, calibration, passes.
+Imports from model, calibration and passes.
 """

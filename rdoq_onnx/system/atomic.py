@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever ends the run: a full disk, a kill, another run beside it."""
+"""Write files atomically: whole or not at all, even on a full disk, a kill or a concurrent run."""
 
 import contextlib
 import os
@@ -14,18 +14,18 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-SHOWN = 300  # characters of another library's message
+SHOWN = 300  # characters kept of another library's message
 
 
 @contextlib.contextmanager
 def atomic(*paths: Path) -> Iterator[list[BinaryIO]]:
-    """Files that take the names `paths`, one after the other, once all are complete and on the disk.
+    """Yield temporary files that are renamed to `paths`, in this order, once all are complete and on the disk.
 
     Raises OutputError.
     """
     temporaries = [path.parent / f".rdoq-{secrets.token_hex(8)}.tmp" for path in paths]
     try:
-        with contextlib.ExitStack() as stack:  # unlike mkstemp, with the permissions that the umask leaves
+        with contextlib.ExitStack() as stack:  # open() applies the umask, unlike mkstemp
             files: list[BinaryIO] = [stack.enter_context(t.open("xb")) for t in temporaries]
             yield files
             for file in files:
@@ -46,8 +46,8 @@ def atomic(*paths: Path) -> Iterator[list[BinaryIO]]:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Other runs that write to `folder` wait, where the system has such locks; they end with the process."""
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make other runs that write to `folder` wait, where the system supports it; the lock ends with the process."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, ValueError):
             handle = os.open(folder, os.O_RDONLY)
@@ -58,13 +58,13 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What another library says, on one line."""
+    """Another library's message, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:SHOWN].rstrip(".;") or type(error).__name__
 
 
 def _sync(folder: Path) -> None:
-    """Make a rename last; not every file system can."""
+    """Make a rename durable; not every file system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

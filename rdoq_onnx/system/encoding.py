@@ -1,7 +1,7 @@
-"""Frozen dataclasses to JSON and arrays, and back; what is read can become nothing but the classes given.
+"""Encode frozen dataclasses as JSON and arrays, and decode them; decoding creates only instances of listed classes.
 
-Arrays become {"array": number}, tuples {"tuple": [...]}, dicts {"dict": [[key, value], ...]}, dataclasses
-{"Name": {field: value}}, a ModelProto a shell and a blob for each of its large tensors.
+Arrays become {"array": index}, tuples {"tuple": [...]}, dicts {"dict": [[key, value], ...]}, dataclasses
+{"Name": {field: value}}, a ModelProto {"model": [...]}: the model without initializers, then each initializer.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ Classes = Mapping[str, type[Any]]  # by name
 
 
 def encode(value: Any, arrays: Arrays, classes: Classes) -> Any:
-    """`value` as JSON can hold it; its arrays are appended to `arrays`."""
+    """Encode `value` as a JSON tree; append its arrays to `arrays`. Raises TypeError for a class not in `classes`."""
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return {"array": len(arrays) - 1}
@@ -40,7 +40,7 @@ def encode(value: Any, arrays: Arrays, classes: Classes) -> Any:
 
 
 def decode(tree: Any, arrays: Arrays, classes: Classes) -> Any:
-    """What `encode` was given. Raises KeyError, IndexError, TypeError or ValueError on anything else."""
+    """Invert `encode`. Raises KeyError, IndexError, TypeError or ValueError on any other tree."""
     if isinstance(tree, _PLAIN):
         return tree
     ((kind, content),) = tree.items()
@@ -56,7 +56,7 @@ def decode(tree: Any, arrays: Arrays, classes: Classes) -> Any:
 
 
 def model_parts(model: onnx.ModelProto) -> Iterator[bytes]:
-    """The model without its initializers, then each of these: no part reaches protobuf's limit."""
+    """Serialize the model without its initializers, then each of these: no part reaches protobuf's 2 GiB limit."""
     shell = onnx.ModelProto()
     shell.CopyFrom(model)
     del shell.graph.initializer[:]
@@ -70,8 +70,8 @@ def _joined(parts: list[bytes]) -> onnx.ModelProto:
         model.ParseFromString(parts[0])
         for part in parts[1:]:
             model.graph.initializer.add().ParseFromString(part)
-    except Exception as error:  # protobuf's DecodeError, whose module has no types
-        raise ValueError("is no model") from error
+    except Exception as error:  # protobuf's DecodeError is untyped
+        raise ValueError("is not a model") from error
     return model
 
 

@@ -1,6 +1,7 @@
-"""Models with their external data, and other files; with atomic.py and array_files.py what touches the disk.
+"""Read and write models with external data, and other files.
 
-What is read is untrusted: no pickle, and external data comes from the model's own folder only.
+With atomic.py and calibration/array_files.py, the only module that touches the disk. Files that are read are untrusted:
+no pickle, and external data only from the model's own folder.
 """
 
 import contextlib
@@ -21,59 +22,59 @@ from onnx.external_data_helper import load_external_data_for_tensor, set_externa
 
 from rdoq_onnx.errors import ConfigError, ModelError, OutputError
 from rdoq_onnx.model.protos import copy_fields, tensors
-from rdoq_onnx.system.atomic import alone_in, atomic, reason
+from rdoq_onnx.system.atomic import atomic, lock_folder, reason
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-LIMIT = 2**31 - 2**24  # bytes: protobuf writes less than 2 GiB, and names and nodes need some
-PAGE = 4096  # bytes: external data that starts on a page can be mapped into memory
+LIMIT = 2**31 - 2**24  # bytes of tensors: protobuf writes under 2 GiB, names and nodes included
+PAGE = 4096  # bytes: page-aligned external data can be memory-mapped
 INLINE = 1024  # bytes: smaller tensors stay in the model file
-_WIDEST = 16  # bytes of an element, at most
+_MAX_ITEMSIZE = 16  # bytes per element
 
 PathLike = str | Path
 
 
 def read_model(path: PathLike) -> onnx.ModelProto:
-    """The checked model in `path`, external data included.
+    """Read and check the model in `path`, external data included.
 
-    Raises ModelError on whatever is no complete, valid ONNX model.
+    Raises ModelError unless it is a complete, valid ONNX model.
     """
     path = Path(path)
     data, model = _read_bytes(path), onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except Exception as error:  # protobuf's DecodeError, whose module has no types
-        raise ModelError(f"{path}: is no ONNX model, or is truncated; export or download it again") from error
+    except Exception as error:  # protobuf's DecodeError is untyped
+        raise ModelError(f"{path}: is not an ONNX model, or is truncated; export or download it again") from error
     if not model.HasField("graph") or not model.graph.node:
         found = "a graph without nodes" if model.HasField("graph") else "no graph"
-        raise ModelError(f"{path}: holds {found}; export the model again")
+        raise ModelError(f"{path}: contains {found}; export the model again")
     external = [t for t in _tensors(model) if uses_external_data(t)]
     for tensor in external:
         _check_location(path, tensor)
     try:
-        onnx.checker.check_model(path)  # by its path: the checker serialises what is in memory
-    except Exception as error:  # the checker also raises errors of protobuf and of Python
-        raise ModelError(f"{path}: is no valid ONNX model: {reason(error)}; export it again") from error
+        onnx.checker.check_model(path)  # by path, as the checker would serialize a model in memory
+    except Exception as error:  # the checker also raises protobuf's and built-in exceptions
+        raise ModelError(f"{path}: is not a valid ONNX model: {reason(error)}; export it again") from error
     for tensor in external:
         _load_external(path, tensor)
     return model
 
 
 def read_toml(path: PathLike) -> dict[str, Any]:
-    """The TOML document in `path`. Raises ConfigError."""
+    """Read the TOML document in `path`. Raises ConfigError."""
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({reason(error)}); give a TOML file") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: is no TOML ({reason(error)}); correct it") from error
+        raise ConfigError(f"{path}: is not valid TOML ({reason(error)}); correct it") from error
 
 
 def check_output(path: PathLike, input_path: PathLike | None = None) -> None:
-    """Refuse an output that could not be written, or that is the input. Call before the long work.
+    """Check, before the long work, that `path` can be written and is not the input.
 
     Raises OutputError or ConfigError.
     """
@@ -85,17 +86,17 @@ def check_output(path: PathLike, input_path: PathLike | None = None) -> None:
         if exists and not path.is_file():
             raise OutputError(f"{path}: is a device or pipe; give the path of a file")
         if not folder.is_dir():
-            raise OutputError(f"{path}: its folder {folder} does not exist; make it first")
+            raise OutputError(f"{path}: its folder {folder} does not exist; create it first")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{path}: its folder {folder} is not writable; choose another one")
         if input_path is not None and exists and Path(input_path).exists() and path.samefile(input_path):
             raise ConfigError(f"{path}: output and input are the same file; give another output path")
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: is no usable path ({reason(error)}); choose another") from error
+        raise OutputError(f"{path}: is not a usable path ({reason(error)}); choose another") from error
 
 
 def write_model(model: onnx.ModelProto, path: PathLike) -> None:
-    """Write atomically; the tensors of a model over 2 GB go to `<name>.<digest of them>.data` beside it.
+    """Write atomically; the tensors of a model over 2 GB go to `<name>.<digest of the tensors>.data` next to it.
 
     The same model gives the same bytes. Raises OutputError.
     """
@@ -104,18 +105,18 @@ def write_model(model: onnx.ModelProto, path: PathLike) -> None:
         with atomic(path) as (file,):
             file.write(model.SerializeToString(deterministic=True))
         return
-    # A name of its own: at no time does one model stand beside the data of another.
+    # The digest in the name keeps a model from ever being paired with another model's data.
     data = path.with_name(f"{path.name}.{_digest(model)}.data")
-    with alone_in(path.parent):
+    with lock_folder(path.parent):
         replaced = _data_files(path) - {data}
         with atomic(data, path) as (data_file, file):
-            shell = _externalised(model, data.name, data_file)
+            shell = _externalized(model, data.name, data_file)
             if sum(map(_stored_bytes, _tensors(shell))) > LIMIT:
                 raise OutputError(f"{path}: subgraphs hold over 2 GB; move their tensors to the main graph")
             file.write(shell.SerializeToString(deterministic=True))
-        for left in replaced:
+        for stale in replaced:
             with contextlib.suppress(OSError):
-                left.unlink()
+                stale.unlink()
 
 
 def write_text(text: str, path: PathLike) -> None:
@@ -131,7 +132,7 @@ def write_arrays(arrays: Mapping[str, NDArray[Any]], path: PathLike) -> None:
 
 
 def read_npz(path: PathLike) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz by name. Raises whatever numpy makes of a broken file."""
+    """Read the arrays of an .npz by name. Raises whatever numpy raises for a broken file."""
     with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
 
@@ -142,7 +143,7 @@ def _read_bytes(path: Path) -> bytes:
             raise ModelError(f"{path}: is a folder or device; give the path of an .onnx file")
         size = path.stat().st_size
         if size >= 2**31:
-            raise ModelError(f"{path}: is over 2 GB, too much for one ONNX file; save it with external data")
+            raise ModelError(f"{path}: is over 2 GB, too large for one ONNX file; save it with external data")
         if size == 0:
             raise ModelError(f"{path}: is empty; export or download it again")
         return path.read_bytes()
@@ -151,13 +152,13 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Every dense tensor: initializers and attributes, subgraphs and functions included."""
+    """Every dense tensor of the model: initializers and attributes, including those in subgraphs and functions."""
     for graph in (model.graph, *model.functions):
         yield from tensors(graph)
 
 
 def _stored_bytes(tensor: TensorProto) -> int:
-    """Bytes that the values take in the file, or somewhat more; ByteSize() would raise above 2 GB."""
+    """An upper bound of the bytes that the values take in the file; ByteSize() would raise above 2 GB."""
     fixed = len(tensor.raw_data) + 4 * len(tensor.float_data) + 8 * len(tensor.double_data)
     varints = len(tensor.int32_data) + len(tensor.int64_data) + len(tensor.uint64_data)
     return fixed + 10 * varints + sum(map(len, tensor.string_data))
@@ -166,7 +167,7 @@ def _stored_bytes(tensor: TensorProto) -> int:
 def _check_location(path: Path, tensor: TensorProto) -> None:
     """Refuse external data that is not a plain file inside the model's folder."""
     entries = {entry.key: entry.value for entry in tensor.external_data}  # the last one counts, as in onnx
-    location = Path(os.fsdecode(entries.get("location", "")))  # what is no UTF-8 comes as bytes
+    location = Path(os.fsdecode(entries.get("location", "")))  # protobuf returns bytes for invalid UTF-8
     where = f"{path}: external data {str(location)!r} of tensor {tensor.name!r}"
     if location.is_absolute() or ".." in location.parts:
         raise ModelError(f"{where} lies outside the model's folder; move it there and save the model again")
@@ -176,27 +177,27 @@ def _check_location(path: Path, tensor: TensorProto) -> None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{where} has no usable path ({reason(error)}); save the model again") from error
     if linked:
-        raise ModelError(f"{where} is a symbolic link; put the file itself into the model's folder")
+        raise ModelError(f"{where} is a symbolic link; copy the file itself into the model's folder")
     if not present:
-        raise ModelError(f"{where} is missing; put the file into the model's folder")
+        raise ModelError(f"{where} is missing; copy the file into the model's folder")
 
 
 def _load_external(path: Path, tensor: TensorProto) -> None:
-    """Refuse what does not fit the tensor before it is in memory."""
+    """Load a tensor's external data, refusing data too long for the tensor before it is in memory."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     try:
         size = (path.parent / entries["location"]).stat().st_size - int(entries.get("offset", 0))
-        if int(entries.get("length", size)) > _WIDEST * math.prod(tensor.dims):
-            raise ValueError(f"it is longer than a tensor of {list(tensor.dims)}")
+        if int(entries.get("length", size)) > _MAX_ITEMSIZE * math.prod(tensor.dims):
+            raise ValueError(f"it is longer than a tensor of shape {list(tensor.dims)}")
         load_external_data_for_tensor(tensor, str(path.parent))
         tensor.ClearField("data_location")  # as if it had never been external
-    except Exception as error:  # onnx raises ValueError, OSError and errors of its checker
+    except Exception as error:  # onnx raises ValueError, OSError and the checker's errors
         found = f"external data of tensor {tensor.name!r} cannot be read: {reason(error)}"
         raise ModelError(f"{path}: {found}; export the model again") from error
 
 
-def _externalised(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.ModelProto:
-    """A copy whose large initializers were written to `file`; at no time are they in memory twice."""
+def _externalized(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.ModelProto:
+    """Write large initializers to `file` and return a copy that refers to them; they are never in memory twice."""
     shell = onnx.ModelProto()
     copy_fields(model, shell, skip={"graph"})
     copy_fields(model.graph, shell.graph, skip={"initializer"})
@@ -207,29 +208,29 @@ def _externalised(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx
         else:
             copy_fields(tensor, copy, skip={"raw_data"})
             offset = file.seek(-(-file.tell() // PAGE) * PAGE)
-            copy.raw_data = b""  # set_external_data wants the field
+            copy.raw_data = b""  # set_external_data requires the field
             set_external_data(copy, location, offset, file.write(tensor.raw_data))
             copy.ClearField("raw_data")
     return shell
 
 
 def _digest(model: onnx.ModelProto) -> str:
-    """Of the tensors that go to a file of their own."""
-    found = hashlib.blake2b(digest_size=8)
+    """Hash the tensors that go to the external data file."""
+    state = hashlib.blake2b(digest_size=8)
     for tensor in model.graph.initializer:
         if len(tensor.raw_data) >= INLINE:
-            found.update(len(tensor.raw_data).to_bytes(8, "little"))
-            found.update(tensor.raw_data)
-    return found.hexdigest()
+            state.update(len(tensor.raw_data).to_bytes(8, "little"))
+            state.update(tensor.raw_data)
+    return state.hexdigest()
 
 
 def _data_files(path: Path) -> set[Path]:
-    """What `write_model` wrote beside the model that stands in `path`, if there is one."""
-    named = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    """The data files that `write_model` wrote for the model now in `path`, if any."""
+    pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
     try:
-        beside = {p for p in path.parent.iterdir() if named.fullmatch(p.name)}
-        old = onnx.load(path, load_external_data=False) if beside and path.is_file() else onnx.ModelProto()
-    except Exception:  # no model at all, or no folder
+        candidates = {p for p in path.parent.iterdir() if pattern.fullmatch(p.name)}
+        old = onnx.load(path, load_external_data=False) if candidates and path.is_file() else onnx.ModelProto()
+    except Exception:  # not a model, or no such folder
         return set()
     used = {entry.value for tensor in _tensors(old) for entry in tensor.external_data if entry.key == "location"}
-    return {p for p in beside if p.name in used}
+    return {p for p in candidates if p.name in used}

@@ -1,6 +1,6 @@
-"""The only module that imports OpenVINO, which is optional: a model loaded on the CPU, run by names.
+"""Load models in OpenVINO on the CPU and run them by name. The only module that imports OpenVINO, which is optional.
 
-Inference stays in float32 where it is not in integers: OpenVINO would take bfloat16 on CPUs that have it.
+Float inference stays in float32; OpenVINO would use bfloat16 on CPUs that support it.
 """
 
 import io
@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.errors import ModelError, ProviderError
-from rdoq_onnx.passes.normalization.widen_floats import float32_ends
+from rdoq_onnx.passes.normalization.widen_floats import float32_interface
 
 try:
     import openvino
@@ -28,7 +28,7 @@ class OpenVINO:
     compiled: "openvino.CompiledModel"
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Values of all outputs by name.
+        """Run the model; return the values of all outputs by name.
 
         Raises ModelError if the model fails on these feeds.
         """
@@ -39,7 +39,7 @@ class OpenVINO:
             raise ModelError(f"OpenVINO could not run the model: {_cause(error)}") from error
 
     def kernels(self) -> dict[str, int]:
-        """How often each kernel runs at an inference, as "Convolution u8": operator and precision it works in."""
+        """How often each kernel runs per inference, by operator and precision, as "Convolution u8"."""
         counts: dict[str, int] = {}
         for node in self.compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
@@ -50,28 +50,28 @@ class OpenVINO:
 
 
 def installed() -> bool:
-    """Whether `load` can work at all."""
+    """Whether OpenVINO is installed."""
     return openvino is not None
 
 
 def load(model: onnx.ModelProto, threads: int = 0) -> OpenVINO:
-    """Load `model` on the CPU with so many threads; 0 lets OpenVINO choose. bfloat16 inputs and outputs are
-    float32 for the caller.
+    """Load `model` on the CPU. bfloat16 inputs and outputs are float32 for the caller.
 
+    threads: number of inference threads; 0 lets OpenVINO choose.
     Raises ProviderError if OpenVINO is not installed, ModelError if it refuses the model.
     """
     if openvino is None:
-        raise ProviderError("OpenVINO is not installed: pip install openvino")
+        raise ProviderError("OpenVINO is not installed; pip install openvino")
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     try:
         core = openvino.Core()
-        read = core.read_model(io.BytesIO(float32_ends(model).SerializeToString()))
-        return OpenVINO(core.compile_model(read, "CPU", options))
-    except Exception as error:  # OpenVINO raises RuntimeError for most, not for all
+        imported = core.read_model(io.BytesIO(float32_interface(model).SerializeToString()))
+        return OpenVINO(core.compile_model(imported, "CPU", options))
+    except Exception as error:  # mostly, but not always, RuntimeError
         raise ModelError(f"OpenVINO refuses the model: {_cause(error)}") from error
 
 
 def _cause(error: Exception) -> str:
-    """One line, without those that name OpenVINO's own source files."""
+    """The message on one line, without the lines that name OpenVINO's source files."""
     lines = [line.strip() for line in str(error).splitlines() if not line.startswith(("Exception from", "Check "))]
     return " ".join(filter(None, lines))[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""How the steps of a run tell that they move on; what shows it is the caller's."""
+"""Report the progress of a run's steps; showing it is up to the caller."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,14 +9,14 @@ Advance = Callable[[int], None]
 
 
 class Progress:
-    """Records the seconds that each step takes; a subclass may show the steps as they run."""
+    """Record the seconds that each step takes. A subclass may show the steps as they run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def step(self, name: str, total: int = 1) -> Iterator[Advance]:
-        """A step of `total` parts; what it yields is called with the number of parts done since the last call."""
+        """Run a step of `total` parts; call the yielded function with the number of parts done since the last call."""
         begin = time.perf_counter()
         with self.show(name, total) as advance:
             yield advance
@@ -24,7 +24,7 @@ class Progress:
 
     @contextmanager
     def budget(self) -> Iterator[None]:
-        """One of several budgets: the next one has a time of its own, besides that of the steps they share."""
+        """Time the steps of one of several budgets: on exit, restore the seconds of the steps that all share."""
         shared = dict(self.seconds)
         try:
             yield
@@ -32,21 +32,21 @@ class Progress:
             self.seconds = shared
 
     def note(self, text: str) -> None:
-        """Tell something that is known by now; nothing here."""
+        """Report an intermediate finding; a no-op here."""
 
     def show(self, name: str, total: int) -> AbstractContextManager[Advance]:
-        """Show a step while its block runs; nothing here."""
+        """Show a step while its block runs; a no-op here."""
         del name, total
         return nullcontext(lambda done: None)
 
 
 class Unfinished:
-    """What a long step has got so far. A subclass keeps it for a run that takes up where this one was ended."""
+    """The partial result of a long step. A subclass stores it, so that an interrupted run can be resumed."""
 
     def get(self) -> Any:
-        """What was put last, None at the beginning."""
+        """The last stored value; None if there is none."""
         return None
 
     def put(self, value: Any) -> None:
-        """Keep `value`; called often."""
+        """Store `value`; called often."""
         del value

@@ -1,7 +1,6 @@
-"""The only module that imports ONNX Runtime: sessions, providers, threads.
+"""Sessions, execution providers and threads of ONNX Runtime. The only module that imports it.
 
-The optimization level is always named by the caller: what is measured must not depend on a default that changes
-between releases.
+Callers always name the optimization level: measurements must not depend on a default that changes between releases.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from rdoq_onnx.errors import ModelError, ProviderError, ShortageError
-from rdoq_onnx.passes.normalization.widen_floats import float32_ends
+from rdoq_onnx.passes.normalization.widen_floats import float32_interface
 from rdoq_onnx.system.device_memory import free_memory
 from rdoq_onnx.system.threads import cores
 
@@ -35,19 +34,19 @@ BoundFeeds = Mapping[str, "NDArray[Any] | Tensor"]
 _LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-# Products in float32, not in TF32 with its 10 bits of mantissa; kernels chosen by a rule, not by a race; no more memory
-# than was asked for.
+# Products in float32, not TF32 with its 10-bit mantissa; kernels chosen by heuristics, not by timing; no more memory
+# than requested.
 _CUDA_OPTIONS = {
     "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested",
 }  # fmt: skip
-_ARENA = {"arena_extend_strategy": 1}  # by what is requested, not by powers of two
+_ARENA = {"arena_extend_strategy": 1}  # grow by the requested size, not by powers of two
 _FATAL_ONLY = 4
 _NO_MEMORY = ("Failed to allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor in the memory of the device that sessions run on: one that is fed to another session is not copied."""
+    """A tensor in the memory of the device that sessions run on; feeding it to another session does not copy it."""
 
     handle: "ort.OrtValue"
 
@@ -56,7 +55,7 @@ class Tensor:
         return tuple(self.handle.shape())
 
     def numpy(self) -> NDArray[Any]:
-        """The values in the memory of the host, to be read; on the CPU they are where they were made."""
+        """The values as a read-only array in host memory; on the CPU this does not copy them."""
         value: NDArray[Any] = self.handle.numpy()
         value.flags.writeable = False
         return value
@@ -66,7 +65,7 @@ class Tensor:
 class Session:
     """A loaded model.
 
-    device: where its tensors are, by the name that I/O binding has for it.
+    device: where its tensors are, by I/O binding's name for it.
     """
 
     handle: "ort.InferenceSession"
@@ -77,7 +76,7 @@ class Session:
         return [o.name for o in self.handle.get_outputs()]
 
     def run(self, feeds: Feeds, names: Sequence[str] | None = None) -> list[NDArray[Any]]:
-        """Values of the outputs `names` (all by default), in order.
+        """Run the model; return the values of the outputs `names` (all by default), in order.
 
         Raises ModelError if the model fails on these feeds.
         """
@@ -86,14 +85,14 @@ class Session:
         return values
 
     def bound(self, feeds: BoundFeeds, names: Sequence[str] | None = None) -> list[Tensor]:
-        """As `run`, by I/O binding: values stay on the device, and feeds that are there already are not copied.
+        """Like `run`, with I/O binding: values stay on the device, and feeds already there are not copied.
 
         Raises ModelError as `run` does.
         """
-        wanted = self.outputs if names is None else names
-        # An output that is an input would share the memory of what is fed, which may be gone before it is read.
-        made = [name for name in wanted if name not in feeds]
-        found = {name: self._own(feeds[name]) for name in wanted if name in feeds}
+        requested = self.outputs if names is None else names
+        # An output that is an input would share the feed's memory, which may be freed before the output is read.
+        computed = [name for name in requested if name not in feeds]
+        values = {name: self._own(feeds[name]) for name in requested if name in feeds}
         with _failures():
             binding = self.handle.io_binding()
             for name, value in feeds.items():
@@ -101,14 +100,14 @@ class Session:
                     binding.bind_ortvalue_input(name, value.handle)
                 else:
                     binding.bind_cpu_input(name, np.asarray(value, order="C"))
-            for name in made:
+            for name in computed:
                 binding.bind_output(name, self.device)
             self.handle.run_with_iobinding(binding)
-            found |= dict(zip(made, map(Tensor, binding.get_outputs()), strict=True))
-        return [found[name] for name in wanted]
+            values |= dict(zip(computed, map(Tensor, binding.get_outputs()), strict=True))
+        return [values[name] for name in requested]
 
     def _own(self, value: "NDArray[Any] | Tensor") -> Tensor:
-        """`value` on the device, in memory that nobody else writes to."""
+        """`value` on the device, in memory of its own."""
         return value if isinstance(value, Tensor) else _placed(value, self.device)
 
 
@@ -117,10 +116,9 @@ class Runtime:
     """Where and how models run.
 
     provider: "cpu", "cuda", or "auto" (CUDA where it works, else the CPU).
-    threads: threads inside an operator; 0 lets ONNX Runtime choose, which does not see that some cores are not ours.
-    shared_arena: whether sessions on the CPU take their memory from one arena of the process, which keeps it from one
-    session to the next. Where many follow each other, each for a few runs, the system takes longer to provide memory
-    than they take to compute.
+    threads: intra-op threads; 0 lets ONNX Runtime choose, or means the cores this process is restricted to.
+    shared_arena: whether CPU sessions share one arena of the process, which keeps its memory between sessions. With
+    many short-lived sessions, allocating memory anew takes longer than the computation.
 
     Raises ProviderError if ONNX Runtime is not installed.
     """
@@ -143,11 +141,11 @@ class Runtime:
 
     @property
     def providers(self) -> list[str]:
-        """Execution providers in the order of preference: CUDA only where a small model has run on it.
+        """Execution providers in order of preference; CUDA only if a small model has run on it.
 
-        Raises ProviderError if CUDA is asked for and does not work here.
+        Raises ProviderError if CUDA is requested and does not work.
         """
-        problem = "not asked for" if self.provider == "cpu" else cuda_problem()
+        problem = "not requested" if self.provider == "cpu" else cuda_problem()
         if problem and self.provider == "cuda":
             raise ProviderError(f"--provider cuda: {problem}, or use --provider cpu")
         return [_CPU] if problem else [_CUDA, _CPU]
@@ -159,15 +157,15 @@ class Runtime:
 
     @property
     def in_graph(self) -> bool:
-        """Whether sums over large tensors are nodes of the graph that makes these (sum_graphs.py), or left to numpy."""
+        """Whether sums over large tensors are computed inside the graph (gradients/sum_graph.py) or by numpy."""
         return self.device == "cuda"
 
     def memory(self) -> int:
-        """Bytes that are free on a GPU just now; a small one's where its driver does not tell."""
+        """Bytes free on the GPU right now; those of a small one if its driver does not report them."""
         return free_memory()
 
     def tensor(self, value: NDArray[Any]) -> Tensor:
-        """A copy of `value` on the device. Raises ShortageError if it has no room for it."""
+        """Copy `value` to the device. Raises ShortageError if it does not fit."""
         with _failures():
             return _placed(value, self.device)
 
@@ -179,11 +177,11 @@ class Runtime:
         return self._load(model, self._options(level), self.providers)
 
     def optimized(self, model: onnx.ModelProto, level: Level = "basic") -> onnx.ModelProto:
-        """The graph that ONNX Runtime makes of `model` at an optimization level; no device leaves its marks on it."""
+        """Optimize the graph of `model` at a level; always on the CPU, so that the result is device-independent."""
         return replace(self, provider="cpu").traced(model, level)[1]
 
     def traced(self, model: onnx.ModelProto, level: Level = "basic") -> tuple[Session, onnx.ModelProto]:
-        """`session` and `optimized` at once, which on the CPU costs what one of them does."""
+        """`session` and `optimized` together; on the CPU for the cost of one."""
         if self.device != "cpu":
             return self.session(model, level), self.optimized(model, level)
         with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +189,7 @@ class Runtime:
             options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
             try:
                 session = self._load(model, options, [_CPU])
-            except ModelError as error:  # loaded at another level before, most likely
+            except ModelError as error:  # most likely the disk, as the model loads at other levels
                 raise ModelError(f"{error}; if {tempfile.gettempdir()} is full, set TMPDIR") from error
             return session, onnx.load(options.optimized_model_filepath)
 
@@ -199,9 +197,9 @@ class Runtime:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
-        ours = cores()
-        options.intra_op_num_threads = self.threads or (ours if ours < (os.cpu_count() or 1) else 0)
-        # Threads that wait for the next run by spinning would take the cores from numpy, which comes between two runs.
+        usable = cores()  # ONNX Runtime ignores CPU affinity
+        options.intra_op_num_threads = self.threads or (usable if usable < (os.cpu_count() or 1) else 0)
+        # Threads that spin until the next run would take the cores from numpy, which works between two runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.shared_arena and self.device == "cpu":
             _share_arena()
@@ -209,9 +207,9 @@ class Runtime:
         return options
 
     def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions", providers: Sequence[str]) -> Session:
-        named = [(_CUDA, _CUDA_OPTIONS) if name == _CUDA else name for name in providers]
+        configured = [(_CUDA, _CUDA_OPTIONS) if name == _CUDA else name for name in providers]
         try:
-            handle = ort.InferenceSession(float32_ends(model).SerializeToString(), options, providers=named)
+            handle = ort.InferenceSession(float32_interface(model).SerializeToString(), options, providers=configured)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise _failure("ONNX Runtime refuses the model", error) from error
         return Session(handle, "cuda" if _CUDA in providers else "cpu")
@@ -219,27 +217,27 @@ class Runtime:
 
 @cache
 def _share_arena() -> None:
-    """Make the arena of the host's memory that all sessions of this process may share."""
-    where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    with contextlib.suppress(RuntimeError):  # some releases refuse a second one: who called us may have made the first
-        ort.create_and_register_allocator(where, ort.OrtArenaCfg(_ARENA))
+    """Create the host memory arena that sessions of this process may share."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    with contextlib.suppress(RuntimeError):  # some releases refuse a second arena; the caller may have created one
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(_ARENA))
 
 
 @cache
 def cuda_problem() -> str:
-    """Why CUDA cannot be used, with the mend; empty if a model runs there."""
+    """Why CUDA cannot be used, with the fix; empty if a model runs on it."""
     if _CUDA not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider; pip install 'rdoq-onnx[gpu]' after removing onnxruntime"
+        return "this ONNX Runtime has no CUDA provider; uninstall onnxruntime, then pip install 'rdoq-onnx[gpu]'"
     ort.preload_dlls()
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     try:
         handle = ort.InferenceSession(_one_product().SerializeToString(), options, providers=[_CUDA])
-        (found,) = handle.run(None, {"x": np.full((2, 2), 3, np.float32)})
-    except Exception as error:  # whatever a driver that does not fit makes of it
-        return f"CUDA fails ({_first_line(error)}); mend the driver and the CUDA libraries"
-    if _CUDA not in handle.get_providers() or not (found == 18).all():
-        return "the CUDA provider does not start; install the driver, CUDA and cuDNN that this ONNX Runtime wants"
+        (product,) = handle.run(None, {"x": np.full((2, 2), 3, np.float32)})
+    except Exception as error:  # a mismatched driver may raise anything
+        return f"CUDA fails ({_first_line(error)}); fix the driver and the CUDA libraries"
+    if _CUDA not in handle.get_providers() or not (product == 18).all():
+        return "the CUDA provider does not start; install the driver, CUDA and cuDNN that this ONNX Runtime needs"
     return ""
 
 
@@ -252,7 +250,7 @@ def _one_product() -> onnx.ModelProto:
 
 
 def _placed(value: NDArray[Any], device: Literal["cpu", "cuda"]) -> Tensor:
-    """A copy that ONNX Runtime owns: its view of an array's memory would not keep the array."""
+    """Copy `value` to memory that ONNX Runtime owns: a view of an array's memory would not keep the array alive."""
     handle = ort.OrtValue.ortvalue_from_shape_and_type(value.shape, value.dtype, device)
     handle.update_inplace(np.asarray(value, order="C"))
     return Tensor(handle)
@@ -260,7 +258,7 @@ def _placed(value: NDArray[Any], device: Literal["cpu", "cuda"]) -> Tensor:
 
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
-    """Raises ModelError for whatever ONNX Runtime raises, ShortageError where it tells of memory."""
+    """Raise ModelError for any error of ONNX Runtime, ShortageError if it is out of memory."""
     try:
         yield
     except Exception as error:  # its exceptions share no base class of their own
@@ -269,7 +267,7 @@ def _failures() -> Iterator[None]:
 
 def _failure(what: str, error: Exception) -> ModelError:
     if any(words in str(error) for words in _NO_MEMORY):
-        return ShortageError(f"{what}: {_first_line(error)}; if that is a GPU's memory, use --provider cpu")
+        return ShortageError(f"{what}: {_first_line(error)}; if a GPU is out of memory, use --provider cpu")
     return ModelError(f"{what}: {_first_line(error)}")
 
 

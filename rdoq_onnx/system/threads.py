@@ -1,6 +1,6 @@
-"""Threads for numpy: one task a layer on each core, and one BLAS thread in each task.
+"""Threads for numpy: one task per layer, one core per task, one BLAS thread per task.
 
-BLAS's own threads wait for one another by spinning; beside ONNX Runtime's threads on a busy machine that makes small
+BLAS's own threads wait for each other by spinning. Next to ONNX Runtime's threads on a busy machine, that makes small
 products 30 times slower. Tasks write to memory of their own, so that results do not depend on their order.
 """
 
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Workers:
-    """A pool of so many threads."""
+    """A pool of `threads` threads."""
 
     pool: ThreadPoolExecutor
     threads: int
@@ -31,20 +31,20 @@ class Workers:
     def map(self, function: Callable[[T, S], R], items: Iterable[T], others: Iterable[S], /) -> list[R]: ...
 
     def map(self, function: Callable[..., R], *items: Iterable[Any]) -> list[R]:
-        """`function` of each item, or of each pair of items of two iterables, in order."""
+        """Apply `function` to each item, or to each pair of items of two iterables; results are in order."""
         return list(self.pool.map(function, *items))
 
 
 @contextmanager
 def workers(threads: int) -> Iterator[Workers]:
-    """So many threads, 0 for one on each core that is ours; while they live, BLAS runs on one thread."""
+    """Start `threads` threads, 0 for one per usable core; BLAS is limited to one thread meanwhile."""
     count = threads or cores()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as pool:
         yield Workers(pool, count)
 
 
 def cores() -> int:
-    """The cores that this process may run on."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

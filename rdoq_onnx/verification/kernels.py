@@ -5,7 +5,7 @@ import re
 import onnx
 
 from rdoq_onnx.analysis.network import Network
-from rdoq_onnx.model.graph import Graph, behind_clamp
+from rdoq_onnx.model.graph import Graph, after_clamps
 from rdoq_onnx.model.layers import Layer, Use
 
 # What a layer becomes in float, and on integers.
@@ -47,7 +47,7 @@ def _why_float(layer: Layer, use: Use, graph: Graph, activations: bool) -> str:
         return "activations are float"
     if layer.linear.op_type == "ConvTranspose":
         return "ONNX Runtime has no integer kernel for ConvTranspose"
-    if behind_clamp(use.output, graph) in graph.outputs:
+    if after_clamps(use.output, graph) in graph.outputs:
         return "its output is the model's, and the integer convolution wants a quantized one"
     readers = ", ".join(sorted({n.op_type for n in graph.consumers.get(use.output, [])}))
     return f"its output is read by {readers}, which stands before the quantizer"

@@ -1,4 +1,4 @@
-"""What is found in a model: layers and their channel axes, activations where their values are made, and reasons."""
+"""Layers with their channel axes, activations where their values are computed, and reasons for float."""
 
 import re
 
@@ -18,7 +18,7 @@ from tests.conftest import ROOT, real_models
 
 
 def parse(text, **shapes):
-    """A normalized model from the text of its graph, with random weights of the given shapes (or values)."""
+    """A normalized model from the text of its graph, with weights given by value or by shape (random)."""
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
     rng = np.random.default_rng(0)
     for name, shape in shapes.items():
@@ -32,7 +32,7 @@ def find(text, config=None, **shapes):
 
 
 def tensors(network):
-    """Where quantizers are put: those within the budget, and those for fusion."""
+    """Where quantizers are placed: those within the budget, and those for fusion."""
     feeding = [a.tensor for a in network.activations if not a.fusion]
     return feeding, [a.tensor for a in network.activations if a.fusion]
 
@@ -101,7 +101,7 @@ def test_network_input_and_outputs_of_activation_functions():
         { z1 = Conv (x, w1) a1 = Relu (z1) z2 = Conv (a1, w2) a2 = Clip (z2, low, high)
           z3 = Conv (a2, w3) s = Sigmoid (z3) a3 = Mul (z3, s) y = Conv (a3, w4) }""",
         low=np.float32(0), high=np.float32(6), **{f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3, 4)})  # fmt: skip
-    # z3 is read twice, so no Relu or Clip can take it in; its convolution still wants a quantized output.
+    # z3 has two consumers, so no Relu or Clip can absorb it; its convolution still needs a quantized output.
     assert tensors(network) == (["x", "a1", "a2", "a3"], ["z3"])
 
 
@@ -125,7 +125,7 @@ MOVE_NOT = {
 
 
 @pytest.mark.parametrize("kind", [*MOVERS, *MOVE_NOT])
-def test_activation_is_taken_before_what_only_moves_it(kind):
+def test_activation_is_quantized_before_movement_operators(kind):
     network = find(f"""g (float[1, 4, 8, 8] x) => (float y)
         {{ z = Conv (x, w1) a = Relu (z) {(MOVERS | MOVE_NOT)[kind]} y = Conv (m, w2) }}""",
         w1=(4, 4, 1, 1), w2=(4, 4, 1, 1))  # fmt: skip
@@ -173,7 +173,7 @@ def test_concat_is_quantized_in_its_parts():
     )
 
 
-def test_part_of_a_concat_that_others_read_keeps_its_own_quantizer():
+def test_part_of_a_concat_with_other_consumers_keeps_its_own_quantizer():
     network = find("""g (float[1, 4, 8, 8] x) => (float y, float u)
         { z1 = Conv (x, w1) z2 = Conv (x, w2) a1 = Relu (z1) a2 = Relu (z2)
           c = Concat <axis = 1> (a1, a2) y = Conv (c, w3) u = Conv (a1, w4) }""",
@@ -182,7 +182,7 @@ def test_part_of_a_concat_that_others_read_keeps_its_own_quantizer():
     assert network.activations[2].parts == ("a2",)
 
 
-def test_part_of_a_concat_that_no_layer_but_another_node_reads():
+def test_part_of_a_concat_with_a_consumer_other_than_a_layer():
     network = find("""g (float[1, 4, 8, 8] x) => (float y, float u)
         { z1 = Conv (x, w1) z2 = Conv (x, w2) a1 = Relu (z1) a2 = Relu (z2)
           c = Concat <axis = 1> (a1, a2) y = Conv (c, w3) u = Tanh (a1) }""",
@@ -196,13 +196,13 @@ RESIDUAL = """g (float[1, 4, 8, 8] x) => (float y)
 RESIDUAL_WEIGHTS = {f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3)}
 
 
-def test_residual_branch_stands_outside_of_the_budget():
+def test_residual_branch_is_outside_the_budget():
     network = find(RESIDUAL, **RESIDUAL_WEIGHTS)
     assert tensors(network) == (["x", "a1", "a2"], ["z2"])
     assert network.activations[2] == Activation("z2")
 
 
-def test_nothing_between_a_convolution_and_its_sum_where_the_target_takes_the_sum_in():
+def test_no_quantizer_between_a_convolution_and_a_sum_that_the_target_fuses():
     text = """g (float[1, 4, 8, 8] x) => (float z)
         { a = Conv (x, w) b = Conv (a, v) s = Add (a, b) z = Conv (s, u) }"""
     weights = dict.fromkeys("wvu", (4, 4, 1, 1))
@@ -216,7 +216,7 @@ def test_activations_in_graph_order():
     assert [layer.weight for layer in network.layers] == ["w1", "w2", "w3"]
 
 
-def test_weights_alone():
+def test_weights_only():
     network = find(RESIDUAL, Config(activation_bits=None), **RESIDUAL_WEIGHTS)
     assert network.activations == ()
     assert len(network.layers) == 3
@@ -230,7 +230,7 @@ def test_shared_weight_is_one_layer():
 
 
 def test_shared_kernel_at_two_strides_is_one_layer():
-    """As an octave of a filter bank is the one above it, at half the rate."""
+    """As in a filter bank, where each octave is the one above at half the rate."""
     network = find("""g (float[1, 2, 16] x) => (float[1, 3, 14] y, float[1, 3, 7] z)
         { y = Conv (x, w) z = Conv <strides = [2]> (x, w) }""", w=(3, 2, 3))  # fmt: skip
     (layer,) = network.layers
@@ -270,8 +270,8 @@ def test_reason_for_what_stays_in_float(reason):
     assert reason in skip.reason
 
 
-def test_layer_whose_scales_a_target_does_not_take():
-    """TensorRT wants one scale for the weight of a ConvTranspose."""
+def test_layer_whose_scales_a_target_does_not_support():
+    """TensorRT takes one scale for the weight of a ConvTranspose."""
     text = "g (float[1, 4, 8, 8] x) => (float z) { y = ConvTranspose (x, w) z = Conv (y, v) }"
     network = find(text, Config(target="tensorrt"), w=(4, 5, 2, 2), v=(3, 5, 1, 1))
     assert [layer.weight for layer in network.layers] == ["v"]
@@ -299,14 +299,14 @@ def test_exclude_by_node_or_weight_name(pattern):
     assert [a.tensor for a in network.activations] == ["a"]
 
 
-def test_exclude_a_name_that_is_no_expression_for_itself():
+def test_exclude_a_name_that_does_not_match_itself_as_a_regex():
     model = parse(CHAIN, **CHAIN_WEIGHTS)
     model.graph.node[0].name = "/layer.0/(first)+"
     network = analyse(model, Config(exclude=("/layer.0/(first)+",)).selection)
     assert [layer.name for layer in network.layers] == ["second"]
 
 
-def test_exclude_what_is_in_float_anyhow():
+def test_exclude_what_is_in_float_anyway():
     text = "g (float[4, 4] x) => (float[4, 4] y) { [attention] z = MatMul (x, x) y = MatMul (z, w) }"
     (skip,) = find(text, Config(exclude=("attention",)), w=(4, 4)).skipped
     assert "both inputs are computed" in skip.reason
@@ -353,7 +353,7 @@ def test_bundled_cnn():
 
 def test_bundled_transformer():
     network = analyse(run_passes(NORMALIZE, read_model(ROOT / "models" / "digits_vit.onnx")), Config().selection)
-    # Of each of the three blocks: the two products of attention, which have no weight.
+    # In each of the three blocks: the two products of attention, which have no weight.
     assert [s.reason for s in network.skipped] == ["both inputs are computed, so there is no weight"] * 6
     # Patches, head, and in each block query-key-value, projection and two layers of the MLP.
     assert len(network.layers) == 2 + 3 * 4
@@ -366,7 +366,7 @@ def test_ranges_of_integer_inputs():
     assert integer_ranges(model) == {"ids": 11, "kinds": 3}
 
 
-def test_an_axis_that_is_none_gives_no_range():
+def test_an_invalid_axis_gives_no_range():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (int64[N] i) => (float[N, 4] y) <float[7, 4] t> { e = Gather <axis = 5> (t, i) y = MatMul (e, w) }""")
     assert integer_ranges(model) == {}
@@ -374,7 +374,7 @@ def test_an_axis_that_is_none_gives_no_range():
 
 @pytest.mark.parametrize("path", [p for p in real_models() if "silero" not in str(p.id)])
 def test_weights_of_real_models_are_quantized(path):
-    """All of those of Conv, Gemm and MatMul, where 95 % is what is asked for; silero_vad has its layers in bodies."""
+    """All weights of Conv, Gemm and MatMul (95 % are required); silero_vad is left out, as its layers are in bodies."""
     model = run_passes(NORMALIZE, read_model(path))
     stored = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer}
     read = {i for n in all_nodes(model.graph) if n.op_type in LAYER_TYPES for i in n.input[:2] if i in stored}

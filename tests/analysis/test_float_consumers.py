@@ -1,4 +1,4 @@
-"""Nodes that compute in float read activations in float; what integer kernels take or make stays quantized."""
+"""Nodes that compute in float read activations in float; inputs and outputs of integer kernels stay quantized."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ WEIGHTS = {"w1": (4, 4, 1, 1), "w2": (4, 4, 1, 1)}
 
 
 def branches(network):
-    """What reads each activation that has a branch, from the branch and beside it."""
+    """The consumers of each activation that has a branch: those on the branch and the others."""
     nodes = network.model.graph.node
     ends = {n.output[0]: n.input[0] for n in nodes if n.op_type == "Identity"}
 
@@ -38,7 +38,7 @@ BRANCHES = {
         f"{MAPS} {{ t = Tanh (x) p = GlobalAveragePool (t) h = Sigmoid (p) g = Mul (t, h) z = Conv (t, w1)"
         " y = Add (g, z) }", {"w1": (4, 4, 1, 1)},
         {"t": (["Conv"], ["GlobalAveragePool", "Mul"])}),
-    "a layer behind what only moves values": (
+    "a layer after a movement operator": (
         "g (float[2, 3, 8] x, int64[2] d) => (float[2, 3, 8] y)"
         " { t = Tanh (x) v = Reshape (t, d) m = MatMul (v, w1) f = Shape (t) u = Reshape (m, f) y = Sub (t, u) }",
         {"w1": (8, 8)}, {"t": (["Reshape"], ["Shape", "Sub"])}),
@@ -56,7 +56,7 @@ BRANCHES = {
 
 
 @pytest.mark.parametrize("kind", BRANCHES)
-def test_in_float_where_integers_are_of_no_use(kind):
+def test_in_float_where_no_integer_kernel_profits(kind):
     text, weights, expected = BRANCHES[kind]
     assert branches(find(text, **weights)) == expected
 
@@ -78,17 +78,17 @@ QUANTIZED = {
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
-def test_quantized_where_integer_kernels_take_or_make_it(kind):
+def test_quantized_where_integer_kernels_consume_or_produce_it(kind):
     assert branches(find(QUANTIZED[kind], **WEIGHTS, w3=(4, 8, 1, 1))) == {}
 
 
-def test_a_sum_that_a_target_takes_in_reads_integers():
+def test_a_sum_that_a_target_fuses_reads_integers():
     text = f"{MAPS} {{ t = Tanh (x) z = Conv (t, w1) r = Add (z, t) u = Sin (r) y = Conv (u, w2) }}"
     assert branches(find(text, **WEIGHTS)) == {"t": (["Conv"], ["Add"])}
     assert branches(find(text, Config(target="openvino"), **WEIGHTS)) == {}
 
 
-def test_weights_alone_need_no_branch():
+def test_weights_only_needs_no_branch():
     assert branches(find(POST_NORM, Config(activation_bits=None), **POST_NORM_WEIGHTS)) == {}
 
 

@@ -1,4 +1,4 @@
-"""Names and patterns of options: what fits, which channels, and what to say where nothing does."""
+"""Names and patterns in options: matches, channel ranges, and the hint where nothing matches."""
 
 import pytest
 from hypothesis import given
@@ -10,17 +10,17 @@ from rdoq_onnx.analysis.patterns import as_pattern, channel_range, matches, near
 @pytest.mark.parametrize(("pattern", "found"), [
     ("conv1", True), ("conv", False), ("conv.*", True), ("onv1", False), ("w|conv1", True), ("", False),
 ])  # fmt: skip
-def test_a_pattern_fits_a_whole_name(pattern, found):
+def test_a_pattern_matches_a_whole_name(pattern, found):
     assert matches(pattern, ["x", "conv1"]) is found
 
 
-def test_a_name_fits_itself_though_it_reads_as_another_expression():
+def test_a_name_matches_itself_even_if_not_as_a_regex():
     assert matches("a+b", ["a+b"])
     assert matches("f(x)", ["f(x)"])
 
 
 @given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1))
-def test_the_pattern_of_a_name_fits_it(name):
+def test_the_pattern_of_a_name_matches_it(name):
     pattern = as_pattern(name)
     assert matches(pattern, [name])
     assert channel_range(pattern)[1] is None
@@ -30,7 +30,7 @@ def test_the_pattern_of_a_name_fits_it(name):
     ("a[2:8]", ("a", slice(2, 8))), ("a[:8]", ("a", slice(None, 8))), ("a[2:]", ("a", slice(2, None))),
     ("a[2]", ("a[2]", None)), ("[2:8]", ("[2:8]", None)), ("a[x:]", ("a[x:]", None)), ("a", ("a", None)),
 ])  # fmt: skip
-def test_channels_behind_a_name(pattern, expected):
+def test_channel_range_after_a_name(pattern, expected):
     assert channel_range(pattern) == expected
 
 

@@ -1,4 +1,4 @@
-"""What stays in float, each with the reason: integer nodes, what patterns and types exclude, odd weights."""
+"""Skips with reasons: integer nodes, nodes excluded by pattern or type, unfit weights."""
 
 import numpy as np
 import pytest
@@ -38,12 +38,12 @@ def test_excluded_by_name_pattern_or_type(patterns, types, reasons):
     check_excludes(excludes, NODES)
 
 
-def test_what_fits_nothing_is_refused_with_the_nearest_name():
+def test_an_option_that_matches_nothing_is_refused_with_the_nearest_name():
     excludes = Excludes(("w0", "w9"), ("Conv", "Gem"))
     assert unmatched(excludes, NODES) == Excludes(("w9",), ("Gem",))
     with pytest.raises(ConfigError, match=r"--exclude 'w9' matches no layer; the nearest is 'w\d'"):
         check_excludes(excludes, NODES)
-    with pytest.raises(ConfigError, match="--exclude-op 'Gem' is the type of no layer; the nearest is 'Gemm'"):
+    with pytest.raises(ConfigError, match="--exclude-op 'Gem' matches no layer's operator type; the nearest is 'Gemm'"):
         check_excludes(Excludes((), ("Gem",)), NODES)
     with pytest.raises(ConfigError, match=r"--exclude 'x' matches no layer$"):
         check_excludes(Excludes(("x",), ()), [])
@@ -65,5 +65,5 @@ def test_integer_kernels_are_listed_in_order():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (uint8[2, 3] x, int8[3, 4] w) => (int32[2, 4] y)
         { [a] a = MatMulInteger (x, w) [b] b = Neg (a) [c] y = Abs (b) }""")
-    reason = "it is quantized already, and stays as it is"
+    reason = "it is already quantized, and stays as it is"
     assert list(integer_kernels(Graph(model))) == [Skip("a", "MatMulInteger", reason)]

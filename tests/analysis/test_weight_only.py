@@ -1,4 +1,4 @@
-"""Weights that the search does not reach: found, stored in 8 bits, or left in float with a reason."""
+"""Weights that the search does not cover: found, stored in 8 bits, or left in float with a reason."""
 
 import json
 
@@ -77,7 +77,7 @@ FOUND = {  # nodes, which make b [N, 16]: operator, weight, and axes that have s
 LEFT = {  # nodes: why they stay in float
     "e = DequantizeLinear (q, scale) b = MatMul (x, e)": "its weight comes from a DequantizeLinear",
     branch("d = DequantizeLinear (q, scale) t = MatMul (x, d)"): "its weight comes from a DequantizeLinear",
-    branch("n = Neg (m) d = MatMul (x, n) " + added("d")): "'n' comes from a Neg; if that is constant, fold it",
+    branch("n = Neg (m) d = MatMul (x, n) " + added("d")): "'n' comes from a Neg; if that is constant, fold constants",
     branch("d = MatMul (x, tiny) " + added("d")): "so small (64 elements)",
     branch("d = MatMul (x, nan) " + added("d")): "its weight holds NaN or infinity",
     branch("d = MatMul (x, m) n = Neg (m) p = Concat <axis = 0> (d, n) " + added("p")): "'m' also feeds Neg 'n'",
@@ -139,7 +139,7 @@ def test_what_stays_in_float_says_why(nodes: str) -> None:
 
 
 def test_rows_of_a_table_are_off_by_what_rounding_costs(ort_run: OrtRun) -> None:
-    """Also where rows differ a thousandfold; and no whole table is decoded, though ONNX Runtime folds constants."""
+    """Even if rows differ a thousandfold; and the table is not decoded whole, though ONNX Runtime folds constants."""
     table = WEIGHTS["table"] * np.geomspace(1e-3, 1e3, 300, dtype=np.float32)[:, None]
     text = '<ir_version: 8, opset_import: ["": 17]> g (int64[N] i) => (float[N, 16] e) { e = Gather (table, i) }'
     proto = parser.parse_model(text)
@@ -154,8 +154,8 @@ def test_rows_of_a_table_are_off_by_what_rounding_costs(ort_run: OrtRun) -> None
     assert (noise <= 1.2 * steps / np.sqrt(12)).all()
 
 
-def test_a_table_that_is_multiplied_as_well(ort_run: OrtRun) -> None:
-    """A layer that is searched has integers of its own; one in a body decodes all rows, which the Gather then reads."""
+def test_a_table_that_is_also_a_layer_s_weight(ort_run: OrtRun) -> None:
+    """A searched layer has its own integers; one in a body decodes all rows, which the Gather then reads."""
     tied = "e = Gather (table, i) s1 = ReduceMean (e) f = Gemm <transB = 1> (x, table) s2 = ReduceMean (f) "
     tied += "s3 = Add (s1, s2) r3 = Reshape (s3, one) b = Add (x, r3)"
     network = found(tied)
@@ -171,7 +171,7 @@ def test_a_table_that_is_multiplied_as_well(ort_run: OrtRun) -> None:
     assert 0 < deviation(ort_run(result, feeds(proto)), ort_run(proto, feeds(proto))) < 0.01
 
 
-def test_branches_that_call_different_weights_by_one_name(ort_run: OrtRun) -> None:
+def test_branches_with_different_weights_of_one_name(ort_run: OrtRun) -> None:
     nodes = branch("d = MatMul (x, m) " + added("d"))
     proto = model(nodes)
     (conditional,) = [n for n in proto.graph.node if n.op_type == "If"]
@@ -206,7 +206,7 @@ def test_options() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"pins": (("table", 4),), "target": "openvino"}, {"storage": "int8"}])
-def test_a_run_tells_of_them(options: dict[str, object]) -> None:
+def test_a_run_reports_them(options: dict[str, object]) -> None:
     proto = model(next(iter(FOUND)))
     result = rdoq_onnx.quantize(proto, feeds(proto, 40), effort="fast", threads=1, **options)
     (entry,) = json.loads(result.report.to_json())["weight_only"]
@@ -223,7 +223,7 @@ def test_a_run_tells_of_them(options: dict[str, object]) -> None:
 @pytest.mark.skipif(not openvino_runtime.installed(), reason="OpenVINO is not installed")
 @pytest.mark.parametrize(("held", "kept"), [("GRU", 2), ("ConvTranspose", 1), ("Scan", 0)])
 def test_openvino_takes_them(held: str, kept: int) -> None:
-    """Its GRU wants constant weights; the body of its Scan reads nothing computed from around it."""
+    """Its GRU requires constant weights; the body of its Scan reads no computed tensor from outside."""
     nodes = next(n for n in FOUND if f" {held} " in n)
     result = rdoq_onnx.quantize(model(nodes), feeds(model(nodes), 40), effort="fast", threads=1, target="openvino")
     assert len(result.report.weight_only) == kept
@@ -252,7 +252,10 @@ def test_a_model_that_has_nothing_to_search() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"sqnr": 30.0}, "--sqnr: all weights are of a kind that takes 8"), ({"exclude_ops": ("GRU",)}, "no layer to")],
+    [
+        ({"sqnr": 30.0}, "--sqnr: the search covers none of the model's weights"),
+        ({"exclude_ops": ("GRU",)}, "no layer to"),
+    ],
 )
 def test_options_that_leave_nothing_to_do(options: dict[str, object], said: str) -> None:
     with pytest.raises(rdoq_onnx.RdoqError, match=said):

@@ -1,4 +1,4 @@
-"""Where the values of a weight are stored: past slices, joins and turns, with the axes that they end up on."""
+"""Initializers of a weight, traced through slices, joins and transpositions, with their axes."""
 
 from collections import ChainMap
 
@@ -22,13 +22,13 @@ LOST = {
     "y = Sin (x)": "it is computed, so there is no weight",
     "a = Neg (w) y = Sin (a)": "'a' comes from a Neg",
     "a = Slice (x, zero, one) y = Sin (a)": "it is computed",
-    "c = Neg (zero) a = Unsqueeze (w, c) y = Sin (a)": "axes that are computed",
-    "a = DequantizeLinear (q, s) y = Sin (a)": "quantized already",
+    "c = Neg (zero) a = Unsqueeze (w, c) y = Sin (a)": "along computed axes",
+    "a = DequantizeLinear (q, s) y = Sin (a)": "already quantized",
 }
 
 
 def origins_of(nodes):
-    """Of what the Sin reads."""
+    """The origins of the input of the Sin."""
     model = parser.parse_model(f'''<ir_version: 8, opset_import: ["": 17]>
         g (float[3, 4] x) => (float[M] y) {{ {nodes} }}''')
     stored = {"w": np.ones((3, 4)), "v": np.ones((2, 4)), "u": np.ones((1, 3, 4)), "s": np.array(1.0)}
@@ -40,21 +40,21 @@ def origins_of(nodes):
 
 
 @pytest.mark.parametrize("nodes", FOUND)
-def test_stored_tensors_and_their_axes(nodes):
+def test_initializers_and_their_axes(nodes):
     assert {(o.tensor.name, o.axes) for o in origins_of(nodes)} == FOUND[nodes]
 
 
 @pytest.mark.parametrize("nodes", LOST)
-def test_what_is_not_stored_says_why(nodes):
+def test_an_untraceable_weight_has_a_reason(nodes):
     assert LOST[nodes] in origins_of(nodes).reason
 
 
 def test_a_chain_without_end_is_given_up():
     joins = " ".join(f"a{k + 1} = Concat <axis = 0> (a{k}, a{k})" for k in range(9))
-    assert "made of too many constants" in origins_of(f"a0 = Identity (w) {joins} y = Sin (a9)").reason
+    assert "assembled from too many constants" in origins_of(f"a0 = Identity (w) {joins} y = Sin (a9)").reason
 
 
-def test_names_in_a_body_come_before_those_around_it():
+def test_names_in_a_body_shadow_outer_ones():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[2] x, bool p) => (float[2] y) <float[1] w = {1}>
         { y = If (p) <then_branch = t () => (float[2] b) <float[1] w = {2}> { b = Mul (x, w) },

@@ -1,4 +1,4 @@
-"""Files of samples: rows that are asked for and no others, whatever the file; broken files refused by name."""
+"""Sample files: only requested rows are read, whatever the format; broken files are refused by name."""
 
 import gc
 import io
@@ -73,7 +73,7 @@ def test_a_file_that_shrinks_is_refused(tmp_path):
         rows[:1]
 
 
-def test_a_changed_byte_is_noticed(tmp_path):
+def test_a_corrupted_byte_is_detected(tmp_path):
     np.savez(tmp_path / "a.npz", x=ARRAY)
     data = bytearray((tmp_path / "a.npz").read_bytes())
     data[len(data) // 2] ^= 1
@@ -91,7 +91,7 @@ def test_spool(dtype):
     assert rows[...].tolist() == [[0, 1], [2, 3], [4, 5], [3, 4], [5, 6], [7, 8]]
 
 
-def test_a_full_disk_is_told(monkeypatch, tmp_path):
+def test_a_full_disk_is_reported(monkeypatch, tmp_path):
     class Full(io.BytesIO):
         def write(self, data):
             raise OSError(28, "No space left on device")
@@ -144,9 +144,9 @@ def test_read_arrays_refuses(tmp_path):
     with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
         archive.writestr("a.txt", "hello")
     (tmp_path / "folder").mkdir()
-    cases = {"objects.npz": "Python objects", "objects.npy": "Python objects", "none.npz": "archive of something",
-             "zip.npz": "archive of something", "cut.npz": "truncated", "cut.npy": "truncated",
-             "empty.npz": "no .npz", "text.npz": "no .npz", "code.npy": "no .npz",
+    cases = {"objects.npz": "Python objects", "objects.npy": "Python objects", "none.npz": "archive with something",
+             "zip.npz": "archive with something", "cut.npz": "truncated", "cut.npy": "truncated",
+             "empty.npz": "not an .npz", "text.npz": "not an .npz", "code.npy": "not an .npz",
              "missing.npz": "No such file", "folder": "directory"}  # fmt: skip
     for name, found in cases.items():
         message = refusal(tmp_path / name)

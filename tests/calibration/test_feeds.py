@@ -1,4 +1,4 @@
-"""Feeds to arrays: rows one after another, constants once, and what does not go together by its item."""
+"""Collating feeds: rows in sequence, constants once, inconsistent feeds refused by item."""
 
 import numpy as np
 import pytest
@@ -45,12 +45,12 @@ def test_load_feeds_refuses():
     message = refusal([{"x": floats(1, 3)}, {"x": floats(1, 4)}], X)
     assert "'x' of item 0 and item 1 has shapes (3,) and (4,)" in message
     message = refusal([{"x": floats(1, 3)}, {"x": np.zeros((1, 3))}], X)
-    assert "'x' of item 0 and item 1 is float32 and float64; give one type" in message
+    assert "'x' of item 0 and item 1 is float32 and float64; give one dtype" in message
     assert "Python objects" in refusal([{"x": np.array([[None]])}], X)
     assert "a int;" in refusal(3, X)
 
 
-def test_no_more_samples_than_asked_for_are_read():
+def test_no_more_samples_than_the_limit_are_read():
     read = []
 
     def feeds():
@@ -62,7 +62,7 @@ def test_no_more_samples_than_asked_for_are_read():
     assert read == [0, 1]
 
 
-def test_one_sample_without_its_axis():
+def test_one_sample_without_the_batch_axis():
     x = floats(4, 3)
     found = collate("here", ((f"item {k}", {"x": row}) for k, row in enumerate(x)), [X])
     np.testing.assert_array_equal(found["x"][...], x)
@@ -71,7 +71,7 @@ def test_one_sample_without_its_axis():
 @pytest.mark.parametrize(("shapes", "size"), [
     ([(None, 3), (4, 3)], None), ([(1, 3), (4, 3)], 1), ([(4, 3), ()], 4),
 ])  # fmt: skip
-def test_size_of_the_samples_axis(shapes, size):
+def test_batch_size_of_the_model(shapes, size):
     assert model_batch([spec("x", *shape) for shape in shapes]) == size
     with pytest.raises(ModelError, match="no input with samples on axis 0"):
         model_batch([spec("x")])

@@ -1,4 +1,4 @@
-"""Folders as calibration: images, arrays, tensors; what does not fit is refused by the file's name."""
+"""Calibration folders: images, arrays, tensors; misfits are refused by file name."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from rdoq_onnx.calibration.load import load_samples
-from rdoq_onnx.calibration.pixels import AS_USUAL, Pixels
+from rdoq_onnx.calibration.pixels import DEFAULT_PIXELS, Pixels
 from rdoq_onnx.calibration.samples import InputSpec
 from rdoq_onnx.errors import CalibrationError
 
@@ -22,11 +22,11 @@ NCHW = spec("x", None, 3, 16, 24)
 X = spec("x", None, 3)
 
 
-def loaded(source, *specs, limit=None, pixels=AS_USUAL):
+def loaded(source, *specs, limit=None, pixels=DEFAULT_PIXELS):
     return load_samples(source, specs, limit, pixels).feeds(slice(None))
 
 
-def refusal(source, *specs, pixels=AS_USUAL):
+def refusal(source, *specs, pixels=DEFAULT_PIXELS):
     with pytest.raises(CalibrationError) as caught:
         load_samples(source, specs, None, pixels)
     assert "\n" not in str(caught.value)
@@ -34,7 +34,7 @@ def refusal(source, *specs, pixels=AS_USUAL):
 
 
 def picture(path, height=16, width=24, mode="RGB", **options):
-    """Noise, exactly kept by the lossless formats."""
+    """Noise, which lossless formats preserve exactly."""
     path.parent.mkdir(exist_ok=True)
     shape = (height, width) if mode == "L" else (height, width, len(mode))
     pixels = RNG.integers(0, 256, shape, np.uint8)
@@ -59,7 +59,7 @@ def test_images(tmp_path):
     np.testing.assert_array_equal(given, pixels.transpose(0, 3, 1, 2))
 
 
-def test_images_with_a_normalisation_of_their_own(tmp_path):
+def test_images_with_their_own_normalization(tmp_path):
     pixels = picture(tmp_path / "a.png").transpose(2, 0, 1)[None].astype(np.float64)
     raw = loaded(tmp_path, NCHW, pixels=Pixels(1.0, (0.0,), (1.0,)))["x"]
     np.testing.assert_array_equal(raw, pixels)
@@ -70,14 +70,14 @@ def test_images_with_a_normalisation_of_their_own(tmp_path):
     assert "3 channels, std (--image-std) has 2 numbers" in refusal(tmp_path, NCHW, pixels=Pixels(std=(1, 2)))
 
 
-def test_pixels_also_normalise_bytes_in_a_file(tmp_path):
+def test_pixels_also_normalize_bytes_in_a_file(tmp_path):
     x = RNG.integers(0, 256, (5, 16, 24, 3), np.uint8)
     np.savez(tmp_path / "a.npz", x=x, mean=np.full(3, 0.5), std=np.full(3, 0.25))
     got = loaded(tmp_path / "a.npz", NCHW)["x"]
     np.testing.assert_allclose(got, (x.transpose(0, 3, 1, 2) / 255 - 0.5) * 4, atol=1e-5)
     got = loaded(tmp_path / "a.npz", NCHW, pixels=Pixels(mean=(0.0,)))["x"]
     np.testing.assert_allclose(got, x.transpose(0, 3, 1, 2) / 255 * 4, atol=1e-5)
-    assert "mean nothing" in refusal({"x": np.zeros((2, 3), np.float32)}, X, pixels=Pixels(mean=(0.0,)))
+    assert "do not apply" in refusal({"x": np.zeros((2, 3), np.float32)}, X, pixels=Pixels(mean=(0.0,)))
 
 
 def test_gray_images(tmp_path):
@@ -87,7 +87,7 @@ def test_gray_images(tmp_path):
 
 
 def test_other_sizes_are_scaled_and_cropped(tmp_path):
-    """The middle of a wide image: three stripes, of which the outer ones are cut off."""
+    """The middle of a wide image of three stripes, whose outer ones are cropped."""
     stripes = np.zeros((32, 96, 3), np.uint8)
     stripes[:, 20:76] = 200
     Image.fromarray(stripes).save(tmp_path / "a.png")
@@ -102,9 +102,9 @@ def test_free_sizes_take_those_of_the_first_image(tmp_path):
     assert loaded(tmp_path, spec("x", None, None, 12, 3))["x"].shape == (2, 10, 12, 3)
 
 
-def test_orientation_in_the_file_is_obeyed(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     picture(tmp_path / "a.png", 24, 16, exif=exif)
     assert loaded(tmp_path, spec("x", None, 3, None, None))["x"].shape == (1, 3, 16, 24)
 
@@ -123,17 +123,17 @@ def test_broken_images_are_named(tmp_path):
     data = (tmp_path / "a.png").read_bytes()
     for broken in (b"", b"hello", data[:200]):
         (tmp_path / "b.png").write_bytes(broken)
-        assert refusal(tmp_path, NCHW).startswith(f"{tmp_path / 'b.png'}: is no image")
+        assert refusal(tmp_path, NCHW).startswith(f"{tmp_path / 'b.png'}: Pillow cannot read the image")
 
 
 def test_images_for_a_model_that_takes_none(tmp_path):
     picture(tmp_path / "a.png")
     assert "'x' [None, 3]" in refusal(tmp_path, X)
-    assert "holds images" in refusal(tmp_path, NCHW, spec("z", None, 3))
+    assert "contains images" in refusal(tmp_path, NCHW, spec("z", None, 3))
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz"])
-def test_files_of_arrays(tmp_path, ending):
+def test_array_files(tmp_path, ending):
     x = RNG.standard_normal((6, 3)).astype(np.float32)
     for name, part in (("b", x[2:5]), ("a", x[:2]), ("c", x[5])):
         if ending == "npy":
@@ -150,14 +150,14 @@ def test_files_of_arrays(tmp_path, ending):
     assert "d.npy" in refusal(tmp_path, *specs)
 
 
-def test_large_files_of_arrays(tmp_path):
+def test_large_array_files(tmp_path):
     x = RNG.standard_normal((200, 3, 1000)).astype(np.float32)
     for k in range(2):
         np.save(tmp_path / f"{k}.npy", x[100 * k : 100 * k + 100])
     np.testing.assert_array_equal(loaded(tmp_path, spec("x", None, 3, 1000))["x"], x)
 
 
-def test_files_of_images_with_their_normalisation(tmp_path):
+def test_image_arrays_with_their_normalization(tmp_path):
     x = RNG.integers(0, 256, (4, 16, 24, 3), np.uint8)
     half = np.full(3, 0.5)
     for k in range(2):
@@ -178,15 +178,15 @@ def test_onnx_test_data(tmp_path):
     np.testing.assert_array_equal(got["x"], x[0])
     np.testing.assert_array_equal(got["z"], z)
     assert len(loaded(tmp_path / "test_data_set_1", *specs)["x"]) == 1
-    assert "the model has 1 inputs" in refusal(tmp_path, X)
+    assert "the last input of the model is input_0" in refusal(tmp_path, X)
     (tmp_path / "test_data_set_2" / "input_1.pb").write_bytes(b"\xff\xff")
-    assert refusal(tmp_path, *specs).startswith(f"{tmp_path / 'test_data_set_2' / 'input_1.pb'}: is no ONNX tensor")
+    assert refusal(tmp_path, *specs).startswith(f"{tmp_path / 'test_data_set_2' / 'input_1.pb'}: is not an ONNX tensor")
     (tmp_path / "test_data_set_2" / "input_1.pb").unlink()
     assert "test_data_set_2 has arrays 'x', test_data_set_0 has 'x', 'z'" in refusal(tmp_path, *specs)
 
 
-def test_folders_that_say_nothing(tmp_path):
-    assert "holds no images" in refusal(tmp_path, X)
+def test_folders_without_usable_samples(tmp_path):
+    assert "contains no images" in refusal(tmp_path, X)
     (tmp_path / "a.pb").touch()
     assert "no input_0.pb" in refusal(tmp_path, X)
     np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float32))

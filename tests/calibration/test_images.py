@@ -1,4 +1,4 @@
-"""Images: which inputs look like one, and decoding to the size that the model wants."""
+"""Images: which inputs look like one, and decoding to the model's input size."""
 
 import io
 
@@ -15,7 +15,7 @@ AXES = {
     (None, 3, 16, 16): 1,
     (None, 1, None, None): 1,
     (None, 16, 16, 3): 3,
-    (4, 3, 16, 3): None,  # neither has an image beside it
+    (4, 3, 16, 3): None,  # neither axis has image dimensions beside it
     (None, 3, 4, 4): None,  # too small
     (None, 2, 16, 16): None,
     (None, 3, 16): None,
@@ -23,7 +23,7 @@ AXES = {
 
 
 @pytest.mark.parametrize("shape", AXES)
-def test_where_an_input_has_its_channels(shape):
+def test_channel_axis_of_an_input(shape):
     assert channel_axis(spec("x", *shape)) == AXES[shape]
 
 
@@ -45,13 +45,13 @@ def test_channels_are_those_of_the_model():
     np.testing.assert_array_equal(decode(png(PIXELS[..., 0]), 3, (None, None)), PIXELS[..., :1].repeat(3, -1))
 
 
-def test_another_size_is_covered_and_cropped_around_the_centre():
+def test_another_size_is_scaled_to_cover_and_center_cropped():
     wide = np.zeros((12, 36, 3), np.uint8)
-    wide[:, 9:27] = 200  # the middle third and a margin; the rest is cut off
+    wide[:, 9:27] = 200  # the middle third and a margin; the rest is cropped
     np.testing.assert_array_equal(decode(png(wide), 3, (6, 6)), np.full((6, 6, 3), 200))
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", png(PIXELS)[:60]])
-def test_what_is_no_image_is_a_value_error(data):
+def test_undecodable_bytes_are_a_value_error(data):
     with pytest.raises(ValueError, match=r"."):
         decode(data, 3, (None, None))

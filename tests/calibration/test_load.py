@@ -1,4 +1,4 @@
-"""Every rule by which samples are taken, converted or refused."""
+"""Every rule by which samples are accepted, converted or refused."""
 
 
 import numpy as np
@@ -100,7 +100,7 @@ def images():
             "std": np.array([0.2, 0.3, 0.4])}  # fmt: skip
 
 
-def test_images_are_normalised():
+def test_images_are_normalized():
     data = images()
     got = every(load_samples(data, [spec("input", None, 3, 4, 5)], None))["input"]
     expected = ((data["x"].astype(np.float32) / 255 - data["mean"]) / data["std"]).transpose(0, 3, 1, 2)
@@ -137,10 +137,10 @@ def test_dtypes_converted(found, wanted):
     (np.array([[1e6]], np.float32), "float16", "too large for the input's float16"),
     (np.array([[-1]]), "uint8", "-1 to 0, too wide for the input's uint8"),
     (np.array([[2**63]], np.uint64), "int64", f"0 to {2**63}, too wide"),
-    (np.array([[1]]), "float32", "is int64, but the model wants float32"),
-    (np.array([[1.0]]), "int64", "is float64, but the model wants int64"),
-    (np.array([[True]]), "int64", "is bool, but the model wants int64"),
-    (np.array([["a"]]), "float32", "is <U1, but the model wants float32"),
+    (np.array([[1]]), "float32", "is int64, but the model expects float32"),
+    (np.array([[1.0]]), "int64", "is float64, but the model expects int64"),
+    (np.array([[True]]), "int64", "is bool, but the model expects int64"),
+    (np.array([["a"]]), "float32", "is <U1, but the model expects float32"),
     (np.array([[np.nan]]), "float64", "NaN or infinity"),
     (np.array([[np.inf]]), "float32", "NaN or infinity"),
 ])  # fmt: skip
@@ -151,10 +151,10 @@ def test_dtypes_and_values_refused(array, wanted, said):
 
 
 def test_shapes_refused():
-    assert "'x' has shape [3], but the model wants [?,3]" in refusal({"x": floats(3)}, X)
-    assert "'x' has shape [5,4], but the model wants [?,3]" in refusal({"x": floats(5, 4)}, X)
+    assert "'x' has shape [3], but the model expects [?,3]" in refusal({"x": floats(3)}, X)
+    assert "'x' has shape [5,4], but the model expects [?,3]" in refusal({"x": floats(5, 4)}, X)
     assert "'x' holds no samples" in refusal({"x": floats(0, 3)}, X)
-    assert "'x' is no array" in refusal({"x": [[1.0], [1.0, 2.0]]}, X)
+    assert "'x' is ragged" in refusal({"x": [[1.0], [1.0, 2.0]]}, X)
     message = refusal({"x": floats(5, 3), "z": floats(4, 3)}, X, spec("z", None, 3))
     assert "('x', 5), ('z', 4)" in message
     assert "no input with samples" in refusal({"sr": np.int64(1)}, spec("sr", dtype="int64"), error=ModelError)
@@ -167,7 +167,7 @@ def test_names_refused():
     assert "arrays: 'tokens', 'mask', 'y'" in message
     assert "arrays: none" in refusal({}, X)
     assert "no array for input 'x'" in refusal({"y": floats(5, 3)}, X)
-    assert "'foo' is no input" in refusal({"x": floats(5, 3), "foo": floats(5, 3)}, X)
+    assert "array 'foo' is not an input of the model" in refusal({"x": floats(5, 3), "foo": floats(5, 3)}, X)
     assert list(load_samples({"x": floats(5, 3), "y": floats(1), "mean": 0, "std": 1}, [X], None).arrays) == ["x"]
 
 

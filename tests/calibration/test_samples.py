@@ -1,4 +1,4 @@
-"""Samples by index: batches, splits, digests; and what a model's inputs want of them."""
+"""Samples by index: batches, splits, digests; and specs of a model's inputs."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_split_depends_on_the_seed():
     assert samples.split(0.5, 1)[0].digest != samples.split(0.5, 2)[0].digest
 
 
-def test_loaded_where_there_is_room():
+def test_loaded_up_to_the_limit():
     x = np.arange(24, dtype=np.float32).reshape(12, 2)
     samples = Samples("arrays", {"x": x}, {"c": floats(2)}, batch=2).take([5, 1, 4, 0])
     held = samples.loaded(4 * 8)
@@ -94,14 +94,14 @@ def test_some_are_evenly_spaced_and_whole_batches(count, most, batch):
     assert samples.some(count * batch) is samples
 
 
-def test_rows_that_belong_together_are_one_sample():
+def test_inseparable_rows_are_one_sample():
     joined = Samples("arrays", {"x": np.arange(7)}, batch=3).inseparable()
     assert (len(joined), joined.rows, joined.batch) == (2, 3, 1)
     assert joined.feeds([1])["x"].tolist() == [3, 4, 5]
     assert every(joined.take([1]))["x"].tolist() == [3, 4, 5]
 
 
-def test_converted_rows_are_made_when_they_are_asked_for():
+def test_rows_are_converted_on_demand():
     asked = []
 
     def halved(values):

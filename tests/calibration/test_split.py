@@ -1,4 +1,4 @@
-"""The split of a run: disjoint parts, all of them used, the same for one seed; few samples do for several."""
+"""The split of a run: disjoint parts that cover all samples, fixed by the seed; few samples serve several parts."""
 
 import numpy as np
 import pytest

@@ -28,7 +28,7 @@ def test_synthetic_images_look_natural():
     slope = np.polyfit(np.log(np.arange(1, 60)), np.log(power), 1)[0]
     assert -3 < slope < -1.5
     derivative = np.diff(images[:, 0]).ravel()
-    assert (derivative**4).mean() / (derivative**2).mean() ** 2 > 6  # edges: heavy tails; a Gaussian has 3
+    assert (derivative**4).mean() / (derivative**2).mean() ** 2 > 6  # edges: heavy-tailed; a Gaussian has 3
 
 
 def test_synthetic_others():

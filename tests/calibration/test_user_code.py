@@ -39,13 +39,13 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("my_feeds", None)
 
 
-def test_feeds_end_where_enough_are_there():
+def test_feeds_stop_at_the_limit():
     samples = load_samples("my_feeds:endless", [X], 5)
     assert samples.source == "my_feeds:endless"
     np.testing.assert_array_equal(samples.feeds(slice(None))["x"][:, 0], [0, 0, 1, 1, 2])
 
 
-def test_a_function_may_give_any_other_source():
+def test_a_function_may_return_any_other_source():
     assert len(load_samples("my_feeds:arrays", [X], None)) == 4
 
 

@@ -1,4 +1,4 @@
-"""Quantized values: `Affine` to the last bit of ONNX's arithmetic, scales that half precision holds."""
+"""Quantized values: `Affine` matches ONNX's arithmetic bit for bit; float16 stores the scales exactly."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from rdoq_onnx.model.codes import Affine, WeightCodes, stored
 
 
 def onnx_quantizer(affine, ort_run):
-    """What ONNX Runtime makes of the emitted nodes."""
+    """The output of ONNX Runtime for the emitted nodes."""
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
     g (float[N] x) => (float[N] y)
     <float s = {{{affine.scale!r}}}, uint8 z = {{{affine.zero_point}}}, uint8 top = {{{affine.high}}}>
@@ -40,13 +40,13 @@ def test_bits_of_an_affine_quantizer():
     assert [Affine(1.0, 0, 0, top).bits for top in (1, 3, 15, 255)] == [1, 2, 4, 8]
 
 
-def test_weights_are_decoded_row_by_row():
+def test_weights_are_dequantized_by_row():
     codes = WeightCodes(np.array([[1, -2], [3, 0]], np.int8), np.array([0.5, 2], np.float32))
     np.testing.assert_array_equal(codes.values, [[0.5, -1], [6, 0]])
     assert codes.values.dtype == np.float32
 
 
-def test_the_range_of_a_quantizer_is_what_it_can_give():
+def test_the_range_of_a_quantizer_is_what_it_can_represent():
     quantizer = Affine(0.25, 3, 0, 15)
     values = quantizer(np.linspace(-50, 50, 999, dtype=np.float32))
     assert (values.min(), values.max()) == quantizer.range == (-0.75, 3.0)

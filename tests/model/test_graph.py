@@ -1,10 +1,10 @@
-"""Look-ups into a graph: what is constant, who reads a tensor, and where its values were made."""
+"""Look-ups into a graph: constants, consumers, and the roots of moved values."""
 
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
-from rdoq_onnx.model.graph import Graph, attribute, behind_clamp, moves, upstream
+from rdoq_onnx.model.graph import Graph, after_clamps, attribute, is_movement, upstream
 
 
 def graph_of(nodes, signature="(float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y)", **constants):
@@ -21,13 +21,13 @@ def test_what_is_computed_from_constants_is_constant():
     assert (graph.inputs, graph.outputs) == (["x"], ["y"])
 
 
-def test_a_large_constant_is_not_looked_at():
+def test_a_large_constant_is_not_decoded():
     graph = graph_of("y = Add (x, c)", c=np.zeros(1025, np.float32))
     assert graph.constant("c") is None
     assert "c" in graph.constants
 
 
-def test_a_sole_consumer_reads_alone_and_what_is_no_output():
+def test_a_sole_consumer_has_no_other_beside_it_nor_an_output():
     graph = graph_of("a = Relu (x) b = Mul (a, a) y = Add (b, x)")
     assert graph.sole_consumer("a").op_type == "Mul"  # twice, but one node
     assert graph.sole_consumer("x") is None
@@ -41,15 +41,15 @@ def test_a_body_consumes_what_it_captures():
     assert graph.sole_consumer("a").op_type == "If"
 
 
-def test_the_root_is_where_values_are_made():
+def test_the_root_is_where_values_are_computed():
     graph = graph_of("a = Relu (x) b = Transpose <perm = [0, 2, 3, 1]> (a) c = Flatten (b) y = Sin (c)")
     assert [graph.root(name) for name in ("c", "b", "a", "x", "y")] == ["a", "a", "a", "x", "y"]
-    assert graph.root("c") == "a"  # from what is remembered, too
+    assert graph.root("c") == "a"  # from the cache, too
 
 
 MOVING = {
     "y = MaxPool <kernel_shape = [1, 1]> (x)": True,
-    "y, i = MaxPool <kernel_shape = [1, 1]> (x)": False,  # indices are no values of x
+    "y, i = MaxPool <kernel_shape = [1, 1]> (x)": False,  # indices are not values of x
     "y = Pad (x, p)": True,
     "y = Pad (x, p, zero)": True,
     "y = Pad (x, p, one)": False,
@@ -63,20 +63,20 @@ MOVING = {
 
 
 @pytest.mark.parametrize("node", MOVING)
-def test_moves(node):
+def test_movement_operators(node):
     one = np.ones(1, np.float32)
     graph = graph_of(node, p=np.zeros(8, np.int64), zero=0 * one, one=one, s=np.ones(4, np.float32), table=one)
-    assert moves(graph.nodes[0], graph) is MOVING[node]
+    assert is_movement(graph.nodes[0], graph) is MOVING[node]
 
 
-def test_behind_the_clamps_that_alone_read_a_tensor():
+def test_after_the_clamps_that_alone_consume_a_tensor():
     limit = np.array(6, np.float32)
-    assert behind_clamp("x", graph_of("a = Relu (x) b = Clip (a, , six) y = Sin (b)", six=limit)) == "b"
-    assert behind_clamp("x", graph_of("a = Relu (x) b = Min (a, a) y = Sin (b)")) == "a"  # by no constant
-    assert behind_clamp("x", graph_of("a = Relu (x) y = Mul (a, x)")) == "x"
+    assert after_clamps("x", graph_of("a = Relu (x) b = Clip (a, , six) y = Sin (b)", six=limit)) == "b"
+    assert after_clamps("x", graph_of("a = Relu (x) b = Min (a, a) y = Sin (b)")) == "a"  # not by a constant
+    assert after_clamps("x", graph_of("a = Relu (x) y = Mul (a, x)")) == "x"
 
 
-def test_upstream_in_order_of_execution():
+def test_upstream_in_execution_order():
     graph = graph_of("a = Relu (x) b = Sin (x) c = Mul (a, x) y = Add (c, a)")
     assert [n.output[0] for n in upstream(["y"], graph.producer)] == ["a", "c", "y"]
     assert upstream(["x"], graph.producer) == []

@@ -93,6 +93,6 @@ def test_matmul_with_the_weight_on_the_left(rng, data):
     agree(Linear("MatMul", (6, 5), weight_side=0), {}, weight, x, data[0], side=0)
 
 
-def test_several_rows_of_axis_0_to_a_sample(rng):
+def test_several_rows_of_axis_0_per_sample(rng):
     weight, x = rng.standard_normal((6, 4, 3, 3), np.float32), rng.standard_normal((6, 4, 7, 8), np.float32)
     agree(Linear("Conv", (6, 4, 3, 3)), {}, weight, x, 2)

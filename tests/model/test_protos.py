@@ -1,4 +1,4 @@
-"""Protobuf graphs: order of execution, names in bodies, copies with other outputs."""
+"""Protobuf graphs: execution order, names in bodies, copies with other outputs."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_execution_order_puts_producers_first(places):
     assert [places[index] for index in execution_order(nodes)] == list(range(6))
 
 
-def test_execution_order_keeps_an_order_that_is_one():
+def test_execution_order_keeps_a_valid_order():
     nodes = [helper.make_node("Relu", ["x"], [name]) for name in "cab"]
     assert execution_order(nodes) == [0, 1, 2]
 
@@ -46,7 +46,7 @@ def test_a_cycle_is_refused_by_name():
         execution_order(nodes)
 
 
-def test_live_nodes_lead_somewhere():
+def test_live_nodes_are_those_needed():
     pairs = (("x", "a"), ("x", "b"), ("a", "c"), ("b", "d"))
     nodes = [helper.make_node("Relu", [one], [other]) for one, other in pairs]
     assert live_nodes(nodes, range(4), {"c"}, set()) == [0, 2]
@@ -57,7 +57,7 @@ def test_live_nodes_lead_somewhere():
 def test_bodies_read_what_they_capture():
     model = parser.parse_model(BODIES)
     choice = model.graph.node[1]
-    assert set(captured(choice)) == {"a", "x"}  # the output of the second branch is that of the graph around it
+    assert set(captured(choice)) == {"a", "x"}  # the second branch outputs a tensor of the enclosing graph
     assert set(reads([choice])) == {"p", "a", "x"}
     assert [n.op_type for n in all_nodes(model.graph)] == ["Relu", "If", "Sin", "Mul"]
     assert {"choice", "s", "b", "x", "y"} <= set(all_names(model.graph))
@@ -84,13 +84,13 @@ def test_the_opset_is_that_of_the_standard_operators():
     assert default_opset(ModelProto()) == 0
 
 
-def test_free_inputs_have_type_and_rank_alone():
+def test_free_inputs_have_only_type_and_rank():
     kind = free_input("x", np.zeros((2, 3), np.int8)).type.tensor_type
     assert helper.tensor_dtype_to_np_dtype(kind.elem_type) == np.int8
     assert [d.WhichOneof("value") for d in kind.shape.dim] == [None, None]
 
 
-def test_fields_are_copied_but_those_skipped():
+def test_all_but_skipped_fields_are_copied():
     model, copy = parser.parse_model(BODIES), ModelProto()
     model.metadata_props.add(key="a", value="b")
     copy_fields(model, copy, skip={"graph"})

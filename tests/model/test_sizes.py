@@ -1,4 +1,4 @@
-"""Models over 2 GB through the passes that store them: nothing may be serialised in one piece. Limits are lowered."""
+"""Models over 2 GB through the storing passes, which must never serialize them whole; limits are lowered here."""
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ STEPS = {
 def test_storage_with_external_data(ort_run, monkeypatch, tmp_path, storage):
     model, _, feeds = network()
     expected = ort_run(model, feeds, "all")[0]
-    monkeypatch.setattr(sizes, "_SERIALISABLE", 8_000)
+    monkeypatch.setattr(sizes, "_SERIALIZABLE", 8_000)
     monkeypatch.setattr(io, "LIMIT", 8_000)
     checked = []
     check_model = onnx.checker.check_model

@@ -1,4 +1,4 @@
-"""An edit changes what it was asked to change, and nothing else."""
+"""An edit changes what it should, and nothing else."""
 
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def test_identity_edit_of_real_models(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", real_models())
-def test_identity_behind_every_tensor_of_real_models(path: Path, ort_run: OrtRun) -> None:
+def test_identity_after_every_tensor_of_real_models(path: Path, ort_run: OrtRun) -> None:
     model = onnx.load(path)
 
     def change(graph: Graph) -> None:
@@ -240,7 +240,7 @@ def test_bypass_of_a_whole_chain_whose_end_a_body_reads(ort_run: OrtRun) -> None
     assert deviation(ort_run(changed, feeds), ort_run(model, feeds)) == 0
 
 
-def test_useless_nodes_and_weights_go_those_useless_before_stay() -> None:
+def test_newly_unused_nodes_and_weights_go_those_unused_before_stay() -> None:
     model = parse(BRANCHES)
 
     def change(graph: Graph) -> None:
@@ -252,7 +252,7 @@ def test_useless_nodes_and_weights_go_those_useless_before_stay() -> None:
     assert [t.name for t in changed.graph.initializer] == ["unused"]
 
 
-def test_a_useless_node_that_becomes_a_constant_goes() -> None:
+def test_an_unused_node_that_becomes_a_constant_goes() -> None:
     model = parse("""<ir_version: 8, opset_import: ["" : 17]>
         g (float[2] x) => (float[2] y) { unused = Constant<value = float[1] {1}>()  y = Relu(x) }""")
     changed = surgeon.edit(model, lambda graph: surgeon.freeze(graph.nodes[0].outputs[0], np.ones(1, np.float32)))

@@ -1,4 +1,4 @@
-"""Channel scales moved from one layer to the next: other weights, the same outputs."""
+"""Moving channel scales from one layer to the next changes weights, not outputs."""
 
 import numpy as np
 import pytest

@@ -46,11 +46,11 @@ def test_zoo_unchanged_at_zero(ort_run, path):
         pytest.skip(str(error))
     feeds = feeds_for(path, network.model)
     expect_same(ort_run, network, feeds, "none")
-    # At BASIC, ONNX Runtime makes one Gemm of a MatMul and the Add behind it; not so where an Add of F̃ is in between.
+    # At BASIC, ONNX Runtime fuses a MatMul and the Add after it into one Gemm, but not across an Add of F̃.
     assert deviation(ort_run(modified(network), feeds, "basic"), ort_run(network.model, feeds, "basic")) < 1e-6
 
 
-def test_an_add_for_each_activation_and_each_layer():
+def test_an_add_per_activation_and_layer():
     network = analysed(SMALL[0])
     changed = modified(network)
     checker.check_model(changed, full_check=True)
@@ -59,7 +59,7 @@ def test_an_add_for_each_activation_and_each_layer():
     names = [parameter("a", a.tensor) for a in network.activations]
     names += [parameter("z", layer.uses[0].output) for layer in network.layers]
     assert sorted(n.input[1] for n in adds) == sorted(names)
-    # Optional inputs with zeros by default, so that others can run the file without them.
+    # Optional inputs that default to zeros, so that the file runs without them.
     assert {i.name for i in changed.graph.input} == {"input", *names}
     defaults = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
     assert not any(defaults[n].any() for n in names)
@@ -91,7 +91,7 @@ def test_parameters_broadcast_or_take_the_whole_shape(ort_run, chain):
         np.testing.assert_allclose(y, reference + moved, rtol=1e-4, atol=1e-4)
 
 
-def test_add_behind_a_layer_reaches_the_graph_output(ort_run, chain):
+def test_add_after_a_layer_reaches_the_graph_output(ort_run, chain):
     model, x, rng = chain
     changed = run_passes([InsertAdds([], ["z", "y"])], model)
     assert [o.name for o in changed.graph.output] == ["y", "z"]
@@ -104,7 +104,7 @@ def test_add_behind_a_layer_reaches_the_graph_output(ort_run, chain):
     np.testing.assert_array_equal(ort_run(changed, {"x": x, "s_z/z": bias})[1], z + bias)
 
 
-def test_add_behind_an_activation_leaves_the_graph_output_alone(ort_run, chain):
+def test_add_after_an_activation_does_not_change_the_graph_output(ort_run, chain):
     model, x, rng = chain
     changed = run_passes([InsertAdds(["z"], [])], model)
     s = rng.standard_normal((2, 5, 6, 6), np.float32)
@@ -114,8 +114,8 @@ def test_add_behind_an_activation_leaves_the_graph_output_alone(ort_run, chain):
     assert deviation([y], [expected_y]) > 0.1
 
 
-def test_both_kinds_behind_one_tensor(ort_run, chain):
-    """What the layer's Add changes, the activation's Add is fed."""
+def test_both_kinds_after_one_tensor(ort_run, chain):
+    """The layer's Add feeds the activation's Add."""
     model, x, rng = chain
     changed = run_passes([InsertAdds(["z"], ["z"])], model)
     s, t = rng.standard_normal((2, 2, 5, 6, 6), np.float32)
@@ -167,7 +167,7 @@ def output_shape(ort_run, model, name, feeds):
     return ort_run(probe, feeds, "none")[-1].shape
 
 
-def test_names_that_are_taken():
+def test_names_already_in_use():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[2] x) => (float[2] y) { t = Relu (x) a = Neg (t) y = Relu (a) }""")
     model.graph.node[0].output[0] = model.graph.node[1].input[0] = "s_a/a"

@@ -1,4 +1,4 @@
-"""What is lost when a run ends badly: nothing. Real processes; models in one file, and with their data beside them."""
+"""A run that ends badly loses nothing. Real processes; models in one file, and with external data."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from onnx import numpy_helper, parser
 from rdoq_onnx.errors import OutputError
 from rdoq_onnx.system import io
 
-FORMS = {"one file": io.LIMIT, "data beside it": 1000}  # bytes from which tensors get a file of their own
+FORMS = {"one file": io.LIMIT, "data beside it": 1000}  # bytes from which tensors go to external data
 WRITER = """
 import resource, signal, sys
 import onnx
@@ -55,7 +55,7 @@ def limit(request, monkeypatch):
 
 def writer(target, limit, *sources, times=1, largest=0):
     command = [sys.executable, "-c", WRITER, *map(str, (target, limit, largest, times, *sources))]
-    elsewhere = sources[0].parent  # in the repository's root the source would be imported in place of the package
+    elsewhere = sources[0].parent  # in the repository's root, the source would shadow the package
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=elsewhere)
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
@@ -67,7 +67,7 @@ def files(folder):
 
 
 def test_full_disk(tmp_path, limit, sources):
-    """A limit on the size of files stands in for it: a write fails half way."""
+    """Simulated by a limit on file sizes, at which a write fails halfway."""
     target = tmp_path / "out.onnx"
     io.write_model(io.read_model(sources[0]), target)
     before = files(tmp_path)
@@ -103,7 +103,7 @@ def test_two_at_a_time(tmp_path, limit, sources):
     assert (data is None) == (limit == FORMS["one file"])
 
 
-def test_the_data_of_a_model_that_was_renamed_stay(tmp_path, monkeypatch, sources):
+def test_the_data_of_a_renamed_model_stays(tmp_path, monkeypatch, sources):
     monkeypatch.setattr(io, "LIMIT", FORMS["data beside it"])
     first, second, _ = (io.read_model(s) for s in sources)
     io.write_model(first, tmp_path / "out.onnx")
@@ -113,7 +113,7 @@ def test_the_data_of_a_model_that_was_renamed_stay(tmp_path, monkeypatch, source
     assert io.read_model(tmp_path / "out.onnx") == second
 
 
-def test_no_model_is_read_beside_the_data_of_another(tmp_path, monkeypatch, sources):
+def test_no_model_is_paired_with_the_data_of_another(tmp_path, monkeypatch, sources):
     """The rename of the model fails after that of its data."""
     monkeypatch.setattr(io, "LIMIT", FORMS["data beside it"])
     first, second, _ = (io.read_model(s) for s in sources)

@@ -1,4 +1,4 @@
-"""Memory of a GPU as the driver's tool reports it, and a guess where there is no such tool."""
+"""Free memory of a GPU as nvidia-smi reports it, and a default where that fails."""
 
 import subprocess
 
@@ -8,7 +8,7 @@ from rdoq_onnx.system.device_memory import free_memory
 
 
 def answer(monkeypatch, said):
-    """Has nvidia-smi say so, or raise it; returns the commands that were run."""
+    """Make nvidia-smi print or raise this; return the commands that are run."""
     commands = []
 
     def run(command, **options):
@@ -21,7 +21,7 @@ def answer(monkeypatch, said):
     return commands
 
 
-def test_the_first_visible_device_is_asked(monkeypatch):
+def test_the_first_visible_device_is_queried(monkeypatch):
     commands = answer(monkeypatch, "1234\n")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
     assert free_memory() == 1234 * 2**20
@@ -33,6 +33,6 @@ def test_the_first_visible_device_is_asked(monkeypatch):
 @pytest.mark.parametrize(
     "said", ["", "[N/A]", FileNotFoundError(), subprocess.TimeoutExpired("nvidia-smi", 30)], ids=repr
 )
-def test_without_an_answer_some_memory_is_assumed(monkeypatch, said):
+def test_without_an_answer_the_default_is_assumed(monkeypatch, said):
     answer(monkeypatch, said)
     assert free_memory() == 4 * 2**30

@@ -1,4 +1,4 @@
-"""Dataclasses to JSON and arrays and back; nothing but the classes given is ever made."""
+"""Dataclasses to JSON and arrays and back; only listed classes are ever instantiated."""
 
 import json
 
@@ -14,7 +14,7 @@ CLASSES = {c.__name__: c for c in (Affine, WeightCodes)}
 TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[N,3] x) => (float[N,3] y) { y = Mul (x, w) }"""
 
 
-def test_encoding_gives_back_what_it_was_given():
+def test_round_trip():
     codes = WeightCodes(np.array([[1, -2]], np.int8), np.array([0.5], np.float32))
     value = {"a": (1, 2.5, None, "text", True), 4: codes, "q": Affine(0.1, 3, 0, 15), "n": np.int64(7)}
     arrays = []
@@ -28,7 +28,7 @@ def test_encoding_gives_back_what_it_was_given():
     assert decode(encode(model, arrays, CLASSES), arrays, CLASSES) == model
 
 
-def test_nothing_but_known_classes_is_made():
+def test_only_listed_classes_are_instantiated():
     with pytest.raises(TypeError, match="Progress"):
         encode(Progress(), [], CLASSES)
     for tree in ({"Progress": {}}, {"array": 3}, {"Affine": {"nonsense": 1}}, {"tuple": 3}):
@@ -37,13 +37,13 @@ def test_nothing_but_known_classes_is_made():
 
 
 @pytest.mark.parametrize("parts", [[], [b"\xff\xff"], [b"", b"\xff"]])
-def test_bytes_that_are_no_model_are_refused(parts):
+def test_bytes_other_than_a_model_are_refused(parts):
     arrays = [np.frombuffer(part, np.uint8) for part in parts]
     with pytest.raises((ValueError, IndexError)):
         decode({"model": [{"array": k} for k in range(len(parts))]}, arrays, CLASSES)
 
 
-def test_weights_travel_apart_from_their_model():
+def test_weights_are_separate_from_their_model():
     model = parser.parse_model(TEXT)
     model.graph.initializer.append(numpy_helper.from_array(np.ones(1000), "w"))
     shell, weight = model_parts(model)

@@ -1,4 +1,4 @@
-"""Reading what is broken or hostile, writing all or nothing."""
+"""Reading broken or hostile files; writing all or nothing."""
 
 import os
 import stat
@@ -61,10 +61,10 @@ def without_nodes():
     ("data", "found"),
     [
         (b"", "is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "no ONNX model"),
-        (bytes(range(256)), "no ONNX model"),
-        (onnx.ModelProto(ir_version=8).SerializeToString(), "holds no graph"),
-        (without_nodes(), "holds a graph without nodes"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not an ONNX model"),
+        (bytes(range(256)), "not an ONNX model"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "contains no graph"),
+        (without_nodes(), "contains a graph without nodes"),
         (parser.parse_model(TEXT).SerializeToString(), "'w'"),
         (parser.parse_model(TEXT.replace("Add(x, w)", "Foo(x)")).SerializeToString(), "No Op registered for Foo"),
     ],
@@ -127,7 +127,7 @@ def test_read_external_refuses(model, tmp_path):
         assert found in message
 
 
-def test_read_external_refuses_a_location_that_is_no_text(model, tmp_path):
+def test_read_external_refuses_a_location_that_is_not_utf8(model, tmp_path):
     external(model, tmp_path / "m.onnx", "absent")
     data = (tmp_path / "m.onnx").read_bytes()
     (tmp_path / "m.onnx").write_bytes(data.replace(b"absent", b"abs\xff\xfet"))

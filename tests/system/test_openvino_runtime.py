@@ -1,4 +1,4 @@
-"""OpenVINO against ONNX Runtime on quantized models, and the forms of weights that it folds to integer kernels."""
+"""OpenVINO against ONNX Runtime on quantized models, and the weight forms that it folds into integer kernels."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ FEEDS = {"x": RNG.standard_normal((2, 4, 8, 8), np.float32)}
 
 
 def build(decode="", nodes=NODES, **changed):
-    """A quantized convolution; `decode` makes the INT8 weight w, of stored values given by name."""
+    """A quantized convolution; the nodes `decode` produce the INT8 weight w from named initializers."""
     source = f"g (float[2, 4, 8, 8] x) => (float[2, 8, 8, 8] y) {{{nodes.replace('{decode}', decode)}}}"
     model = parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> {source}')
     values = {"xs": np.float32(0.02), "xz": np.uint8(128), "ys": np.float32(0.3), "yz": np.uint8(128), "w": WEIGHT}
@@ -80,13 +80,13 @@ def test_forms_that_fold_to_integer_kernels(ort_run, form):
     loaded = load(model, threads=1)
     assert deviation(list(loaded.run(FEEDS).values()), ort_run(model, FEEDS, "none")) < 1e-6
     assert loaded.kernels()["Convolution u8"] == 1
-    # Scale and round, the convolution, scale and round, and changes of layout: nothing is decoded at an inference.
+    # Scale and round, the convolution, scale and round, and layout changes: no decoding per inference.
     assert sum(loaded.kernels().values()) <= 6
 
 
 @needs_openvino
 def test_bit_operators_do_not_fold(ort_run):
-    """Why files for OpenVINO hold no bit operators: right, but decoded at each inference, for a float kernel."""
+    """Why files for OpenVINO contain no bit operators: correct, but decoded at each inference for a float kernel."""
     decode = "k = BitwiseAnd (packed, mask) j = Cast <to = 3> (k) w = Sub (j, eight)"
     packed = (WEIGHT.astype(int) + 8).astype(np.uint8)
     model = build(decode, packed=packed, mask=np.uint8(15), eight=np.int8(8))
@@ -97,7 +97,7 @@ def test_bit_operators_do_not_fold(ort_run):
 
 @needs_openvino
 def test_activations_under_8_bits(ort_run):
-    """A ceiling on the integers between Q and DQ leaves the convolution in integers."""
+    """A ceiling on the integers between Q and DQ keeps the integer convolution."""
     clipped = NODES.replace("xd = DequantizeLinear (xq,", "k = Clip (xq, low, high) xd = DequantizeLinear (k,")
     model = build(nodes=clipped, low=np.uint8(120), high=np.uint8(135))
     loaded = load(model, threads=1)

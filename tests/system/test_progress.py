@@ -1,4 +1,4 @@
-"""Steps of a run: their seconds add up by name, and whoever shows them sees each part."""
+"""Steps of a run: seconds add up by name, and a subclass sees each part."""
 
 from contextlib import contextmanager
 
@@ -8,7 +8,7 @@ from rdoq_onnx.system.progress import Progress, Unfinished
 
 
 class Shown(Progress):
-    """Remembers what it was to show."""
+    """Records the calls to `show`."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +27,7 @@ def test_a_step_is_shown_part_by_part():
     assert progress.seen == [("taylor", 3, 1), ("taylor", 3, 2)]
 
 
-def test_steps_of_one_name_share_an_entry(monkeypatch):
+def test_steps_with_one_name_share_an_entry(monkeypatch):
     clock = iter([0, 1, 10, 12, 20, 24])
     monkeypatch.setattr("rdoq_onnx.system.progress.time.perf_counter", lambda: next(clock))
     progress = Progress()
@@ -44,7 +44,7 @@ def test_a_step_that_fails_took_no_time():
     assert progress.seconds == {}
 
 
-def test_nothing_unfinished_is_kept_unless_a_subclass_does():
+def test_partial_results_are_kept_only_by_a_subclass():
     unfinished = Unfinished()
     unfinished.put(3)
     assert unfinished.get() is None

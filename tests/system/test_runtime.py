@@ -1,4 +1,4 @@
-"""Where models run: CUDA only where a model has really run there."""
+"""Where models run: CUDA only if a model has actually run on it."""
 
 import os
 from pathlib import Path
@@ -46,15 +46,15 @@ def broken(request, monkeypatch):
     cuda_problem.cache_clear()
 
 
-def test_sessions_that_share_an_arena_leave_each_other_s_results_alone():
+def test_sessions_that_share_an_arena_do_not_overwrite_results():
     shared, rng = Runtime("cpu", shared_arena=True), np.random.default_rng(0)
     feeds = [{"x": rng.standard_normal((size, 3)).astype(np.float32)} for size in (9, 40_000, 9, 5)]
-    found = [shared.session(MODEL).run(x)[0] for x in feeds]  # a session each, gone before the next one
+    found = [shared.session(MODEL).run(x)[0] for x in feeds]  # one session each, freed before the next
     for x, y in zip(feeds, found, strict=True):
         np.testing.assert_array_equal(y, Runtime("cpu").session(MODEL).run(x)[0])
 
 
-def test_a_session_that_shares_an_arena_works_in_memory_that_was_there_before():
+def test_a_session_that_shares_an_arena_reuses_its_memory():
     resource = pytest.importorskip("resource", reason="page faults are counted on Unix")
     shared, x = Runtime("cpu", shared_arena=True), np.zeros((4_000_000, 3), np.float32)
 
@@ -75,14 +75,14 @@ def test_cuda_that_does_not_start():
     assert "\n" not in str(refusal.value)
 
 
-def test_the_cpu_when_asked_for():
+def test_the_cpu_when_requested():
     assert Runtime("cpu").providers == [CPU]
     assert Runtime("cpu").session(MODEL).handle.get_providers() == [CPU]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_no_more_threads_than_cores_that_are_ours():
-    """A thread for each core of the machine would have them wait for one another by spinning."""
+def test_no_more_threads_than_usable_cores():
+    """With one thread per core of the machine, they would wait for each other by spinning."""
     tasks, ours = Path("/proc/self/task"), os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(ours)})
@@ -102,7 +102,7 @@ def test_cuda_agrees_with_the_cpu():
 
 
 @pytest.mark.parametrize("provider", ["cpu", pytest.param("cuda", marks=needs_cuda)])
-def test_values_go_from_session_to_session_without_the_host(provider):
+def test_values_pass_between_sessions_on_the_device(provider):
     here = Runtime(provider)
     session = here.session(MODEL)
     x = np.float32([[1, 2, 4], [0, 1, 0]])
@@ -115,19 +115,19 @@ def test_values_go_from_session_to_session_without_the_host(provider):
 
 
 @pytest.mark.parametrize("feeds", [{}, {"x": np.zeros((2, 4), np.float32)}], ids=["nothing", "another shape"])
-def test_bound_feeds_that_do_not_fit_are_a_line(feeds):
+def test_bound_feeds_that_do_not_fit_are_a_one_line_error(feeds):
     with pytest.raises(ModelError, match=r"\AONNX Runtime could not run the model: .+\Z"):
         Runtime("cpu").session(MODEL).bound(feeds)
 
 
-def test_values_outlive_what_was_fed_and_what_holds_them():
+def test_values_outlive_feeds_and_handles():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 3] x) => (float[N, 3] x, float[N, 3] y) { y = Relu (x) }""")
     here = Runtime("cpu")
     session = here.session(model)
     for size in (2, 100_000):
         values = []
-        for k in range(9):  # memory that is free by then is used again
+        for k in range(9):  # freed memory is reused
             x = np.full((size, 3), k, np.float32)
             values.append([v.numpy() for v in (*session.bound({"x": x}), here.tensor(x))])
             x[:] = -1
@@ -137,14 +137,14 @@ def test_values_outlive_what_was_fed_and_what_holds_them():
 
 
 @pytest.mark.parametrize("value", [np.array(True), np.zeros((0, 2), np.int64), np.arange(6).reshape(2, 3).T], ids=str)
-def test_what_goes_to_the_device_comes_back(value):
+def test_round_trip_to_the_device(value):
     found = Runtime("cpu").tensor(value).numpy()
     assert found.dtype == value.dtype
     np.testing.assert_array_equal(found, value)
 
 
 
-def test_what_a_graph_becomes_has_no_marks_of_a_device():
+def test_an_optimized_graph_is_device_independent():
     nodes = Runtime("auto").optimized(MODEL).graph.node
     assert [n.op_type for n in nodes] == ["Softmax"]
 
@@ -157,7 +157,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize(("text", "kind"), REASONS.values(), ids=REASONS)
-def test_a_shortage_of_memory_is_told_apart(text, kind):
+def test_a_shortage_of_memory_has_its_own_error(text, kind):
     class Failing:
         def run(self, names, feeds):
             raise RuntimeError(text)
@@ -172,7 +172,7 @@ ANSWERS = {"memory": ("echo 7", 7 << 20), "no driver": ("exit 9", 4 << 30), "no 
 
 
 @pytest.mark.parametrize(("script", "expected"), ANSWERS.values(), ids=ANSWERS)
-def test_memory_is_what_the_driver_tells(script, expected, tmp_path, monkeypatch):
+def test_memory_is_what_the_driver_reports(script, expected, tmp_path, monkeypatch):
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
@@ -180,14 +180,14 @@ def test_memory_is_what_the_driver_tells(script, expected, tmp_path, monkeypatch
     assert Runtime("cpu").memory() == expected
 
 
-def test_memory_without_a_tool_of_a_driver(tmp_path, monkeypatch):
+def test_memory_without_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Runtime("cpu").memory() == 4 << 30
 
 
 @needs_cuda
-def test_products_are_of_float32():
-    """Not of TF32, which drops what distinguishes 1 + 2^-12 from 1."""
+def test_products_are_in_float32():
+    """Not in TF32, which rounds 1 + 2^-12 to 1."""
     x = np.full((2, 2), 1 + 2.0**-12, np.float32)
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[2, 2] x) => (float[2, 2] y) { y = MatMul (x, x) }""")

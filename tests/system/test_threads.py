@@ -14,13 +14,13 @@ def blas_threads():
 
 
 @pytest.mark.parametrize("threads", [1, 3, 0])
-def test_results_come_in_the_order_of_the_items(threads):
+def test_results_are_in_the_order_of_the_items(threads):
     with workers(threads) as pool:
         assert pool.map(lambda k: k * k, range(50)) == [k * k for k in range(50)]
         assert pool.map(str, []) == []
 
 
-def test_order_is_kept_where_a_later_item_is_done_first():
+def test_order_is_kept_if_a_later_item_finishes_first():
     second_done = threading.Event()
 
     def wait_for_the_other(item):
@@ -34,10 +34,10 @@ def test_order_is_kept_where_a_later_item_is_done_first():
         assert pool.map(wait_for_the_other, ["first", "second"]) == ["first", "second"]
 
 
-def test_so_many_threads():
+def test_number_of_threads():
     barrier = threading.Barrier(3)
     with workers(3) as pool:
-        # All three have to be at work at once for the barrier to open.
+        # All three must run at once for the barrier to open.
         assert len(set(pool.map(lambda _: (barrier.wait(30), threading.get_ident())[1], range(3)))) == 3
     with workers(1) as pool:
         assert len(set(pool.map(lambda _: threading.get_ident(), range(10)))) == 1

@@ -1,4 +1,4 @@
-"""Folding leaves the outputs as they were, folds where it is exact, and nowhere else."""
+"""Folding keeps the outputs, and happens only where it is exact."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ BN = "BatchNormalization"
 
 
 def build(body: str, sizes: dict[str, tuple[int, ...]], ends: str, dtype: type = np.float32) -> ModelProto:
-    """A model from its inputs and outputs, its nodes, and the shapes of its random weights (`var` positive)."""
+    """A model from its signature, its nodes, and the shapes of its random weights (`var` positive)."""
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g {ends} {{ {body} }}')
     rng = np.random.default_rng(0)
     for name, shape in sizes.items():
@@ -98,7 +98,7 @@ TWO = "(float[N, 4, 8, 8] x) => (float[N, M, H, W] y, float[N, M1, H1, W1] z)"
 @pytest.mark.parametrize(
     ("ends", "body", "sizes"),
     [
-        # the layer's output has another reader, or is an output
+        # the layer's output has another consumer, or is a graph output
         (TWO, f"t = Conv(x, w) {BEHIND} z = Relu(t)", CONV | norm(6)),
         (TWO.replace(" z)", " t)"), f"t = Conv(x, w) {BEHIND}", CONV | norm(6)),
         # the offset would have to be padded, too
@@ -167,7 +167,7 @@ def test_half_precision(ort_run: OrtRun) -> None:
     assert deviation(ort_run(result, feeds), ort_run(model, feeds)) < 2e-3
 
 
-def test_what_the_weight_s_type_cannot_hold_is_not_folded() -> None:
+def test_values_beyond_the_weight_s_range_are_not_folded() -> None:
     ends = IMAGE.replace("float[", "float16[")
     model = build("t = Conv(x, w) y = Mul(t, s)", CONV | {"s": (1, 6, 1, 1)}, ends, np.float16)
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.full((1, 6, 1, 1), 6e4, np.float16), "s"))

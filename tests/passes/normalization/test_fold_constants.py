@@ -1,4 +1,4 @@
-"""Constant operators between an initializer and its layer: computed once, others left alone."""
+"""Constant folding between an initializer and its layer; other nodes stay."""
 
 import re
 
@@ -67,14 +67,14 @@ def test_weight_is_computed(ort_run, kind):
     assert len(ops(model)) > 1
 
 
-def test_one_computed_weight_of_two_layers_is_stored_once():
+def test_a_computed_weight_shared_by_two_layers_is_stored_once():
     model = parse("t = Transpose (w) y = MatMul (x, t) z = MatMul (x, t)", "float y, float z", w=WEIGHT)
     folded = run_passes([FoldConstants()], model)
     assert ops(folded) == ["MatMul", "MatMul"]
     assert len(folded.graph.initializer) == 1
 
 
-def test_the_source_stays_for_others():
+def test_the_source_stays_for_other_consumers():
     model = parse("t = Transpose (w) y = MatMul (x, t) z = Relu (w)", "float y, float z", w=WEIGHT)
     folded = run_passes([FoldConstants()], model)
     assert ops(folded) == ["MatMul", "Relu"]
@@ -115,7 +115,7 @@ def test_left_alone(kind):
     assert ops(FoldConstants()(model)) == ops(model)
 
 
-def test_a_model_that_computes_nothing_from_constants_is_returned_itself():
+def test_a_model_without_foldable_nodes_is_returned_itself():
     model = parse(LEFT_ALONE["what is computed from the input"], w2=np.ones((2, 8), np.float32))
     assert FoldConstants()(model) is model
 
@@ -128,8 +128,8 @@ def test_a_chain_longer_than_python_s_stack(ort_run):
     np.testing.assert_array_equal(numpy_helper.to_array(folded.graph.initializer[0]), WEIGHT.T)
 
 
-def test_weights_that_would_fill_all_memory():
-    """Each Concat doubles its input, each Mul squares it: 2^40 columns are left to who wants to compute them."""
+def test_weights_that_would_exhaust_memory():
+    """Each Concat doubles its input, each Mul squares it: 2^40 columns are not folded."""
     doubled = " ".join(f"t{i + 1} = Concat <axis = 1> (t{i}, t{i})" for i in range(40))
     model = parse(f"{doubled} y = MatMul (x, t40)", t0=WEIGHT.T)
     assert run_passes([FoldConstants()], model).graph.node[-2:] == model.graph.node[-2:]

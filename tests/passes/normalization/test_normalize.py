@@ -1,4 +1,4 @@
-"""After Normalize, weights are initializers and nothing else, and the model computes what it did."""
+"""After Normalize, all weights are initializers, and the model computes the same."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ def test_functions_and_subgraphs_survive_a_raised_opset(ort_run: OrtRun) -> None
         assert deviation(ort_run(result, feeds), ort_run(model, feeds)) == 0
 
 
-def test_large_weights_do_not_travel_through_the_converter(ort_run: OrtRun) -> None:
+def test_large_weights_are_kept_from_the_converter(ort_run: OrtRun) -> None:
     model = parser.parse_model("""<ir_version: 6, opset_import: ["" : 11]>
         g (float[2, 64] x) => (float[2, 64] y) { t = MatMul(x, w)  y = Softmax<axis = 1>(t) }""")
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
@@ -148,7 +148,7 @@ def test_large_weights_do_not_travel_through_the_converter(ort_run: OrtRun) -> N
     assert deviation(ort_run(result, feeds), ort_run(model, feeds)) < 1e-6
 
 
-def test_a_newer_opset_is_left() -> None:
+def test_a_newer_opset_is_kept() -> None:
     _, result = normalized("""<ir_version: 8, opset_import: ["" : 18]>
         g (float[2] x) => (float[2] y) { y = Relu(x) }""")
     assert default_opset(result) == 18
@@ -162,7 +162,7 @@ def test_names_are_unique_and_stable() -> None:
     assert [n.name for n in result.graph.node] == ["Relu_1", "n", "n_0", "Relu_0", "Relu_2"]
 
 
-def test_what_cannot_be_converted_is_one_line_with_the_opset() -> None:
+def test_a_failed_conversion_is_one_line_with_the_opset() -> None:
     with pytest.raises(ModelError, match=r"pass Normalize failed: opset 6 .* opset 13 or later") as caught:
         normalized("""<ir_version: 3, opset_import: ["" : 6]>
             g (float[2, 3] x, float[5] b) => (float[2, 3] y) { y = Add<broadcast = 1, axis = 1>(x, b) }""")

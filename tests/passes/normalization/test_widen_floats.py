@@ -55,7 +55,7 @@ def test_a_double_model_computes_the_same_in_float32(ort_run: OrtRun) -> None:
     assert deviation(ort_run(narrow, feeds), ort_run(double, feeds)) < 1e-5
 
 
-def test_what_float32_cannot_hold_stays_finite() -> None:
+def test_values_beyond_float32_stay_finite() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]> g (double[N, 2] x) => (double[N, 2] y)
         { k = Constant <value = double[2] {-1e300, inf}> () y = Add (x, k) }"""
     nodes = run_passes([WidenFloats()], parser.parse_model(text)).graph.node

@@ -1,11 +1,11 @@
-"""What operators do to channels: constants as ONNX computes them, slots on the axis where they end up."""
+"""How operators propagate channels: constants as ONNX computes them, slots along the right axis."""
 
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
 from rdoq_onnx.model.graph import Graph
-from rdoq_onnx.passes.pruning.channel_rules import Channels, follow
+from rdoq_onnx.passes.pruning.channel_rules import Channels, propagate
 
 CONSTANT = np.array([True, False, True])
 VALUES = np.array([0.0, 7.0, -2.0], np.float32)
@@ -19,13 +19,13 @@ STORED = {
 }  # fmt: skip
 
 
-def after(node, behind=2, **others):
-    """The channels of what `node` makes of x, whose channels 0 and 2 are constant."""
+def after(node, trailing=2, **others):
+    """The channels of the output of `node` for x, whose channels 0 and 2 are constant."""
     model = parser.parse_model(f'''<ir_version: 8, opset_import: ["": 17]>
         g (float[1, 3, 4, 4] x) => (float[M] y) {{ {node} }}''')
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in STORED.items())
-    inputs = {"x": Channels(np.array([10, 11, 12]), VALUES, CONSTANT, behind)}
-    return follow(model.graph.node[0], inputs | others, Graph(model), SHAPES)
+    inputs = {"x": Channels(np.array([10, 11, 12]), VALUES, CONSTANT, trailing)}
+    return propagate(model.graph.node[0], inputs | others, Graph(model), SHAPES)
 
 
 KEPT = {
@@ -59,7 +59,7 @@ VARYING = {
 
 
 @pytest.mark.parametrize("node", VARYING)
-def test_what_no_longer_is_the_same_at_all_positions(node):
+def test_what_no_longer_is_equal_at_all_positions(node):
     assert np.flatnonzero(after(node).constant).tolist() == VARYING[node]
 
 
@@ -73,11 +73,11 @@ def test_flattened_channels_are_repeated():
     for node in ("y = Flatten (x)", "y = Reshape (x, flat)"):
         found = after(node)
         assert found.slots.tolist() == [10] * 16 + [11] * 16 + [12] * 16
-        assert found.behind == 0
-    assert after("y = Squeeze (x, spatial)").behind == 0
+        assert found.trailing == 0
+    assert after("y = Squeeze (x, spatial)").trailing == 0
 
 
-def test_concatenated_channels_follow_each_other():
+def test_concatenated_channels_are_in_order():
     other = Channels(np.array([20]), np.zeros(1, np.float32), np.ones(1, bool), 2)
     for axis in (1, -3):
         assert after(f"y = Concat <axis = {axis}> (z, x)", z=other).slots.tolist() == [20, 10, 11, 12]
@@ -88,5 +88,5 @@ def test_concatenated_channels_follow_each_other():
     "node", ["y = Softmax (x)", "y = Add (x, unknown)", "y = Resize (x, , more)", "y = Flatten <axis = 2> (x)",
              "y = ReduceMean <axes = [1]> (x)", "y = QuantizeLinear (x, scale)"],
 )  # fmt: skip
-def test_what_is_not_known_is_not_followed(node):
+def test_unsupported_operators_are_not_propagated(node):
     assert after(node) is None

@@ -1,4 +1,4 @@
-"""Removing channels of 0 bits: the same numbers from a smaller network, and a reason for all that stays."""
+"""Removing channels of 0 bits: the same outputs from a smaller network, and a reason for each one kept."""
 
 import numpy as np
 import onnx
@@ -23,7 +23,7 @@ LEVELS = ["none", "basic", "all"]
 
 
 def emitted(graph, weights, zeros, ort_run, form, *, bits=8, opset=17):
-    """A quantized model and feeds. weights: shapes, or values. zeros: {weight: {channel: its bias}} of 0 bits."""
+    """A quantized model and feeds. weights: shapes or values. zeros: {weight: {channel of 0 bits: its bias}}."""
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> g {graph}')
     rng = np.random.default_rng(0)
     for name, value in weights.items():
@@ -140,7 +140,7 @@ CASES = {
     "3x3, padded": (PADDED, THREE, {"w1": {1: 0.7, 4: -0.3}}, {"z": (4,)}, {"z": (5, 3, 1, 1), "y": (4, 5, 3, 3)}),
     "3x3, not padded": (VALID, THREE, {"w1": {1: 0.7, 4: -0.3}}, {"z": (1, 4)}, {"y": (4, 4, 3, 3)}),
     "no bias yet": (UNBIASED, ONE, {"w1": {1: 0.7}}, {"z": (1,)}, {"y": (4, 5, 1, 1)}),
-    # 3 has no weights behind an input that has some; 4 and 5 are constant at the border too only where they are 0.
+    # 3 has no weights after an input that has some; 4 and 5 are constant at the border too only where they are 0.
     "depthwise": (MOBILE, MOBILE_WEIGHTS, {"w1": {4: -0.1, 5: 0.6}, "w2": {3: 0.5, 1: -0.2}},
                   {"z": (1, 3, 4), "d": (1, 3, 4)}, {"z": (3, 3, 1, 1), "d": (3, 1, 3, 3), "y": (4, 3, 3, 3)}),
     "residual": (RESIDUAL, RESIDUAL_WEIGHTS, {"w1": {1: 0.7, 3: 0.2}, "w2": {3: 0.4, 4: -0.5}},
@@ -192,16 +192,17 @@ def test_integers_stay_the_same_bit_for_bit(ort_run, name, bits):
     small, removal = pruned(model, feeds, ort_run, exact=LEVELS)
     assert removal.outputs
     assert len(np.unique(ort_run(small, feeds)[0])) > 4
-    # The biases that took something up are INT32 still.
+    # The changed biases are still INT32.
     kinds = {t.data_type for t in small.graph.initializer if t.name.startswith("b")}
     assert TensorProto.INT32 in kinds
 
 
 KEPT = {
-    "pads": (PADDED, THREE, {"w1": {1: 0.7}}, {"z": {1: "does not add it to all positions"}}),
+    "pads": (PADDED, THREE, {"w1": {1: 0.7}}, {"z": {1: "does not add it equally at all positions"}}),
     "auto_pad": (CHAIN.replace("y = Conv", 'y = Conv <auto_pad = "SAME_UPPER">'), THREE, {"w1": {1: 0.7}},
-                 {"z": {1: "does not add it to all positions"}}),
-    "ConvTranspose": (DOWN_UP, DOWN_UP_WEIGHTS, {"w1": {2: 0.7}}, {"z": {2: "does not add it to all positions"}}),
+                 {"z": {1: "does not add it equally at all positions"}}),
+    "ConvTranspose": (DOWN_UP, DOWN_UP_WEIGHTS, {"w1": {2: 0.7}},
+                      {"z": {2: "does not add it equally at all positions"}}),
     "graph output": (CHAIN, ONE, {"w1": {2: -0.1}, "w2": {0: 0.5}}, {"y": {0: "it is an output of the network"}}),
     "one side of an Add": (RESIDUAL, RESIDUAL_WEIGHTS, {"w1": {1: 0.7}, "w2": {4: 0.1}},
                            {"p": {1: "it varies where"}, "q": {4: "it varies where"}}),
@@ -213,7 +214,7 @@ KEPT = {
     "groups": (CHAIN.replace("y = Conv", "y = Conv <group = 2>"), ONE | {"w2": (4, 3, 1, 1)}, {"w1": {2: -0.7}},
                {"z": {2: "has 2 groups"}}),
     "MatMul without Add": (MATMULS.replace("y = Add (u, b2)", "y = Tanh (u)"), MATMULS_WEIGHTS, {"w1": {2: 0.7}},
-                           {"z": {2: "no Add of a constant behind"}}),
+                           {"z": {2: "no Add of a constant after"}}),
     "alpha": (GEMMS.replace("u = Gemm <", "u = Gemm <alpha = 2.0, "), GEMMS_WEIGHTS, {"w1": {2: -0.7}},
               {"z": {2: "Gemm"}}),
 }  # fmt: skip
@@ -221,7 +222,7 @@ KEPT = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", KEPT)
-def test_what_stays_has_a_reason(ort_run, name, form):
+def test_kept_channels_have_reasons(ort_run, name, form):
     graph, weights, zeros, reasons = KEPT[name]
     model, feeds = emitted(graph, weights, zeros, ort_run, form)
     _, removal = pruned(model, feeds, ort_run)
@@ -246,7 +247,7 @@ def test_layers_that_share_a_weight_lose_the_same(ort_run):
         assert by_output(removal.outputs, model) == {"z": (1, 4), "u": (1, 4)}
         stored = [t.dims for t in small.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 4]
         assert sorted(map(tuple, stored)) == [(4, 3, 1, 1), (4, 4, 1, 1)]
-        # One user of w2 pads: its channels stay for the other's sake as well.
+        # One user of w2 pads, so its channels stay in both.
         padded = graph.replace("t = Conv", "t = Conv <pads = [1, 1, 1, 1]>").replace("4, 6, 6] t", "4, 8, 8] t")
         model, feeds = emitted(padded, weights, {"w1": {1: 0.7, 4: -0.3}}, ort_run, form)
         _, removal = pruned(model, feeds, ort_run)
@@ -318,7 +319,7 @@ def test_constants_pass_through(ort_run, name, form):
     assert shapes(small)["y"] == (4, 6 - len(expected.get("z", ())), 1, 1)
 
 
-def test_explicit_padding_with_the_value_that_the_channel_has(ort_run):
+def test_explicit_padding_with_the_channel_s_own_value(ort_run):
     graph = PADDED.replace("y = Conv <pads = [1, 1, 1, 1]> (a,", "p = Pad (a, pads) y = Conv (p,")
     weights = THREE | {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
     for form in FORMS:
@@ -341,7 +342,7 @@ def test_ceilings_for_each_channel(ort_run, bits):
     assert top.size == 4
 
 
-def test_inputs_that_no_output_needs_go_as_well(ort_run):
+def test_inputs_that_no_output_needs_go_too(ort_run):
     """u's rows 0 and 1 have no weights; once they are gone, nothing reads channel 3 of z, which varies."""
     model, feeds = emitted(GEMMS, GEMMS_WEIGHTS, {"w2": {0: 0.4, 1: -0.2}}, ort_run, "integers")
     weight = next(t for t in model.graph.initializer if t.name == "w2_quantized")
@@ -353,7 +354,7 @@ def test_inputs_that_no_output_needs_go_as_well(ort_run):
     assert by_output(removal.inputs, model) == {"u": (3,), "y": (0, 1)}
 
 
-def test_row_that_has_only_removed_inputs_becomes_constant(ort_run):
+def test_row_with_only_removed_inputs_becomes_constant(ort_run):
     model, feeds = emitted(GEMMS, GEMMS_WEIGHTS, {"w1": {2: 0.7}}, ort_run, "integers")
     weight = next(t for t in model.graph.initializer if t.name == "w2_quantized")
     value = numpy_helper.to_array(weight).copy()
@@ -394,7 +395,7 @@ def test_what_a_subgraph_or_a_custom_operator_reads_stays(ort_run):
     assert "Relu Relu_0 reads it" in by_output(removable(model).kept, model)["z"][0][1]
 
 
-def test_other_readers_of_an_initializer_keep_it_whole(ort_run):
+def test_other_consumers_of_an_initializer_keep_it_whole(ort_run):
     """b1 is also the shift of another tensor, whose channels all stay; w1 is an output's factor."""
     graph = """(float[2, 3, 6, 6] x) => (float[2, 4, 6, 6] y, float[2, 6] t, float[6, 3, 1, 1] v)
         { z = Conv (x, w1, b1) a = Relu (z) y = Conv (a, w2, b2)
@@ -411,7 +412,7 @@ def test_other_readers_of_an_initializer_keep_it_whole(ort_run):
     stored = {t.name: tuple(t.dims) for t in small.graph.initializer}
     assert stored["b1"] == (6,)
     assert stored["w1"] == (6, 3, 1, 1)
-    assert stored["w2"] == (4, 5, 1, 1)  # read by one node, and so under its old name
+    assert stored["w2"] == (4, 5, 1, 1)  # has one consumer, and so keeps its name
     assert shapes(small)["z"] == (5, 3, 1, 1)
 
 
@@ -427,7 +428,7 @@ def test_names_and_declared_shapes(ort_run):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_real_network(ort_run, form):
-    """Residual blocks and an inverted one: what is tied across a block goes as a whole or not at all."""
+    """Residual blocks and an inverted one: channels coupled across a block are removed all or none."""
     model = run_passes(NORMALIZE, onnx.load(ROOT / "models" / "digits_cnn.onnx"))
     feeds = random_feeds(model)
     layers = [n for n in model.graph.node if n.op_type == "Conv"]
@@ -437,13 +438,13 @@ def test_real_network(ort_run, form):
     assert {*removal.outputs, *removal.kept} == {n.name for n in layers}
     total = [sum(int(np.prod(s)) for s in shapes(m).values()) for m in (small, model)]
     assert total[0] < total[1]
-    # An inverted block is tied through its depthwise convolution.
+    # An inverted block is coupled through its depthwise convolution.
     assert removal.outputs["/8/body/body.0/Conv"] == removal.outputs["/8/body/body.3/Conv"] == (1, 5, 6, 9)
 
 
 @st.composite
 def chains(draw):
-    """One to four convolutions with all that can be between, and channels of 0 bits anywhere."""
+    """One to four convolutions with any supported operators between, and channels of 0 bits anywhere."""
     size, channels, nodes, weights, zeros, data = 6, 3, [], {}, {}, "x"
     for index in range(draw(st.integers(2, 4))):
         kind = draw(st.sampled_from(["full", "depthwise", "residual"])) if index else "full"

@@ -1,4 +1,4 @@
-"""Layers as a file stores them: blocks, scales and biases, and what forms are refused."""
+"""Layers as a file stores them: blocks, scales and biases, and the forms that are refused."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ INTEGERS = """d = DequantizeLinear (codes, t, z) v = DequantizeLinear <axis = 0>
 
 
 def layer(nodes, signature="(float[1, 3, 6, 6] x, uint8[1, 3, 6, 6] codes, float[4] free) => (float[1, 4, H, W] y)"):
-    """The last node of the graph, as it is stored."""
+    """The last node of the graph, as stored."""
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {signature} {{ {nodes} }}')
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in FLOATS.items())
     graph = Graph(model)
@@ -56,7 +56,7 @@ def test_a_convolution_in_integers():
     assert found.reach(data) >= np.abs(FLOATS["qb"] + sums).max()
 
 
-def test_weights_behind_a_cast_have_scales_as_well():
+def test_weights_after_a_cast_have_scales_as_well():
     found = layer("i = Cast <to = 1> (q) v = Mul (i, s) y = Conv (x, v)")
     assert found.blocks.dtype == np.int8
     np.testing.assert_array_equal(found.scales, FLOATS["s"])
@@ -75,7 +75,7 @@ def test_a_matrix_has_its_outputs_first(nodes):
     np.testing.assert_array_equal(found.blocks[0, :, :, 0], FLOATS["m"].T)
 
 
-def test_the_bias_of_a_matmul_is_the_add_that_alone_reads_it():
+def test_the_bias_of_a_matmul_is_the_add_that_is_its_only_consumer():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[2, 3] x) => (float[2, 5] y)
         { [mul] h = MatMul (x, m) [add] y = Add (h, b) }""")
     stored = {"m": FLOATS["m"], "b": np.ones(5, np.float32)}
