@@ -92,10 +92,10 @@ def test_a_layer_left_in_float_abides():
 
 # What is replaced in the nodes, by what, the stored values changed, and the rule that the first line names.
 BROKEN = {
-    "unsigned": ("", "", {"z": np.uint8(0)}, "QuantizeLinear 'xq' gives UINT8"),
+    "unsigned": ("", "", {"z": np.uint8(0)}, "QuantizeLinear 'xq' outputs UINT8"),
     "no zero point": (
         "(x, xs, z) xd = DequantizeLinear (xq, xs, z)", "(x, xs) xd = DequantizeLinear (xq, xs)",
-        {}, "QuantizeLinear 'xq' gives UINT8",
+        {}, "QuantizeLinear 'xq' outputs UINT8",
     ),
     "integers quantized": (
         "xq = QuantizeLinear (x,", "i = Cast <to = 6> (x) xq = QuantizeLinear (i,",
@@ -126,7 +126,7 @@ BROKEN = {
     "infinite scale": ("", "", {"xs": np.float32(np.inf)}, "QuantizeLinear 'xq' has a scale that is not positive"),
     "scales of an activation": (
         "(x, xs, z) xd = DequantizeLinear (xq, xs, z)", "(x, cs, cz) xd = DequantizeLinear (xq, cs, cz)",
-        {"cs": ones(3), "cz": zeros(3)}, "QuantizeLinear 'xq' has one scale a channel of an activation",
+        {"cs": ones(3), "cz": zeros(3)}, "QuantizeLinear 'xq' has per-channel scales for an activation",
     ),
     "axis of Conv": (
         "axis = 0> (w1,", "axis = 1> (w1,", {"w1s": ones(3), "w1z": zeros(3)},
@@ -153,7 +153,7 @@ BROKEN = {
     ),
     "decoded weight": (
         "w1d = DequantizeLinear <axis = 0> (w1,", "k = Cast <to = 3> (w1) w1d = DequantizeLinear <axis = 0> (k,",
-        {"w1": int4("w1", [4, 3, 1, 1])}, "DequantizeLinear 'w1d' decodes what Cast makes of stored data",
+        {"w1": int4("w1", [4, 3, 1, 1])}, "DequantizeLinear 'w1d' decodes weights computed by Cast",
     ),
     "weight moved": (
         "y = MatMul (gd, w4d)", "k = Transpose (w4d) y = MatMul (gd, k)",
@@ -162,7 +162,7 @@ BROKEN = {
     ),
     "INT32 bias": (
         "c1 = Conv (xd, w1d, b1)", "b = DequantizeLinear <axis = 0> (i, w1s) c1 = Conv (xd, w1d, b)",
-        {"i": ones(4, dtype=np.int32)}, "Conv 'c1' has a bias that is made by DequantizeLinear",
+        {"i": ones(4, dtype=np.int32)}, "Conv 'c1' has a bias that is computed by DequantizeLinear",
     ),
     "INT4 beside quantized data": (
         "(w4, w4s, w4z)", "(w4, w4s)", {"w4": int4("w4", [6, 5])}, "MatMul 'y' has INT4 weights and quantized data"
@@ -188,7 +188,7 @@ def test_opset():
 def test_integers_that_leave_the_graph():
     model = build()
     model.graph.output.append(helper.make_tensor_value_info("rq", TensorProto.INT8, [2, 4, 4, 4]))
-    assert violations(model) == ("QuantizeLinear 'rq' gives integers to the graph's outputs; dequantize them",)
+    assert violations(model) == ("QuantizeLinear 'rq' makes a graph output of integers; dequantize it",)
 
 
 def test_parameters_may_be_constant_nodes():

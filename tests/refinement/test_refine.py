@@ -1,5 +1,4 @@
-"""Refinement: steps that only ever help, budgets that hold, lines that fit."""
-
+"""Refinement: no step makes it worse, budgets hold, fitted lines fit."""
 
 import numpy as np
 import pytest
@@ -43,7 +42,7 @@ class Digits:
     def plan(self, effort):
         return Plan.of(effort, self.allocation, len(self.measuring))
 
-    def look(self, allocation, config, advance=ignore):
+    def refine(self, allocation, config, advance=ignore):
         plan = self.plan(config.effort)
         with workers(2) as pool:
             return Refinement(config, plan, self.judge, self.split, pool, advance).of(allocation)
@@ -60,15 +59,15 @@ def digits():
 
 STEPS = {
     "fast": ["uniform"],
-    "default": ["swaps", "uniform", "re-fit"],
-    "best": ["re-round", "re-measure", "swaps", "clips", "uniform", "re-fit"],
+    "default": ["bit swaps", "uniform", "scale refit"],
+    "best": ["re-rounding", "re-measuring", "bit swaps", "clipping", "uniform", "scale refit"],
 }
 
 
 @pytest.mark.parametrize("effort", STEPS)
 def test_no_step_makes_it_worse(digits, effort):
     config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
-    refined = digits.look(digits.allocation, config)
+    refined = digits.refine(digits.allocation, config)
     found, steps = refined.allocation, refined.steps
     assert [s.name for s in steps] == STEPS[effort]
     distortion = digits.judge.distortion(digits.allocation)
@@ -81,8 +80,8 @@ def test_no_step_makes_it_worse(digits, effort):
     assert found.activation_average <= 3
 
 
-def test_a_default_look_gains(digits):
-    steps = digits.look(digits.allocation, CONFIG).steps
+def test_refinement_at_default_effort_gains(digits):
+    steps = digits.refine(digits.allocation, CONFIG).steps
     assert steps[-1].after < 0.9 * steps[0].before
 
 
@@ -93,7 +92,7 @@ def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
     bad = allocate_bits(digits.measurement, CONFIG.budgets, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 4)
     uniform = uniform_bits(digits.measurement, CONFIG.budgets)
     assert digits.judge.distortion(bad) > digits.judge.distortion(uniform)
-    refined = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
+    refined = digits.refine(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
     found, steps = refined.allocation, refined.steps
     assert found.activation_bits == uniform.activation_bits
     assert all((a == b).all() for a, b in zip(found.layer_bits, uniform.layer_bits, strict=True))
@@ -114,7 +113,7 @@ def test_trials_are_an_upper_bound(digits):
     for effort in STEPS:
         config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
         done = []
-        digits.look(digits.allocation, config, done.append)
+        digits.refine(digits.allocation, config, done.append)
         assert sum(done) <= digits.plan(effort).trials
 
 

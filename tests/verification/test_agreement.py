@@ -27,7 +27,7 @@ def rounded(seed, samples, elements, common=0.0, fault=0.0):
 
 
 def test_levels_that_disagree():
-    message = r"BASIC level than at its default level: distortion 9 between them, 3 and 2.5 from the float model"
+    message = r"BASIC level differ from those at its default level: distortion 9 between them, 3 and 2.5 from the float model"
     with pytest.raises(VerificationError, match=message):
         check(3.0, 2.5, 9.0)
     with pytest.raises(VerificationError, match=r"has 17.0 dB at one thread, 30.0 dB at ONNX Runtime's BASIC"):
