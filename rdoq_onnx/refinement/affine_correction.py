@@ -97,7 +97,8 @@ def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[
         change = mixed(scaled, allocation.layer_bits[k]).values - layer.linear.rows(weight)
         offset = gain * (bias + shift) + rest - bias - bias_shift(layer, change, measured[k].mean)
         measured[k] = replace(measured[k], codes=scaled, offset=offset)
-        values[:] = workers.map(partial(_scaled_and_shifted, layer.linear, gain, gain * added + rest - added), values, counts)
+        correct = partial(_scaled_and_shifted, layer.linear, gain, gain * added + rest - added)
+        values[:] = workers.map(correct, values, counts)
     return replace(allocation, measurement=replace(measurement, layers=tuple(measured)))
 
 

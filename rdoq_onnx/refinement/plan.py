@@ -65,5 +65,5 @@ def rows_by_distortion(allocation: Allocation) -> list[slice]:
     first = measurement.channels
     rows = measurement.unit_rows()
     rows += [slice(first + k, first + k + 1) for k, a in enumerate(measurement.network.activations) if not a.fusion]
-    taken = allocation.distortions
-    return sorted(rows, key=lambda r: -float(taken[r].sum()))
+    distortions = allocation.distortions
+    return sorted(rows, key=lambda r: -float(distortions[r].sum()))

@@ -163,8 +163,8 @@ class _Best:
     def clip(self, plan: Plan) -> None:
         """Move the ends of the activations' ranges, greatest distortion first."""
         measurement, bits = self.allocation.measurement, self.allocation.activation_bits
-        taken = self.allocation.distortions[measurement.channels :]
-        for k in np.argsort(-taken, kind="stable")[: plan.clips]:
+        distortions = self.allocation.distortions[measurement.channels :]
+        for k in np.argsort(-distortions, kind="stable")[: plan.clips]:
             tensor = measurement.network.activations[k].tensor
             chosen = measurement.activations[k].quantizers[bits[k]]
             for other in refined(chosen, *measurement.observation.reach(tensor))[1:]:

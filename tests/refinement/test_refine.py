@@ -117,14 +117,14 @@ def test_trials_are_an_upper_bound(digits):
         assert sum(done) <= digits.plan(effort).trials
 
 
-def test_a_network_of_much_work_gets_fewer_swaps(digits):
+def test_an_expensive_network_gets_fewer_swaps(digits):
     plans = [Plan.of("best", digits.allocation, samples) for samples in (20, 20_000, 2_000_000)]
     swaps = [p.rounds * p.groups for p in plans]
     assert swaps[0] > swaps[1] > swaps[2] == 1
     assert {(p.portions, p.fits) for p in plans} == {(6, plans[0].fits)}
 
 
-def test_lines_that_were_fitted_fit(digits):
+def test_fitting_again_changes_little(digits):
     """Fitted once, gains are 1 and the rest 0: fitting again on the same samples changes little."""
     every = fitted_layers(digits.allocation, 1.0)
     once = digits.refitted(digits.allocation, every)
@@ -153,7 +153,7 @@ def test_the_first_layers_and_the_last_are_fitted(digits):
 
 
 def test_a_layer_with_no_constant_bias_to_move_is_not_fitted():
-    """Its bias is computed, or has a beta of 0: what quantization shifts stands in an Add behind it."""
+    """Its bias is computed or has a beta of 0, so the bias correction is in an Add behind it."""
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 16] x) => (float[N, 16] y) {
           p = Gemm (x, w) a = Relu (p) s = ReduceMean <axes = [1], keepdims = 1> (x)
@@ -181,15 +181,15 @@ def test_lines_do_not_depend_on_threads(threads):
     np.testing.assert_array_equal(found, _line(target, target + 0.3 * noise))
 
 
-def test_a_clipped_outlier_draws_no_line_to_itself():
-    """One huge value that is clipped, among others that are right."""
+def test_a_clipped_outlier_does_not_dominate_the_fit():
+    """One huge clipped value among others that are exact."""
     target = np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
     target[0, 7] = 500
     gain, rest = _line(target, np.minimum(target, 4))
     np.testing.assert_allclose([gain[0], rest[0]], [1, 0], atol=1e-5)
 
 
-def test_rounding_again_keeps_widths(digits):
+def test_rerounding_keeps_widths(digits):
     with workers(2) as pool:
         again = rerounded(digits.allocation, np.array([1, 4]), digits.fitting, RUNTIME, pool)
         around = remeasured(digits.allocation, CONFIG.seed, digits.measuring, RUNTIME, pool)

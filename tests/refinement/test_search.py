@@ -79,7 +79,7 @@ def test_agreement_needs_scores():
         ({"sqnr": float("nan")}, "--sqnr nan: give a finite"),
         ({"top1_agreement": 101.0}, "--top1-agreement 101 is out of range"),
         ({"sqnr": 20.0, "top1_agreement": 99.0}, "exclude each other; give one"),
-        ({"size": 100, "joint": True}, "--size is a budget of weights alone"),
+        ({"size": 100, "joint": True}, "--size is a budget for weights only"),
     ],
 )
 def test_goals_that_make_no_sense(goals, said):
