@@ -1,9 +1,9 @@
-"""Rate-distortion optimised quantization of ONNX models: every channel and activation at its own bit width.
+"""Rate-distortion optimized quantization of ONNX models: each channel and activation at its own bit width.
 
     result = rdoq_onnx.quantize("in.onnx", calibration="calib.npz", bits=4)
     result.save("out.onnx")
 
-`measure`, `allocate` and `emit` are its steps, for those who want several budgets from one measurement.
+`measure`, `allocate` and `emit` are its steps, e.g. for several budgets from one measurement.
 """
 
 from rdoq_onnx.allocation.allocation import Allocation

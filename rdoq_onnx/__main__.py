@@ -1,4 +1,4 @@
-"""`python -m rdoq_onnx`."""
+"""Run the command line: `python -m rdoq_onnx`."""
 
 from rdoq_onnx.cli import main
 

@@ -1,4 +1,4 @@
-"""The Python API: one call for all, and its steps one by one."""
+"""The Python API: `quantize`, and its steps one by one."""
 
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,16 @@ def quantize(
 ) -> Result:
     """Quantize `model` and verify the result (Wang et al., RDO-Q, ECCV 2022; README, "Method").
 
-    model: a path or a ModelProto, which is not altered. calibration: a path of an .npz, .npy or folder (the README
-    tells of what), "module:function", a dict of arrays with the samples on axis 0, an iterable of feeds, or an object
+    model: a path or a ModelProto, which is not modified. calibration: the path of an .npz, .npy or folder (README,
+    "Calibration"), "module:function", a dict of arrays with the samples on axis 0, an iterable of feeds, or an object
     with ONNX Runtime's `get_next()`; None for synthetic samples.
     bits: average bits per weight and per activation element, 0 to 8; `weight_bits` and `activation_bits` override it
-    for one side, `weights_only` leaves activations in float. curves: a file that keeps the measurement, which is not
-    made again if it is there. options: the other fields of `config.Config`, which are the options of the command line:
+    for one side, `weights_only` leaves activations in float. curves: checkpoint of the measurement, which is resumed
+    from this file if it exists. options: the other fields of `config.Config`, named as the command line's options:
     `samples`, `effort`, `target`, `pins`, `size`, `sqnr` and so on.
 
-    Returns the emitted model with its report and allocation; nothing is written. Raises RdoqError; errors.py lists its
-    kinds.
+    Returns the emitted model with its report and allocation; writes nothing but `curves`. Raises RdoqError; errors.py
+    lists its subclasses.
 
     >>> result = quantize("models/digits_cnn.onnx", "models/digits_calib.npz", bits=4, samples=24, effort="fast")
     >>> result.report.weight_bits <= 4 and result.report.sqnr_db > 10
@@ -66,11 +66,11 @@ def measure(
     curves: str | Path | None = None,
     **options: Any,
 ) -> Measurement:
-    """The slow step: the rate-distortion curve of every channel and activation of `model` (Eq. 3 to 8).
+    """Measure the rate-distortion curve of every channel and activation of `model` (Eq. 3 to 8), the slow step.
 
-    Arguments as for `quantize`. All samples are used; none is held out. The curves of what is returned are float64
-    [units, 9], δ at 0 to 8 bits, a row for each channel of each layer and then one for each activation; inf where a
-    width is not offered. Raises RdoqError.
+    Arguments as for `quantize`. All samples are used; none is held out. The curves of the result are float64
+    [units, 9], δ at 0 to 8 bits, one row per channel of each layer and then one per activation; inf where a width is
+    not offered. Raises RdoqError.
 
     >>> measurement = measure("models/digits_cnn.onnx", "models/digits_calib.npz", samples=24, effort="fast")
     >>> measurement.curves.distortion.shape == (measurement.channels + len(measurement.network.activations), 9)
@@ -100,11 +100,11 @@ def allocate(
     size: int | None = None,
     layer_limit: int | None = None,
 ) -> Allocation:
-    """The widths of least predicted distortion within the budgets (Lagrangian; allocate.py proves the gap).
+    """Choose the widths of least predicted distortion within the budgets (Lagrangian; allocate.py proves the gap).
 
-    Arguments as for `quantize`. pins: (name or regular expression of a layer or activation, its width). size: bytes of
-    all weights at their widths, in place of `weight_bits`; layer_limit: of those of any layer. Raises BudgetError if a
-    budget cannot be met, ConfigError if a pin matches nothing.
+    Arguments as for `quantize`. pins: (name or regular expression of a layer or activation, its width). size: maximum
+    bytes of all weights at their widths, instead of `weight_bits`; layer_limit: of any layer's weights. Raises
+    BudgetError if a budget cannot be met, ConfigError if a pin matches nothing.
     """
     sides = _sides(bits, weight_bits, activation_bits, weights_only=not measurement.network.activations)
     budgets = Budgets(**sides, joint=joint, pins=pins, size=size, layer_limit=layer_limit)
@@ -114,10 +114,10 @@ def allocate(
 def emit(
     model: Model, allocation: Allocation, *, storage: Storage | None = None, keep_channels: bool = False
 ) -> onnx.ModelProto:
-    """`model`, the one that was measured, quantized as `allocation` says.
+    """Quantize `model`, which must be the measured one, to the widths of `allocation`.
 
-    storage: "packed", "native" or "int8"; None for the default of the target that was measured for. keep_channels:
-    keep channels of 0 bits. Raises ModelError if `model` is another one.
+    storage: "packed", "native" or "int8"; None for the default of the measurement's target. keep_channels: keep 0-bit
+    channels. Raises ModelError if `model` is not the measured one.
     """
     if read_normalized(model)[1] != allocation.measurement.source:
         raise ModelError("this is not the model that the allocation was measured on; measure it first")
@@ -127,7 +127,7 @@ def emit(
 def _sides(
     bits: float, weight_bits: float | None, activation_bits: float | None, weights_only: bool
 ) -> dict[str, Any]:
-    """The budget of each side, as Config and Budgets name it."""
+    """Return the budget of each side under its name in Config and Budgets."""
     return {
         "weight_bits": bits if weight_bits is None else weight_bits,
         "activation_bits": None if weights_only else bits if activation_bits is None else activation_bits,

@@ -1,4 +1,4 @@
-"""The command line: arguments -> Config -> pipeline; exit codes. With terminal.py, what prints."""
+"""The command line: arguments -> Config -> pipeline -> exit code. Only this module and terminal.py print."""
 
 import gc
 import importlib.util
@@ -30,14 +30,14 @@ from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.version import __version__
 
 INTERRUPTED = 130
-_GRACE = 0.6  # seconds for what was begun to clean up after itself
+_GRACE = 0.6  # seconds for an interrupted run to clean up
 PYPROJECT = "pyproject.toml"
-BITS = "{bits}"  # in the name of a file: the budget
+BITS = "{bits}"  # stands for the budget in a file name
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a run reads and writes."""
+    """The files that a run reads and writes."""
 
     input: str
     output: str
@@ -48,7 +48,7 @@ class Files:
     curves: str | None
 
     def at(self, bits: str) -> "Files":
-        """With the budget `bits` in place of {bits}."""
+        """Return the files of the budget `bits`, which replaces {bits}."""
         def filled(path: str | None) -> str | None:
             return None if path is None else path.replace(BITS, bits)
 
@@ -62,7 +62,7 @@ class Files:
 @click.argument("input", metavar="INPUT")
 @click.argument("output", metavar="OUTPUT", required=False)
 @declared
-@click.option("--config", metavar="FILE", is_eager=True, expose_value=False, callback=lambda *given: _defaults(*given),
+@click.option("--config", metavar="FILE", is_eager=True, expose_value=False, callback=lambda *args: _defaults(*args),
               help="Take options from a TOML file.  [default: [tool.rdoq-onnx] of ./pyproject.toml]")
 @click.version_option(__version__, message="%(version)s")
 @click.pass_obj
@@ -78,7 +78,7 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     bits = options.pop("bits")
     configs = {text.strip(): make_config({**options, "bits": text.strip()}) for text in bits.split(",")}
     if dry_run:
-        from rdoq_onnx.report.terminal import Out  # here: rich is slow to import, and --quiet does without
+        from rdoq_onnx.report.terminal import Out  # here: rich is slow to import, and --quiet does not need it
 
         out = Out(highlight=False, soft_wrap=True)
         for line in lines(dry_run_of(files.input, files.calibration, next(iter(configs.values())))):
@@ -86,7 +86,7 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
         return
     _check_files(files, [*configs])
     if files.calibration is None:
-        _say(quiet, "warning: no --calibration: the samples are synthetic, so widths and figures mean less")
+        _say(quiet, "warning: no --calibration, so samples are synthetic and all figures only indicative")
     failures = _run_all(configs, files, typed, Progress())[1] if quiet else _run_shown(configs, files, typed, verbose)
     if failures:
         for bits, error in failures.items():
@@ -97,7 +97,7 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
 def _run_shown(
     configs: Mapping[str, Config], files: Files, typed: Sequence[str], verbose: bool
 ) -> dict[str, RdoqError]:
-    """`_run_all` with its progress and its figures on the terminal; returns the budgets that failed."""
+    """Run all budgets, showing progress and figures on the terminal; return those that failed, with the error."""
     from rdoq_onnx.report.terminal import Out, print_frontier, print_summary, shown  # here: see `command`
 
     with shown() as progress:
@@ -113,7 +113,7 @@ def _run_shown(
 def _run_all(
     configs: Mapping[str, Config], files: Files, typed: Sequence[str], progress: Progress
 ) -> tuple[dict[str, Result], dict[str, RdoqError]]:
-    """What each budget gave, once it is written; and those that cannot be met or failed verification."""
+    """Run and write all budgets; return the results, and the errors of budgets not met or not verified."""
     results: dict[str, Result] = {}
     failures: dict[str, RdoqError] = {}
     together = len(configs) > 1 and files.json is not None and BITS not in files.json
@@ -133,28 +133,28 @@ def _run_all(
 
 
 def _defaults(context: click.Context, _: click.Parameter, path: str | None) -> None:
-    """Take what the command line does not say from a TOML file."""
+    """Take options missing from the command line from a TOML file."""
     if path is None and not Path(PYPROJECT).is_file():
         return
     source = path or PYPROJECT
-    unfit = ("config", "version", "help", "input", "output")
+    excluded = ("config", "version", "help", "input", "output")
     kinds = {
         option.name.replace("_", "-"): Kind(option.is_flag, option.multiple)
         for option in context.command.params
-        if isinstance(option, click.Option) and option.name is not None and option.name not in unfit
+        if isinstance(option, click.Option) and option.name is not None and option.name not in excluded
     }
     context.default_map = read_options(table_of(io.read_toml(source), whole=path is not None), source, kinds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its code; every expected error is one line."""
+    """Run the command and exit with its code; expected errors are one line each."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         _heed_interrupts()
-        gc.freeze()  # what was imported lives as long as the process: not worth a look at each collection
+        gc.freeze()  # imports live as long as the process: no need to scan them at each collection
     try:
         with warnings.catch_warnings():
-            # What overflows is refused by the name of its tensor; numpy's word on it would be a line more.
+            # An overflow is an error that names the tensor; numpy's warning would only repeat it.
             warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)
             command.main(typed, prog_name="rdoq-onnx", standalone_mode=False, obj=tuple(typed))
     except click.ClickException as error:
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _heed_interrupts() -> None:
-    """Leave within a second of Ctrl-C also where Python has no say: in a long call of ONNX Runtime."""
+    """Exit within a second of Ctrl-C even inside a long call of ONNX Runtime, where Python runs no handler."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -183,7 +183,7 @@ def _heed_interrupts() -> None:
 
 
 def _leave() -> None:
-    # Threads of ONNX Runtime may still be busy: leave without waiting for them.
+    # Threads of ONNX Runtime may still be busy: do not wait for them.
     sys.stderr.write("rdoq-onnx: interrupted\n")
     sys.stderr.flush()
     os._exit(INTERRUPTED)
@@ -209,14 +209,14 @@ def _check_files(files: Files, budgets: Sequence[str]) -> None:
     if len(budgets) > 1:
         for option, path in (("OUTPUT", files.output), ("--modified", files.modified), ("--report", files.report)):
             if path is not None and BITS not in path:
-                makes = f"--bits {','.join(budgets)} makes {len(budgets)} of them"
-                raise ConfigError(f"{option} {path}: {makes}; give a name with {BITS} in it")
+                several = f"--bits {','.join(budgets)} writes {len(budgets)} files"
+                raise ConfigError(f"{option} {path}: {several}; give a name with {BITS} in it")
     for each in map(files.at, budgets):
         written = [f for f in (each.output, each.modified, each.json, each.report, each.curves) if f is not None]
         for path in written:
             io.check_output(path, each.input)
             if each.calibration is not None and Path(path).resolve() == Path(each.calibration).resolve():
-                raise ConfigError(f"{path}: is the file of --calibration; give another output path")
+                raise ConfigError(f"{path}: is the --calibration file; give another output path")
         if len({Path(f).resolve() for f in written}) < len(written):
             raise ConfigError("OUTPUT, --modified, --json, --report and --curves must be different files; "
                               "give each its own path")  # fmt: skip

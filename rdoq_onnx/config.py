@@ -1,4 +1,4 @@
-"""Every setting of a run, checked once: each field of Config declares its own check."""
+"""The settings of a run, checked once; each field of Config declares its check."""
 
 import math
 import re
@@ -21,14 +21,14 @@ MAX_THREADS = 1024
 MAX_SAMPLES = 1_000_000
 
 T = TypeVar("T")
-Check = Callable[[str, Any], None]  # of an option and its value; raises ConfigError
+Check = Callable[[str, Any], None]  # takes an option and its value; raises ConfigError
 
 
 def setting(default: T, check: Check | None = None, *, measured: bool = True, option: str = "") -> T:
-    """A field of Config.
+    """Declare a field of Config.
 
     measured: whether curves depend on it other than through the samples and the regime. option: its name on the
-    command line, where that is not the field's own.
+    command line, if that is not the field's name.
     """
     return field(default=default, metadata={"check": check, "measured": measured, "option": option})
 
@@ -49,7 +49,7 @@ def _one_of(names: Collection[str], option: str, value: str) -> None:
 
 def _widths(option: str, widths: tuple[int, ...]) -> None:
     if not widths:
-        raise ConfigError(f"{option} names no width; give a range such as 0-8")
+        raise ConfigError(f"{option} is empty; give a range such as 0-8")
     for width in widths:
         _within(0, MAX_BITS, option, width)
     if list(widths) != sorted(set(widths)):
@@ -67,7 +67,7 @@ def _patterns(option: str, patterns: tuple[str, ...]) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ConfigError(f"{option} {pattern!r} is no regular expression: {error}") from error
+            raise ConfigError(f"{option} {pattern!r} is not a valid regular expression: {error}") from error
 
 
 def _samples(option: str, count: int) -> None:
@@ -79,7 +79,7 @@ def _samples(option: str, count: int) -> None:
 
 def _finite(option: str, numbers: Sequence[float], zero: bool = True) -> None:
     if not (numbers and all(math.isfinite(n) and (n or zero) for n in numbers)):
-        raise ConfigError(f"{option} {numbers}: give finite numbers{'' if zero else ' other than 0'}, one a channel")
+        raise ConfigError(f"{option} {numbers}: give finite numbers{'' if zero else ' other than 0'}, one per channel")
 
 
 def _factor(option: str, number: float) -> None:
@@ -103,7 +103,7 @@ def _decibels(option: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """The constraints of the allocation; each field is that of Config, and is checked as it is there."""
+    """The constraints of the allocation; fields and checks as in Config."""
 
     weight_bits: float = 8.0
     activation_bits: float | None = 8.0
@@ -121,7 +121,7 @@ class Budgets:
 class Selection:
     """What to quantize; fields as in Config.
 
-    activations: whether to quantize them. goal: the option, if any, that needs layers to search over, such as --sqnr.
+    activations: whether to quantize activations. goal: the option, if any, that needs a search, such as --sqnr.
     """
 
     target: Target = TARGETS["onnxruntime"]
@@ -145,7 +145,7 @@ class Config:
     exclude, exclude_ops: patterns and types of layers that stay in float.
     size: maximum bytes of all weights at their widths, instead of `weight_bits`. layer_limit: of any layer's weights.
     samples: number of calibration samples to use, evenly spaced; None for all (64 if they are synthetic).
-    image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for what `Pixels` takes.
+    image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for the defaults of `Pixels`.
     measure: how to measure curves, "taylor" (first order) or "probe" (exact, slow).
     effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" anchors curves to
         exact runs and swaps bits; "best" also re-rounds and re-measures around the allocation, and swaps longer.
@@ -191,7 +191,7 @@ class Config:
             check(self)
 
     def measuring(self) -> dict[str, Any]:
-        """The settings that curves depend on; on `activation_bits` they do as far as `measure.regime` says."""
+        """Return the settings that curves depend on, except the regime of `activation_bits` (`measure.regime`)."""
         values = asdict(self)
         return {f.name: values[f.name] for f in fields(self) if f.metadata["measured"]}
 
@@ -216,7 +216,7 @@ class Config:
 
 
 def _check_fields(settings: Config | Budgets) -> None:
-    """Run the check that Config declares for each field of `settings`."""
+    """Run the check declared in Config for each field of `settings`."""
     declared = Config.__dataclass_fields__
     for name in (f.name for f in fields(settings)):
         check, option = declared[name].metadata["check"], declared[name].metadata["option"]
@@ -228,7 +228,7 @@ def _check_joint(settings: Config | Budgets) -> None:
     if settings.joint and settings.activation_bits != settings.weight_bits:
         raise ConfigError("--joint takes one budget: give --bits alone, without --weight-bits or --activation-bits")
     if settings.joint and settings.size is not None:
-        raise ConfigError("--size is a budget of weights alone; give it without --joint")
+        raise ConfigError("--size is a budget for weights only; give it without --joint")
 
 
 def _check_storage(config: Config) -> None:
@@ -244,6 +244,6 @@ def _check_goals(config: Config) -> None:
 
 
 def _goals(config: Config) -> list[str]:
-    """The given ones of the options that make the search look for something."""
+    """List the options in use that set a goal for the search."""
     goals = {"--size": config.size, "--sqnr": config.sqnr, "--top1-agreement": config.top1_agreement}
     return [option for option, goal in goals.items() if goal is not None]

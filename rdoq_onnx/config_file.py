@@ -1,4 +1,4 @@
-"""Options from a TOML file: named as on the command line, which has the last word."""
+"""Read options from a TOML file, named as on the command line, which takes precedence."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ TABLE = "rdoq-onnx"
 
 @dataclass(frozen=True)
 class Kind:
-    """What an option takes: nothing (flag), one value, or several (multiple)."""
+    """Whether an option is a flag, and whether it may be repeated (multiple)."""
 
     flag: bool = False
     multiple: bool = False
 
 
 def table_of(document: Mapping[str, Any], whole: bool) -> Mapping[str, Any]:
-    """[tool.rdoq-onnx] of a TOML document, or, if `whole` and it has none, the document itself."""
+    """Return [tool.rdoq-onnx] of a TOML document, or, if `whole` and there is none, the document itself."""
     tool = document.get("tool")
-    found = tool.get(TABLE) if isinstance(tool, Mapping) else None
-    if isinstance(found, Mapping):
-        return found
+    table = tool.get(TABLE) if isinstance(tool, Mapping) else None
+    if isinstance(table, Mapping):
+        return table
     return document if whole else {}
 
 
 def read_options(table: Mapping[str, Any], source: str, kinds: Mapping[str, Kind]) -> dict[str, Any]:
-    """Options of `table` as click takes its defaults: names with underscores, values as they would be typed.
+    """Turn `table` into defaults for click: names with underscores, values as typed on the command line.
 
-    kinds: the options that there are. Raises ConfigError on a key that is no option, or a value of a wrong kind.
+    kinds: all options. Raises ConfigError on a key that is not an option, or a value of the wrong kind.
     """
     return {key.replace("-", "_"): _typed(value, f"{source}: {key}", _kind(key, source, kinds))
             for key, value in table.items()}  # fmt: skip
@@ -39,7 +39,7 @@ def read_options(table: Mapping[str, Any], source: str, kinds: Mapping[str, Kind
 def _kind(key: str, source: str, kinds: Mapping[str, Kind]) -> Kind:
     if key not in kinds:
         (nearest,) = difflib.get_close_matches(key, kinds, 1, 0.0)
-        raise ConfigError(f"{source}: {key} is no option; the nearest is {nearest}")
+        raise ConfigError(f"{source}: {key} is not an option; the nearest is {nearest}")
     return kinds[key]
 
 

@@ -1,7 +1,7 @@
-"""What a run would do, and about how long it would take: nothing is measured but a few passes.
+"""List what a run would quantize and estimate its time, from a few timed passes.
 
-Each step is so many passes of the float network over so many samples, which are timed, and the rounding of so many
-weights, which is timed on one layer. Steps that pay by the call (sessions, emission) add what loading took.
+The time of a step is a number of passes of the float network over a number of samples, which are timed, plus rounding,
+which is timed on one layer. Steps with a cost per call (sessions, emission) add the time to load the network.
 """
 
 import time
@@ -33,18 +33,18 @@ from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import Observation, observe
 from rdoq_onnx.refinement.judge import JUDGING
 from rdoq_onnx.refinement.plan import EFFORTS
-from rdoq_onnx.report.wording import pin_of
+from rdoq_onnx.report.wording import pin_of, step_name
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
-TIMED = 8  # samples of the passes that are timed
+TIMED = 8  # samples of the timed passes
 _REVERSE = 6.0  # a forward and reverse pass with its products, in forward passes
 _VERIFY = 7.0  # runs of each held-out sample
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What there is to quantize. elements: of each activation, of one sample. seconds: of each step, about."""
+    """What a run would quantize. elements: of each activation, per sample. seconds: estimate for each step."""
 
     network: Network
     elements: tuple[int, ...]
@@ -54,7 +54,7 @@ class DryRun:
 
 
 def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
-    """Read and analyse all, run a few samples. Raises what a run would raise up to here."""
+    """Read and analyse the model and run a few samples. Raises what a run would raise up to there."""
     runtime = Runtime(config.provider, config.threads)
     normal = read_normalized(model)[1]
     network = analyse(normal, config.selection)
@@ -76,11 +76,11 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
 def _seconds(
     network: Network, config: Config, observation: Observation, samples: int, one: float, load: float
 ) -> dict[str, float]:
-    """one: seconds of one sample in a pass; load: of making a session."""
+    """Estimate the seconds of each step. one: seconds per sample of a pass; load: to create a session."""
     seen = samples * (1 - HELD_OUT)
-    around = {"observe": load + seen * one, "verify": 6 * load + samples * HELD_OUT * _VERIFY * one}
+    ends = {"observe": load + seen * one, "verify": 6 * load + samples * HELD_OUT * _VERIFY * one}
     if not network.layers:
-        return around
+        return ends
     fitting, measuring = seen * FITTING, seen * (1 - FITTING)
     units = len(network.layers) + len(network.activations)
     rows = rows_of(observation.metric.elements)
@@ -89,8 +89,8 @@ def _seconds(
     plan = EFFORTS[config.effort].within(int(judging * work), units, len(network.activations), len(network.layers))
     narrow = sum(b <= WEIGHT_BITS for b in config.widths)
     runs = narrow * len(network.layers) + 8 * len(network.activations)
-    tying = min(WORK[config.effort] / max(runs * work, 1), SAMPLES[1], measuring)
-    found = around | {
+    anchoring = min(WORK[config.effort] / max(runs * work, 1), SAMPLES[1], measuring)
+    seconds = ends | {
         "moments": load + 2 * fitting * passes(network) * one,
         "sensitivity": 2 * load + min(SENSING, fitting) * _REVERSE * one,
         "clipping": 2 * load + (CLIPPING * (_REVERSE + rows) * one if network.activations else 0.0),
@@ -100,14 +100,14 @@ def _seconds(
     if config.measure == "probe":
         channels = sum(layer.linear.channels for layer in network.layers)
         perturbed = 2 * channels * len(config.widths) + 8 * 8 * len(network.activations)
-        found["probe"] = load * units + measuring * perturbed * one / 2
-    elif tying >= SAMPLES[0]:
-        found["ties"] = load * units + tying * runs * one / 2
-    return found
+        seconds["probe"] = load * units + measuring * perturbed * one / 2
+    elif anchoring >= SAMPLES[0]:
+        seconds["ties"] = load * units + anchoring * runs * one / 2
+    return seconds
 
 
 def _rounding(network: Network, config: Config, observation: Observation) -> float:
-    """Seconds to round all weights, from those of one layer of middling size."""
+    """Estimate the seconds to round all weights from those of one layer of median size."""
     if not network.layers:
         return 0.0
     layer = sorted(network.layers, key=_work)[len(network.layers) // 2]
@@ -130,17 +130,17 @@ def _rounding(network: Network, config: Config, observation: Observation) -> flo
 
 
 def _work(layer: Layer) -> float:
-    """What rounding a layer costs, in a unit of its own: each weight meets those of its row."""
+    """Return the relative cost of rounding a layer: each weight updates those of its row."""
     elements = float(np.prod(layer.linear.shape))
     return elements * (32 + elements / layer.linear.channels)
 
 
-_SHOWN = 0.02  # share of the time from which a step is named
+_SHOWN = 0.02  # minimum share of the time for a step to be named
 
 
-def lines(found: DryRun) -> Iterator[str]:
-    """Layers, activations, what stays in float and why, and the time."""
-    network = found.network
+def lines(result: DryRun) -> Iterator[str]:
+    """Word layers, activations, what stays in float and why, and the estimated time."""
+    network = result.network
     channels = sum(layer.linear.channels for layer in network.layers)
     weights = sum(int(np.prod(layer.linear.shape)) for layer in network.layers)
     yield f"{len(network.layers)} layers, {channels:,} channels, {weights:,} weights ({weights / 250:,.1f} kB in float)"
@@ -148,26 +148,27 @@ def lines(found: DryRun) -> Iterator[str]:
     for layer in network.layers:
         elements = int(np.prod(layer.linear.shape))
         shape = "x".join(map(str, layer.linear.shape))
-        told = f"{layer.linear.op_type}, {layer.linear.channels} channels, {elements:,} weights, {shape}"
-        yield f"  {pin_of(layer.name, bits)}  # {told}"
-    feeding = [(a, n) for a, n in zip(network.activations, found.elements, strict=True) if not a.fusion]
-    fusion = [(a, n) for a, n in zip(network.activations, found.elements, strict=True) if a.fusion]
-    yield f"{len(feeding)} activations, {sum(n for _, n in feeding):,} elements a sample"
+        figures = f"{layer.linear.op_type}, {layer.linear.channels} channels, {elements:,} weights, {shape}"
+        yield f"  {pin_of(layer.name, bits)}  # {figures}"
+    feeding = [(a, n) for a, n in zip(network.activations, result.elements, strict=True) if not a.fusion]
+    fusion = [(a, n) for a, n in zip(network.activations, result.elements, strict=True) if a.fusion]
+    yield f"{len(feeding)} activations, {sum(n for _, n in feeding):,} elements per sample"
     for activation, elements in feeding:
         yield f"  {pin_of(activation.tensor, 8)}  # {elements:,} elements"
     if fusion:
-        yield f"{len(fusion)} tensors at 8 bits outside the budget, so that integer kernels fuse"
+        yield f"{len(fusion)} extra 8-bit tensors, outside the budget, so that integer kernels fuse"
         yield from (f"  # {activation.tensor}: {elements:,} elements" for activation, elements in fusion)
     if network.weight_only:
-        yield f"{len(network.weight_only)} tensors quantized in their weights alone, outside search and budget"
+        yield f"{len(network.weight_only)} weight tensors quantized outside search and budget"
     for alone in network.weight_only:
-        told = f"{alone.op_type}, {alone.elements:,} weights, {'x'.join(map(str, alone.shape))}: {alone.reason}"
-        yield f"  {pin_of(alone.tensor, BITS)}  # {told}"
+        figures = f"{alone.op_type}, {alone.elements:,} weights, {'x'.join(map(str, alone.shape))}"
+        yield f"  {pin_of(alone.tensor, BITS)}  # {figures}: {alone.reason}"
     yield f"left in float: {len(network.skipped)} nodes"
     yield from (f"  {skip.op_type} {skip.node}: {skip.reason}" for skip in network.skipped)
-    total = sum(found.seconds.values())
-    steps = ", ".join(f"{name} {s:.0f}" for name, s in found.seconds.items() if s >= _SHOWN * total)
-    yield f"about {_duration(total)} with {found.samples} samples from {found.source} (seconds: {steps})"
+    total = sum(result.seconds.values())
+    steps = ", ".join(f"{step_name(name)} {s:.0f}" for name, s in result.seconds.items() if s >= _SHOWN * total)
+    origin = "synthetic samples" if result.source == "synthetic" else f"samples from {result.source}"
+    yield f"about {_duration(total)} with {result.samples} {origin} (seconds: {steps})"
 
 
 def _duration(seconds: float) -> str:

@@ -1,16 +1,16 @@
-"""What can go wrong, and the exit code of each.
+"""The exceptions of this package, and the exit code of each.
 
     RdoqError
     ├── ConfigError        2  an option or argument is wrong
     ├── ModelError         2  the model cannot be read or has nothing to quantize
-    │   └── ShortageError  2  there is no memory to run it with so many samples at once
+    │   └── ShortageError  2  not enough memory to run it with this many samples at once
     ├── CalibrationError   2  the samples do not fit the model
     ├── OutputError        2  the output cannot be written
-    ├── ProviderError      2  ONNX Runtime or the asked provider is missing
+    ├── ProviderError      2  ONNX Runtime or the requested provider is missing
     ├── BudgetError        3  the budget cannot be met
-    └── VerificationError  4  the emitted model does not do what the report says, or misses a gate
+    └── VerificationError  4  the emitted model fails verification or misses a gate
 
-Messages are one line: what was found, where (file, node or option), and the mend.
+Messages are one line: what was found, where (file, node or option), and the fix.
 """
 
 
@@ -29,7 +29,7 @@ class ModelError(RdoqError):
 
 
 class ShortageError(ModelError):
-    """There is no memory to run the model with so many samples at once."""
+    """There is not enough memory to run the model with this many samples at once."""
 
 
 class CalibrationError(RdoqError):
@@ -41,7 +41,7 @@ class OutputError(RdoqError):
 
 
 class ProviderError(RdoqError):
-    """ONNX Runtime, or the execution provider asked for, is missing."""
+    """ONNX Runtime or the requested execution provider is missing."""
 
 
 class BudgetError(RdoqError):
@@ -51,6 +51,6 @@ class BudgetError(RdoqError):
 
 
 class VerificationError(RdoqError):
-    """The emitted model does not do what the report says, or misses a gate."""
+    """The emitted model fails verification or misses a gate."""
 
     exit_code = 4

@@ -1,4 +1,4 @@
-"""The steps, in order: model → analysis → candidates → curves → allocation → emission → verification."""
+"""Run the steps in order: model → analysis → candidates → curves → allocation → emission → verification."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,10 +31,10 @@ from rdoq_onnx.verification.verify import Reference, check_gates, verify
 
 @dataclass(frozen=True)
 class Job:
-    """What runs at several budgets share: the model, its samples, what was measured so far.
+    """What the runs at several budgets share: the model, its samples, the measurement so far.
 
-    original: the model as it was given; reference: as ONNX Runtime runs it; normal: after the NORMALIZE passes, with
-    the branches that the analysis has put in, so that it does so once for all budgets.
+    original: the unmodified model; reference: in the form that ONNX Runtime runs; normal: after the NORMALIZE passes,
+    with the branches of the analysis already inserted, once for all budgets.
     """
 
     source: str
@@ -51,9 +51,9 @@ class Job:
     def of(
         cls, model: Model, calibration: Any, config: Config, progress: Progress, curves: str | Path | None = None
     ) -> "Job":
-        """Read and normalize `model`, find its samples, and what the file `curves` says of both, if that is given.
+        """Read and normalize `model`, load its samples, and open the checkpoint `curves` if given.
 
-        `calibration` None means synthetic samples. Raises RdoqError of the kind that errors.py lists.
+        `calibration` None means synthetic samples. Raises the RdoqErrors of errors.py.
         """
         runtime = Runtime(config.provider, config.threads)
         check_storage(config.target, config.storage, runtime)
@@ -68,13 +68,13 @@ class Job:
         return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
 
     def result(self, config: Config, *, additivity: bool = False) -> Result:
-        """The quantized model at the budget of `config`, whose other settings are the job's.
+        """Quantize at the budget of `config`, whose other settings are the job's.
 
-        additivity: also measure each layer and activation by itself on the samples held out, for the report as a page.
+        additivity: also measure each layer and activation alone on the held-out samples, for the HTML report.
         """
         network = analyse(self.normal, config.selection)
         if additivity and not network.layers:
-            raise ConfigError("--report: no width of this model is searched, so there is nothing to draw; use --json")
+            raise ConfigError("--report: this model has no layer in the search, so nothing to plot; use --json")
         steps = Steps(self.store, self.progress, regime(config))
         measurement = measure(network, config, self.split, self.runtime, steps)
         with self.progress.budget():
@@ -106,7 +106,7 @@ class Job:
         return Result(emission.model, report, allocation, config, alone)
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:
-        """The allocation within the budgets of `config`, or of fewest bits that reach `goal`, refined."""
+        """Allocate within the budgets of `config`, or the fewest bits that reach `goal`, and refine."""
         split, runtime, progress = self.split, self.runtime, self.progress
         if goal is None:
             with progress.step("allocate"):
@@ -117,15 +117,15 @@ class Job:
         allocation = refined.allocation
         if allocation.layer_bits:
             average = allocation.weight_average
-            progress.note(f"{average:.2f} bits a weight, distortion {allocation.predicted:.4g} predicted")
+            progress.note(f"{average:.2f} bits per weight, predicted distortion {allocation.predicted:.4g}")
         if refined.steps:
             before, after = refined.steps[0].before, refined.steps[-1].after
-            progress.note(f"refinement: distortion {before:.4g} -> {after:.4g} measured")
+            progress.note(f"refinement: measured distortion {before:.4g} -> {after:.4g}")
         return refined
 
 
 def run(
     model: Model, calibration: Any, config: Config, progress: Progress, curves: str | Path | None = None
 ) -> Result:
-    """All steps, for one budget; arguments as for `Job.of`."""
+    """Run all steps for one budget; arguments as for `Job.of`."""
     return Job.of(model, calibration, config, progress, curves).result(config)

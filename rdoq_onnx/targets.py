@@ -1,15 +1,16 @@
-"""What each deployment runtime asks of a quantized file: the one table that all steps read.
+"""The rules of each deployment runtime for a quantized file, the one table that all steps read.
 
-- onnxruntime: its integer kernels multiply unsigned activations by signed weights. On CPUs without VNNI they add two
-  products in 16 bits, and 2 x 255 x 64 still fits, so |q| <= 64 is exact everywhere. They hold biases as INT32.
-  Whatever operators compute from constants is folded when a session is made.
-- openvino: its kernels without VNNI have the same 16 bit sums. It does not read INT2, and folds Cast, Concat and Gather
-  of weights, but no bit operations. A quantizer between a convolution and a residual Add is dropped: the Add becomes
-  part of the convolution (OpenVINO 2026.4). INT8 ─ Cast ─ Mul in a quantized model is not folded, though a GRU or LSTM
-  wants its weights constant; through INT32 it is. The body of a Scan reads no computed tensor from around it.
-- tensorrt: INT8 around a zero point of 0 for activations and weights, nothing between QuantizeLinear and
-  DequantizeLinear, weights behind nothing but a DequantizeLinear, one scale for all of a ConvTranspose, float biases
-  (NVIDIA TensorRT documentation, "Working with Quantized Types"; tensorrt_rules.py checks them all).
+- onnxruntime: integer kernels multiply unsigned activations by signed weights. On CPUs without VNNI they add two
+  products in 16 bits, and 2 x 255 x 64 still fits, so |q| <= 64 is exact everywhere. Biases are INT32. Operators on
+  constants are folded when a session is created.
+- openvino: kernels without VNNI have the same 16-bit sums. It does not read INT2, and folds Cast, Concat and Gather of
+  weights, but no bitwise operators. It drops a quantizer between a convolution and a residual Add, since it fuses the
+  Add into the convolution (OpenVINO 2026.4). It does not fold INT8 ─ Cast ─ Mul in a quantized model, though a GRU or
+  LSTM needs constant weights; with a Cast through INT32 it does. The body of a Scan cannot read computed tensors from
+  outside.
+- tensorrt: INT8 with a zero point of 0 for activations and weights, nothing between QuantizeLinear and
+  DequantizeLinear, weights directly behind a DequantizeLinear, one scale for the whole weight of a ConvTranspose, float
+  biases (NVIDIA TensorRT documentation, "Working with Quantized Types"; tensorrt_rules.py checks them all).
 """
 
 from dataclasses import dataclass
@@ -23,16 +24,15 @@ TargetName = Literal["onnxruntime", "openvino", "tensorrt"]
 class Target:
     """The rules of one runtime.
 
-    symmetric: activations are INT8 with a zero point of 0; else UINT8 with any. weight_limit: greatest magnitude of
-    the integers of weights beside quantized activations. integer_biases: biases are INT32 in steps of activation scale
-    x weight scale; else float. storages: how weights may be stored, the default first. int2: whether INT2 is read.
-    one_scale: types of layers that have one scale for all channels of their weights, and stay in float as channels
-    have scales of their own here. sums: a convolution takes the residual Add behind it in, in float: what stands
-    between the two is not quantized. folds: what is computed from constants is folded; else weights are behind a
-    DequantizeLinear even where their inputs stay in float. saturates: its integer kernels may saturate as those of ONNX
-    Runtime do, whose default level then has to give what BASIC gives. weight_only: layers that the search does not
-    reach may have integer weights beside float data. closed: types of nodes whose bodies do not read what the graph
-    around them computes, if only from constants.
+    symmetric: activations are INT8 with a zero point of 0; else UINT8 with any zero point. weight_limit: greatest
+    magnitude of weight integers beside quantized activations. integer_biases: biases are INT32 with scale = activation
+    scale x weight scale; else float. storages: supported storages, the default first. int2: whether INT2 is supported.
+    one_scale: layer types restricted to one scale per weight; they stay in float, since weights have per-channel scales
+    here. sums: a convolution fuses the residual Add behind it in float, so the tensor between them is not quantized.
+    folds: operators on constants are folded; else weights are behind a DequantizeLinear even if the layer's data stay
+    in float. saturates: its integer kernels may saturate like those of ONNX Runtime, whose default level must then
+    agree with BASIC. weight_only: layers outside the search may have integer weights beside float data. closed: node
+    types whose bodies cannot read tensors computed in the outer graph, not even from constants.
     """
 
     name: TargetName
@@ -50,13 +50,13 @@ class Target:
 
     @property
     def widest(self) -> int:
-        """The widest weights beside quantized activations, in bits."""
+        """Return the greatest width of weights beside quantized activations, in bits."""
         return (2 * self.weight_limit - 1).bit_length()
 
 
-# The first ONNX Runtime that runs all that is emitted: INT2, and Min of UINT8, which holds ceilings for each channel.
+# The first ONNX Runtime that runs everything emitted: INT2, and Min of UINT8 for per-channel ceilings.
 COMPLETE = (1, 24)
-# The first that casts INT4.
+# The first ONNX Runtime that casts INT4.
 CASTS_INT4 = (1, 23)
 
 TARGETS: dict[TargetName, Target] = {

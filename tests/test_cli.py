@@ -1,4 +1,4 @@
-"""The command line as its users meet it: what a good run leaves, and how each bad input is refused."""
+"""The command line as users see it: the results of a good run, and the error of each bad input."""
 
 import functools
 import json
@@ -116,10 +116,10 @@ def test_channels_without_bits_are_removed(main: Any, tmp_path: Path, ort_run: O
     assert main(CNN, kept, *options, "--keep-channels").code == 0
     run = main(CNN, removed, *options)
     assert run.code == 0, run.out
-    told = re.search(r"(\d+) removed, (\d+) kept", run.out)
-    assert told
-    assert int(told[1]) >= 8
-    assert run.out.count("0 bits, kept: ") >= (int(told[2]) > 0), "each that stays has a reason"
+    counts = re.search(r"(\d+) removed, (\d+) kept", run.out)
+    assert counts
+    assert int(counts[1]) >= 8
+    assert run.out.count("0-bit channels kept: ") >= (int(counts[2]) > 0), "each kept channel has a reason"
     assert removed.stat().st_size < kept.stat().st_size
     x = {"input": digits(8)}
     before, after = (ort_run(onnx.load(path), x, "all")[0] for path in (kept, removed))
@@ -181,7 +181,7 @@ def digits(count: int) -> NDArray[np.float32]:
 
 
 def keys(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The names in a JSON document, in order; what histograms, steps and lists hold is told elsewhere."""
+    """The names in a JSON document, in order; the contents of histograms, steps and lists are tested elsewhere."""
     free = ("histogram", "seconds")
     return {k: keys(v) if isinstance(v, dict) and k not in free else None for k, v in document.items()}
 
@@ -209,7 +209,7 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
     assert {tuple(skip) for skip in done.report["skipped"]} <= {("node", "reason")}
 
 
-def test_json_tells_of_this_run(done: Done) -> None:
+def test_json_describes_this_run(done: Done) -> None:
     report = done.report
     assert (report["version"], report["input"], report["output"]) == (__version__, str(done.original), str(done.output))
     assert report["calibration"] == {"source": str(CALIBRATION), "samples": 8}
@@ -221,15 +221,15 @@ def test_json_tells_of_this_run(done: Done) -> None:
 def test_json_agrees_with_a_recount_of_the_file(done: Done) -> None:
     graph, report = done.model.graph, done.report
     nodes = {n.name: n for n in graph.node}
-    maker = {o: n for n in graph.node for o in n.output}
+    producer = {o: n for n in graph.node for o in n.output}
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    sources = {x["name"]: maker[nodes[x["name"]].input[1]].input[0] for x in report["layers"]}
+    sources = {x["name"]: producer[nodes[x["name"]].input[1]].input[0] for x in report["layers"]}
     decoded = dict(zip(sources, constants(done.model, list(sources.values()), Runtime("cpu", 1)), strict=True))
     elements = spent = 0
     for layer in report["layers"]:
         node = nodes[layer["name"]]
         assert node.op_type == layer["op"]
-        decoder = maker[node.input[1]]
+        decoder = producer[node.input[1]]
         assert decoder.op_type == "DequantizeLinear"
         integers = decoded[layer["name"]].astype(int)
         axis = next((a.i for a in decoder.attribute if a.name == "axis"), 1) % integers.ndim
@@ -237,7 +237,7 @@ def test_json_agrees_with_a_recount_of_the_file(done: Done) -> None:
         bits = np.array(layer["bits"])
         assert layer["channels"] == len(bits) == len(channels)
         assert (np.ptp(channels, axis=1) < 2**bits).all(), layer["name"]
-        assert layer["activation_bits"] == width_in_front(node.input[0], maker, values)
+        assert layer["activation_bits"] == width_in_front(node.input[0], producer, values)
         elements += integers.size
         spent += int(bits.sum()) * channels.shape[1]
     widths, counts = np.unique(np.concatenate([x["bits"] for x in report["layers"]]), return_counts=True)
@@ -255,10 +255,12 @@ def test_json_agrees_with_a_recount_of_the_file(done: Done) -> None:
 PASSED = {"DequantizeLinear", "QuantizeLinear", "Clip", "Reshape", "Transpose", "Flatten", "Gather", "Squeeze"}
 
 
-def width_in_front(tensor: str, maker: Mapping[str, onnx.NodeProto], values: Mapping[str, NDArray[Any]]) -> int | None:
+def width_in_front(
+    tensor: str, producer: Mapping[str, onnx.NodeProto], values: Mapping[str, NDArray[Any]]
+) -> int | None:
     """The width of the quantizer whose values reach `tensor`: the highest integer that its Clip leaves."""
     quantized = False
-    while (node := maker.get(tensor)) is not None and node.op_type in PASSED:
+    while (node := producer.get(tensor)) is not None and node.op_type in PASSED:
         if node.op_type == "Clip":
             return int(values[node.input[2]]).bit_length()
         quantized |= node.op_type == "DequantizeLinear"
@@ -266,7 +268,7 @@ def width_in_front(tensor: str, maker: Mapping[str, onnx.NodeProto], values: Map
     return 8 if quantized else None
 
 
-def test_metadata_tells_how_the_file_was_made(done: Done) -> None:
+def test_metadata_records_how_the_file_was_made(done: Done) -> None:
     metadata = {p.key: p.value for p in done.model.metadata_props}
     assert metadata["rdoq_onnx.version"] == __version__
     settings = json.loads(metadata["rdoq_onnx.settings"])
@@ -293,6 +295,8 @@ def test_log_is_plain_lines_and_the_table_goes_to_stdout(done: Done) -> None:
     assert "\x1b" not in done.run.err + done.run.out
     assert log_lines(done.run.err) == []
     assert f"{done.report['distortion']['sqnr_db']:.2f} dB" in done.run.out
+    rows = [line.split("│")[1].strip() for line in done.run.out.splitlines() if line.startswith("│")]
+    assert {"output SQNR", "weight data", "channels by bits", "gain over one width everywhere"} < set(rows)
 
 
 def test_same_run_writes_the_same_bytes(done: Done, tmp_path: Path) -> None:
@@ -316,8 +320,9 @@ def test_verbose_lists_every_layer(main: Main, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "out.json").read_text())
     for layer in report["layers"]:
         mean = sum(layer["bits"]) / layer["channels"]
-        line = f"  --pin {layer['name']}={round(mean)}  # {layer['op']}, {layer['channels']} channels, {mean:.2f} bits"
-        assert line in run.out
+        pin = f"  --pin {layer['name']}={round(mean)} "
+        (line,) = (x for x in run.out.splitlines() if x.startswith(pin))
+        assert f" # {layer['op']}, {layer['channels']} channels, {mean:.2f} bits" in line
     assert report["skipped"] == [{"node": "/3/Conv", "reason": "excluded by --exclude"}]
     assert "  Conv /3/Conv: excluded by --exclude" in run.out
 
@@ -326,7 +331,7 @@ def test_synthetic_samples_come_with_a_warning(main: Main, tmp_path: Path) -> No
     run = main(CNN, tmp_path / "out.onnx", "--samples", "8", "--json", tmp_path / "out.json")
     assert run.code == 0
     assert log_lines(run.err) == [
-        "rdoq-onnx: warning: no --calibration: the samples are synthetic, so widths and figures mean less"
+        "rdoq-onnx: warning: no --calibration, so samples are synthetic and all figures only indicative"
     ]
     assert json.loads((tmp_path / "out.json").read_text())["calibration"] == {"source": "synthetic", "samples": 8}
 
@@ -335,10 +340,10 @@ def test_pins_float_activations_and_widths_are_obeyed(main: Main, tmp_path: Path
     report = tmp_path / "out.json"
     options = ("--weight-bits", "4", "--activation-bits", "none", "--widths", "2,4,8", "--pin", "/0/.*=8")
     assert main(CNN, tmp_path / "out.onnx", *FEW, *options, "--json", report).code == 0
-    told = json.loads(report.read_text())
-    assert told["bits"]["activations"] is None
-    assert set(told["weights"]["histogram"]) <= {"2", "4", "8"}
-    first = next(x for x in told["layers"] if x["name"] == "/0/Conv")
+    document = json.loads(report.read_text())
+    assert document["bits"]["activations"] is None
+    assert set(document["weights"]["histogram"]) <= {"2", "4", "8"}
+    first = next(x for x in document["layers"] if x["name"] == "/0/Conv")
     assert set(first["bits"]) == {8}
     assert first["activation_bits"] is None
 
@@ -473,20 +478,20 @@ def test_impossible_bits(main: Main, tmp_path: Path, option: str, value: str) ->
     [
         (["--bits", "0.5"], "--bits 0.5 is out of range; give 1 to 8"),
         (["--bits", "0"], "--bits 0 is out of range; give 1 to 8"),
-        (["--widths", "nine"], "--widths 'nine' is no list of widths; give"),
+        (["--widths", "nine"], "--widths 'nine' is not a list of widths; give"),
         (["--widths", "2-9"], "--widths 9 is out of range; give 0 to 8"),
-        (["--widths", "0-99999999999999"], "is no list of widths"),
+        (["--widths", "0-99999999999999"], "is not a list of widths"),
         (["--pin", "conv"], "--pin 'conv' is not PATTERN=BITS; give"),
         (["--pin", "/0/conv=4"], "--pin /0/conv=4 matches no layer or activation; the nearest is '/0/Conv'"),
         (["--pin", "/0/Conv=0", "--widths", "2-8"], "--pin /0/Conv=0: '/0/Conv' offers [2, 3, 4, 5, 6, 7] bits"),
         (["--exclude", "/0/Convs"], "--exclude '/0/Convs' matches no layer; the nearest is '/0/Conv'"),
         (["--exclude-op", "gemm"], "--exclude-op 'gemm' matches no layer's operator type; the nearest is 'Gemm'"),
-        (["--size", "much"], "--size 'much' is no size; give for example 1.5MB"),
+        (["--size", "much"], "--size 'much' is not a valid size; give for example 1.5MB"),
         (["--size", "30kB", "--weight-bits", "4"], "--size and --weight-bits are both budgets"),
         (["--sqnr", "25", "--weight-bits", "4", "--activation-bits", "8"], "need a budget to lower"),
         (["--sqnr", "25", "--top1-agreement", "99"], "exclude each other; give one"),
         (["--exclude", ".*"], "no layer to quantize"),
-        (["--exclude", "("], "--exclude '(' is no regular expression"),
+        (["--exclude", "("], "--exclude '(' is not a valid regular expression"),
         (["--joint", "--weight-bits", "3"], "--joint takes one budget: give --bits alone"),
         (["--measure", "guess"], "--measure 'guess': choose one of taylor, probe"),
         (["--provider", "tpu"], "--provider 'tpu': choose one of auto, cpu, cuda"),
@@ -575,7 +580,7 @@ def test_no_output_may_replace_an_input_or_another_output(main: Main, tmp_path: 
         ([link, model], same),
         ([model, other, "--modified", link], same),
         ([model, other, "--json", model], same),
-        ([model, samples], "is the file of --calibration; give another output path"),
+        ([model, samples], "is the --calibration file; give another output path"),
         ([model, other, "--json", tmp_path / "." / "out.onnx"], "must be different files"),
     ]:
         run = main(*arguments, "--calibration", samples)

@@ -38,13 +38,13 @@ def test_config_is_frozen_and_refuses_unknown_settings() -> None:
         ({"activation_bits": 9.0}, "--activation-bits 9"),
         ({"joint": True, "weight_bits": 4.0}, "--joint takes one budget"),
         ({"joint": True, "activation_bits": None}, "--joint takes one budget"),
-        ({"widths": ()}, "--widths names no width"),
+        ({"widths": ()}, "--widths is empty"),
         ({"widths": (2, 9)}, "--widths 9 is out of range"),
         ({"widths": (4, 2)}, "in rising order"),
         ({"widths": (2, 2)}, "each width once"),
         ({"pins": (("conv", 9),)}, "--pin conv 9 is out of range"),
-        ({"pins": (("(", 4),)}, r"--pin '\(' is no regular expression"),
-        ({"exclude": ("(",)}, r"--exclude '\(' is no regular expression"),
+        ({"pins": (("(", 4),)}, r"--pin '\(' is not a valid regular expression"),
+        ({"exclude": ("(",)}, r"--exclude '\(' is not a valid regular expression"),
         ({"samples": 1}, "--samples 1: at least 2"),
         ({"samples": 0}, "--samples 0: at least 2"),
         ({"samples": 10**12}, "--samples 1000000000000: give at most 1000000"),
@@ -53,8 +53,8 @@ def test_config_is_frozen_and_refuses_unknown_settings() -> None:
         ({"seed": -1}, "--seed -1: give 0 or more"),
         ({"threads": -1}, "--threads -1"),
         ({"threads": 2**40}, "--threads 1099511627776"),
-        ({"image_scale": 0.0}, r"--image-scale \(0.0,\): give finite numbers other than 0, one a channel"),
-        ({"image_mean": ()}, r"--image-mean \(\): give finite numbers, one a channel"),
+        ({"image_scale": 0.0}, r"--image-scale \(0.0,\): give finite numbers other than 0, one per channel"),
+        ({"image_mean": ()}, r"--image-mean \(\): give finite numbers, one per channel"),
         ({"image_std": (1.0, 0.0)}, r"--image-std \(1.0, 0.0\): give finite numbers other than 0"),
         ({"effort": "none"}, "--effort 'none': choose one of fast, default, best"),
         ({"target": "none"}, "--target 'none': choose one of onnxruntime, openvino, tensorrt"),
@@ -63,7 +63,7 @@ def test_config_is_frozen_and_refuses_unknown_settings() -> None:
         ({"top1_agreement": 101.0}, "--top1-agreement 101 is out of range; give 0 to 100"),
         ({"sqnr": math.inf}, "--sqnr inf: give a finite number of decibels"),
         ({"sqnr": 20.0, "size": 100}, "--size, --sqnr and --top1-agreement exclude each other"),
-        ({"joint": True, "size": 100}, "--size is a budget of weights alone"),
+        ({"joint": True, "size": 100}, "--size is a budget for weights only"),
         ({"min_sqnr": math.nan}, "--min-sqnr nan"),
         ({"min_sqnr": math.inf}, "--min-sqnr inf"),
     ],
@@ -78,9 +78,9 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: 
     [
         ({"weight_bits": 8.5}, "--weight-bits 8.5 is out of range; give 0 to 8"),
         ({"activation_bits": 0.5}, "--activation-bits 0.5 is out of range; give 1 to 8"),
-        ({"pins": (("(", 4),)}, r"--pin '\(' is no regular expression"),
+        ({"pins": (("(", 4),)}, r"--pin '\(' is not a valid regular expression"),
         ({"joint": True, "weight_bits": 4.0}, "--joint takes one budget"),
-        ({"joint": True, "size": 100}, "--size is a budget of weights alone"),
+        ({"joint": True, "size": 100}, "--size is a budget for weights only"),
     ],
 )
 def test_budgets_are_checked_as_config_checks_them(settings: dict[str, object], message: str) -> None:
@@ -121,8 +121,8 @@ def test_any_list_of_widths_is_parsed(widths: set[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "two", "2;4", "-1", "1.5", "2,,4", "0-999999999999", "²"])
-def test_what_is_no_list_of_widths_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--widths .* is no list of widths; give for example 0-8"):
+def test_malformed_widths_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--widths .* is not a list of widths; give for example 0-8"):
         parse_widths(text)
 
 
@@ -136,6 +136,6 @@ def test_pins_are_parsed(text: str, pin: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "conv", "conv=", "=8", "conv=x", "conv=-1", "conv=2.5", "conv=²", "conv=" + "9" * 5000]
 )
-def test_what_is_no_pin_is_refused(text: str) -> None:
+def test_malformed_pins_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not PATTERN=BITS; give for example"):
         parse_pin(text)

@@ -1,4 +1,4 @@
-"""Options from TOML: the same names, the same values, and errors that name file and key."""
+"""Options from TOML: same names and values as on the command line, and errors that name file and key."""
 
 import sys
 from pathlib import Path
@@ -29,21 +29,21 @@ KINDS = {"weight-bits": Kind(), "widths": Kind(), "pin": Kind(multiple=True), "j
         ("joint = true", {"joint": True}),
     ],
 )
-def test_values_are_as_they_would_be_typed(text: str, found: dict[str, Any]) -> None:
+def test_values_are_as_typed_on_the_command_line(text: str, found: dict[str, Any]) -> None:
     assert read_options(tomllib.loads(text), "f.toml", KINDS) == found
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("wieght-bits = 4", "f.toml: wieght-bits is no option; the nearest is weight-bits"),
-        ("weight_bits = 4", "f.toml: weight_bits is no option; the nearest is weight-bits"),
+        ("wieght-bits = 4", "f.toml: wieght-bits is not an option; the nearest is weight-bits"),
+        ("weight_bits = 4", "f.toml: weight_bits is not an option; the nearest is weight-bits"),
         ("joint = 'yes'", "f.toml: joint = 'yes': give true or false"),
         ("weight-bits = true", "f.toml: weight-bits = True: give a string or a number"),
         ("pin = { a = 3 }", "f.toml: pin = {'a': 3}: give a string or a number, or a list"),
     ],
 )
-def test_what_is_no_option_or_no_value(text: str, said: str) -> None:
+def test_unknown_options_and_wrong_values(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_options(tomllib.loads(text), "f.toml", KINDS)
     assert str(error.value) == said
@@ -60,16 +60,16 @@ def test_table_of_a_project_or_a_file_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "--widths 'from the project' is no list"),
-        (["--widths", "typed"], "--widths 'typed' is no list"),
-        (["--config", "own.toml"], "--widths 'from its own file' is no list"),
+        ([], "--widths 'from the project' is not a list"),
+        (["--widths", "typed"], "--widths 'typed' is not a list"),
+        (["--config", "own.toml"], "--widths 'from its own file' is not a list"),
         (["--config", "none_such.toml"], "none_such.toml: cannot be read"),
         (["--config", "broken.toml"], "broken.toml: is no TOML"),
-        (["--config", "unknown.toml"], "unknown.toml: bitz is no option; the nearest is bits"),
-        (["--config", "input.toml"], "input.toml: input is no option"),
+        (["--config", "unknown.toml"], "unknown.toml: bitz is not an option; the nearest is bits"),
+        (["--config", "input.toml"], "input.toml: input is not an option"),
     ],
 )
-def test_which_file_is_read_and_who_has_the_last_word(
+def test_which_file_is_read_and_what_takes_precedence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -20,15 +20,15 @@ def test_lists_all_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "run", None)
     cli.main([str(CNN), "--dry-run", "--samples", "16", "--threads", "1", "--exclude-op", "Gemm"])
-    told = capsys.readouterr().out
-    assert told.startswith("10 layers, 392 channels, 68,176 weights (272.7 kB in float)\n")
-    assert "  --pin /0/Conv=7  # Conv, 16 channels, 144 weights, 16x1x3x3\n" in told
-    assert "11 activations" in told or "10 activations" in told
-    assert "3 tensors at 8 bits outside the budget" in told or "tensors at 8 bits" in told
-    assert "left in float: 1 nodes\n  Gemm /16/Gemm: excluded by --exclude-op\n" in told
-    assert re.search(r"about \d+ (s|min) with 16 samples from synthetic \(seconds: .*candidates \d+", told)
+    out = capsys.readouterr().out
+    assert out.startswith("10 layers, 392 channels, 68,176 weights (272.7 kB in float)\n")
+    assert "  --pin /0/Conv=7  # Conv, 16 channels, 144 weights, 16x1x3x3\n" in out
+    assert "11 activations" in out or "10 activations" in out
+    assert "3 extra 8-bit tensors, outside the budget" in out
+    assert "left in float: 1 nodes\n  Gemm /16/Gemm: excluded by --exclude-op\n" in out
+    assert re.search(r"about \d+ (s|min) with 16 synthetic samples \(seconds: .*candidates \d+", out)
     assert list(tmp_path.iterdir()) == []
-    pins = [shlex.split(pin)[1] for pin in re.findall(r"^  (--pin \S+)", told, re.MULTILINE)]
+    pins = [shlex.split(pin)[1] for pin in re.findall(r"^  (--pin \S+)", out, re.MULTILINE)]
     assert len(pins) >= 20
 
 

@@ -1,4 +1,4 @@
-"""The table of targets: its keys, and what the rest of the code takes for granted of its rows."""
+"""The table of targets: its keys, and what the rest of the code assumes of its rows."""
 
 from typing import get_args
 

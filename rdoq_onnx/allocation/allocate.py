@@ -1,4 +1,4 @@
-"""Choose one width for every unit so that the distortion is the least that a bit budget allows.
+"""Choose one width per unit to minimize distortion within a bit budget.
 
 Primal, over one width w(u) for each unit u, with distortion d and rate r (bits):
 
@@ -18,18 +18,18 @@ bound = distortion so far - lambda * L, and the distance to the optimum is less 
 
 **Fill.** The bits left are spent by the same greedy rule, on any wider point, on the hull or not:
 
-    take the upgrade of greatest drop per bit; strike out for good an upgrade that does not fit
+    take the upgrade of greatest drop per bit; discard for good an upgrade that does not fit
 
 Before the first misfit the upgrades taken are the hull segments in the order of their slopes. After it,
-what is still affordable has hulls of its own, from the points reached: the same step on a smaller
-problem (`_segments`, `_steepest`). Each round strikes out at least one cost; a few rounds are the rule.
+the points still affordable have hulls of their own, from the points reached: the same step on a smaller
+problem (`_segments`, `_steepest`). Each round discards at least one cost; it usually takes a few rounds.
 
 **More budget never gives more distortion.** Let F(s, R) be the drop that the rule reaches with R bits
-from state s (points reached, upgrades not struck out), X its first upgrade in s, c its cost, p its drop
-per bit. Below c bits the rule strikes X out, from c bits on it takes X; on either side F does not fall,
-by induction, since s is a smaller state there. At R = c it has gained p * c. Below c, all that it gains
+from state s (points reached, upgrades not discarded), X its first upgrade in s, c its cost, p its drop
+per bit. Below c bits the rule discards X, from c bits on it takes X; on either side F does not fall,
+by induction, since s is a smaller state there. At R = c it has gained p * c. Below c, its whole gain
 is a sum over units of upgrades from their points in s, each at p per bit or less (X was the greatest),
-so p * (c - 1) at most. Hence F never falls, and neither did the rule's choice depend on more than s and R.
+so p * (c - 1) at most. Hence F never falls, and the rule's choice depends on s and R alone.
 """
 
 import math
@@ -41,28 +41,28 @@ from numpy.typing import NDArray
 from rdoq_onnx.curves.curves import BLOCK, MAX_BITS, Curves, hull_slopes
 from rdoq_onnx.errors import BudgetError
 
-_SORT = 1 << 16  # segments that are sorted rather than split further
+_SORT = 1 << 16  # this many segments or fewer are sorted, more are split first
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """One width for every unit, and how far from the optimum it can be at most."""
+    """One width per unit, and a bound on its distance from the optimum."""
 
     choice: NDArray[np.int64]  # [U] index into widths
     rate: int  # bits in total, <= the budget
     distortion: float  # sum of the chosen distortions
-    bound: float  # dual value: no choice within the budget has less distortion than this
+    bound: float  # dual value, a lower bound on the distortion of any choice within the budget
     slope: float  # lambda, distortion per bit, at which the dual is greatest; 0 where the budget is ample
 
     @property
     def gap(self) -> float:
-        """Distortion over the bound, relative to the distortion: 0 is proven optimal."""
+        """Return (distortion - bound) / distortion; 0 is proven optimal."""
         return max(self.distortion - self.bound, 0.0) / max(self.distortion, np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True, eq=False)
 class _Segments:
-    """Edges of the units' hulls, S of them; those of one unit come from the cheapest on."""
+    """S edges of the units' hulls; those of one unit in order, cheapest end first."""
 
     unit: NDArray[np.int32]  # [S] index of the unit
     column: NDArray[np.int8]  # [S] index of the width at which the segment ends
@@ -71,13 +71,13 @@ class _Segments:
 
 
 def solve(curves: Curves, budget: int) -> Solution:
-    """Choose the width of each unit, within a budget of bits in total.
+    """Choose the width of each unit within a total budget of bits.
 
     The distortion never rises as the budget grows, and exceeds the optimum by less than the drop of one
-    hull segment. Equal slopes are taken in a fixed order. The bound disregards points that no
-    choice within the budget can use.
+    hull segment. Equal slopes are taken in a fixed order. The bound ignores points that no choice
+    within the budget can use.
 
-    Raises BudgetError if even the cheapest allowed widths are over the budget.
+    Raises BudgetError if even the cheapest allowed widths exceed the budget.
     """
     choice = np.isfinite(curves.distortion).argmax(axis=1)
     room = budget - _rate(curves, choice)
@@ -110,7 +110,7 @@ def _step(
 
 
 def _segments(curves: Curves, units: NDArray[np.int64], choice: NDArray[np.int64], room: int) -> _Segments:
-    """Return the hull segments, from the chosen points on, over all points affordable with room bits."""
+    """Return the hull segments from the chosen points on, over all points affordable with `room` bits."""
     least = int(np.diff(curves.widths).min(initial=MAX_BITS))
     units = units[curves.elements[units] * least <= room]
     blocks = [
@@ -150,7 +150,7 @@ def _block_segments(
 
 
 def _steepest(segments: _Segments, room: int) -> tuple[NDArray[np.int64], float]:
-    """Find the steepest segments that fit in room bits, up to the first that does not.
+    """Find the steepest segments that fit in `room` bits, up to the first that does not.
 
     This is the bisection on lambda: the segments still undecided are split at their (sampled) median
     slope until few enough are left to sort, so that the time is linear in the segments.
@@ -177,17 +177,17 @@ def _steepest(segments: _Segments, room: int) -> tuple[NDArray[np.int64], float]
 
 
 def _rate(curves: Curves, choice: NDArray[np.int64]) -> int:
-    """Return the bits that this choice takes in total."""
+    """Return the total bits of a choice."""
     return int((curves.widths[choice] * curves.elements).sum())
 
 
 def _distortion(curves: Curves, choice: NDArray[np.int64]) -> float:
-    """Return the sum of the chosen distortions, rounded once: it depends on no order of the units."""
+    """Return the sum of the chosen distortions, rounded once, so that the order of the units does not matter."""
     return math.fsum(np.take_along_axis(curves.distortion, choice[:, None], axis=1)[:, 0].tolist())
 
 
 def _shortfall(curves: Curves, budget: int, least: int) -> str:
-    """Say in one line how far a budget is out of reach."""
+    """Word how far a budget is out of reach, in one line."""
     total = max(int(curves.elements.sum()), 1)
     return (
         f"the budget of {budget / total:.4g} bits on average ({budget} in total) cannot be met: "

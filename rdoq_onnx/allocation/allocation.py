@@ -1,4 +1,4 @@
-"""The width of every channel and activation, and what it is predicted to cost."""
+"""The width of every channel and activation, and the distortion predicted for it."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from rdoq_onnx.curves.measurement import Measurement
 
 @dataclass(frozen=True)
 class Allocation:
-    """A width for everything that is quantized.
+    """The width of everything quantized.
 
     layer_bits: for each layer, the width of each channel. activation_bits: the width of each activation.
-    predicted: sum of all δ, by additivity (Eq. 6) the distortion of the whole. gap: how far from the optimum of the
-    curves it can be at most, relative. weight_only_bits: the width of each of the network's `weight_only`, which no
-    budget covers.
+    predicted: sum of all δ, by additivity (Eq. 6) the distortion of the whole network. gap: maximum relative distance
+    from the optimum of the curves. weight_only_bits: the width of each of the network's `weight_only`, which are
+    outside all budgets.
     """
 
     measurement: Measurement
@@ -27,13 +27,13 @@ class Allocation:
 
     @property
     def weight_average(self) -> float:
-        """Bits per weight, over all that are searched; 0 if none are."""
+        """Return the bits per weight over all searched weights; 0 if there are none."""
         channels = self.measurement.channels
         return _average(self.bits[:channels], self.measurement.curves.elements[:channels])
 
     @property
     def activation_average(self) -> float | None:
-        """Bits per element over the activations that feed layers; None if none is quantized."""
+        """Return the bits per element of the activations that feed layers; None if none is quantized."""
         feeding = np.array([not a.fusion for a in self.measurement.network.activations], bool)
         if not feeding.any():
             return None
@@ -42,23 +42,23 @@ class Allocation:
 
     @property
     def joint_average(self) -> float:
-        """Bits per element over weights and the activations that feed layers."""
+        """Return the bits per element of weights and activations that feed layers, together."""
         counted = [True] * self.measurement.channels + [not a.fusion for a in self.measurement.network.activations]
         return _average(self.bits[counted], self.measurement.curves.elements[counted])
 
     @property
     def bits(self) -> NDArray[np.int64]:
-        """The width of each row of the curves: all channels, then all activations."""
+        """Return the width of each row of the curves: all channels, then all activations."""
         return np.concatenate([*self.layer_bits, np.array(self.activation_bits, np.int64)])
 
     @property
     def bound(self) -> float:
-        """What no widths within the budgets get under, by the curves."""
+        """Return the lower bound on the predicted distortion of any widths within the budgets."""
         return self.predicted * (1 - self.gap)
 
     @property
     def distortions(self) -> NDArray[np.float64]:
-        """The predicted δ of each row of the curves at its width."""
+        """Return the predicted δ of each row of the curves at its width."""
         bits = self.bits
         return self.measurement.curves.distortion[np.arange(len(bits)), bits]
 

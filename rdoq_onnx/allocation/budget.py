@@ -1,4 +1,4 @@
-"""Budgets and pins in, a width for every channel and activation out."""
+"""Allocate widths to channels and activations within budgets and pins."""
 
 from dataclasses import replace
 
@@ -18,20 +18,19 @@ from rdoq_onnx.errors import BudgetError
 def allocate_bits(
     measurement: Measurement, budgets: Budgets, weigh: NDArray[np.float64] | None = None, bound: float | None = None
 ) -> Allocation:
-    """The widths of least predicted distortion within `budgets`.
+    """Choose the widths of least predicted distortion within `budgets`.
 
-    weigh: what each row of the curves counts when widths are chosen, 1 by default. bound: the `Allocation.bound` of
-    these curves and budgets, which no weights change, where it is known.
-    Raises BudgetError if the narrowest widths allowed are over a budget.
+    weigh: weight of each row of the curves in that choice, 1 by default. bound: the `Allocation.bound` of these curves
+    and budgets if already known; it does not depend on `weigh`.
+    Raises BudgetError if the narrowest allowed widths exceed a budget.
     """
     return _allocate(measurement, budgets, pinned(measurement, budgets.pins), weigh, bound)
 
 
 def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both") -> Allocation | None:
-    """One width for all weights and one for all activations, the widest within the budgets; pins hold.
+    """Give all weights one width and all activations one width, the widest within the budgets; pins hold.
 
-    side: "weights" or "activations" for one width on that side alone. None where pins or --layer-limit leave no
-    room for that.
+    side: "weights" or "activations" to do so on that side only. Returns None if pins or --layer-limit leave no room.
     """
     curves = pinned(measurement, budgets.pins)
     first = measurement.channels
@@ -58,12 +57,12 @@ def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both"
 
 
 def _one_width(curves: Curves, bits: float) -> NDArray[np.int64] | None:
-    """The widest width within the budget, for each row; rows that do not offer it take the nearest under it."""
+    """Return the widest width within the budget for each row; rows without it take the nearest narrower one."""
     allowed = np.isfinite(curves.distortion)
     columns = np.arange(allowed.shape[1])
     for width in range(int(bits), -1, -1):
-        under = np.where(allowed & (columns <= width), columns, -1).max(axis=1)
-        chosen: NDArray[np.int64] = np.where(under >= 0, under, allowed.argmax(axis=1))
+        nearest = np.where(allowed & (columns <= width), columns, -1).max(axis=1)
+        chosen: NDArray[np.int64] = np.where(nearest >= 0, nearest, allowed.argmax(axis=1))
         if (chosen * curves.elements).sum() <= bits * curves.elements.sum():
             return chosen
     return None
@@ -84,7 +83,7 @@ def _allocate(
     fusion = channels + np.array([k for k, a in enumerate(activations) if a.fusion], np.int64)
     choice = np.zeros(total, np.int64)
     choice[fusion] = MAX_BITS
-    dual = float(curves.distortion[fusion, MAX_BITS].sum())  # and the bounds of the groups, below
+    dual = float(curves.distortion[fusion, MAX_BITS].sum())  # the bounds of the groups are added below
     if budgets.joint and budgets.activation_bits is not None:
         groups = [("--bits", np.concatenate([weights, feeding]), budgets.weight_bits)]
     else:
@@ -109,13 +108,13 @@ def _allocate(
         if capped is not None:
             return _allocate(measurement, budgets, capped, weigh, bound)
     predicted = float(curves.distortion[np.arange(total), choice].sum())
-    under = dual if bound is None else bound
+    lower = dual if bound is None else bound
     return Allocation(
         measurement,
         tuple(measurement.per_layer(choice)),
         tuple(int(b) for b in choice[channels:]),
         predicted,
-        max(predicted - under, 0.0) / max(predicted, 1e-300),
+        max(predicted - lower, 0.0) / max(predicted, 1e-300),
         widths(measurement.network.weight_only, budgets.pins),
     )
 
@@ -123,10 +122,10 @@ def _allocate(
 def _capped(
     measurement: Measurement, limit: int, curves: Curves, weighed: Curves, choice: NDArray[np.int64]
 ) -> Curves | None:
-    """`curves` with the layers that `choice` puts over `limit` bytes at the best widths within it; None if none is.
+    """Fix layers that exceed `limit` bytes under `choice` to their best widths within it; None if no layer does.
 
-    What they leave goes to the others, which may then be over it in turn. Their Lagrangian slope only falls, so a layer
-    that was over the limit stays at it. Raises BudgetError if the narrowest widths of a layer are over it.
+    The bits they give up go to the other layers, which may then exceed the limit in turn. The Lagrangian slope only
+    falls, so a layer once over the limit stays at it. Raises BudgetError if a layer's narrowest widths exceed it.
     """
     mask = np.ones(curves.distortion.shape, bool)
     for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=True):
@@ -145,7 +144,7 @@ def _capped(
 
 
 def _least_bytes(curves: Curves) -> int:
-    """What the narrowest allowed widths take."""
+    """Return the bytes that the narrowest allowed widths take."""
     narrowest = np.isfinite(curves.distortion).argmax(axis=1)
     return -(-int((curves.widths[narrowest] * curves.elements).sum()) // 8)
 

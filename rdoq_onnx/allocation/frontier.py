@@ -1,4 +1,4 @@
-"""The rate-distortion frontier of a whole network: its curves allocated at a grid of budgets."""
+"""Trace the rate-distortion frontier of a whole network by allocating its curves at a grid of budgets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from rdoq_onnx.config import Budgets, Config, Side
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.errors import BudgetError
 
-GRID = np.arange(1, 8.01, 0.25)  # bits on average
+GRID = np.arange(1, 8.01, 0.25)  # average bits
 UNIFORM = (2, 3, 4, 6, 8)
 
 Settings = TypeVar("Settings", Budgets, Config)
@@ -20,7 +20,7 @@ Settings = TypeVar("Settings", Budgets, Config)
 
 @dataclass(frozen=True)
 class Point:
-    """Bits on average, and the predicted distortion of the whole network."""
+    """Average bits, and the predicted distortion of the whole network."""
 
     bits: float
     distortion: float
@@ -28,9 +28,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """What a budget buys, as the budget of one side (or one budget for both) moves and all else stays.
+    """Predicted distortion over the budget of one side (or one budget for both), with all else fixed.
 
-    points: widths of least distortion. uniform: one width for all of that side. chosen: this run's allocation.
+    points: mixed widths of least distortion. uniform: one width for the whole side. chosen: this run's allocation.
     """
 
     side: Side
@@ -40,7 +40,7 @@ class Frontier:
 
 
 def frontiers(allocation: Allocation, budgets: Budgets) -> tuple[Frontier, ...]:
-    """A frontier for each budget of `budgets`."""
+    """Trace a frontier for each budget of `budgets`."""
     if allocation.activation_average is None:
         return (_frontier(allocation, budgets, "weights"),)
     if budgets.joint:
@@ -51,12 +51,12 @@ def frontiers(allocation: Allocation, budgets: Budgets) -> tuple[Frontier, ...]:
 def _frontier(allocation: Allocation, budgets: Budgets, side: Side) -> Frontier:
     measurement = allocation.measurement
 
-    def at(bits: float, find: Callable[[Measurement, Budgets], Allocation | None]) -> Point | None:
+    def at(bits: float, allocate: Callable[[Measurement, Budgets], Allocation | None]) -> Point | None:
         try:
-            found = find(measurement, with_budget(budgets, side, bits))
+            result = allocate(measurement, with_budget(budgets, side, bits))
         except BudgetError:
             return None
-        return None if found is None else Point(average(found, side), found.predicted)
+        return None if result is None else Point(average(result, side), result.predicted)
 
     points = [at(float(b), allocate_bits) for b in GRID]
     uniform = [at(b, lambda measured, each: uniform_bits(measured, each, side)) for b in UNIFORM]
@@ -66,7 +66,7 @@ def _frontier(allocation: Allocation, budgets: Budgets, side: Side) -> Frontier:
 
 
 def with_budget(settings: Settings, side: Side, bits: float) -> Settings:
-    """`settings` with another budget for `side`."""
+    """Replace the budget of `side` in `settings`."""
     return replace(
         settings,
         size=settings.size if side == "activations" else None,
@@ -76,7 +76,7 @@ def with_budget(settings: Settings, side: Side, bits: float) -> Settings:
 
 
 def average(allocation: Allocation, side: Side) -> float:
-    """Bits per element of one side, or of both together."""
+    """Return the bits per element of one side, or of both together."""
     if side == "weights":
         return allocation.weight_average
     if side == "activations":

@@ -1,4 +1,4 @@
-"""Curves restricted to the widths that the user pins."""
+"""Restrict curves to the widths that the user pins."""
 
 from collections.abc import Sequence
 
@@ -12,33 +12,35 @@ from rdoq_onnx.errors import ConfigError
 
 
 def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
-    """The curves with the widths of pinned layers and activations as the only ones allowed.
+    """Restrict pinned layers and activations to their pinned widths.
 
-    A width that a layer does not offer is taken as the nearest one under it. Raises ConfigError if there is none,
-    or if a pattern matches nothing.
+    A width that a layer does not offer becomes the nearest narrower one. Raises ConfigError if there is none, or if a
+    pattern matches nothing.
     """
     distortion = measurement.curves.distortion
     mask = np.ones(distortion.shape, bool)
     for pattern, bits in pins:
         name, channels = channel_range(pattern)
-        fitting = [(k, _part(u, channels)) for k, u in _named_rows(measurement) if matches(name, k)]
-        if not fitting and not any(matches(name, w.names) for w in measurement.network.weight_only):
-            known_names = [n for names, _ in _named_rows(measurement) for n in names]
-            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, known_names)}")
-        for known, units in fitting:
+        matching = [(k, _part(u, channels)) for k, u in _named_rows(measurement) if matches(name, k)]
+        if not matching and not any(matches(name, w.names) for w in measurement.network.weight_only):
+            all_names = [n for names, _ in _named_rows(measurement) for n in names]
+            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, all_names)}")
+        for names, units in matching:
             if units.start >= units.stop:
-                raise ConfigError(f"--pin {pattern}={bits}: {known[0]!r} has no such channels")
+                raise ConfigError(f"--pin {pattern}={bits}: {names[0]!r} has no such channels; give a range within it")
             offered = np.flatnonzero(np.isfinite(distortion[units]).all(axis=0))
-            under = offered[offered <= bits]
-            if not len(under):
-                found = f"--pin {pattern}={bits}: {known[0]!r} offers {offered.tolist()} bits"
-                raise ConfigError(f"{found}; give one of them or allow more --widths")
-            mask[units] = np.arange(distortion.shape[1]) == under[-1]
+            narrower = offered[offered <= bits]
+            if not len(narrower):
+                raise ConfigError(
+                    f"--pin {pattern}={bits}: {names[0]!r} offers {offered.tolist()} bits; "
+                    "give one of them or allow more --widths"
+                )
+            mask[units] = np.arange(distortion.shape[1]) == narrower[-1]
     return measurement.curves.restrict(mask)
 
 
 def _part(rows: slice, channels: slice | None) -> slice:
-    """The rows of some of a layer's channels."""
+    """Return the rows of `channels` of a layer, of all if None."""
     if channels is None:
         return rows
     first, last, _ = channels.indices(rows.stop - rows.start)
@@ -46,7 +48,7 @@ def _part(rows: slice, channels: slice | None) -> slice:
 
 
 def _named_rows(measurement: Measurement) -> list[tuple[tuple[str, ...], slice]]:
-    """The names that patterns know each layer and activation by, with its rows of the curves."""
+    """List, for each layer and activation, the names that patterns match and its rows of the curves."""
     layers = zip(map(layer_names, measurement.network.layers), measurement.unit_rows(), strict=True)
     first = measurement.channels
     activations = measurement.network.activations

@@ -1,4 +1,4 @@
-"""An allocation in, the quantized model out."""
+"""Write an allocation as the quantized model."""
 
 import json
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from rdoq_onnx.targets import Storage
 from rdoq_onnx.version import __version__
 
 METADATA = "rdoq_onnx"
-# ONNX Runtime runs a convolution of 30 channels slower than one of 32, and of 24 nearly as fast as its share says.
+# ONNX Runtime runs a convolution of 30 channels slower than one of 32, while 24 save nearly their share of the time.
 _MULTIPLE = 8
 
 
 @dataclass(frozen=True)
 class Emission:
-    """A file, and what its making decided.
+    """The emitted model, and the decisions made while emitting it.
 
-    removed: for each layer's node, the output channels that were folded away. kept: for each layer's node, channels of
-    0 bits that stay, each with the reason.
+    removed: by layer node, the output channels folded away. kept: by layer node, the 0-bit channels that stay, each
+    with the reason.
     """
 
     model: onnx.ModelProto
@@ -45,10 +45,10 @@ def emit_model(
     keep_channels: bool = False,
     plain: onnx.ModelProto | None = None,
 ) -> Emission:
-    """The file of `allocation`: channels of 0 bits folded away, weights stored as `storage` says.
+    """Emit the model of `allocation`: fold 0-bit channels away, store weights as `storage` says.
 
-    settings: what metadata_props shall tell of how the file was made. storage: None for the target's default.
-    plain: the `quantized_model` of `allocation`, where it is at hand; it may be altered.
+    settings: recorded in metadata_props. storage: None for the target's default. plain: the `quantized_model` of
+    `allocation` if already made; it may be modified.
     """
     network = allocation.measurement.network
     plain = quantized_model(allocation) if plain is None else plain
@@ -68,7 +68,7 @@ def emit_model(
 
 
 def recorded_settings(config: Config, samples: Samples) -> dict[str, Any]:
-    """What a reader of the file needs to make it again."""
-    # By content: the same samples from another path, or from memory, make the same file.
+    """Return the settings that reproduce the file, for its metadata."""
+    # Identified by content: the same samples from another path, or from memory, give the same file.
     source = samples.source if samples.source == "synthetic" else f"sha256:{samples.digest}"
     return asdict(replace(config, provider="auto")) | {"calibration": source, "samples": len(samples)}

@@ -1,4 +1,4 @@
-"""The quantized network before packing: what trials run and what emission stores."""
+"""Build the quantized network before packing, which trials run and emission stores."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from rdoq_onnx.passes.insert_qdq import InsertQDQ, QuantizedWeight
 
 
 def chosen_weights(allocation: Allocation) -> list[tuple[Layer, WeightCodes, NDArray[np.float64]]]:
-    """Each layer with its codes as allocated, and what its bias takes up."""
+    """Return each layer with its codes at the allocated widths and the shift of its bias."""
     measurement = allocation.measurement
     result = []
     for each, bits in zip(measurement.layers, allocation.layer_bits, strict=True):
@@ -27,7 +27,7 @@ def chosen_weights(allocation: Allocation) -> list[tuple[Layer, WeightCodes, NDA
 
 
 def mixed(codes: Mapping[int, WeightCodes], bits: NDArray[np.int64]) -> WeightCodes:
-    """A layer's channels, each at its own width."""
+    """Combine the codes of a layer's widths, each channel at its own."""
     first = next(iter(codes.values()))
     integers, scales = first.integers.copy(), first.scales.copy()
     for width, code in codes.items():
@@ -37,15 +37,15 @@ def mixed(codes: Mapping[int, WeightCodes], bits: NDArray[np.int64]) -> WeightCo
 
 
 def bias_shift(layer: Layer, change: NDArray[np.floating[Any]], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """-ΔW·E[x]: what the bias takes up of a change of the weights [units, K], for each of the layer's outputs."""
+    """Return -ΔW·E[x], the bias correction of a change of the weights [units, K], for each of the layer's outputs."""
     shift: NDArray[np.float64] = -(layer.linear.grouped(change.astype(np.float64)) @ mean[..., None])
     return shift.reshape(-1)
 
 
 def quantized_model(allocation: Allocation) -> onnx.ModelProto:
-    """The network of `allocation` with its weights and activations quantized: INT8 weights, all channels kept.
+    """Quantize weights and activations of the network of `allocation`: INT8 weights, all channels kept.
 
-    Not checked: what becomes a file, `emit_model` checks.
+    The model is not checked here; `emit_model` checks what becomes a file.
     """
     measurement = allocation.measurement
     network = measurement.network

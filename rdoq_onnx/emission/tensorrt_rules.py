@@ -1,23 +1,23 @@
-"""TensorRT's published rules of explicit quantization, checked on the file: TensorRT itself needs a GPU.
+"""Check a file against TensorRT's published rules of explicit quantization; TensorRT itself needs a GPU.
 
 Each rule names its source:
 
-    [types]      developer guide, "Working with Quantized Types": symmetric; INT8, and INT4 for weights alone (FP8 and
-                 FP4, which this package never writes, are not known here)
+    [types]      developer guide, "Working with Quantized Types": symmetric; INT8, and INT4 for weight-only layers (FP8
+                 and FP4, which this package never writes, are not covered)
     [explicit]   developer guide, "Explicit Quantization": pre-quantized weights sit behind a DequantizeLinear, and all
-                 inputs of weighted operations are to be quantized
-    [operator]   operator reference, "Quantize" and "Dequantize": float input; scales are build-time constants, one for
-                 a tensor or one for a channel; zero points are zeros
-    [parser]     onnx-tensorrt, QuantDequantLinearHelper: no UINT8, positive scales, as many as the axis has entries;
-                 activations take no per-channel scales
-    [operators]  onnx-tensorrt, docs/operators.md: integer types exist only as the result of quantization; there are no
-                 bit operators
+                 inputs of weighted operations are quantized
+    [operator]   operator reference, "Quantize" and "Dequantize": float input; scales are build-time constants, one per
+                 tensor or per channel; zero points are zeros
+    [parser]     onnx-tensorrt, QuantDequantLinearHelper: no UINT8, positive scales, one per entry of the axis; no
+                 per-channel scales for activations
+    [operators]  onnx-tensorrt, docs/operators.md: integer types exist only as the result of quantization; no bitwise
+                 operators
     [bias]       microsoft/onnxruntime#14229, onnx/onnx-tensorrt#850: DequantizeLinear takes no INT32
-    [transposed] NVIDIA/TensorRT#2380: weights of ConvTranspose have per-channel scales on axis 0, the inputs', or one
+    [transposed] NVIDIA/TensorRT#2380: weights of ConvTranspose have one scale, or one per input channel (axis 0)
     [opset]      "ONNX Opset Guide" of TensorRT 11: opsets 9 to 25
 
-A layer whose weight is in float counts as one that was left in float. Not covered: bodies of If, Loop and Scan; which
-operators TensorRT knows besides; speed.
+A layer with a float weight counts as left in float. Not covered: bodies of If, Loop and Scan; whether TensorRT supports
+the other operators; speed.
 """
 
 from collections.abc import Iterator
@@ -35,9 +35,9 @@ _OPSETS = range(9, 26)
 
 
 def violations(model: onnx.ModelProto) -> tuple[str, ...]:
-    """What TensorRT refuses or cannot run on integers, one line each: node, rule, mend. Empty: the file abides.
+    """List what TensorRT refuses or cannot run on integers, one line each: node, rule, fix; empty if nothing.
 
-    Weights must be loaded; external data raises what onnx.numpy_helper raises.
+    Weights must be loaded: external data raises what onnx.numpy_helper raises.
     """
     rules = _Rules(model)
     lines = [*rules.opsets(), *rules.types(), *rules.parameters(), *rules.granularity(), *rules.neighbours()]
@@ -45,7 +45,7 @@ def violations(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 class _Rules:
-    """One method a rule, on look-ups that all of them share."""
+    """The rules, one method each, with the look-ups they share."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = Graph(model)
@@ -59,7 +59,7 @@ class _Rules:
         self.layers = [n for n in self.graph.nodes if n.op_type in LAYER_TYPES]
         bias = {n.input[2] for n in self.layers if len(n.input) > 2}
         self.quantizers = [n for n in self.graph.nodes if n.op_type == "QuantizeLinear"]
-        # What feeds a bias has a rule of its own.
+        # A DequantizeLinear in front of a bias has a rule of its own.
         self.dequantizers = [n for n in self.graph.nodes if n.op_type == "DequantizeLinear" and n.output[0] not in bias]
 
     def opsets(self) -> Iterator[str]:
@@ -71,22 +71,22 @@ class _Rules:
     def types(self) -> Iterator[str]:
         """[types] [parser] [operator]"""
         for node in self.quantizers:
-            given = self.element_types.get(node.input[0])
-            if given is not None and given not in _FLOATS:
-                yield _line(node, f"quantizes {_name(given)}", "quantize floats only")
+            source = self.element_types.get(node.input[0])
+            if source is not None and source not in _FLOATS:
+                yield _line(node, f"quantizes {_name(source)}", "quantize floats only")
             kind = self._quantized_type(node)
             if kind != TensorProto.INT8:
-                yield _line(node, f"gives {_name(kind)}", "give an INT8 zero point of 0")
+                yield _line(node, f"outputs {_name(kind)}", "use an INT8 zero point of 0")
         for node in self.dequantizers:
-            found = self.element_types.get(node.input[0])
-            weight_only = found == TensorProto.INT4 and self._is_weight(node)
-            # What a QuantizeLinear gives was judged there.
-            if found not in (None, TensorProto.INT8) and not weight_only and not self._behind_quantizer(node):
-                yield _line(node, f"decodes {_name(found)}", "store INT8, or INT4 for weights alone")
+            source = self.element_types.get(node.input[0])
+            weight_only = source == TensorProto.INT4 and self._is_weight(node)
+            # The output of a QuantizeLinear is checked above.
+            if source not in (None, TensorProto.INT8) and not weight_only and not self._behind_quantizer(node):
+                yield _line(node, f"decodes {_name(source)}", "store INT8, or INT4 for weights beside float data")
 
     def parameters(self) -> Iterator[str]:
         """[operator] [parser] [types]"""
-        # A pair shares its parameters: the first node to use them is named.
+        # The nodes of a Q/DQ pair share their parameters; report only the first.
         users: dict[tuple[str, ...], NodeProto] = {}
         for node in (*self.quantizers, *self.dequantizers):
             users.setdefault(tuple(node.input[1:]), node)
@@ -97,7 +97,7 @@ class _Rules:
             elif scale.data_type != TensorProto.FLOAT:
                 yield _line(node, f"has a {_name(scale.data_type)} scale", "store it as float32")
             elif not (_array(scale) > 0).all() or not np.isfinite(_array(scale)).all():
-                yield _line(node, "has a scale that is not positive", "give channels without weights a scale of 1")
+                yield _line(node, "has a scale that is not positive", "use a scale of 1 for channels of zeros")
             if len(node.input) > 2 and node.input[2]:
                 zero_point = self.stored.get(node.input[2])
                 if zero_point is None:
@@ -112,38 +112,38 @@ class _Rules:
             if scale is None or np.prod(scale.dims) == 1:
                 continue
             if not self._is_weight(node):
-                yield _line(node, "has one scale a channel of an activation", "use one for the tensor")
+                yield _line(node, "has per-channel scales for an activation", "use one for the tensor")
                 continue
             data = self.stored.get(self._source(node))
             if len(scale.dims) != 1 or data is None:
                 continue
             axis = attribute(node, "axis", 1) % len(data.dims)
             if data.dims[axis] != scale.dims[0]:
-                yield _line(node, f"has {scale.dims[0]} scales for {data.dims[axis]} channels", "give one for each")
-            for layer, side in self._readers(node):
+                yield _line(node, f"has {scale.dims[0]} scales for {data.dims[axis]} channels", "use one per channel")
+            for layer, side in self._consuming_layers(node):
                 expected = _channel_axis(layer, side, len(data.dims))
                 if axis != expected:
-                    mend = "use one scale" if layer.op_type == "ConvTranspose" else f"scale along axis {expected}"
-                    yield _line(node, f"has scales along axis {axis} of the weight of {layer.op_type}", mend)
+                    fix = "use one scale" if layer.op_type == "ConvTranspose" else f"scale along axis {expected}"
+                    yield _line(node, f"has scales along axis {axis} of the weight of {layer.op_type}", fix)
 
     def neighbours(self) -> Iterator[str]:
         """[operators]"""
         for node in self.quantizers:
-            readers = {n.op_type for n in self.graph.consumers.get(node.output[0], [])} - {"DequantizeLinear"}
+            others = {n.op_type for n in self.graph.consumers.get(node.output[0], [])} - {"DequantizeLinear"}
             if node.output[0] in self.graph.outputs:
-                yield _line(node, "gives integers to the graph's outputs", "dequantize them")
-            if readers:
-                yield _line(node, f"is read by {', '.join(sorted(readers))}", "let DequantizeLinear follow at once")
+                yield _line(node, "makes a graph output of integers", "dequantize it")
+            if others:
+                yield _line(node, f"is read by {', '.join(sorted(others))}", "put DequantizeLinear right behind it")
 
     def weights(self) -> Iterator[str]:
         """[explicit] [operators]"""
         for node in self.dequantizers:
             if self._is_weight(node) and self._source(node) not in self.stored:
-                maker = self.graph.producer[self._source(node)]
-                yield _line(node, f"decodes what {maker.op_type} makes of stored data", "store INT8 weights")
-            for reader in self.graph.consumers.get(node.output[0], []) if self._is_weight(node) else []:
-                if reader.op_type in ("Transpose", "Reshape", "Concat", "Cast"):
-                    yield _line(node, f"is followed by {reader.op_type}", "store the weight as the layer reads it")
+                producer = self.graph.producer[self._source(node)]
+                yield _line(node, f"decodes weights computed by {producer.op_type}", "store INT8 weights")
+            for consumer in self.graph.consumers.get(node.output[0], []) if self._is_weight(node) else []:
+                if consumer.op_type in ("Transpose", "Reshape", "Concat", "Cast"):
+                    yield _line(node, f"is followed by {consumer.op_type}", "store the weight as the layer reads it")
 
     def biases(self) -> Iterator[str]:
         """[bias]"""
@@ -153,8 +153,8 @@ class _Rules:
                 continue
             kind = self.stored[bias].data_type if bias in self.stored else None
             if kind != TensorProto.FLOAT:
-                found = f"is {_name(kind)}" if kind else f"is made by {self.graph.producer[bias].op_type}"
-                yield _line(layer, f"has a bias that {found}", "store it as float32")
+                origin = f"is {_name(kind)}" if kind else f"is computed by {self.graph.producer[bias].op_type}"
+                yield _line(layer, f"has a bias that {origin}", "store it as float32")
 
     def placement(self) -> Iterator[str]:
         """[explicit] [types]"""
@@ -171,35 +171,35 @@ class _Rules:
     def _quantized_type(self, node: NodeProto) -> int:
         if len(node.input) > 2 and node.input[2]:
             return self.element_types.get(node.input[2], 0)
-        # ONNX's default; TensorRT would take it for INT8 without a word.
+        # ONNX's default; TensorRT would silently read it as INT8.
         return int(attribute(node, "output_dtype", 0)) or TensorProto.UINT8
 
     def _behind_quantizer(self, node: NodeProto) -> bool:
-        maker = self.graph.producer.get(node.input[0])
-        return maker is not None and maker.op_type == "QuantizeLinear"
+        producer = self.graph.producer.get(node.input[0])
+        return producer is not None and producer.op_type == "QuantizeLinear"
 
     def _is_weight(self, node: NodeProto) -> bool:
         return node.input[0] in self.graph.constants
 
     def _source(self, node: NodeProto) -> str:
-        """What a weight's Q or DQ starts from: stored integers, or stored floats behind a QuantizeLinear."""
+        """Return the tensor that a weight's Q or DQ starts from: stored integers, or the floats that a Q reads."""
         return str(self.graph.producer[node.input[0]].input[0] if self._behind_quantizer(node) else node.input[0])
 
-    def _readers(self, node: NodeProto) -> Iterator[tuple[NodeProto, int]]:
-        for reader in self.graph.consumers.get(node.output[0], []):
-            if reader.op_type in LAYER_TYPES:
-                yield from ((reader, side) for side in (0, 1) if reader.input[side] == node.output[0])
+    def _consuming_layers(self, node: NodeProto) -> Iterator[tuple[NodeProto, int]]:
+        for consumer in self.graph.consumers.get(node.output[0], []):
+            if consumer.op_type in LAYER_TYPES:
+                yield from ((consumer, side) for side in (0, 1) if consumer.input[side] == node.output[0])
 
     def _decoded_type(self, tensor: str) -> int | None:
-        """The integers' type where a tensor is dequantized, also behind operators that only move values; else None."""
-        maker = self.graph.producer.get(self.graph.root(tensor))
-        if maker is None or maker.op_type != "DequantizeLinear":
+        """Return the integer type behind a dequantized tensor, looking through movement operators; else None."""
+        producer = self.graph.producer.get(self.graph.root(tensor))
+        if producer is None or producer.op_type != "DequantizeLinear":
             return None
-        return self.element_types.get(maker.input[0], 0)
+        return self.element_types.get(producer.input[0], 0)
 
 
 def _channel_axis(layer: NodeProto, side: int, rank: int) -> int:
-    """The weight's axis that per-channel scales belong to: that of the outputs but for ConvTranspose."""
+    """Return the axis of a weight's per-channel scales: that of the output channels, except for ConvTranspose."""
     if layer.op_type in ("Conv", "ConvTranspose"):
         return 0
     if layer.op_type == "Gemm" and attribute(layer, "transB" if side == 1 else "transA", 0):
@@ -221,5 +221,5 @@ def _name(kind: int) -> str:
     return str(TensorProto.DataType.Name(kind))
 
 
-def _line(node: NodeProto, found: str, mend: str) -> str:
-    return f"{node.op_type} {node.name or node.output[0]!r} {found}; {mend}"
+def _line(node: NodeProto, problem: str, fix: str) -> str:
+    return f"{node.op_type} {node.name or node.output[0]!r} {problem}; {fix}"

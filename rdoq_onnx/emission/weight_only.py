@@ -1,4 +1,4 @@
-"""Tables, recurrent weights and stacks, quantized in their weights alone."""
+"""Quantize the weights of embedding tables, recurrent cells and stacks of matrices, whose data stay in float."""
 
 import math
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from rdoq_onnx.candidates.quantizer import quantize_rows
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.quantize_stored import QuantizeStored, StoredWeight
 
-_REACH = 127  # magnitude of integers that meet float data
+_REACH = 127  # greatest magnitude of weight integers beside float data
 
 
-def with_weight_only(model: onnx.ModelProto, found: Sequence[tuple[WeightOnly, int]]) -> onnx.ModelProto:
-    """`model` with these weights, which the search does not reach, in so many bits each."""
+def with_weight_only(model: onnx.ModelProto, widths: Sequence[tuple[WeightOnly, int]]) -> onnx.ModelProto:
+    """Quantize weights outside the search, each to its number of bits."""
     tensors = {t.name: t for t in model.graph.initializer}
-    weights = [stored_weight(w, bits, numpy_helper.to_array(tensors[w.tensor])) for w, bits in found]
+    weights = [stored_weight(w, bits, numpy_helper.to_array(tensors[w.tensor])) for w, bits in widths]
     return run_passes([QuantizeStored(weights)], model) if weights else model
 
 
-def stored_weight(found: WeightOnly, bits: int, value: NDArray[np.float32]) -> StoredWeight:
-    """`value` in integers of `bits` bits, with a scale for each index along the axes that have scales of their own."""
-    rest = tuple(k for k in range(value.ndim) if k not in found.axes)
-    order = (*found.axes, *rest)
+def stored_weight(weight: WeightOnly, bits: int, value: NDArray[np.float32]) -> StoredWeight:
+    """Quantize `value` to `bits` bits, with one scale per index along the axes of `weight` that have scales."""
+    rest = tuple(k for k in range(value.ndim) if k not in weight.axes)
+    order = (*weight.axes, *rest)
     turned = value.transpose(order)
-    units = turned.shape[: len(found.axes)]
+    units = turned.shape[: len(weight.axes)]
     codes = quantize_rows(turned.reshape(math.prod(units), -1), bits, _REACH)
     integers = codes.integers.reshape(turned.shape).transpose(np.argsort(order))
     scales = codes.scales.reshape([1 if k in rest else size for k, size in enumerate(value.shape)])
-    return StoredWeight(found.tensor, np.ascontiguousarray(integers), scales)
+    return StoredWeight(weight.tensor, np.ascontiguousarray(integers), scales)

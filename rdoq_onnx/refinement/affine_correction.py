@@ -1,16 +1,16 @@
-"""Scale and bias of each output channel, fitted to the float network at the inputs that the quantized one really has.
+"""Fit scale and bias of each output channel to the float network, at the inputs that the quantized network produces.
 
-What reaches a layer of the quantized network carries noise and has been clipped, so its outputs z' have another mean
-and another gain than those of the float network, z. The least squares line through both,
+The inputs of a layer in the quantized network are noisy and clipped, so its outputs z' have a different mean and gain
+from those of the float network, z. The least-squares line through both,
 
     z ≈ α z' + β,    α = Cov(z, z') / Var(z'),    β = E[z] - α E[z'],
 
-costs nothing in the emitted file: α goes into the channel's weight scale, β into its bias. Layers are fitted in the
-order of execution, each behind those that were fitted before it: what one of them has set right the next need not.
+costs nothing in the emitted file: α goes into the channel's weight scale, β into its bias. Layers are fitted in order
+of execution, each behind the already fitted ones, so that no error is corrected twice.
 
-A few huge activations that are clipped would draw a line to themselves, at the cost of all others: where z' is off by
-more than a few times the mean deviation it is left out. The last layers of a network, where positions are few and what
-is wrong with them is not noise any more, are better left alone, but for those that give its outputs.
+A few huge clipped activations would dominate the fit at the cost of all others, so points where z' is off by more than
+a few times the mean deviation are left out. The last layers of a network have few positions, and their error is no
+longer noise: they are better left alone, except for those that produce the network's outputs.
 """
 
 from collections.abc import Collection, Sequence
@@ -38,11 +38,11 @@ from rdoq_onnx.system.runtime import Feeds, Runtime
 from rdoq_onnx.system.threads import Workers
 
 _SAMPLES = 128
-_LIVE = 1 << 29  # bytes of tensors of all samples together that may wait for later layers
-_KEPT = 1 << 25  # elements of the float network's z that are kept
-_POSITIONS = 64  # of a sample that are looked at, about, where so many can be kept
+_LIVE = 1 << 29  # bytes of tensors, of all samples together, kept for later layers
+_KEPT = 1 << 25  # elements kept of the float network's z
+_POSITIONS = 64  # approximate number of positions per sample that enter the fit, if that many can be kept
 _OUTLIERS = 4.0  # times the mean deviation
-_MIN_GAIN, _MAX_GAIN = 0.5, 1.5  # a gain beyond reflects the few samples, not the channel
+_MIN_GAIN, _MAX_GAIN = 0.5, 1.5  # a gain outside reflects the few samples, not the channel
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -50,9 +50,9 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Fitting:
-    """What layers are fitted with.
+    """The means to fit layers.
 
-    kept: keeps what the float network gives, up to 128 MB, for other allocations of the same measurement and layers.
+    kept: stores outputs of the float network, up to 128 MB, for other allocations of the same measurement and layers.
     """
 
     samples: Samples
@@ -62,7 +62,7 @@ class Fitting:
 
 
 def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[int], fitting: Fitting) -> Allocation:
-    """`allocation` with scales and biases of the layers `chosen` (indices, see `fitted_layers`) fitted.
+    """Fit scales and biases of the layers `chosen` (indices, see `fitted_layers`).
 
     emitted: the `quantized_model` of `allocation`.
     """
@@ -76,41 +76,42 @@ def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[
     batches = list(some.counted_batches(measurement.observation.batching.size))
     positions = max(1, min(_POSITIONS, _KEPT // (len(some) * sum(layer.linear.channels for _, layer in layers))))
 
-    def wanted() -> dict[str, Array]:
+    def float_outputs() -> dict[str, Array]:
         return _float_outputs(network, [layer for _, layer in layers], batches, positions, runtime)
 
-    expected = wanted() if kept is None else kept.once("layers fitted, in float", wanted)
+    references = float_outputs() if kept is None else kept.once("layers fitted, in float", float_outputs)
     weights, counts = chosen_weights(allocation), [count for count, _ in batches]
-    made = {n.name: n.output[0] for n in emitted.graph.node}
-    ends = {made[layer.uses[0].node]: k for k, layer in layers}
+    outputs = {n.name: n.output[0] for n in emitted.graph.node}
+    stops = {outputs[layer.uses[0].node]: k for k, layer in layers}
     measured = list(measurement.layers)
-    for stop, values in staged(emitted, list(ends), [feeds for _, feeds in batches], runtime):
-        k = ends[stop]
+    for stop, values in staged(emitted, list(stops), [feeds for _, feeds in batches], runtime):
+        k = stops[stop]
         layer, _, shift = weights[k]
-        # The Add behind a MatMul has the shift, so its z' does not.
+        # A MatMul has its shift in the Add behind it, so z' lacks it.
         added = shift if layer.linear.op_type == "MatMul" else np.zeros_like(shift)
-        found = workers.map(partial(_rows, layer.linear, positions), values, counts)
-        z = np.concatenate(found, axis=1) + added[:, None].astype(np.float32)
-        gain, rest = _lines(expected[layer.name], z, workers)
+        rows = workers.map(partial(_rows, layer.linear, positions), values, counts)
+        z = np.concatenate(rows, axis=1) + added[:, None].astype(np.float32)
+        gain, rest = _lines(references[layer.name], z, workers)
         scaled = {b: _scaled(code, gain) for b, code in measured[k].codes.items()}
         bias, weight = _constants(network, layer)
         change = mixed(scaled, allocation.layer_bits[k]).values - layer.linear.rows(weight)
         offset = gain * (bias + shift) + rest - bias - bias_shift(layer, change, measured[k].mean)
         measured[k] = replace(measured[k], codes=scaled, offset=offset)
-        values[:] = workers.map(partial(_moved, layer.linear, gain, gain * added + rest - added), values, counts)
+        correct = partial(_scaled_and_shifted, layer.linear, gain, gain * added + rest - added)
+        values[:] = workers.map(correct, values, counts)
     return replace(allocation, measurement=replace(measurement, layers=tuple(measured)))
 
 
 def _scaled(code: WeightCodes, gain: Float) -> WeightCodes:
-    """`code` with the scale of each channel times `gain`."""
+    """Multiply the scale of each channel by `gain`."""
     return WeightCodes(code.integers, stored(code.scales * gain).astype(np.float32))
 
 
 def fitted_layers(allocation: Allocation, share: float) -> list[int]:
-    """Indices of the layers that can be fitted, of the first `share` of them and the last ones.
+    """Return indices of layers that can be fitted, among the first `share` of all layers and the last ones.
 
-    Those are layers of which each output channel has a scale of its own, which are applied once, and whose bias is
-    constant: a computed one would have to be scaled, too.
+    A layer can be fitted if each output channel has a scale, the layer is applied once, and its bias is constant: a
+    computed bias would have to be scaled as well.
     """
     network = allocation.measurement.network
     graph = Graph(network.model)
@@ -122,46 +123,46 @@ def fitted_layers(allocation: Allocation, share: float) -> list[int]:
         and len(layer.uses) == 1
         and layer.linear.op_type != "ConvTranspose"
         and all(name in graph.initializers for name in nodes[layer.name].input[2:] if name)
-        and attribute(nodes[layer.name], "beta", 1.0)  # without it the shift is in an Add behind the layer
+        and attribute(nodes[layer.name], "beta", 1.0)  # with beta 0 the shift is in an Add behind the layer
     ]  # fmt: skip
 
 
 def _last(graph: Graph, layers: Collection[str], outputs: Sequence[str]) -> set[str]:
-    """Those of `layers` with no other one between them and an output."""
-    found: set[str] = set()
+    """Return those of `layers` with no other layer between them and an output."""
+    last: set[str] = set()
     seen, pending = set(outputs), list(outputs)
     while pending:
         node = graph.producer.get(pending.pop())
         if node is not None and node.name in layers:
-            found.add(node.name)
+            last.add(node.name)
         elif node is not None:
             pending += [i for i in node.input if i not in seen]
             seen.update(node.input)
-    return found
+    return last
 
 
 def _float_outputs(
     network: Network, layers: Sequence[Layer], batches: Sequence[tuple[int, Feeds]], positions: int, runtime: Runtime
 ) -> dict[str, Array]:
-    """z of the float network for each of `layers`, [channels, points]."""
+    """Return z of the float network for each of `layers`, [channels, points]."""
     session = runtime.session(with_outputs(network.model, [layer.uses[0].output for layer in layers]), "all")
-    found: dict[str, list[Array]] = {layer.name: [] for layer in layers}
+    rows: dict[str, list[Array]] = {layer.name: [] for layer in layers}
     for count, feeds in batches:
         for layer, z in zip(layers, session.run(feeds), strict=True):
-            found[layer.name].append(_rows(layer.linear, positions, z, count))
-    return {name: np.concatenate(rows, axis=1) for name, rows in found.items()}
+            rows[layer.name].append(_rows(layer.linear, positions, z, count))
+    return {name: np.concatenate(parts, axis=1) for name, parts in rows.items()}
 
 
 def _rows(linear: Linear, positions: int, z: Array, samples: int) -> Array:
-    """A layer's output at about so many positions of each sample, [channels, points]."""
+    """Return a layer's output at about `positions` positions of each sample, [channels, points]."""
     blocks = linear.outputs(z, samples)
-    every = blocks.shape[-1] // positions | 1  # odd, so as not to walk down one column of an image
-    picked = np.moveaxis(blocks[..., ::every], 0, 2).astype(np.float32)
+    step = blocks.shape[-1] // positions | 1  # odd, so as not to stay in one column of an image
+    picked = np.moveaxis(blocks[..., ::step], 0, 2).astype(np.float32)
     return picked.reshape(linear.channels, -1)
 
 
-def _moved(linear: Linear, gain: Float, rest: Float, z: Array, samples: int) -> Array:
-    """gain z + rest for each channel; `z` may be overwritten, since large arrays take longer to get than to fill."""
+def _scaled_and_shifted(linear: Linear, gain: Float, rest: Float, z: Array, samples: int) -> Array:
+    """Return gain z + rest for each channel; may overwrite `z`: allocating large arrays is slower than filling them."""
     blocks = linear.outputs(z, samples)
     gain, rest = (v.astype(z.dtype).reshape(*blocks.shape[1:3], 1) for v in (gain, rest))
     blocks *= gain
@@ -169,30 +170,30 @@ def _moved(linear: Linear, gain: Float, rest: Float, z: Array, samples: int) -> 
     return linear.refold(blocks, z.shape)
 
 
-def _lines(expected: Array, found: Array, workers: Workers) -> tuple[Float, Float]:
-    """(α, β) of each channel, [channels, points] both, some channels on each thread."""
-    lines = workers.map(_line, np.array_split(expected, workers.threads), np.array_split(found, workers.threads))
+def _lines(reference: Array, output: Array, workers: Workers) -> tuple[Float, Float]:
+    """Return (α, β) of each channel of [channels, points], with the channels split over the threads."""
+    lines = workers.map(_line, np.array_split(reference, workers.threads), np.array_split(output, workers.threads))
     gains, rests = zip(*lines, strict=True)
     return np.concatenate(gains), np.concatenate(rests)
 
 
-def _line(expected: Array, found: Array) -> tuple[Float, Float]:
-    """(α, β) of each channel; α is 1 where the channel hardly varies."""
-    off = found - expected
+def _line(reference: Array, output: Array) -> tuple[Float, Float]:
+    """Return (α, β) of each channel; α is 1 where the channel hardly varies."""
+    off = output - reference
     middle = off.shape[1] // 2
-    off = np.abs(off - np.partition(off, middle, axis=1)[:, middle, None])  # np.median takes ten times as long
+    off = np.abs(off - np.partition(off, middle, axis=1)[:, middle, None])  # np.median is ten times slower
     kept = (off <= _OUTLIERS * off.mean(axis=1, keepdims=True)).astype(np.float32)
     count = np.maximum(kept.sum(axis=1, dtype=np.float64), 1)
-    means = [(v * kept).sum(axis=1, dtype=np.float64) / count for v in (expected, found)]
-    z, q = ((v - m[:, None].astype(np.float32)) * kept for v, m in zip((expected, found), means, strict=True))
+    means = [(v * kept).sum(axis=1, dtype=np.float64) / count for v in (reference, output)]
+    z, q = ((v - m[:, None].astype(np.float32)) * kept for v, m in zip((reference, output), means, strict=True))
     variance, covariance = ((v * q).sum(axis=1, dtype=np.float64) / count for v in (q, z))
-    steady = variance <= 1e-9 * np.maximum(variance + means[1] ** 2, 1e-30)
-    gain = np.where(steady, 1.0, np.clip(covariance / np.where(steady, 1.0, variance), _MIN_GAIN, _MAX_GAIN))
+    constant = variance <= 1e-9 * np.maximum(variance + means[1] ** 2, 1e-30)
+    gain = np.where(constant, 1.0, np.clip(covariance / np.where(constant, 1.0, variance), _MIN_GAIN, _MAX_GAIN))
     return gain, means[0] - gain * means[1]
 
 
 def _constants(network: Network, layer: Layer) -> tuple[Float, Array]:
-    """The bias within the layer's own output, zero where it has none, and its weight."""
+    """Return the bias that the layer itself adds, zero if none, and its weight."""
     node = next(n for n in network.model.graph.node if n.name == layer.name)
     tensors = {t.name: t for t in network.model.graph.initializer}
     weight = numpy_helper.to_array(tensors[layer.weight])

@@ -1,4 +1,4 @@
-"""The distortion of a quantized network on the judging samples."""
+"""Measure the distortion of a quantized network on the judging samples."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,12 @@ from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.system.runtime import Runtime
 
 JUDGING = 128  # samples that refinement measures on
-FLOAT_MEMORY = 1 << 27  # bytes of inputs, and of the float network's outputs, that are held for that or verification
+FLOAT_MEMORY = 1 << 27  # bytes of inputs, and of float outputs, kept in memory by refinement or verification
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Measures what is emitted, on `samples`, `size` at a time, against the float network's outputs `expected`."""
+    """Compares emitted models with the float outputs `expected` on `samples`, in batches of `size`."""
 
     samples: Samples
     size: int
@@ -32,28 +32,28 @@ class Judge:
 
     @classmethod
     def of(cls, measurement: Measurement, samples: Samples, runtime: Runtime, steps: Steps) -> "Judge":
-        """A judge on some of `samples`, as many as fit in memory; `steps` keeps what the float network gives."""
+        """Make a judge on as many of `samples` as fit in memory; `steps` keeps the float outputs."""
         metric, size = measurement.observation.metric, measurement.observation.batching.size
-        tried = samples.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * metric.elements)))).loaded(FLOAT_MEMORY)
+        judged = samples.some(min(JUDGING, max(1, FLOAT_MEMORY // (4 * metric.elements)))).loaded(FLOAT_MEMORY)
         reference = measurement.aimed.model
-        targets = steps.once("outputs, judging", lambda: float_outputs(reference, tried, metric, runtime, size))
-        return cls(tried, size, targets, metric, runtime)
+        expected = steps.once("outputs, judging", lambda: float_outputs(reference, judged, metric, runtime, size))
+        return cls(judged, size, expected, metric, runtime)
 
     def errors(self, model: onnx.ModelProto) -> NDArray[np.float64]:
-        """What each sample adds to δ of a quantized model, [samples]."""
+        """Return the contribution of each sample to δ of a quantized model, [samples]."""
         session = self.runtime.session(with_outputs(model, self.metric.outputs), "all")
         batches = zip(self.samples.counted_batches(self.size), self.expected, strict=True)
-        found = [self.metric.errors(session.run(x, self.metric.outputs), floats, n) for (n, x), floats in batches]
-        return np.concatenate(found)
+        errors = [self.metric.errors(session.run(x, self.metric.outputs), floats, n) for (n, x), floats in batches]
+        return np.concatenate(errors)
 
     def distortion(self, allocation: Allocation) -> float:
-        """δ of the emitted model."""
+        """Measure δ of the emitted model."""
         return float(self.errors(quantized_model(allocation)).mean())
 
 
 def float_outputs(
     model: onnx.ModelProto, samples: Samples, metric: Metric, runtime: Runtime, size: int
 ) -> tuple[tuple[NDArray[Any], ...], ...]:
-    """The outputs that count, of the float `model`, for each batch of `size`."""
+    """Return the measured outputs of the float `model` for each batch of `size`."""
     session = runtime.session(model, "all")
     return tuple(tuple(session.run(feeds, metric.outputs)) for feeds in samples.batches(size))

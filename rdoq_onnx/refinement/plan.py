@@ -1,23 +1,23 @@
-"""How much refinement an effort buys: trials of each kind, within a bound on work."""
+"""How many refinement trials of each kind an effort allows, within a bound on work."""
 
 from dataclasses import dataclass, replace
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.config import Effort
 
-WEIGHS = (1.8, 0.55)  # what a group's curves count, relative to what they count now
-_WORK = 8e10  # elements that the trials of swaps may compute, and those of clips: some minutes
+WEIGHS = (1.8, 0.55)  # factors on the weight of a group's curves
+_WORK = 8e10  # elements that swap trials may compute, and clipping trials: some minutes each
 _CLIPS = 4  # trials for an activation, on average
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many trials to make, at most.
+    """The maximum number of trials.
 
-    portions: of the layers, in which they are rounded again and curves are measured again after; 0 for neither.
-    rounds, groups: how often swaps are tried, and in how many layers and activations each time; patience: how many of
-    these may gain nothing one after another. clips: activations whose range is tried anew. fits: shares of the layers,
-    whose scales and biases are fitted; alone: how many of them are then fitted again, each by itself.
+    portions: number of portions in which the layers are re-rounded, before curves are re-measured; 0 for neither.
+    rounds, groups: rounds of bit swaps, and layers and activations tried in each; patience: how many of these may gain
+    nothing in a row. clips: activations with clipping trials. fits: shares of the layers whose scales and biases are
+    fitted; alone: how many layers are then fitted again one by one.
     """
 
     portions: int = 0
@@ -30,13 +30,13 @@ class Plan:
 
     @classmethod
     def of(cls, effort: Effort, allocation: Allocation, judging: int) -> "Plan":
-        """What `effort` asks for where each trial runs `judging` samples; fewer swaps on networks of much work."""
+        """Return the plan of `effort` if each trial runs `judging` samples; expensive networks get fewer swaps."""
         work = judging * sum(allocation.measurement.observation.sizes.values())
         groups = len(rows_by_distortion(allocation))
         return EFFORTS[effort].within(work, groups, len(allocation.activation_bits), len(allocation.layer_bits))
 
     def within(self, work: int, groups: int, activations: int, layers: int) -> "Plan":
-        """No more than what a trial's `work`, in elements, allows, and than there is to swap, to clip and to fit."""
+        """Limit the plan to the bound on work, given a trial's `work` in elements, and to what the network has."""
         swaps = max(1, int(_WORK / (work * len(WEIGHS))))
         groups = min(self.groups, swaps, groups)
         rounds = min(self.rounds, swaps // groups) if groups else 0
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """All of them, with the measurement of what is there and the trial of uniform widths."""
+        """Return the maximum number of trials, including the first measurement and the trial of uniform widths."""
         around = self.portions + 1 if self.portions else 0
         swaps, clips = self.rounds * self.groups * len(WEIGHS), 2 * _CLIPS * self.clips
         return 2 + around + swaps + clips + len(self.fits) + self.alone
@@ -60,10 +60,10 @@ EFFORTS: dict[Effort, Plan] = {
 
 
 def rows_by_distortion(allocation: Allocation) -> list[slice]:
-    """The rows of each layer and each activation within a budget, in the order of the distortion that they take."""
+    """List the rows of each layer and each activation within a budget, greatest distortion first."""
     measurement = allocation.measurement
     first = measurement.channels
     rows = measurement.unit_rows()
     rows += [slice(first + k, first + k + 1) for k, a in enumerate(measurement.network.activations) if not a.fusion]
-    taken = allocation.distortions
-    return sorted(rows, key=lambda r: -float(taken[r].sum()))
+    distortions = allocation.distortions
+    return sorted(rows, key=lambda r: -float(distortions[r].sum()))

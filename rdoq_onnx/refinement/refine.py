@@ -1,17 +1,16 @@
-"""After a first allocation: try what curves cannot tell, and keep what lowers the real distortion.
+"""Refine a first allocation: try changes that curves cannot price, and keep those that lower the measured distortion.
 
 Every trial is emitted and run in ONNX Runtime on samples that rounding was not fitted to. A trial that does not lower
-the measured distortion leaves everything as it was, so no step makes the result worse than the step before. The best of
-many trials is the luckiest one, too: bit swaps and clipping are kept only where they lower it by twice the standard
-error of the difference.
+the measured distortion is dropped, so no step makes the result worse. The best of many trials is also the luckiest:
+bit swaps and clipping are kept only if they gain at least twice the standard error of the difference.
 
-- swaps: the curves of one layer or activation count more or less, and widths are allocated anew; bits move between
-  groups, and the budgets hold.
-- re-round: the layers in order, a portion at a time, rounded again under the moments of the network quantized so far.
-- re-measure: curves around the network with its weights quantized, in place of those around the float network.
-- clips: the range of one activation's quantizer a little further in or out.
-- re-fit: scale and bias of each output channel, the layers in order (affine_correction.py).
-- uniform: one width for all, the widest within the budgets. Mixed precision must not lose to it silently.
+- bit swaps: weight the curves of one layer or activation more or less and allocate again; bits move between groups,
+  and the budgets hold.
+- re-rounding: round the layers again in order, a portion at a time, under the moments of the network quantized so far.
+- re-measuring: replace curves around the float network by curves around the network with quantized weights.
+- clipping: move the range of one activation's quantizer slightly in or out.
+- scale refit: fit scale and bias of each output channel, layers in order (affine_correction.py).
+- uniform: one width everywhere, the widest within the budgets. Mixed precision must not lose to it silently.
 """
 
 from dataclasses import dataclass, replace
@@ -35,13 +34,13 @@ from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import Workers, workers
 
-_ENOUGH = 0.998  # share of the distortion that a trial must fall to: less is noise
-_SURE = 2.0  # standard errors that one of many trials must gain
+_ENOUGH = 0.998  # share of the distortion that a trial must get below; smaller gains are noise
+_SURE = 2.0  # standard errors that a trial among many must gain
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did, in distortion measured on the trial samples: before it, after it, and of its last trial."""
+    """Distortion on the judging samples before and after one kind of trial, and of the last such trial."""
 
     name: str
     before: float
@@ -51,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Refined:
-    """An allocation, its `quantized_model`, and the steps that led to it."""
+    """A refined allocation, its `quantized_model`, and the steps that led to it."""
 
     allocation: Allocation
     model: onnx.ModelProto
@@ -60,7 +59,7 @@ class Refined:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What all trials share. kept: what no allocation changes, for the next refinement; None to keep nothing."""
+    """What all trials share. kept: keeps results that no allocation changes for the next refinement; None for none."""
 
     config: Config
     plan: Plan
@@ -71,10 +70,10 @@ class Refinement:
     kept: Steps | None = None
 
     def of(self, allocation: Allocation) -> Refined:
-        """The best of `allocation` and what the steps of the module's docstring make of it, with what each gained."""
+        """Refine `allocation` by the steps in the module's docstring, recording the gain of each."""
         best = _Best(allocation, self.judge, self.advance)
         if self.plan.portions:
-            self._round_again(best)
+            self._reround(best)
         best.swap(self.config, self.plan)
         best.clip(self.plan)
         uniform = uniform_bits(best.allocation.measurement, self.config.budgets)
@@ -83,25 +82,25 @@ class Refinement:
         self._fit(best)
         return Refined(best.allocation, best.model, best.steps)
 
-    def _round_again(self, best: "_Best") -> None:
+    def _reround(self, best: "_Best") -> None:
         runtime = self.judge.runtime
         for portion in np.array_split(np.arange(len(best.allocation.layer_bits)), self.plan.portions):
-            best.step("re-round", rerounded(best.allocation, portion, self.split.fitting, runtime, self.workers))
+            best.step("re-rounding", rerounded(best.allocation, portion, self.split.fitting, runtime, self.workers))
         around = remeasured(best.allocation, self.config.seed, self.split.measuring, runtime, self.workers)
-        best.step("re-measure", allocate_bits(around, self.config.budgets))
+        best.step("re-measuring", allocate_bits(around, self.config.budgets))
 
     def _fit(self, best: "_Best") -> None:
         before, model = best.allocation, best.model
         fitting = Fitting(self.split.fitting, self.judge.runtime, self.workers)
         kept = self.kept if len(self.plan.fits) == 1 else None
         for share in self.plan.fits:
-            best.step("re-fit", refitted(before, model, fitted_layers(before, share), replace(fitting, kept=kept)))
+            best.step("scale refit", refitted(before, model, fitted_layers(before, share), replace(fitting, kept=kept)))
         for k in fitted_layers(before, 1.0)[: self.plan.alone]:
-            best.step("re-fit", refitted(best.allocation, best.model, [k], fitting))
+            best.step("scale refit", refitted(best.allocation, best.model, [k], fitting))
 
 
 def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> Refined:
-    """`allocation` after refinement as far as the effort goes, judged on samples that rounding was not fitted to."""
+    """Refine `allocation` as far as the effort allows, judged on samples that rounding was not fitted to."""
     if not allocation.layer_bits:
         return Refined(allocation, quantized_model(allocation))
     judge = Judge.of(allocation.measurement, split.measuring, runtime, steps)
@@ -111,7 +110,7 @@ def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: 
 
 
 class _Best:
-    """The best allocation so far, with what it becomes and the distortion of that."""
+    """The best allocation so far, with its quantized model and its errors on the judging samples."""
 
     def __init__(self, allocation: Allocation, judge: Judge, advance: Advance) -> None:
         self.allocation, self.model = allocation, quantized_model(allocation)
@@ -129,31 +128,31 @@ class _Best:
         return tuple(self._steps.values())
 
     def step(self, name: str, trial: Allocation, sure: float = 0.0) -> bool:
-        """Keep `trial` if it lowers the distortion, by `sure` standard errors."""
+        """Keep `trial` if it lowers the distortion by at least `sure` standard errors; return whether it did."""
         model = quantized_model(trial)
         before, errors = self.distortion, self._judge.errors(model)
         self._advance(1)
-        found, gains = float(errors.mean()), self._errors - errors
-        better = found < _ENOUGH * before and before - found >= sure * gains.std() / len(gains) ** 0.5
+        tried, gains = float(errors.mean()), self._errors - errors
+        better = tried < _ENOUGH * before and before - tried >= sure * gains.std() / len(gains) ** 0.5
         if better:
             self.allocation, self.model, self._errors = trial, model, errors
-        first = self._steps.get(name, Step(name, before, before, found))
-        self._steps[name] = replace(first, after=self.distortion, tried=found)
+        first = self._steps.get(name, Step(name, before, before, tried))
+        self._steps[name] = replace(first, after=self.distortion, tried=tried)
         return better
 
     def swap(self, config: Config, plan: Plan) -> None:
-        """Move bits between layers and activations, those of most distortion first."""
+        """Move bits between layers and activations, greatest distortion first."""
         measurement = self.allocation.measurement
         weigh = np.ones(len(measurement.curves.elements))
         for _ in range(plan.rounds):
             improved, idle = False, 0
             for rows in rows_by_distortion(self.allocation)[: plan.groups]:
-                idle = idle + 1
+                idle += 1
                 for factor in WEIGHS:
                     tried = weigh.copy()
                     tried[rows] *= factor
                     trial = allocate_bits(measurement, config.budgets, tried, self.allocation.bound)
-                    if not _same(trial, self.allocation) and self.step("swaps", trial, _SURE):
+                    if not _same(trial, self.allocation) and self.step("bit swaps", trial, _SURE):
                         weigh, improved, idle = tried, True, 0
                         break
                 if idle == plan.patience:
@@ -162,19 +161,19 @@ class _Best:
                 return
 
     def clip(self, plan: Plan) -> None:
-        """Move the ends of the activations' ranges, those of most distortion first."""
+        """Move the ends of the activations' ranges, greatest distortion first."""
         measurement, bits = self.allocation.measurement, self.allocation.activation_bits
-        taken = self.allocation.distortions[measurement.channels :]
-        for k in np.argsort(-taken, kind="stable")[: plan.clips]:
+        distortions = self.allocation.distortions[measurement.channels :]
+        for k in np.argsort(-distortions, kind="stable")[: plan.clips]:
             tensor = measurement.network.activations[k].tensor
             chosen = measurement.activations[k].quantizers[bits[k]]
             for other in refined(chosen, *measurement.observation.reach(tensor))[1:]:
-                if self.step("clips", _with_quantizer(self.allocation, int(k), other), _SURE):
+                if self.step("clipping", _with_quantizer(self.allocation, int(k), other), _SURE):
                     break
 
 
 def _with_quantizer(allocation: Allocation, k: int, quantizer: Affine) -> Allocation:
-    """`allocation` with another quantizer for activation `k`, at its width."""
+    """Replace the quantizer of activation `k` at its width."""
     activations = list(allocation.measurement.activations)
     quantizers = {**activations[k].quantizers, allocation.activation_bits[k]: quantizer}
     activations[k] = replace(activations[k], quantizers=quantizers)

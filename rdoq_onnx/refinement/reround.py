@@ -1,4 +1,4 @@
-"""Rounding and measuring once more, at the point that was allocated."""
+"""Round and measure again at the allocated widths."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ _DAMPING = 0.1
 def rerounded(
     allocation: Allocation, portion: NDArray[np.int64], samples: Samples, runtime: Runtime, workers: Workers
 ) -> Allocation:
-    """The layers of `portion` (indices) rounded again at their widths, their inputs those of the quantized network."""
+    """Re-round the layers of `portion` (indices) at their widths, for their inputs in the quantized network."""
     measurement = allocation.measurement
     network = measurement.network
     emitted = quantized_model(allocation)
@@ -57,7 +57,7 @@ def rerounded(
 def remeasured(
     allocation: Allocation, seed: int, samples: Samples, runtime: Runtime, workers: Workers
 ) -> Measurement:
-    """The measurement of `allocation` with first-order curves around the network whose weights are quantized."""
+    """Measure first-order curves around the network with the quantized weights of `allocation`."""
     measurement = allocation.measurement
     network, observation = measurement.network, measurement.observation
     weights = [
@@ -70,7 +70,7 @@ def remeasured(
     found = with_memory(
         lambda batch: first_order(replace(plan, batch=batch), candidates, _unwatched), size, observation
     )
-    if found.missing:  # exact curves stay what they are
+    if found.missing:  # leave exact curves as they are
         return measurement
     seen = draws(len(samples), observation.metric.elements)
     steady = [
@@ -82,7 +82,7 @@ def remeasured(
 
 
 def _as_candidates(measurement: Measurement) -> Candidates:
-    """The candidates that `measurement` chose, one for each width."""
+    """Return the candidates that `measurement` chose, one per width."""
     widths = tuple(measurement.layers[0].codes)
     layers = (LayerCandidates(x.layer, x.mean, (tuple(x.codes[b] for b in widths),)) for x in measurement.layers)
     activations = (
@@ -92,4 +92,4 @@ def _as_candidates(measurement: Measurement) -> Candidates:
 
 
 def _unwatched(done: int) -> None:
-    """Nobody is shown these steps' parts."""
+    """Ignore progress: the parts of these steps are not shown."""

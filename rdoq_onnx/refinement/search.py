@@ -1,7 +1,7 @@
-"""The fewest bits that reach a goal: output SQNR, or agreement of the top class, of the emitted model.
+"""Find the fewest bits that reach a goal: output SQNR, or agreement of the top class, of the emitted model.
 
-Both are judged on samples that no measurement has seen. Budgets are bisected on a grid with the curves' allocation;
-the one found is refined, and fewer bits are tried for as long as refinement pays for them.
+Both are judged on samples that no measurement has used. Budgets are bisected on a grid with the curves' allocation. The
+result is refined, and fewer bits are tried as long as refinement makes up for them.
 """
 
 from collections.abc import Callable
@@ -24,16 +24,16 @@ from rdoq_onnx.observation.distortion import sqnr_db
 from rdoq_onnx.refinement.refine import Refined
 from rdoq_onnx.system.runtime import Runtime
 
-STEP = 1 / 16  # bits between budgets that are tried
+STEP = 1 / 16  # bits between budgets on the grid
 _REFINEMENTS = 4  # at most
-_BIT_DB = 6.0  # what a bit is worth
+_BIT_DB = 6.0  # dB per bit
 
 Refine = Callable[[Allocation, Config], Refined]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """option: that asked for it. least: dB, or percent. batches: feeds, with what the float model gives."""
+    """A goal set by `option`: at least `least` dB or percent. batches: feeds, with the outputs of the float model."""
 
     option: str
     least: float
@@ -45,17 +45,22 @@ class Goal:
     def of(
         cls, config: Config, original: onnx.ModelProto, samples: Samples, size: int, runtime: Runtime
     ) -> "Goal | None":
-        """The goal of `config`, if it has one. Raises ConfigError if the model does not give one row of scores."""
+        """Return the goal of `config`, if any.
+
+        Raises ConfigError for --top1-agreement unless the model outputs one row of scores per sample.
+        """
         if config.sqnr is None and config.top1_agreement is None:
             return None
         session = runtime.session(original, "all")
         batches = tuple((feeds, session.run(feeds)) for _, feeds in samples.counted_batches(size))
         if config.sqnr is not None:
             return cls("--sqnr", config.sqnr, batches, runtime, len(samples))
-        values = batches[0][1]
-        if len(values) != 1 or values[0].ndim != 2 or values[0].dtype.kind != "f":
-            shapes = ", ".join(str(list(v.shape)) for v in values)
-            raise ConfigError(f"--top1-agreement: the model gives {shapes}, not one row of scores a sample; use --sqnr")
+        outputs = batches[0][1]
+        if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].dtype.kind != "f":
+            shapes = ", ".join(str(list(v.shape)) for v in outputs)
+            raise ConfigError(
+                f"--top1-agreement: the model outputs {shapes}, not one row of scores per sample; use --sqnr"
+            )
         return cls("--top1-agreement", config.top1_agreement or 0.0, batches, runtime, len(samples))
 
     @property
@@ -63,29 +68,29 @@ class Goal:
         return "dB" if self.option == "--sqnr" else "%"
 
     def reached(self, model: onnx.ModelProto) -> float:
-        """What a quantized model reaches, in the goal's unit."""
+        """Measure a quantized model, in the goal's unit."""
         session = self.runtime.session(model, "all")
         signal = noise = same = total = 0.0
         for feeds, floats in self.batches:
-            for value, wanted in zip(session.run(feeds), floats, strict=True):
-                if wanted.dtype.kind == "f":
-                    reference = wanted.astype(np.float64)
+            for value, expected in zip(session.run(feeds), floats, strict=True):
+                if expected.dtype.kind == "f":
+                    reference = expected.astype(np.float64)
                     signal += float(np.square(reference).sum())
                     noise += float(np.square(value - reference).sum())
-                    same += float((value.argmax(axis=-1) == wanted.argmax(axis=-1)).sum())
-                    total += wanted.size / wanted.shape[-1] if wanted.ndim else 1
+                    same += float((value.argmax(axis=-1) == expected.argmax(axis=-1)).sum())
+                    total += expected.size / expected.shape[-1] if expected.ndim else 1
         return sqnr_db(signal, noise) if self.option == "--sqnr" else 100 * same / total
 
     def check(self, model: onnx.ModelProto) -> str:
-        """What the emitted model reaches, in words. Raises VerificationError if it is less than asked for."""
-        found = self.reached(model)
-        if found < self.least:
-            raise VerificationError(f"{self.option} {self.least:g}: the emitted model has {found:.2f} {self.unit}")
-        return f"{self.option} {self.least:g}: {found:.2f} {self.unit} on {self.samples} samples held out"
+        """Word what the emitted model reaches. Raises VerificationError if it misses the goal."""
+        reached = self.reached(model)
+        if reached < self.least:
+            raise VerificationError(f"{self.option} {self.least:g}: the emitted model has {reached:.2f} {self.unit}")
+        return f"{self.option} {self.least:g}: {reached:.2f} {self.unit} on {self.samples} held-out samples"
 
 
 def fewest_bits(measurement: Measurement, config: Config, goal: Goal, refine: Refine) -> Refined:
-    """The allocation of fewest bits that reaches `goal`, up to the bits of `config`.
+    """Return the refined allocation of fewest bits that reaches `goal`, up to the bits of `config`.
 
     Raises BudgetError if none does.
     """
@@ -112,16 +117,16 @@ def fewest_bits(measurement: Measurement, config: Config, goal: Goal, refine: Re
 def _refined(
     goal: Goal, refine: Refine, config: Config, first: int, at: Callable[[int], tuple[Allocation | None, float]]
 ) -> Refined:
-    """Refinements from the budget `first` downwards; without one where it does not help."""
+    """Refine from the budget `first` downwards; fall back to the unrefined allocation if that does not help."""
     best: Refined | None = None
-    step, found = first, at(first)[1]
+    step, greatest = first, at(first)[1]
     for _ in range(_REFINEMENTS):
         allocation = at(step)[0]
         if allocation is None:
             break
         refined = refine(allocation, with_budget(config, config.moved, step * STEP))
         reached = goal.reached(refined.model)
-        found = max(found, reached)
+        greatest = max(greatest, reached)
         if reached < goal.least:
             break
         best = refined
@@ -133,6 +138,6 @@ def _refined(
     if best is None and plain is not None and value >= goal.least:
         best = Refined(plain, quantized_model(plain))
     if best is None:
-        most = f"{first * STEP:g} bits give {found:.2f} {goal.unit} on {goal.samples} samples held back"
-        raise BudgetError(f"{goal.option} {goal.least:g} cannot be met: {most}; ask for no more, or for other --widths")
+        result = f"{first * STEP:g} bits give {greatest:.2f} {goal.unit} on {goal.samples} held-out samples"
+        raise BudgetError(f"{goal.option} {goal.least:g} cannot be met: {result}; ask for less or allow more --widths")
     return best

@@ -1,7 +1,7 @@
-"""A model run in stages: up to a tensor on all batches, then, with that tensor as the caller leaves it, on to the next.
+"""Run a model in stages: all batches up to a tensor, then on to the next with that tensor as the caller leaves it.
 
-What lies between costs one pass over the samples, however many tensors are stopped at. In memory are the tensors of all
-batches that a later stage reads, and no others.
+The stages together cost one pass over the samples, whatever their number. Only tensors that a later stage reads stay in
+memory, for all batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,17 +21,18 @@ Array = NDArray[Any]
 def staged(
     model: onnx.ModelProto, stops: Sequence[str], batches: Sequence[Feeds], runtime: Runtime
 ) -> Iterator[tuple[str, list[Array]]]:
-    """(tensor, its value in each batch) for each of `stops` that a node makes, in the order of execution.
+    """Yield (tensor, its value in each batch) for each of `stops` that a node produces, in order of execution.
 
-    What the caller puts into the list in place of a value is what the rest of the model reads.
+    The rest of the model reads the values as the caller leaves them in the list.
     """
     live = [dict(feeds) for feeds in batches]
     for stage in _stages(model, stops):
         session = runtime.session(stage.model(model, live[0]), "all")
         for tensors in live:
-            made = zip(stage.outputs, session.run({n: tensors[n] for n in stage.inputs}, stage.outputs), strict=True)
-            tensors.update(made)
-            # At once, so that the next batch finds the memory.
+            tensors.update(zip(
+                stage.outputs, session.run({n: tensors[n] for n in stage.inputs}, stage.outputs), strict=True
+            ))  # fmt: skip
+            # Freed now, so that the next batch can use the memory.
             for name in tensors.keys() - {stage.stop, *stage.needed}:
                 del tensors[name]
         values = [tensors.pop(stage.stop) for tensors in live]
@@ -44,7 +45,7 @@ def staged(
 
 @dataclass(frozen=True)
 class _Stage:
-    """Nodes that run together, the last of which makes `stop`; needed: tensors that later stages read."""
+    """Nodes that run together, the last of which produces `stop`; needed: tensors that later stages read."""
 
     stop: str
     nodes: tuple[onnx.NodeProto, ...]
@@ -72,12 +73,12 @@ def _stages(model: onnx.ModelProto, stops: Sequence[str]) -> list[_Stage]:
             parts.append((stop, nodes))
             nodes = []
     constants = {t.name for t in model.graph.initializer}
-    made = {i.name for i in model.graph.input} - constants | {o for n in model.graph.node for o in n.output}
+    computed = {i.name for i in model.graph.input} - constants | {o for n in model.graph.node for o in n.output}
     stages: list[_Stage] = []
     needed: set[str] = set()
     for stop, nodes in reversed(parts):
         own = dict.fromkeys(o for n in nodes for o in n.output if o)
-        inputs = {r: None for r in reads(nodes) if r in made and r not in own}
+        inputs = {r: None for r in reads(nodes) if r in computed and r not in own}
         outputs = [o for o in own if o in needed or o == stop]
         stages.append(_Stage(stop, tuple(nodes), tuple(inputs), tuple(outputs), frozenset(needed)))
         needed |= set(inputs)

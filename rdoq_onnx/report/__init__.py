@@ -1,4 +1,4 @@
-"""The figures of a run: table, JSON, page of plots, advice.
+"""Reports of a run: table, JSON, HTML page, hints.
 
 The outcome of a run in, text out.
 Imports from verification and what is above it.

@@ -1,4 +1,4 @@
-"""What to try next when a result is poor, reckoned from the curves: no run is made for it."""
+"""Suggest what to try when a result is poor, computed from the curves without another run."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.wording import pin_of
 
-POOR_DB = 15.0  # output SQNR under which there is something to say
-_OFF = 2.5  # measured over predicted distortion from which the curves are to blame
-_LARGE = 0.2  # share of the distortion from which one layer or activation is worth a pin
-_DEAR = 0.1  # share of more bits from which a pin is not
-_LESS = 0.25  # of the distortion that a pin should leave of what it was
+POOR_DB = 15.0  # output SQNR below which a result is poor
+_OFF = 2.5  # ratio of measured to predicted distortion above which curves are inaccurate
+_LARGE = 0.2  # minimum share of the distortion for a layer or activation to be worth a pin
+_EXPENSIVE = 0.1  # maximum relative increase in bits for a pin
+_TARGET = 0.25  # share of its distortion that a pinned unit should keep at most
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """A layer or an activation: its rows of the curves, and the budget that it spends."""
+    """A layer or an activation: its rows of the curves, and the budget it belongs to."""
 
     kind: str
     name: str
@@ -34,69 +34,74 @@ class _Unit:
 
 
 def advise(allocation: Allocation, config: Config, report: Report) -> tuple[str, ...]:
-    """Lines that say what to try next; none where the result is good."""
+    """Return hints on what to try next, one line each; none if the result is good."""
     poor = report.sqnr_db < POOR_DB
     off = report.measured > _OFF * allocation.predicted > 0
     lines = []
     if (poor or off) and report.calibration == "synthetic":
         lines.append("the samples are synthetic: give real ones with --calibration")
     if off:
-        mend = "--measure probe" if config.effort == "best" else "--effort best"
-        found = f"measured distortion is {report.measured / allocation.predicted:.1f} times the predicted one"
-        lines.append(f"{found}: more --samples ({report.samples} now) or {mend} make curves that hold")
+        fix = "--measure probe" if config.effort == "best" else "--effort best"
+        ratio = report.measured / allocation.predicted
+        lines.append(
+            f"measured distortion is {ratio:.1f} times the predicted one: "
+            f"use more --samples ({report.samples} now) or {fix} for more accurate curves"
+        )
     if poor:
         lines += _pin(allocation, config) or _more_bits(allocation, config)
     return tuple(lines)
 
 
 def _pin(allocation: Allocation, config: Config) -> list[str]:
-    """The layer or activation that takes most, wider than it is, where that is cheap."""
+    """Suggest a wider pin for the layer or activation of most distortion, if that is cheap."""
     units = _units(allocation, config)
-    taken, bits = allocation.distortions, allocation.bits
+    distortions, bits = allocation.distortions, allocation.bits
     curves, total = allocation.measurement.curves, allocation.predicted
-    worst = max(units, key=lambda u: float(taken[u.rows].sum()), default=None)
-    if worst is None or (own := float(taken[worst.rows].sum())) < _LARGE * total:
+    worst = max(units, key=lambda u: float(distortions[u.rows].sum()), default=None)
+    if worst is None or (own := float(distortions[worst.rows].sum())) < _LARGE * total:
         return []
     offered = np.isfinite(curves.distortion[worst.rows]).all(axis=0)
     wider = [b for b in np.flatnonzero(offered).tolist() if b > bits[worst.rows].min()]
     left = {b: float(curves.distortion[worst.rows, b].sum()) for b in wider}
-    width = next((b for b in wider if left[b] <= _LESS * own), wider[-1] if wider else None)
+    width = next((b for b in wider if left[b] <= _TARGET * own), wider[-1] if wider else None)
     if width is None or left[width] >= own:
         return []
     spent = bits * curves.elements
     rows = _rows_of(worst.side, allocation)
     extra = int(((width - bits[worst.rows]) * curves.elements[worst.rows]).sum())
     share = extra / float(spent[rows].sum())
-    if not 0 < share <= _DEAR:
+    if not 0 < share <= _EXPENSIVE:
         return []
     now = config.activation_bits if worst.side == "activations" else _weight_bits(allocation, config)
     budget = max(_up((int(spent[rows].sum()) + extra) / int(curves.elements[rows].sum())), now or 0.0)
     trial = with_budget(replace(config, pins=(*config.pins, (as_pattern(worst.name), width))), worst.side, budget)
-    found = _predicted(allocation, trial)
-    if found is None or found >= total:
+    predicted = _predicted(allocation, trial)
+    if predicted is None or predicted >= total:
         return []
-    told = f"{worst.kind} {worst.name} takes {100 * own / total:.0f} % of the distortion"
-    option = f"{pin_of(worst.name, width)} {_budget_option(worst.side, budget)}"
-    return [f"{told}: {option} costs {100 * share:.1f} % more bits and leaves {100 * found / total:.0f} % of it"]
+    cause = f"{worst.kind} {worst.name} causes {100 * own / total:.0f} % of the distortion"
+    options = f"{pin_of(worst.name, width)} {_budget_option(worst.side, budget)}"
+    effect = f"costs {100 * share:.1f} % more bits and leaves {100 * predicted / total:.0f} % of the total"
+    return [f"{cause}: {options} {effect}"]
 
 
 def _more_bits(allocation: Allocation, config: Config) -> list[str]:
-    """One bit more for the side that takes more."""
-    taken, total = allocation.distortions, allocation.predicted
+    """Suggest one more bit for the side of more distortion."""
+    distortions, total = allocation.distortions, allocation.predicted
     sides: Sequence[Side] = ("weights", "activations")
     if config.joint or config.activation_bits is None:
         sides = ("both",) if config.joint else ("weights",)
-    side = max(sides, key=lambda s: float(taken[_rows_of(s, allocation)].sum()))
+    side = max(sides, key=lambda s: float(distortions[_rows_of(s, allocation)].sum()))
     now = config.activation_bits if side == "activations" else _weight_bits(allocation, config)
     if now is None or now >= MAX_BITS or total <= 0:
         return []
     budget = min(now + 1, MAX_BITS)
-    found = _predicted(allocation, with_budget(config, side, budget))
-    if found is None or found >= total:
+    predicted = _predicted(allocation, with_budget(config, side, budget))
+    if predicted is None or predicted >= total:
         return []
-    who = "weights and activations take" if side == "both" else f"{side} take"
-    share = 100 * float(taken[_rows_of(side, allocation)].sum()) / total
-    return [f"{who} {share:.0f} % of the distortion: {_budget_option(side, budget)} leaves {100 * found / total:.0f} %"]
+    cause = "weights and activations cause" if side == "both" else f"{side} cause"
+    share = 100 * float(distortions[_rows_of(side, allocation)].sum()) / total
+    effect = f"{_budget_option(side, budget)} leaves {100 * predicted / total:.0f} % of the total"
+    return [f"{cause} {share:.0f} % of the distortion: {effect}"]
 
 
 def _weight_bits(allocation: Allocation, config: Config) -> float:
@@ -104,7 +109,7 @@ def _weight_bits(allocation: Allocation, config: Config) -> float:
 
 
 def _units(allocation: Allocation, config: Config) -> list[_Unit]:
-    """What a pin may widen: all but fusion tensors."""
+    """List what a pin may widen: all layers, and all activations except fusion tensors."""
     measurement = allocation.measurement
     layers = [
         _Unit("layer", layer.name, np.arange(rows.start, rows.stop), "both" if config.joint else "weights")
@@ -118,7 +123,7 @@ def _units(allocation: Allocation, config: Config) -> list[_Unit]:
 
 
 def _rows_of(side: Side, allocation: Allocation) -> NDArray[np.int64]:
-    """The rows of the curves that spend the budget of `side`."""
+    """Return the rows of the curves that belong to the budget of `side`."""
     measurement = allocation.measurement
     weights = np.arange(measurement.channels)
     feeding = np.array([k for k, a in enumerate(measurement.network.activations) if not a.fusion], np.int64)

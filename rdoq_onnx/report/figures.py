@@ -1,4 +1,4 @@
-"""The plots of a run: Result -> plotly figures. Colours of text and grid are the page's, which knows light and dark."""
+"""Plot a run: Result -> plotly figures. The page sets the colours of text and grid for light and dark."""
 
 import html
 import math
@@ -12,37 +12,37 @@ from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.report.result import Result
 
 WEIGHTS, ACTIVATIONS, UNIFORM, CHOSEN = "#4c8dff", "#f2a03d", "#9aa3b2", "#e5484d"
-# One colour a width, 0 to 8 bits: from "gone" over cold to warm.
+# One colour per width, 0 to 8 bits: grey for removed channels, then cold to warm.
 WIDTHS = ("#8b93a1", "#3b2f8f", "#3d5fc4", "#2f8fc9", "#27b0a5", "#5fc66b", "#b6d444", "#f5cd3a", "#f58a2f")
-_ROW = 256  # channels in a row of the map at most; layers that have more take several
-_NAMED = 40  # layers whose names fit on an axis
-_SHOWN = 26  # characters of a name on an axis
+_ROW = 256  # maximum channels in a row of the map; larger layers take several rows
+_NAMED = 40  # maximum layers whose names fit on an axis
+_SHOWN = 26  # maximum characters of a name on an axis
 
 
-def frontier(found: Frontier) -> go.Figure:
-    """Predicted distortion over bits on average."""
-    points = [p for p in found.points if p.distortion > 0]
-    uniform = [p for p in found.uniform if p.distortion > 0]
+def frontier(data: Frontier) -> go.Figure:
+    """Plot predicted distortion over average bits."""
+    points = [p for p in data.points if p.distortion > 0]
+    uniform = [p for p in data.uniform if p.distortion > 0]
     hover = "%{x:.2f} bits, δ %{y:.3g}<extra>%{fullData.name}</extra>"
-    colour = ACTIVATIONS if found.side == "activations" else WEIGHTS
+    colour = ACTIVATIONS if data.side == "activations" else WEIGHTS
     traces = [
-        go.Scatter(x=[p.bits for p in points], y=[p.distortion for p in points], name="least distortion",
+        go.Scatter(x=[p.bits for p in points], y=[p.distortion for p in points], name="mixed widths",
                    mode="lines", line={"color": colour, "width": 2.5}, hovertemplate=hover),
-        go.Scatter(x=[p.bits for p in uniform], y=[p.distortion for p in uniform], name="uniform widths",
+        go.Scatter(x=[p.bits for p in uniform], y=[p.distortion for p in uniform], name="one width everywhere",
                    mode="markers+lines", line={"color": UNIFORM, "dash": "dot"}, marker={"size": 8, "symbol": "square"},
                    hovertemplate=hover),
-        go.Scatter(x=[found.chosen.bits], y=[found.chosen.distortion], name="this run", mode="markers",
+        go.Scatter(x=[data.chosen.bits], y=[data.chosen.distortion], name="this run", mode="markers",
                    marker={"color": CHOSEN, "size": 14, "symbol": "star"}, hovertemplate=hover),
     ]  # fmt: skip
-    kind = "element" if found.side == "both" else "weight" if found.side == "weights" else "activation element"
-    return _figure(traces, 360, xaxis={"title": f"bits per {kind}, on average"},
+    kind = "element" if data.side == "both" else "weight" if data.side == "weights" else "activation element"
+    return _figure(traces, 360, xaxis={"title": f"average bits per {kind}"},
                    yaxis={"title": "predicted distortion δ", **_log([p.distortion for p in (*points, *uniform)])})
 
 
 def channel_map(result: Result) -> go.Figure:
-    """The width of every channel: a row a layer, or several, its channels sorted by width."""
+    """Map the width of every channel: one or more rows per layer, its channels sorted by width."""
     layers, rows = result.report.layers, result.curves.unit_rows()
-    taken = result.allocation.distortions
+    distortions = result.allocation.distortions
     across = min(_ROW, max(len(layer.bits) for layer in layers))
     names: list[str] = []
     ticks: list[tuple[int, str]] = []
@@ -51,7 +51,7 @@ def channel_map(result: Result) -> go.Figure:
     for layer, part in zip(layers, rows, strict=True):
         bits = np.array(layer.bits)
         order = np.argsort(-bits, kind="stable")
-        table = np.stack([bits[order], order, taken[part][order]], axis=1)
+        table = np.stack([bits[order], order, distortions[part][order]], axis=1)
         lines = -(-len(bits) // across)
         padded = np.full((lines * across, 3), np.nan)
         padded[: len(bits)] = table
@@ -84,18 +84,18 @@ def channel_map(result: Result) -> go.Figure:
 
 
 def shares(result: Result) -> go.Figure:
-    """What each layer spends of the bits, and what it and the activation in front of it take of the distortion."""
+    """Plot each layer's share of the bits, and its share and its input activation's share of the distortion."""
     measurement, allocation = result.curves, result.allocation
-    bits, taken = allocation.bits, allocation.distortions
+    bits, distortions = allocation.bits, allocation.distortions
     parts = measurement.unit_rows()
     names = [layer.name for layer in result.report.layers]
     spent = [float((bits[p] * measurement.curves.elements[p]).sum()) / 8000 for p in parts]
     activations = [a.tensor for a in measurement.network.activations]
-    own = taken[measurement.channels :]
+    own = distortions[measurement.channels :]
     total = max(allocation.predicted, 1e-300)
     labels = [html.escape(n) for n in names]
     in_front = {f: k for k, a in enumerate(measurement.network.activations) for f in a.feeds}
-    # An activation that feeds several layers is told at the first.
+    # An activation that feeds several layers is shown at the first.
     first: dict[int, int] = {}
     for j, layer in enumerate(measurement.network.layers):
         k = in_front.get(layer.uses[0].data)
@@ -103,43 +103,43 @@ def shares(result: Result) -> go.Figure:
             first.setdefault(k, j)
     fed: dict[int, int] = {j: k for k, j in first.items()}
     feeding = [100 * float(own[fed[j]]) / total if j in fed else 0.0 for j in range(len(names))]
-    told = [html.escape(activations[fed[j]]) if j in fed else "" for j in range(len(names))]
+    feeders = [html.escape(activations[fed[j]]) if j in fed else "" for j in range(len(names))]
     x = list(range(len(names)))
     traces = [
-        go.Bar(x=x, y=spent, name="bits of weights", marker={"color": WEIGHTS}, yaxis="y", customdata=labels,
+        go.Bar(x=x, y=spent, name="size of weights", marker={"color": WEIGHTS}, yaxis="y", customdata=labels,
                hovertemplate="%{customdata}<br>%{y:.3g} kB of weights<extra></extra>"),
-        go.Bar(x=x, y=[100 * float(taken[p].sum()) / total for p in parts], name="distortion of its weights",
+        go.Bar(x=x, y=[100 * float(distortions[p].sum()) / total for p in parts], name="distortion of weights",
                marker={"color": CHOSEN}, yaxis="y2", customdata=labels,
                hovertemplate="%{customdata}<br>weights: %{y:.3g} % of the distortion<extra></extra>"),
-        go.Bar(x=x, y=feeding, name="distortion of the activation in front", marker={"color": ACTIVATIONS},
-               yaxis="y2", customdata=told,
+        go.Bar(x=x, y=feeding, name="distortion of the input activation", marker={"color": ACTIVATIONS},
+               yaxis="y2", customdata=feeders,
                hovertemplate="%{customdata}<br>%{y:.3g} % of the distortion<extra></extra>"),
     ]  # fmt: skip
     few = len(names) <= _NAMED
     return _figure(
         traces, 520, barmode="stack", bargap=0.15,
         xaxis={"anchor": "y2", "tickvals": x if few else None, "ticktext": [_short(n) for n in names] if few else None,
-               "tickangle": -50, "title": "" if few else "layer, in the order of the graph", "showgrid": False},
+               "tickangle": -50, "title": "" if few else "layers, in graph order", "showgrid": False},
         yaxis={"domain": [0.55, 1], "title": "kB of weights"},
         yaxis2={"domain": [0, 0.45], "title": "% of distortion"},
     )  # fmt: skip
 
 
 def additivity(result: Result) -> go.Figure | None:
-    """Predicted against measured distortion of each layer and activation alone, and of all at once."""
+    """Plot predicted against measured distortion of each layer and activation alone, and of all at once."""
     alone, report = result.alone, result.report
     if alone is None:
         return None
-    measurement, taken = result.curves, result.allocation.distortions
-    weights = [float(taken[p].sum()) for p in measurement.unit_rows()]
-    activations = taken[measurement.channels :].tolist()
+    measurement, distortions = result.curves, result.allocation.distortions
+    weights = [float(distortions[p].sum()) for p in measurement.unit_rows()]
+    activations = distortions[measurement.channels :].tolist()
     hover = "%{customdata}<br>predicted δ %{x:.3g}, measured %{y:.3g}<extra></extra>"
     groups = (
         ("layers", WEIGHTS, weights, alone.layers, [layer.name for layer in report.layers], 8, "circle"),
         ("activations", ACTIVATIONS, activations, alone.activations,
          [a.tensor for a in measurement.network.activations], 8, "diamond"),
-        ("sum of all alone", UNIFORM, [report.predicted], [sum(alone.layers) + sum(alone.activations)],
-         ["sum of all, each alone"], 12, "square"),
+        ("sum, each alone", UNIFORM, [report.predicted], [sum(alone.layers) + sum(alone.activations)],
+         ["sum over all, each quantized alone"], 12, "square"),
         ("all at once", CHOSEN, [report.predicted], [report.measured], ["the emitted model"], 15, "star"),
     )  # fmt: skip
     kept = [(n, c, *_positive(x, y, names), size, symbol) for n, c, x, y, names, size, symbol in groups]
@@ -157,7 +157,7 @@ def additivity(result: Result) -> go.Figure | None:
 
 
 def histogram(result: Result) -> go.Figure:
-    """Shares of weights and of activation elements at each width."""
+    """Plot the shares of weights and of activation elements at each width."""
     measurement, bits = result.curves, result.allocation.bits
     elements, first = measurement.curves.elements, measurement.channels
     budgeted = [first + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
@@ -178,9 +178,9 @@ def histogram(result: Result) -> go.Figure:
 
 
 def sizes(result: Result) -> go.Figure:
-    """Bytes of the file before and after, and of the weights at their widths."""
+    """Plot the bytes of the file before and after, and of the weights at their widths."""
     report = result.report
-    names = ["weights at their bits", "after", "before"]
+    names = ["weight data", "after", "before"]
     values = [report.payload_bits / 8000, report.output_bytes / 1000, report.input_bytes / 1000]
     trace = go.Bar(x=values, y=names, orientation="h", marker={"color": [UNIFORM, WEIGHTS, ACTIVATIONS]},
                    text=[f"{v:,.1f} kB" for v in values], textposition="auto",
@@ -191,13 +191,13 @@ def sizes(result: Result) -> go.Figure:
 def _positive(
     x: Sequence[float], y: Sequence[float], names: Sequence[str]
 ) -> tuple[list[float], list[float], list[str]]:
-    """The points that logarithmic axes can show."""
+    """Select the points that logarithmic axes can show."""
     kept = [(a, b, n) for a, b, n in zip(x, y, names, strict=True) if a > 0 and b > 0]
     return [a for a, _, _ in kept], [b for _, b, _ in kept], [n for _, _, n in kept]
 
 
 def _log(values: Sequence[float]) -> dict[str, object]:
-    """A logarithmic axis, with a label for each decade where it spans some."""
+    """Make a logarithmic axis, labelled at decades if it spans some."""
     wide = bool(values) and max(values) > 50 * min(values)
     return {"type": "log", "exponentformat": "power", **({"dtick": 1} if wide else {})}
 

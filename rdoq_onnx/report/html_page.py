@@ -1,4 +1,4 @@
-"""The frame of the HTML report: what @NAME@ stands for comes from html_report.py."""
+"""The template of the HTML report; html_report.py fills in @NAME@."""
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -53,25 +53,25 @@ footer { color: var(--soft); font-size: 13px; padding: 4px 0 32px }
 
 @ADVICE@
 <section><h2>Rate and distortion</h2>
-<p>What a budget buys, predicted from the curves: the widths of least distortion beside one width for all. The budget of
-the other side stays as it is.</p>
+<p>Predicted distortion over the budget: mixed widths, and one width everywhere. The budget of the other side is
+fixed.</p>
 <div class="pair">@FRONTIERS@</div></section>
 <section><h2>Bits per channel</h2>
-<p>Layer by layer in the order of the graph; the channels of each layer from wide to narrow. Point at one to see
-which it is.</p><div id="map"></div></section>
+<p>Layers in graph order, the channels of each from wide to narrow. Hover over a channel for its index, width and
+distortion.</p><div id="map"></div></section>
 <section><h2>Where bits and distortion go</h2>
-<p>What the weights of each layer take, and what each layer and the activation in front of it add to the distortion.</p>
+<p>Size of each layer's weights, and the share of the distortion that these and the layer's input activation cause.</p>
 <div id="shares"></div></section>
-<section><h2>Does the sum hold?</h2>
-<p>By additivity the distortion of the whole is the sum of that of its parts. Each part was quantized alone, and all of
-them at once.</p>@ADDITIVITY@</section>
+<section><h2>Does additivity hold?</h2>
+<p>By additivity, the distortion of the whole network is the sum over its parts. Here each part was quantized alone, and
+all of them at once.</p>@ADDITIVITY@</section>
 <section class="pair"><figure><h2>Widths</h2><div id="histogram"></div></figure>
 <figure><h2>Size</h2><div id="sizes"></div></figure></section>
 <section><h2>Layers and activations</h2>
-<p>The last column is the option that fixes the width of a line in the next run; change the number as you like.</p>
+<p>The last column is the option that fixes this width in the next run; change the number as needed.</p>
 @LAYERS@</section>
-<section><h2>What stayed in float, and what else is special</h2>@FLOAT@</section>
-<section><h2>To make it again</h2>@COMMAND@<div class="pair"><figure><h3>Settings</h3>@SETTINGS@</figure>
+<section><h2>Left in float, and other notes</h2>@FLOAT@</section>
+<section><h2>Reproduce this run</h2>@COMMAND@<div class="pair"><figure><h3>Settings</h3>@SETTINGS@</figure>
 <figure><h3>Versions</h3>@VERSIONS@</figure></div></section>
 <footer>rdoq-onnx @VERSION@</footer>
 </main>

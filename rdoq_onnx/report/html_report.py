@@ -1,4 +1,4 @@
-"""Result -> one page of HTML that needs nothing but a browser: plotly and all data are inside."""
+"""Write a Result as one self-contained HTML page, with plotly and all data inside."""
 
 import html
 import json
@@ -18,7 +18,7 @@ from rdoq_onnx.report import figures
 from rdoq_onnx.report.advice import advise
 from rdoq_onnx.report.html_page import PAGE
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.report.wording import human_bytes, pin_of
+from rdoq_onnx.report.wording import human_bytes, percent, pin_of
 from rdoq_onnx.version import __version__
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-ad", "onnx-graphsurgeon", "openvino")
@@ -26,9 +26,9 @@ _SIDES = {"weights": "Weights", "activations": "Activations", "both": "Weights a
 
 
 def html_report(result: Result, output: str, command: str = "") -> str:
-    """The page. output: the path of the emitted model; command: the line that made it."""
-    found = frontiers(result.allocation, result.config.budgets)
-    plots = {f"frontier-{f.side}": figures.frontier(f) for f in found}
+    """Build the page. output: path of the emitted model; command: the command line of the run."""
+    traced = frontiers(result.allocation, result.config.budgets)
+    plots = {f"frontier-{f.side}": figures.frontier(f) for f in traced}
     plots |= {"map": figures.channel_map(result), "shares": figures.shares(result)}
     plots |= {"histogram": figures.histogram(result), "sizes": figures.sizes(result)}
     check = figures.additivity(result)
@@ -42,31 +42,31 @@ def html_report(result: Result, output: str, command: str = "") -> str:
         "CARDS": _cards(result),
         "ADVICE": _advice(result),
         "FRONTIERS": "".join(f"<figure><h3>{_SIDES[f.side]}</h3><div id='frontier-{f.side}'></div></figure>"
-                             for f in found),
+                             for f in traced),
         "ADDITIVITY": _additivity(result),
         "LAYERS": _layers(result),
         "FLOAT": _float(result),
         "SETTINGS": _pairs(_settings(result)),
         "VERSIONS": _pairs(_versions()),
         "COMMAND": f"<pre>{html.escape(command)}</pre>" if command else "",
-        # A "</script>" within the data would end it.
+        # A "</script>" within the data would end the script.
         "FIGURES": "{" + data.replace("</", "<\\/") + "}",
         "PLOTLY": plotly.offline.get_plotlyjs(),
     }  # fmt: skip
-    return re.sub("@([A-Z]+)@", lambda slot: parts[slot[1]], PAGE)  # in one go: what is filled in may hold an @NAME@
+    return re.sub("@([A-Z]+)@", lambda slot: parts[slot[1]], PAGE)  # in one pass: values may contain an @NAME@
 
 
 def _cards(result: Result) -> str:
     report = result.report
     activations = "float" if report.activation_bits is None else f"{report.activation_bits:.2f}"
     cards = [
-        (f"{report.sqnr_db:.2f} dB", "output SQNR", f"on {report.held_out} samples held out"),
+        (f"{report.sqnr_db:.2f} dB", "output SQNR", f"on {report.held_out} held-out samples"),
         (f"{report.weight_bits:.2f}", "bits per weight", f"{report.weight_elements:,} weights"),
-        (activations, "bits per activation element", f"{report.activation_elements:,} elements a sample"),
+        (activations, "bits per activation element", f"{report.activation_elements:,} elements per sample"),
         (human_bytes(report.output_bytes), "file", f"from {human_bytes(report.input_bytes)}, "
          f"{report.input_bytes / max(report.output_bytes, 1):.1f} × smaller"),
-        (f"{report.measured:.3g}", "distortion δ measured", f"{report.predicted:.3g} predicted"),
-        (f"{100 * report.optimality_gap:.2g} %", "from the optimum at most", "of the predicted distortion"),
+        (f"{report.measured:.3g}", "measured distortion δ", f"{report.predicted:.3g} predicted"),
+        (percent(report.optimality_gap), "optimality gap at most", "of the predicted distortion"),
     ]  # fmt: skip
     return "".join(
         f"<div class='card'><b>{html.escape(value)}</b><span>{name}</span><small>{html.escape(aside)}</small></div>"
@@ -77,58 +77,58 @@ def _cards(result: Result) -> str:
 def _advice(result: Result) -> str:
     lines = advise(result.allocation, result.config, result.report)
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f"<section><h2>What to try next</h2><ul>{items}</ul></section>" if items else ""
+    return f"<section><h2>Hints</h2><ul>{items}</ul></section>" if items else ""
 
 
 def _additivity(result: Result) -> str:
     alone, report = result.alone, result.report
     if alone is None:
         return "<p>Not measured in this run.</p>"
-    added = sum(alone.layers) + sum(alone.activations)
+    total = sum(alone.layers) + sum(alone.activations)
     rows = [
-        ("predicted sum Σδ", report.predicted, "first-order curves, tied to exact measurements at few bits"),
-        ("measured sum Σδ", added, f"each layer and activation alone, on {alone.samples} samples held out"),
-        ("measured at once", report.measured, f"the emitted model, on {report.held_out} samples held out"),
+        ("predicted sum Σδ", report.predicted, "first-order curves, anchored to exact runs at few bits"),
+        ("measured sum Σδ", total, f"each layer and activation alone, on {alone.samples} held-out samples"),
+        ("measured at once", report.measured, f"the emitted model, on {report.held_out} held-out samples"),
     ]
     cells = "".join(f"<tr><td>{a}</td><td class='n'>{b:.4g}</td><td>{c}</td></tr>" for a, b, c in rows)
     return f"<table>{cells}</table><div id='additivity'></div>"
 
 
 def _layers(result: Result) -> str:
-    """A row for each layer and each activation, with the option that would pin it as it is."""
-    measurement, taken = result.curves, result.allocation.distortions
+    """Build a row for each layer and activation, with the option that pins its width."""
+    measurement, distortions = result.curves, result.allocation.distortions
     total, alone = max(result.allocation.predicted, 1e-300), result.alone
     lines = []
     for k, (layer, rows) in enumerate(zip(result.report.layers, measurement.unit_rows(), strict=True)):
-        own = float(taken[rows].sum())
+        own = float(distortions[rows].sum())
         fed = "float" if layer.activation_bits is None else str(layer.activation_bits)
         exact = f"{alone.layers[k]:.3g}" if alone else ""
         lines.append((layer.name, layer.op, str(len(layer.bits)), f"{layer.mean_bits:.2f}", fed, f"{own:.3g}", exact,
                       f"{100 * own / total:.1f} %", pin_of(layer.name, layer.mean_bits)))  # fmt: skip
     units = zip(measurement.network.activations, result.allocation.activation_bits, strict=True)
     for k, (activation, bits) in enumerate(units):
-        own = float(taken[measurement.channels + k])
+        own = float(distortions[measurement.channels + k])
         exact = f"{alone.activations[k]:.3g}" if alone else ""
-        kind, pin = ("fusion", "") if activation.fusion else ("activation", pin_of(activation.tensor, bits))
+        kind, pin = ("extra 8-bit tensor", "") if activation.fusion else ("activation", pin_of(activation.tensor, bits))
         share = f"{100 * own / total:.1f} %"
         lines.append((activation.tensor, kind, "", str(bits), "", f"{own:.3g}", exact, share, pin))
-    head = ("name", "kind", "channels", "bits", "fed by", "δ predicted", "δ alone", "share", "to pin it")
+    head = ("name", "kind", "channels", "bits", "input bits", "δ predicted", "δ alone", "share", "pin")
     return _table(head, lines, code=8)
 
 
 def _float(result: Result) -> str:
     report = result.report
     lines = [(s.node, s.op_type, f"left in float: {s.reason}") for s in report.skipped]
-    lines += [(x.name, x.op, f"weights alone, {x.bits} bits, not searched: {x.reason}") for x in report.weight_only]
-    lines += [(node, "", f"quantized, but runs in float: {why}") for node, why in report.float_layers.items()]
+    lines += [(x.name, x.op, f"weights at {x.bits} bits, outside the budget: {x.reason}") for x in report.weight_only]
+    lines += [(node, "", f"integer weights, float kernel: {why}") for node, why in report.float_layers.items()]
     lines += [(tensor, "", f"measured exactly: {why}") for tensor, why in report.probed.items()]
-    lines += [(t, "", "8 bits outside the budget, so that integer kernels fuse") for t in report.fusion_tensors]
+    lines += [(t, "", "extra 8-bit tensor, outside the budget, to fuse kernels") for t in report.fusion_tensors]
     for node, several in report.kept_channels.items():
         counts = Counter(why for _, why in several)
-        lines += [(node, "", f"{count} channels of 0 bits, kept: {why}") for why, count in counts.items()]
+        lines += [(node, "", f"{count} 0-bit channels kept: {why}") for why, count in counts.items()]
     if not lines:
         return "<p>Nothing: every layer runs on integers.</p>"
-    return _table(("node or tensor", "operator", "what and why"), lines)
+    return _table(("node or tensor", "operator", "note"), lines)
 
 
 def _settings(result: Result) -> dict[str, str]:
@@ -138,13 +138,13 @@ def _settings(result: Result) -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"rdoq-onnx": __version__, "Python": platform.python_version(), "platform": platform.platform()}
+    versions = {"rdoq-onnx": __version__, "Python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _pairs(values: Mapping[str, str]) -> str:
@@ -152,7 +152,7 @@ def _pairs(values: Mapping[str, str]) -> str:
 
 
 def _table(head: Iterable[str], lines: Iterable[Iterable[str]], code: int | None = None) -> str:
-    """code: the column that holds something to copy."""
+    """Build a table. code: the column to show as code, for copying."""
     top = "".join(f"<th>{h}</th>" for h in head)
     top = f"<thead><tr>{top}</tr></thead>" if top else ""
     body = "".join(

@@ -1,4 +1,4 @@
-"""What a run did, as figures, as JSON and as text."""
+"""The figures of a run, and their form as JSON and as text."""
 
 import html
 import json
@@ -16,14 +16,14 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.model.sizes import model_bytes
 from rdoq_onnx.refinement.refine import Step
-from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, times
+from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, percent, times
 from rdoq_onnx.verification.verify import Verification
 from rdoq_onnx.version import __version__
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: its channels' widths, in order, and that of the activation that feeds it (None: float)."""
+    """A layer: the widths of its channels, in order, and of its input activation (None: float)."""
 
     name: str
     op: str
@@ -37,7 +37,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class WeightOnlyReport:
-    """Weights quantized outside the search and the budgets: the first node that applies them, their name, and why."""
+    """Weights quantized outside the search and the budgets: the first node that reads them, their name, the reason."""
 
     name: str
     op: str
@@ -49,7 +49,7 @@ class WeightOnlyReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of a run. Averages of bits are over elements; distortions are δ of Eq. 7; files are in bytes."""
+    """The figures of a run. Average bits are per element; distortions are δ of Eq. 7; file sizes are in bytes."""
 
     input: str
     weight_bits: float
@@ -83,7 +83,7 @@ class Report:
     steps: tuple[Step, ...] = ()
 
     def to_json(self, output: str = "") -> str:
-        """The document of `--json`."""
+        """Write the document of `--json`."""
         channels = sum(len(x.bits) for x in self.layers)
         document = {
             "version": __version__,
@@ -126,48 +126,57 @@ class Report:
         return json.dumps(document, indent=2) + "\n"
 
     def to_html(self) -> str:
-        """The summary as an HTML table."""
+        """Write the summary as an HTML table."""
         rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self.rows())
         return f"<table><caption>{html.escape(self.input)}</caption>{rows}</table>"
 
     def rows(self) -> list[tuple[str, str]]:
-        """The summary as (figure, value) lines."""
-        activations = "float" if self.activation_bits is None else f"{self.activation_bits:.3f} bits on average"
-        weights = f"{self.weight_bits:.3f} bits on average, {histogram(self.weight_histogram)}"
-        lines = [
-            ("weights", weights if self.layers else "none that the search reaches"),
-            ("activations", f"{activations}{', ' if self.activation_histogram else ''}"
-                            f"{histogram(self.activation_histogram)}"),
+        """Word the summary as (figure, value) rows."""
+        return [row for section in self.sections() for row in section]
+
+    def sections(self) -> list[list[tuple[str, str]]]:
+        """Group the rows of the summary: quality and size, widths, gains, how it runs."""
+        quality = [
             ("output SQNR", f"{self.sqnr_db:.2f} dB on {self.held_out} held-out samples"),
             ("distortion", f"{self.measured:.4g} measured, {self.predicted:.4g} predicted"),
-            ("optimality gap", f"{100 * self.optimality_gap:.3g} % of the predicted distortion at most"),
-            ("file", f"{human_bytes(self.output_bytes)} from {human_bytes(self.input_bytes)}"),
-            ("stored weights", f"{self.storage}; {human_bytes(-(-self.payload_bits // 8))} at their nominal bits"),
-            ("integer kernels", kernel_words(self.kernels)),
-            ("time", times(self.seconds)),
+            ("file", f"{human_bytes(self.output_bytes)}, {percent(self.output_bytes / max(self.input_bytes, 1))} of "
+                     f"{human_bytes(self.input_bytes)}"),
+            ("weight data", f"{human_bytes(-(-self.payload_bits // 8))} at these widths, storage {self.storage}"),
         ]  # fmt: skip
-        for step in self.steps:
-            if step.name == "uniform":
-                worse = f"{decibels(step.tried, step.after)} worse, same quantizer and budget"
-                lines.insert(3, ("uniform widths", worse))
-            else:
-                lines.insert(3, (step.name, f"{decibels(step.before, step.after)} gained"))
+        gap = "optimality gap", f"at most {percent(self.optimality_gap)} of the predicted distortion"
+        runtime = [("integer kernels", kernel_words(self.kernels)), ("time", times(self.seconds))]
+        return [quality, self._widths(), [*map(_gain, self.steps), gap], runtime]
+
+    def _widths(self) -> list[tuple[str, str]]:
+        rows = [("weights", f"{self.weight_bits:.3f} bits on average" if self.layers else "none in the search")]
+        if self.layers:
+            rows.append(("channels by bits", histogram(self.weight_histogram)))
         if self.removed_channels or self.kept_channels:
             kept = sum(map(len, self.kept_channels.values()))
-            lines.append(("channels of 0 bits", f"{self.removed_channels} removed, {kept} kept"))
-        if self.fusion_tensors:
-            lines.insert(2, ("8 bits for fusion", f"{len(self.fusion_tensors)} tensors between integer kernels"))
+            rows.append(("0-bit channels", f"{self.removed_channels} removed, {kept} kept"))
         if self.weight_only:
             elements = sum(x.elements for x in self.weight_only)
-            widths = histogram(_count(np.array([x.bits for x in self.weight_only])))
-            told = f"{len(self.weight_only)} tensors, {elements:,} weights, {widths}"
-            lines.insert(1, ("weights not searched", told))
-        return lines
+            rows.append(("weights outside the budget", f"{elements:,} in {len(self.weight_only)} tensors"))
+            rows.append(("their tensors by bits", histogram(_count(np.array([x.bits for x in self.weight_only])))))
+        if self.activation_bits is None:
+            return [*rows, ("activations", "float")]
+        rows.append(("activations", f"{self.activation_bits:.3f} bits on average"))
+        rows.append(("activations by bits", histogram(self.activation_histogram)))
+        if self.fusion_tensors:
+            rows.append(("extra 8-bit tensors", f"{len(self.fusion_tensors)}, outside the budget"))
+        return rows
+
+
+def _gain(step: Step) -> tuple[str, str]:
+    """Word the gain of a refinement step as a row of the summary."""
+    if step.name == "uniform":
+        return "gain over one width everywhere", f"{decibels(step.tried, step.after)} at the same budget"
+    return f"gain from {step.name}", decibels(step.before, step.after)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run: the model `original`, read from `source`, and what each step made of it. seconds: of each step."""
+    """The results of all steps of a run on the model `original`, read from `source`. seconds: of each step."""
 
     source: str
     original: onnx.ModelProto
@@ -180,7 +189,7 @@ class Outcome:
 
 
 def make_report(outcome: Outcome) -> Report:
-    """Gather the figures of a run."""
+    """Collect the figures of a run."""
     emission, allocation, verification = outcome.emission, outcome.allocation, outcome.verification
     measurement = allocation.measurement
     network, channels = measurement.network, measurement.channels
@@ -236,5 +245,3 @@ def make_report(outcome: Outcome) -> Report:
 def _count(bits: NDArray[np.int64]) -> dict[int, int]:
     widths, counts = np.unique(bits, return_counts=True)
     return {int(w): int(n) for w, n in zip(widths, counts, strict=True)}
-
-

@@ -1,4 +1,4 @@
-"""What a run gives: the emitted model, its report and its allocation."""
+"""The result of a run: the emitted model, its report and its allocation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ from rdoq_onnx.verification.additivity import Alone
 
 @dataclass(frozen=True)
 class Result:
-    """A quantized model, and how it came about.
+    """A quantized model, with the figures, widths and settings behind it.
 
     model: the emitted ONNX. report: its figures. allocation: the width of every channel and activation, and through
-    `allocation.measurement` the curves. config: the settings. alone: δ of each layer and activation by itself, where
-    that was asked for.
+    `allocation.measurement` the curves. config: the settings. alone: δ of each layer and activation by itself, if
+    requested.
     """
 
     model: onnx.ModelProto
@@ -30,7 +30,7 @@ class Result:
 
     @property
     def curves(self) -> Measurement:
-        """What was measured: the curves, and the candidates that they describe."""
+        """Return the measurement: the curves, and the candidates they describe."""
         return self.allocation.measurement
 
     def save(self, path: str | Path) -> None:
@@ -38,5 +38,5 @@ class Result:
         io.write_model(self.model, path)
 
     def _repr_html_(self) -> str:
-        """The report's table, for notebooks."""
+        """Show the report's table in notebooks."""
         return self.report.to_html()

@@ -1,4 +1,4 @@
-"""How a run is shown: bars for terminals, plain lines with the time for logs, and its figures when it is done."""
+"""Show a run on the terminal: progress as bars, or as plain lines in logs, and the figures at the end."""
 
 import os
 import sys
@@ -16,15 +16,16 @@ from rich.text import Text
 
 from rdoq_onnx.report.advice import advise
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.report.wording import pin_of
+from rdoq_onnx.report.wording import human_bytes, pin_of, step_name
 from rdoq_onnx.system.progress import Advance, Progress
 
-EVERY = 20.0  # seconds between the lines of a long step
+EVERY = 20.0  # seconds between the progress lines of a long step
+_COLUMN = 48  # maximum width to which options of the width list are padded
 
 
 @contextmanager
 def shown() -> Iterator[Progress]:
-    """The progress of a run, on standard error."""
+    """Show the progress of a run on standard error."""
     if not sys.stderr.isatty():
         yield Lines()
     else:
@@ -34,7 +35,7 @@ def shown() -> Iterator[Progress]:
 
 
 class Lines(Progress):
-    """A line at the end of each step, and now and then within a long one."""
+    """Progress as one line at the end of each step, and further lines within long ones."""
 
     @contextmanager
     def show(self, name: str, total: int) -> Iterator[Advance]:
@@ -48,23 +49,23 @@ class Lines(Progress):
             if now - last >= EVERY and 0 < done < total:
                 last = now
                 left = (now - begin) * (total - done) / done
-                self.note(f"{name}: {done} of {total} parts, about {left:.0f} s left")
+                self.note(f"{step_name(name)}: {done} of {total} parts, about {left:.0f} s left")
 
         yield advance
         parts = f", {total} parts" if total > 1 else ""
-        self.note(f"{name}: {time.perf_counter() - begin:.1f} s{parts}")
+        self.note(f"{step_name(name)}: {time.perf_counter() - begin:.1f} s{parts}")
 
     def note(self, text: str) -> None:
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
 class Bars(Progress):
-    """A bar for each step with the time that it has left, and what is known so far below."""
+    """Progress as one bar per step with its remaining time, and notes below the bars."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._bars = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description:12}"),
+            rich.progress.TextColumn("{task.description:24}"),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeElapsedColumn(),
@@ -75,7 +76,7 @@ class Bars(Progress):
 
     @contextmanager
     def show(self, name: str, total: int) -> Iterator[Advance]:
-        task = self._bars.add_task(name, total=total)
+        task = self._bars.add_task(step_name(name), total=total)
         yield lambda done: self._bars.advance(task, done)
         self._bars.update(task, completed=total)
 
@@ -87,7 +88,7 @@ class Bars(Progress):
 
 
 class Out(Console):
-    """Standard output; that its reader has gone is no error, since the model is already written."""
+    """Standard output; a closed pipe is not an error, since the model is already written."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -95,34 +96,36 @@ class Out(Console):
 
 
 def print_frontier(out: Console, results: Mapping[str, Result]) -> None:
-    """What each budget buys."""
+    """Print a table of rate and distortion over the budgets."""
     table = Table(title="rate and distortion", title_justify="left")
-    for column in ("--bits", "bits a weight", "an activation", "file", "predicted", "measured", "SQNR"):
+    for column in ("--bits", "weight bits", "activation bits", "file", "predicted δ", "measured δ", "SQNR"):
         table.add_column(column, justify="right")
     for bits, result in results.items():
         report = result.report
         activations = "float" if report.activation_bits is None else f"{report.activation_bits:.2f}"
         table.add_row(
-            bits, f"{report.weight_bits:.2f}", activations, f"{report.output_bytes / 1000:.1f} kB",
+            bits, f"{report.weight_bits:.2f}", activations, human_bytes(report.output_bytes),
             f"{report.predicted:.4g}", f"{report.measured:.4g}", f"{report.sqnr_db:.2f} dB",
         )  # fmt: skip
     out.print(table)
 
 
 def print_summary(out: Console, result: Result, source: str, output: str, verbose: bool) -> None:
-    """The figures of a run; `verbose`: layers and activations as well, each as a pin to paste."""
+    """Print the figures of a run; `verbose`: also layers and activations, each as a --pin to paste."""
     report = result.report
     paths = " -> ".join(map(click.format_filename, (source, output)))
     table = Table(title=Text(paths), show_header=False, title_justify="left")
-    for figure, value in report.rows():
-        table.add_row(figure, value)
+    for section in report.sections():
+        for figure, value in section:
+            table.add_row(figure, value)
+        table.add_section()
     out.print(table)
     for line in advise(result.allocation, result.config, report):
-        out.print(f"next: {line}", markup=False)
+        out.print(f"hint: {line}", markup=False)
     for tensor, reason in report.probed.items():
-        out.print(f"measured exactly, {reason}: {tensor}", markup=False)
+        out.print(f"measured exactly: {tensor}: {reason}", markup=False)
     if report.weight_only:
-        out.print(f"quantized in their weights alone, not searched: {len(report.weight_only)} tensors", markup=False)
+        out.print(f"weights outside the budget: {len(report.weight_only)} tensors", markup=False)
         for x in report.weight_only:
             out.print(f"  {x.op} {x.name}: {x.weight}, {x.elements:,} weights, {x.bits} bits: {x.reason}", markup=False)
     if report.skipped:
@@ -130,19 +133,28 @@ def print_summary(out: Console, result: Result, source: str, output: str, verbos
         for skip in report.skipped:
             out.print(f"  {skip.op_type} {skip.node}: {skip.reason}", markup=False)
     for node, reason in report.float_layers.items():
-        out.print(f"quantized, runs in float: {node}: {reason}", markup=False)
+        out.print(f"integer weights, float kernel: {node}: {reason}", markup=False)
     for node, several in report.kept_channels.items():
         for reason, count in Counter(reason for _, reason in several).items():
-            out.print(f"0 bits, kept: {count} channels of {node}: {reason}", markup=False)
-    if not verbose:
-        return
-    for layer in report.layers:
-        fed = "float" if layer.activation_bits is None else f"{layer.activation_bits} bits"
+            out.print(f"0-bit channels kept: {count} of {node}: {reason}", markup=False)
+    if verbose:
+        print_widths(out, result)
+
+
+def print_widths(out: Console, result: Result) -> None:
+    """Print the widths of layers and activations, each as a --pin to paste."""
+    lines = []
+    for layer in result.report.layers:
+        source = "float input" if layer.activation_bits is None else f"{layer.activation_bits}-bit input"
         widths = f"{len(layer.bits)} channels, {layer.mean_bits:.2f} bits on average"
-        line = f"{layer.op}, {widths}, fed by {fed}"
-        out.print(f"  {pin_of(layer.name, layer.mean_bits)}  # {line}", markup=False)
+        lines.append((pin_of(layer.name, layer.mean_bits), f"{layer.op}, {widths}, {source}"))
     for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
         if activation.fusion:
-            out.print(f"  # {activation.tensor}: {bits} bits for fusion", markup=False)
+            lines.append(("", f"{activation.tensor}: {bits} bits, outside the budget"))
         else:
-            out.print(f"  {pin_of(activation.tensor, bits)}  # activation", markup=False)
+            lines.append((pin_of(activation.tensor, bits), "activation"))
+    if lines:
+        out.print("widths, as options for the next run:")
+    column = min(_COLUMN, max((len(pin) for pin, _ in lines), default=0))
+    for pin, comment in lines:
+        out.print(f"  {pin:{column}}  # {comment}" if pin else f"  # {comment}", markup=False)

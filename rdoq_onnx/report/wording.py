@@ -1,4 +1,4 @@
-"""How figures are worded in table, page and advice."""
+"""The wording of figures in progress, table, page and hints."""
 
 import math
 import shlex
@@ -6,32 +6,56 @@ from collections.abc import Mapping
 
 from rdoq_onnx.analysis.patterns import as_pattern
 
+# Shown names of steps whose own names, which the JSON report and the curves file hold, are internal.
+_STEP_NAMES = {
+    "moments": "input statistics",
+    "sensitivity": "gradient statistics",
+    "taylor": "sensitivities",
+    "taylor, activations": "activation sensitivities",
+    "doubtful": "exact checks",
+    "ties": "anchoring",
+    "second look": "refinement",
+}
+
+
+def step_name(name: str) -> str:
+    """Return the shown name of a step."""
+    return _STEP_NAMES.get(name, name)
+
 
 def pin_of(name: str, bits: float) -> str:
-    """The option that fixes the width of the layer or activation `name`, as a shell reads it."""
+    """Return the option that pins the layer or activation `name`, quoted for a shell."""
     return f"--pin {shlex.quote(f'{as_pattern(name)}={round(bits)}')}"
 
 
 def decibels(before: float, after: float) -> str:
-    return f"{10 * math.log10(before / after):.2f} dB" if before > 0 and after > 0 else "0 dB"
+    """Word the gain in distortion, positive if `after` is the smaller one."""
+    return f"{10 * math.log10(before / after):+.2f} dB" if before > 0 and after > 0 else "0 dB"
+
+
+def percent(share: float) -> str:
+    """Word a share with three digits; 0 % below 0.001 %."""
+    return f"{100 * share:.3g} %" if share >= 1e-5 else "0 %"
 
 
 def histogram(counts: Mapping[int, int]) -> str:
-    return "  ".join(f"{bits}b:{n}" for bits, n in counts.items())
+    """Word the number at each width, as "3: 74, 4: 102"."""
+    return ", ".join(f"{bits}: {n}" for bits, n in counts.items())
 
 
 def human_bytes(count: int) -> str:
-    """A file size in kB or MB of 1000."""
+    """Word a file size in kB or MB, powers of 1000."""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def times(seconds: Mapping[str, float]) -> str:
-    """The time of the run, and that of each step that takes a fiftieth of it or more."""
+    """Word the time of a run, and of each step that takes at least 2 % of it."""
     total = sum(seconds.values())
-    steps = ", ".join(f"{name} {s:.1f}" for name, s in seconds.items() if s >= total / 50)
+    steps = ", ".join(f"{step_name(name)} {s:.1f}" for name, s in seconds.items() if s >= total / 50)
     return f"{total:.1f} s: {steps}"
 
 
 def kernel_words(kernels: Mapping[str, int]) -> str:
+    """Count the integer kernels by operator, "none" without any."""
     integer = {op: n for op, n in kernels.items() if op.startswith(("QLinear", "QGemm")) or "Integer" in op}
     return ", ".join(f"{n} {op}" for op, n in integer.items()) or "none"

@@ -1,7 +1,7 @@
-"""How well additivity holds (Eq. 6 and the supplement's check of it): δ of each layer and activation alone.
+"""Measure how well additivity holds (Eq. 6, supplement): δ of each layer and activation alone.
 
-The sum of these exact δ stands between the predicted sum, of first-order curves, and the distortion of the emitted
-model, where everything is quantized at once: it tells an error of the curves from one of adding them up.
+The sum of these exact δ lies between the predicted sum of first-order curves and the distortion of the emitted model,
+where everything is quantized at once: it separates the error of the curves from that of adding them up.
 """
 
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.progress import Advance, Progress
 from rdoq_onnx.system.runtime import Runtime
 
-SAMPLES = (4, 32)  # on at least and at most so many
-_WORK = 3e10  # elements that the check may compute; large networks get fewer samples
+SAMPLES = (4, 32)  # minimum and maximum number of samples
+_WORK = 3e10  # bound on the elements computed; large networks get fewer samples
 
 
 @dataclass(frozen=True)
 class Alone:
-    """δ (Eq. 7, 8) measured of each layer and each activation at its widths, all else in float, on `samples`."""
+    """Exact δ (Eq. 7, 8) of each layer and activation at its widths, all else in float, on `samples` samples."""
 
     layers: tuple[float, ...]
     activations: tuple[float, ...]
@@ -41,7 +41,7 @@ def measure_alone(allocation: Allocation, prober: Prober, advance: Advance) -> A
 
 
 def affordable(allocation: Allocation) -> int:
-    """How many samples to measure on."""
+    """Return the number of samples to measure on."""
     measurement = allocation.measurement
     units = len(allocation.layer_bits) + len(allocation.activation_bits)
     work = units * sum(measurement.observation.sizes.values())  # of one sample
@@ -51,14 +51,14 @@ def affordable(allocation: Allocation) -> int:
 def measured_alone(
     allocation: Allocation, measurement: Measurement, held_out: Samples, runtime: Runtime, progress: Progress
 ) -> Alone:
-    """δ of each layer and activation by itself, at the widths of `allocation`, as `measurement` describes them.
+    """Measure δ of each layer and activation by itself, at the widths of `allocation`, quantized as in `measurement`.
 
-    The second look has fitted scales and biases to what the layers in front do wrong; by itself a layer has no such
-    inputs.
+    `measurement` has the scales and biases from before refinement, which fits them to the errors of the layers in
+    front; a layer quantized alone has no such errors in its input.
     """
-    described = replace(allocation, measurement=measurement)
+    unrefined = replace(allocation, measurement=measurement)
     observation = measurement.observation
-    samples = held_out.some(affordable(described))
+    samples = held_out.some(affordable(unrefined))
     prober = Prober(measurement.aimed, samples, observation.metric, runtime, observation.batching)
     with progress.step("additivity", len(allocation.layer_bits) + len(allocation.activation_bits)) as advance:
-        return measure_alone(described, prober, advance)
+        return measure_alone(unrefined, prober, advance)

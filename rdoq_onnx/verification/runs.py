@@ -1,4 +1,4 @@
-"""How verification runs a model: ONNX Runtime's levels and thread counts, OpenVINO, the float network."""
+"""Run a model for verification: at ONNX Runtime's levels and thread counts, in OpenVINO, and in float."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,25 +15,25 @@ from rdoq_onnx.verification.agreement import BASIC, DEFAULT, OPENVINO
 
 Run = Callable[[Feeds, Sequence[str]], list[NDArray[Any]]]
 Arrays = tuple[NDArray[Any], ...]
-FloatRuns = Iterable[tuple[Arrays, Arrays]]  # of each batch
+FloatRuns = Iterable[tuple[Arrays, Arrays]]  # per batch
 LEVELS: dict[str, Level] = {BASIC: "basic", DEFAULT: "all"}
 
 
 def float_runs(
     original: onnx.ModelProto, measurement: Measurement, samples: Samples, runtime: Runtime
 ) -> Iterator[tuple[Arrays, Arrays]]:
-    """For each batch of `samples` the floating outputs of `original`, and what distortion is measured against."""
+    """Yield for each batch of `samples` the float outputs of `original` and the reference outputs of distortion."""
     reference, aimed = (runtime.session(model, "all") for model in (original, measurement.aimed.model))
     outputs, metric = [o.name for o in original.graph.output], measurement.observation.metric
     for feeds in samples.batches(measurement.observation.batching.size):
-        wanted = tuple(v for v in reference.run(feeds, outputs) if v.dtype.kind == "f")
-        yield wanted, tuple(aimed.run(feeds, metric.outputs))
+        expected = tuple(v for v in reference.run(feeds, outputs) if v.dtype.kind == "f")
+        yield expected, tuple(aimed.run(feeds, metric.outputs))
 
 
 def onnxruntime_runs(model: onnx.ModelProto, runtime: Runtime) -> tuple[dict[str, Run], onnx.ModelProto]:
-    """How `model` runs at the levels of ONNX Runtime, with all threads and with one, by what these are called.
+    """Load `model` at ONNX Runtime's levels, with all threads and with one; runs by name.
 
-    Also returns the graph that the default level makes of it.
+    Also returns the optimized graph of the default level.
     """
     basic = runtime.session(model, LEVELS[BASIC])
     default, optimized = runtime.traced(model, LEVELS[DEFAULT])
@@ -43,7 +43,7 @@ def onnxruntime_runs(model: onnx.ModelProto, runtime: Runtime) -> tuple[dict[str
 
 
 def openvino_runs(model: onnx.ModelProto, threads: int) -> dict[str, Run]:
-    """How `model` runs in OpenVINO, by that name; nothing where it is not installed."""
+    """Load `model` in OpenVINO; its run by name, nothing if OpenVINO is not installed."""
     from rdoq_onnx.system import openvino_runtime  # here: OpenVINO is slow to import
 
     if not openvino_runtime.installed():
@@ -58,19 +58,20 @@ def openvino_runs(model: onnx.ModelProto, threads: int) -> dict[str, Run]:
 
 
 def floating(values: Sequence[NDArray[Any]]) -> list[NDArray[np.float64]]:
-    """The floating-point ones of the outputs."""
+    """Return the float outputs, as float64."""
     return [v.astype(np.float64) for v in values if v.dtype.kind == "f"]
 
 
 def batch_powers(
-    wanted: list[NDArray[np.float64]], runs: Mapping[str, list[NDArray[np.float64]]], count: int
+    expected: list[NDArray[np.float64]], runs: Mapping[str, list[NDArray[np.float64]]], count: int
 ) -> list[NDArray[np.float64]]:
-    """Of each of `count` samples: power of the signal, of the gap between the levels, and of the errors of `runs`."""
+    """Return for each of `count` samples the power of the signal, of the level gap, and of the errors of each run."""
 
     def power(differences: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
         return sum((np.square(d).reshape(count, -1).sum(axis=1) for d in differences), np.zeros(count))
 
-    def apart(one: list[NDArray[np.float64]], other: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def difference(one: list[NDArray[np.float64]], other: list[NDArray[np.float64]]) -> NDArray[np.float64]:
         return power(a - b for a, b in zip(one, other, strict=True))
 
-    return [power(wanted), apart(runs[DEFAULT], runs[BASIC]), *(apart(values, wanted) for values in runs.values())]
+    errors = (difference(values, expected) for values in runs.values())
+    return [power(expected), difference(runs[DEFAULT], runs[BASIC]), *errors]

@@ -1,4 +1,4 @@
-"""Whether the integers of the emitted file fit the widths that were allocated."""
+"""Check that the integers of the emitted file fit the allocated widths."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from rdoq_onnx.system.runtime import Runtime
 
 
 def check_widths(emission: Emission, allocation: Allocation, runtime: Runtime) -> None:
-    """Raise VerificationError unless each channel's integers in the file fit the width that was allocated."""
+    """Raise VerificationError unless each channel's integers in the file fit its allocated width."""
     if not allocation.layer_bits:
         return
     nodes = {n.name: n for n in emission.model.graph.node}
@@ -35,12 +35,12 @@ def check_widths(emission: Emission, allocation: Allocation, runtime: Runtime) -
         wide = np.flatnonzero(spans >= np.left_shift(1, bits[kept]))
         if len(wide):
             unit = int(wide[0])
-            found = f"{spans[unit] + 1} levels in the file, {bits[kept[unit]]} bits allocated"
-            raise VerificationError(f"layer {layer.name!r}, channel {kept[unit]}: {found}")
+            contents = f"{spans[unit] + 1} levels in the file, {bits[kept[unit]]} bits allocated"
+            raise VerificationError(f"layer {layer.name!r}, channel {kept[unit]}: {contents}")
 
 
 def constants(model: onnx.ModelProto, names: Sequence[str], runtime: Runtime) -> list[NDArray[Any]]:
-    """The values of tensors of `model` that depend on no input, as ONNX Runtime decodes them."""
+    """Return tensors of `model` that depend on no input, as ONNX Runtime decodes them."""
     needed = upstream(names, {o: n for n in model.graph.node for o in n.output})
     reads = {*names, *(i for n in needed for i in n.input)}
     stored = [t for t in model.graph.initializer if t.name in reads]

@@ -1,4 +1,4 @@
-"""Budgets and pins in, widths out: never over budget on average, and errors that name the option."""
+"""Allocation within budgets and pins: the average never exceeds a budget, and errors name the option."""
 
 from dataclasses import fields, replace
 
@@ -21,11 +21,11 @@ g (float[1, 3, 4, 4] x) => (float[1, 5, 4, 4] y)
   [add] r = Add (z2, a1) [third] y = Conv (r, w3) }"""
 SHAPES = {"w1": (4, 3, 1, 1), "w2": (4, 4, 1, 1), "w3": (5, 4, 1, 1)}
 CHANNELS = 13
-ACTIVATIONS = ("x", "a1", "z2", "r")  # z2 is there for fusion alone
+ACTIVATIONS = ("x", "a1", "z2", "r")  # z2 is a fusion tensor
 
 
 def measurement(seed=0, widths=tuple(range(8)), **settings):
-    """Curves that fall by about 6 dB a bit, of random height; nothing is run."""
+    """Make curves that fall by about 6 dB per bit, of random height; no model is run."""
     model = parser.parse_model(TEXT)
     model.graph.initializer.extend(numpy_helper.from_array(np.ones(s, np.float32), k) for k, s in SHAPES.items())
     network = analyse(model, Config(**settings).selection)
@@ -48,7 +48,7 @@ def weight_rate(allocation):
     return sum(int(b.sum()) * k for b, k in zip(allocation.layer_bits, (3, 4, 4), strict=True))
 
 
-def test_what_is_measured_here():
+def test_activations_of_the_test_model():
     assert tuple(a.tensor for a in measurement().network.activations) == ACTIVATIONS
     assert [a.fusion for a in measurement().network.activations] == [False, False, True, False]
 
@@ -109,20 +109,20 @@ def test_more_budget_never_predicts_more_distortion():
 
 
 @given(st.integers(0, 99), st.floats(1, 8), st.booleans())
-def test_a_bound_that_is_known_is_not_solved_for(seed, bits, joint):
+def test_a_given_bound_is_not_solved_for_again(seed, bits, joint):
     measured = measurement(seed)
     budgets = Budgets(weight_bits=bits, activation_bits=bits, joint=joint)
     plain = allocate_bits(measured, budgets)
     assert plain.bound <= plain.predicted
     weigh = np.random.default_rng(seed).uniform(0.5, 2, len(measured.curves.elements))
-    found, told = (allocate_bits(measured, budgets, weigh, bound) for bound in (None, plain.bound))
-    assert told.bits.tolist() == found.bits.tolist()
-    assert told.gap == pytest.approx(found.gap, abs=1e-9)
+    solved, reused = (allocate_bits(measured, budgets, weigh, bound) for bound in (None, plain.bound))
+    assert reused.bits.tolist() == solved.bits.tolist()
+    assert reused.gap == pytest.approx(solved.gap, abs=1e-9)
 
 
 @pytest.mark.parametrize("weigh", [None, 2.0])
 def test_the_gap_is_that_of_the_same_budget_in_bytes(weigh):
-    measured = measurement(3, widths=tuple(range(2, 8)))  # so that the least bytes are not 0
+    measured = measurement(3, widths=tuple(range(2, 8)))  # so that the minimum size is not 0
     rows = None if weigh is None else np.where(np.arange(len(measured.curves.elements)) < 4, weigh, 1.0)
     in_bits = allocate_bits(measured, Budgets(weight_bits=3), rows)
     in_bytes = allocate_bits(measured, Budgets(size=18), rows)  # 48 weights
@@ -188,7 +188,7 @@ def test_no_layer_is_over_its_limit(seed, limit, joint):
     assert uniform is None or max(layer_bytes(uniform)) <= limit
 
 
-def test_what_a_limited_layer_leaves_goes_to_the_others():
+def test_bits_that_a_limited_layer_gives_up_go_to_the_others():
     measured = measurement(3)
     free = allocate_bits(measured, Budgets(weight_bits=4))
     limit = int(max(layer_bytes(free))) - 1

@@ -1,4 +1,4 @@
-"""What a budget buys: frontiers fall, uniform widths lie above them, the run's point is its own."""
+"""Rate-distortion frontiers fall, uniform widths lie above them, and the run's allocation is a point of them."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Pins: the width given, or the nearest offered under it; whatever else is refused by the name of the option."""
+"""Pins: the pinned width or the nearest narrower one offered; anything else is an error that names the option."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_pin(pattern):
     assert (choice[rows] == bits).all()
     free = np.delete(choice, np.r_[rows])
     assert len(np.unique(free)) > 1
-    # What is pinned counts in the budget.
+    # Pinned units count in the budget.
     assert allocation.weight_average <= 3
     assert allocation.activation_average <= 4
 

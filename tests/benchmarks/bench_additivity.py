@@ -1,9 +1,9 @@
-"""Whether distortions add up (Eq. 6): predicted sum, sum of what each part does alone, and all at once.
+"""Whether distortions add up (Eq. 6): predicted sum, sum of each part measured alone, and all at once.
 
     python tests/benchmarks/bench_additivity.py [--samples N] [--effort fast|default|best] [--svg FILE]
 
-Each row is one run on a model of models/ at one budget for weights and activations; all but the prediction is measured
-on samples held out. --svg draws the rows with plotly in Chromium.
+Each row is one run on a model of models/ at one budget for weights and activations. All but the prediction is measured
+on held-out samples. --svg plots the rows with plotly in Chromium.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Row = tuple[str, float, float, float, float]
 
 def rows(samples: int, effort: Effort) -> list[Row]:
     write(("model", "bits", "predicted", "each alone", "at once", "alone/predicted", "at once/alone"), SIZES)
-    found = []
+    results = []
     for name in COLOURS:
         for bits in BUDGETS:
             config = Config(weight_bits=bits, activation_bits=bits, samples=samples, effort=effort, threads=1)
@@ -43,16 +43,16 @@ def rows(samples: int, effort: Effort) -> list[Row]:
             figures = [f"{v:.4g}" for v in (predicted, alone, measured)]
             ratios = [f"{alone / predicted:.2f}", f"{measured / alone:.2f}"]
             write((name, f"{bits:g}", *figures, *ratios), SIZES)
-            found.append((name, bits, predicted, alone, measured))
-    return found
+            results.append((name, bits, predicted, alone, measured))
+    return results
 
 
-def figure(found: list[Row]) -> go.Figure:
-    ends = [min(min(row[2:]) for row in found) / 1.5, max(max(row[2:]) for row in found) * 1.5]
+def figure(results: list[Row]) -> go.Figure:
+    ends = [min(min(row[2:]) for row in results) / 1.5, max(max(row[2:]) for row in results) * 1.5]
     line = go.Scatter(x=ends, y=ends, mode="lines", name="equal", line={"dash": "dash", "width": 1, "color": "#9aa3b2"})
     plot = go.Figure([line])
     for name, colour in COLOURS.items():
-        own = [row for row in found if row[0] == name]
+        own = [row for row in results if row[0] == name]
         for column, kind, symbol in ((3, "each alone", "circle-open"), (4, "all at once", "star")):
             plot.add_scatter(x=[r[2] for r in own], y=[r[column] for r in own], mode="markers",
                              name=f"{name}, {kind}", marker={"color": colour, "symbol": symbol, "size": 9})  # fmt: skip
@@ -66,7 +66,7 @@ def figure(found: list[Row]) -> go.Figure:
 
 
 def draw(plot: go.Figure, path: Path) -> None:
-    """Have Chromium draw `plot` as SVG."""
+    """Render `plot` as SVG in Chromium."""
     script = f"const f = {plot.to_json()}; Plotly.toImage(f, {{format: 'svg', width: 640, height: 420}})"
     page = f"<script>{plotly.offline.get_plotlyjs()}</script><script>{script}.then(url => document.body.textContent = "
     with tempfile.TemporaryDirectory() as folder:
@@ -74,10 +74,10 @@ def draw(plot: go.Figure, path: Path) -> None:
         source.write_text(f"<meta charset=utf-8><body>{page}'SVG ' + btoa(unescape(url.split(',')[1])))</script>")
         command = ["chromium", "--headless=new", "--no-sandbox", "--virtual-time-budget=9000", "--dump-dom"]
         done = subprocess.run([*command, f"--user-data-dir={folder}", source.as_uri()], capture_output=True, text=True)
-    found = re.search(r"SVG ([A-Za-z0-9+/=]+)", done.stdout)
-    if found is None:
+    svg = re.search(r"SVG ([A-Za-z0-9+/=]+)", done.stdout)
+    if svg is None:
         raise RuntimeError("Chromium drew nothing")
-    path.write_bytes(base64.b64decode(found[1]))
+    path.write_bytes(base64.b64decode(svg[1]))
 
 
 def main() -> None:
@@ -86,9 +86,9 @@ def main() -> None:
     parser.add_argument("--effort", default="default")
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
-    found = rows(options.samples, options.effort)
+    results = rows(options.samples, options.effort)
     if options.svg is not None:
-        draw(figure(found), options.svg)
+        draw(figure(results), options.svg)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_allocate.py
 
-Each row is the median of three runs of `solve` on curves made beforehand; the memory is the most that
-numpy and Python held during a further run, the curves themselves counted apart. The last line is the
-exponent of time over units, fitted on the logarithms from 10,000 units on and over all.
+Each row is the median of three runs of `solve` on curves made beforehand; memory is the peak of numpy
+and Python during a further run, without the curves. The last line is the exponent of time over units,
+fitted on the logarithms from 10,000 units on and over all.
 """
 
 import sys
@@ -22,7 +22,7 @@ LAYERS = np.array([9, 27, 64, 144, 256, 576, 960, 1152, 2304, 4608])  # elements
 
 
 def random_curves(units: int, seed: int = 0) -> Curves:
-    """Curves that fall about fourfold a bit, with measurement noise of 20 %."""
+    """Draw curves that fall about fourfold per bit, with 20 % measurement noise."""
     rng = np.random.default_rng(seed)
     level = 10.0 ** rng.uniform(-6, 0, (units, 1))
     decay = rng.uniform(2.5, 5.0, (units, 1)) ** -WIDTHS
@@ -31,7 +31,7 @@ def random_curves(units: int, seed: int = 0) -> Curves:
 
 
 def seconds(curves: Curves, budget: int) -> float:
-    """CPU time, the median of three runs: numpy uses one core here, and neighbours do not count."""
+    """Return the CPU time, median of three runs; numpy uses one core here, and other processes do not count."""
     runs = []
     for _ in range(3):
         start = time.process_time()
@@ -41,7 +41,7 @@ def seconds(curves: Curves, budget: int) -> float:
 
 
 def peak_bytes(curves: Curves, budget: int) -> int:
-    """Most memory held during one run, beyond what was held before it."""
+    """Return the peak memory of one run beyond what was held before it."""
     tracemalloc.start()
     solve(curves, budget)
     peak = tracemalloc.get_traced_memory()[1]

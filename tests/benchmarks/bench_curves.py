@@ -1,18 +1,18 @@
-"""Whether curves tell the truth: first-order ones against exact ones, and their sum against the emitted model.
+"""Check first-order curves against exact ones, and their sum against the emitted model.
 
     python tests/benchmarks/bench_curves.py [--only MODEL] [--samples N] [--channels N] [--same]
 
-Models: those of models/, and ResNet-20 where ../shared/zoo exists. Curves are measured as the command line measures
-them at effort "fast" (before) and anchored to a few exact runs by curves/anchoring.py (after).
+Models: those of models/, and ResNet-20 if ../shared/zoo exists. Curves are measured as by the command line at effort
+"fast" (before), and anchored to a few exact runs by curves/anchoring.py (after).
 
-First table: Spearman's rank correlation with exact δ (Eq. 7), before and after anchoring: of a random sample of weight
-channels, each alone, at each width; of whole layers, all channels at once, with the sum of their curves, at the widths
-that are tied; of all activations. Then the geometric mean of curve over exact δ, 1 where levels are right. Exact δ are
-measured on held-out samples, so part of what is missing is the sample; with --same on those that the curves were
-measured on, some of which the anchors saw.
+First table: Spearman's rank correlation with exact δ (Eq. 7), before and after anchoring: for random weight channels,
+each alone, at each width; for whole layers, all channels at once, against the sum of their curves, at the anchored
+widths; for all activations. Then the geometric mean of curve over exact δ, 1 if levels are right. Exact δ are measured
+on held-out samples, so part of the error comes from the samples; with --same on the samples of the curves, some of
+which the anchors used.
 
 Second table: predicted is the sum of the chosen curves, measured is δ of the emitted model on held-out samples; their
-ratio is 1 where distortions add up (Eq. 6).
+ratio is 1 if distortions add up (Eq. 6).
 """
 
 import argparse
@@ -61,7 +61,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its curves before and after anchoring, and samples to judge them on."""
+    """A model with its curves before and after anchoring, and samples to check them on."""
 
     name: str
     original: onnx.ModelProto
@@ -84,21 +84,21 @@ class Subject:
 
 @dataclass(frozen=True)
 class Alone:
-    """Weights of a layer that are the original ones but for one channel; stands in for WeightCodes."""
+    """Weights of a layer with one channel replaced; stands in for WeightCodes."""
 
     values: Array
 
 
 def prober(measurement: Measurement, samples: Samples) -> Prober:
-    """Exact measurements of the network that `measurement` describes."""
-    seen = measurement.observation
-    return Prober(measurement.network, samples, seen.metric, RUNTIME, seen.batching)
+    """Make a prober of the network of `measurement`."""
+    observation = measurement.observation
+    return Prober(measurement.network, samples, observation.metric, RUNTIME, observation.batching)
 
 
 def exact_channels(measurement: Measurement, judge: Prober, channels: NDArray[np.int64]) -> Array:
-    """Exact δ of the `channels` (rows of the curves, rising), each alone, at all WIDTHS; [channels, widths]."""
+    """Measure exact δ of `channels` (rows of the curves, rising), each alone, at all WIDTHS; [channels, widths]."""
     tensors = {t.name: t for t in measurement.network.model.graph.initializer}
-    found = []
+    parts = []
     for each, rows in zip(measurement.layers, measurement.unit_rows(), strict=True):
         layer, codes, mean = each.layer, each.codes, each.mean
         units = channels[(channels >= rows.start) & (channels < rows.stop)] - rows.start
@@ -108,40 +108,40 @@ def exact_channels(measurement: Measurement, judge: Prober, channels: NDArray[np
             changed.append(Alone(original.copy()))
             changed[-1].values[unit] = codes[bits].values[unit]
         if changed:
-            found.append(judge.whole_layer(layer, changed, mean).reshape(len(units), len(WIDTHS)))
-    return np.concatenate(found)
+            parts.append(judge.whole_layer(layer, changed, mean).reshape(len(units), len(WIDTHS)))
+    return np.concatenate(parts)
 
 
 def exact_layers(measurement: Measurement, judge: Prober) -> Array:
-    """Exact δ of each layer with all its channels at once, at each width that is anchored; [layers, widths]."""
+    """Measure exact δ of each layer, all channels at once, at each anchored width; [layers, widths]."""
     exact = [judge.whole_layer(x.layer, [x.codes[b] for b in ANCHORED], x.mean) for x in measurement.layers]
     return np.stack(exact)
 
 
 def exact_activations(measurement: Measurement, judge: Prober) -> list[tuple[int, int, float]]:
-    """(row of the curves, bits, exact δ) of every activation at every width of its own."""
-    found = []
+    """Measure (row of the curves, bits, exact δ) of every activation at all its widths."""
+    triples = []
     for row, each in enumerate(measurement.activations, measurement.channels):
         table = each.quantizers
         values = judge.activation(each.activation, list(table.values()))
-        found += [(row, bits, float(value)) for bits, value in zip(table, values, strict=True)]
-    return found
+        triples += [(row, bits, float(value)) for bits, value in zip(table, values, strict=True)]
+    return triples
 
 
 def compared(first: Array, second: Array, exact: Array) -> tuple[str, ...]:
-    """Number of pairs, correlation before and after anchoring, mean ratio before and after."""
+    """Return number of pairs, correlation before and after anchoring, mean ratio before and after."""
     correlations = [f"{spearmanr(curve, exact).statistic:.4f}" for curve in (first, second)]
     return str(len(exact)), *correlations, *(f"{level(curve, exact):.3f}" for curve in (first, second))
 
 
 def level(curve: Array, exact: Array) -> float:
-    """Geometric mean of curve over exact δ, where both are positive."""
+    """Return the geometric mean of curve over exact δ, where both are positive."""
     alive = (curve > 0) & (exact > 0)
     return float(np.exp(np.log(curve[alive] / exact[alive]).mean())) if alive.any() else np.nan
 
 
 def curve_rows(subject: Subject, count: int, same: bool) -> Iterator[tuple[str, ...]]:
-    """Rows of the first table."""
+    """Yield the rows of the first table."""
     judge = prober(subject.before, subject.measuring if same else subject.held_out)
     total = subject.before.channels
     picked = np.sort(np.random.default_rng(SEED).choice(total, min(count, total), replace=False))
@@ -157,7 +157,7 @@ def curve_rows(subject: Subject, count: int, same: bool) -> Iterator[tuple[str, 
 
 
 def layer_rows(subject: Subject, judge: Prober) -> Iterator[tuple[str, ...]]:
-    """Rows of the first table: the sum of a layer's curves against the layer as a whole."""
+    """Yield rows of the first table: the sum of a layer's curves against the whole layer."""
     exact = exact_layers(subject.before, judge)
     curves = [
         np.stack([m.curves.distortion[rows][:, list(ANCHORED)].sum(axis=0) for rows in m.unit_rows()])
@@ -168,7 +168,7 @@ def layer_rows(subject: Subject, judge: Prober) -> Iterator[tuple[str, ...]]:
 
 
 def sum_rows(subject: Subject) -> Iterator[tuple[str, ...]]:
-    """Rows of the second table: weights beside 8-bit activations, then both at the same budget."""
+    """Yield the rows of the second table: weights with 8-bit activations, then both at the same budget."""
     budgets = [(b, 8) for b in BUDGETS] + [(b, b) for b in BUDGETS if b != 8]
     for weights, activations in budgets:
         config = Config(weight_bits=weights, activation_bits=activations)
@@ -177,29 +177,29 @@ def sum_rows(subject: Subject) -> Iterator[tuple[str, ...]]:
 
 
 def sums(subject: Subject, measurement: Measurement, config: Config) -> tuple[str, ...]:
-    """Predicted δ, measured δ, and measured over predicted, of the widths that the curves give."""
+    """Return predicted δ, measured δ, and their ratio, for the widths that the curves give."""
     allocation = allocate_bits(measurement, config.budgets)
     predicted = allocation.predicted
     try:
         reference = Reference(subject.original, subject.held_out, RUNTIME)
-        found = verify(emit_model(allocation, {}), allocation, reference)
+        verification = verify(emit_model(allocation, {}), allocation, reference)
     except VerificationError:
         return f"{predicted:.2e}", "refused", ""
-    return f"{predicted:.2e}", f"{found.measured:.2e}", f"{found.measured / predicted:.3f}"
+    return f"{predicted:.2e}", f"{verification.measured:.2e}", f"{verification.measured / predicted:.3f}"
 
 
 def sources() -> dict[str, tuple[Any, Any]]:
-    """Models at hand, with their calibration samples."""
+    """List the available models with their calibration samples."""
     own, cifar = ROOT / "models", ZOO / "cifar10"
-    found = {path.stem: (path, own / "digits_calib.npz") for path in sorted(own.glob("*.onnx"))}
+    paths = {path.stem: (path, own / "digits_calib.npz") for path in sorted(own.glob("*.onnx"))}
     if cifar.is_dir():
-        found["resnet20"] = cifar / "resnet20.onnx", cifar / "calib.npz"
-    return found
+        paths["resnet20"] = cifar / "resnet20.onnx", cifar / "calib.npz"
+    return paths
 
 
-def arguments(known: Iterable[str]) -> argparse.Namespace:
+def arguments(models: Iterable[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=list(known), help="may be repeated")
+    parser.add_argument("--only", action="append", choices=list(models), help="may be repeated")
     parser.add_argument("--samples", type=int, default=256, metavar="N", help="calibration samples (256)")
     parser.add_argument("--channels", type=int, default=64, metavar="N", help="weight channels compared (64)")
     parser.add_argument("--same", action="store_true", help="exact δ on the samples of the curves")
@@ -208,9 +208,9 @@ def arguments(known: Iterable[str]) -> argparse.Namespace:
 
 def main() -> None:
     """Print both tables, one after the other."""
-    known = sources()
-    args = arguments(known)
-    picked = {name: paths for name, paths in known.items() if not args.only or name in args.only}
+    available = sources()
+    args = arguments(available)
+    picked = {name: paths for name, paths in available.items() if not args.only or name in args.only}
     subjects = [Subject.of(name, *paths, args.samples) for name, paths in picked.items()]
     write(("", "", "", "Spearman", "", "level", ""), ROWS)
     write(("model", "curves", "pairs", "before", "after", "before", "after"), ROWS)

@@ -1,11 +1,11 @@
-"""The emitted file: its size, and how it runs beside the plain int8 file of ONNX Runtime's own quantizer.
+"""The emitted file: its size, and its speed beside the plain int8 file of ONNX Runtime's quantizer.
 
     python tests/benchmarks/bench_file.py [--only sizes|speed|weights|removal|openvino] [--model MODEL]
                                           [--storage packed|native|int8] [--effort fast|default|best]
                                           [--samples N] [--rounds N] [--limit N]
 
-Models: ResNet-20 and MobileNet-v2 where ../shared/zoo exists, else models/digits_cnn.onnx. Files come from the command
-line, ours at effort fast unless one is given: size and speed depend on widths, not on how well they were chosen.
+Models: ResNet-20 and MobileNet-v2 if ../shared/zoo exists, else models/digits_cnn.onnx. Our files come from the command
+line at effort fast unless given: size and speed depend on the widths, not on how well they were chosen.
 """
 
 import argparse
@@ -36,7 +36,7 @@ W4A8 = ("--weight-bits", "4", "--activation-bits", "8")
 
 
 def runner(path: Path, batch: np.ndarray, threads: int = 0) -> Callable[[], object]:
-    """What runs `path` on a batch; run once already."""
+    """Load `path`, warm it up, and return a function that runs it on a batch."""
     loaded = session(path, threads)
     feeds = {loaded.get_inputs()[0].name: batch}
     loaded.run(None, feeds)
@@ -48,7 +48,7 @@ def verdict(value: float, bound: float) -> str:
 
 
 def sizes(bench: Bench, model: Model) -> None:
-    """File bytes beside the payload, the bits of all weights as audit.py counts them, and what may come on top."""
+    """File size beside the payload, the bits of all weights as counted by audit.py, and the bound."""
     widths = (-5, 11, 11, 11, -6)
     write(("bits", "payload kB", "file kB", "bound kB", ""), widths)
     for bits in (2, 3, 4, 6):
@@ -59,7 +59,7 @@ def sizes(bench: Bench, model: Model) -> None:
 
 
 def payload(path: Path, model: Model) -> float:
-    """Bytes that the weights' bits fill; as the run reports them where there is no audit.py."""
+    """Return the bytes of the weights' bits, from audit.py if available, else from the run's report."""
     if EVAL.is_dir():
         audit = [EVAL / "audit.py", path, "--data", model.test, "--original", model.path, "--json"]
         return float(json.loads(program(audit))["weight_payload_bytes"])
@@ -68,14 +68,14 @@ def payload(path: Path, model: Model) -> float:
 
 
 def weight_elements(path: Path) -> int:
-    """Elements of all weights that the layers of a float model read directly."""
+    """Count the elements of all weights that the layers of a float model read directly."""
     graph = onnx.load(path).graph
     read = {name for node in graph.node if node.op_type in LAYERS for name in node.input[:2]}
     return sum(int(np.prod(t.dims)) for t in graph.initializer if t.name in read)
 
 
 def speed(bench: Bench, model: Model) -> None:
-    """Inference, kernels, load and memory at 4 bits of weights and 8 of activations, beside plain int8."""
+    """Inference, kernels, load and memory at 4-bit weights and 8-bit activations, beside plain int8."""
     ours, theirs = bench.make(model, *W4A8), peer(bench, model)
     widths = (-6, 8, 10, 10, 7)
     write(("batch", "threads", "ours ms", "int8 ms", "ratio"), widths)
@@ -84,15 +84,15 @@ def speed(bench: Bench, model: Model) -> None:
         for threads in (1, 0):
             turns = in_turns(runner(ours, batch, threads), runner(theirs, batch, threads), bench.rounds)
             write((str(size), str(threads or "all"), *milliseconds(turns)), widths)
-    found = {name: kernels(path, bench.folder) for name, path in (("ours", ours), ("int8", theirs))}
-    for name, (counts, decoded) in found.items():
-        judged = f" ({verdict(decoded, 0)})" if name == "ours" else ""
-        sys.stdout.write(f"{name}: {counts}; weights decoded at each inference: {decoded}{judged}\n")
+    for name, path in (("ours", ours), ("int8", theirs)):
+        counts, decoded = kernels(path, bench.folder)
+        kept = f" ({verdict(decoded, 0)})" if name == "ours" else ""
+        sys.stdout.write(f"{name}: {counts}; weights decoded at each inference: {decoded}{kept}\n")
     load_and_memory(bench, model, ours, theirs)
 
 
 def load_and_memory(bench: Bench, model: Model, ours: Path, theirs: Path) -> None:
-    """The end of the second table: milliseconds to load, and megabytes that a fresh process holds then."""
+    """Print the end of the second table: milliseconds to load, and megabytes held by a fresh process."""
     held = [resident(path) / 1e6 for path in (ours, theirs)]
     widths = (-11, 9, 9, 18, -6)
     write(("", "ours", "int8", "difference", ""), widths)
@@ -100,7 +100,7 @@ def load_and_memory(bench: Bench, model: Model, ours: Path, theirs: Path) -> Non
         turns = in_turns(lambda: session(ours), lambda: session(theirs), bench.rounds, clock)
         cells = (f"{1000 * t:.1f}" for t in (turns.first, turns.second))
         spent = 1e9 * (turns.first - turns.second) / weight_elements(model.path)
-        write((name, *cells, f"{spent:+.1f} ns an element", verdict(spent, 100)), widths)
+        write((name, *cells, f"{spent:+.1f} ns/element", verdict(spent, 100)), widths)
     ratio = held[0] / held[1]
     write(("MB", *(f"{h:.1f}" for h in held), f"ratio {ratio:.3f}", verdict(ratio, 1.1)), widths)
 
@@ -110,10 +110,10 @@ def milliseconds(turns: Turns) -> tuple[str, str, str]:
 
 
 def kernels(path: Path, folder: Path) -> tuple[str, int]:
-    """The layers' kernels in the graph that ONNX Runtime makes, and how many weights it decodes at each inference."""
-    made_of = folder / "optimized.onnx"
-    session(path, optimized=made_of)
-    graph = onnx.load(made_of).graph
+    """Return the layers' kernels in the optimized graph, and how many weights it decodes at each inference."""
+    optimized = folder / "optimized.onnx"
+    session(path, optimized=optimized)
+    graph = onnx.load(optimized).graph
     stored = {t.name for t in graph.initializer}
     named = Counter(n.op_type for n in graph.node if any(part in n.op_type for part in ("Conv", "Gemm", "MatMul")))
     decoded = sum(n.op_type == "DequantizeLinear" and n.input[0] in stored for n in graph.node)
@@ -121,7 +121,7 @@ def kernels(path: Path, folder: Path) -> tuple[str, int]:
 
 
 def weights(bench: Bench, model: Model) -> None:
-    """Weights of 4 bits with activations in float, beside the float model."""
+    """4-bit weights with float activations, beside the float model."""
     widths = (-6, 10, 10, 7, -6)
     write(("batch", "ours ms", "float ms", "ratio", ""), widths)
     path = bench.make(model, "--weight-bits", "4", "--activation-bits", "none")
@@ -134,7 +134,7 @@ def weights(bench: Bench, model: Model) -> None:
 def removal(bench: Bench, model: Model) -> None:
     """A quarter of the channels of all hidden convolutions at 0 bits, removed and kept.
 
-    `over` is how much longer the smaller network takes than the share of multiply-adds left would have it.
+    `over` is how far the ratio of the times exceeds the remaining share of multiply-adds.
     """
     pins = [f"--pin={name}[0:{channels // 4}]=0" for name, channels in hidden(model.path).items()]
     after, before = bench.make(model, *W4A8, *pins), bench.make(model, *W4A8, *pins, "--keep-channels")
@@ -149,7 +149,7 @@ def removal(bench: Bench, model: Model) -> None:
 
 
 def hidden(path: Path) -> dict[str, int]:
-    """Convolutions over all channels, but the last layer: name, and output channels."""
+    """Return ungrouped convolutions except the last layer, with their number of output channels."""
     graph = onnx.load(path).graph
     sizes = {t.name: list(t.dims) for t in graph.initializer}
     layers = [n for n in graph.node if n.op_type in LAYERS]
@@ -158,7 +158,7 @@ def hidden(path: Path) -> dict[str, int]:
 
 
 def multiply_adds(model: Model, path: Path, folder: Path) -> int:
-    """Of all layers for one sample, by the shapes of a run."""
+    """Count the multiply-adds of all layers for one sample, from the shapes of a run."""
     exposed = onnx.load(path)
     layers = [n for n in exposed.graph.node if n.op_type in LAYERS]
     values = {t.name: numpy_helper.to_array(t) for t in exposed.graph.initializer}
@@ -173,21 +173,21 @@ def multiply_adds(model: Model, path: Path, folder: Path) -> int:
 
 
 def layer_multiply_adds(node: onnx.NodeProto, data: tuple, weight: tuple, output: tuple) -> int:
-    """A convolution spends a kernel on each output, a transposed one on each input, a product a row of the data."""
+    """Count one kernel per output (Conv) or per input (ConvTranspose), or one row of the data per output."""
     if node.op_type == "ConvTranspose":
         return int(np.prod(data) * np.prod(weight[1:]))
     return int(np.prod(output) * (np.prod(weight[1:]) if node.op_type == "Conv" else data[-1]))
 
 
 def openvino(bench: Bench, model: Model) -> None:
-    """How often OpenVINO and ONNX Runtime agree on the first class of a test image, for a file made for OpenVINO."""
+    """Agreement of OpenVINO and ONNX Runtime on the top class of test images, for a file made for OpenVINO."""
     path = bench.make(model, *W4A8, "--target", "openvino")
     loaded, other = session(path), load(onnx.load(path))
     name, same, inputs = loaded.get_inputs()[0].name, 0, images(model.test, bench.limit)
     for start in range(0, len(inputs), 50):
         feeds = {name: inputs[start : start + 50]}
-        found = (loaded.run(None, feeds)[0], next(iter(other.run(feeds).values())))
-        first, second = (logits.argmax(axis=-1) for logits in found)
+        outputs = (loaded.run(None, feeds)[0], next(iter(other.run(feeds).values())))
+        first, second = (logits.argmax(axis=-1) for logits in outputs)
         same += int((first == second).sum())
     share = 100 * same / len(inputs)
     kept = "ok" if share >= 99.5 else "MISSED"
@@ -197,11 +197,11 @@ def openvino(bench: Bench, model: Model) -> None:
 TABLES = {table.__name__: table for table in (sizes, speed, weights, removal, openvino)}
 
 
-def arguments(known: list[Model]) -> argparse.Namespace:
+def arguments(available: list[Model]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=list(TABLES), help="may be repeated")
-    parser.add_argument("--model", action="append", choices=[m.name for m in known], help="may be repeated")
-    parser.add_argument("--storage", choices=("packed", "native", "int8"), help="else what the target has by default")
+    parser.add_argument("--model", action="append", choices=[m.name for m in available], help="may be repeated")
+    parser.add_argument("--storage", choices=("packed", "native", "int8"), help="default: that of the target")
     parser.add_argument("--effort", choices=EFFORTS, default="fast")
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="calibration samples of each run")
     parser.add_argument("--rounds", type=int, default=40, metavar="N", help="turns of each timing")
@@ -211,10 +211,10 @@ def arguments(known: list[Model]) -> argparse.Namespace:
 
 def main() -> int:
     """Print the tables; 1 if a run failed."""
-    known = models()
-    args = arguments(known)
-    zoo = [m for m in known if m.name in ("resnet20", "mobilenet_v2")]
-    picked = [m for m in known if m.name in (args.model or [m.name for m in zoo] or ["digits_cnn"])]
+    available = models()
+    args = arguments(available)
+    zoo = [m for m in available if m.name in ("resnet20", "mobilenet_v2")]
+    picked = [m for m in available if m.name in (args.model or [m.name for m in zoo] or ["digits_cnn"])]
     storage = ("--storage", args.storage) if args.storage else ()
     options = ("--effort", args.effort, "--samples", str(args.samples), *storage)
     failed = 0

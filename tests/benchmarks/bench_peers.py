@@ -1,4 +1,4 @@
-"""This project beside onnxruntime.quantization, each by its own recommended call, judged alike.
+"""Compare with onnxruntime.quantization, each tool by its recommended call, with the same judge.
 
     python tests/benchmarks/bench_peers.py [--model PATH]
 
@@ -52,7 +52,7 @@ def peer(model: Model, setting: str, output: Path) -> None:
 
 
 def images(path: Path) -> np.ndarray:
-    """Samples as the models take them, [N, 1, 28, 28] float32."""
+    """Load samples in the form of the models' input, [N, 1, 28, 28] float32."""
     with np.load(path) as data:
         scaled = (data["x"].astype(np.float32) / 255 - data["mean"]) / data["std"]
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)
@@ -70,14 +70,14 @@ def rows(model: Model, folder: Path) -> Iterator[tuple[str, ...]]:
             output, begin = folder / f"{tool}_{setting}.onnx", time.perf_counter()
             try:
                 make(model, setting, output)
-                took = time.perf_counter() - begin
-                found = judge(output, output.with_suffix(".json"), model, 0)
+                seconds = time.perf_counter() - begin
+                figures = judge(output, output.with_suffix(".json"), model, 0)
             except FailedError as error:
                 yield model.name, tool, setting, str(error)
                 continue
             yield (
-                model.name, tool, setting, f"{found['sqnr_db']:.1f}", f"{found['top1']['quantized']:.1f}",
-                f"{found['agreement']:.1f}", f"{found['bytes']['quantized'] / 1000:.0f}", f"{took:.0f}",
+                model.name, tool, setting, f"{figures['sqnr_db']:.1f}", f"{figures['top1']['quantized']:.1f}",
+                f"{figures['agreement']:.1f}", f"{figures['bytes']['quantized'] / 1000:.0f}", f"{seconds:.0f}",
             )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""Exact measurement: what it gains from the tensors of the float network that are kept, and what a perturbation costs.
+"""Exact measurement: the gain from keeping tensors of the float network, and the cost of a perturbation.
 
     python tests/benchmarks/bench_probe.py [--only TABLE] [--model MODEL] [--samples N]
 
-Tables: alone (each layer and each activation at one width, as --report measures them), ties (four widths of each layer,
-eight of each activation). README.md tells what each column is.
+Tables: alone (each layer and activation at one width, as for --report), anchors (four widths of each layer, eight of
+each activation). README.md describes the columns.
 """
 
 import statistics
@@ -23,48 +23,48 @@ from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.probing.probe import Prober
 
-TABLES = {"alone": ((4,), (8,)), "ties": ((0, 1, 2, 3), tuple(range(1, 9)))}
+TABLES = {"alone": ((4,), (8,)), "anchors": ((0, 1, 2, 3), tuple(range(1, 9)))}
 COLUMNS = (-15, -6, 8, 10, 10, 7, 10)
 
 
 def measured(subject: Subject, table: str, count: int, rounds: int) -> tuple[str, ...]:
-    """A row of `table`."""
+    """Measure a row of `table`."""
     normal, samples = subject.loaded(count)
     network = aimed_at(analyse(normal, Config().selection), measured_outputs(normal))
-    seen = observe(network, samples, RUNTIME)
+    observation = observe(network, samples, RUNTIME)
     widths, precisions = TABLES[table]
     limit = integer_limit(network)
     codes = [[quantize_rows(network.rows(x), b, limit) for b in widths] for x in network.layers]
-    quantizers = [[affine(*seen.ranges[a.tensor], b) for b in precisions] for a in network.activations]
-    prober = Prober(network, samples, seen.metric, RUNTIME, seen.batching)
+    quantizers = [[affine(*observation.ranges[a.tensor], b) for b in precisions] for a in network.activations]
+    prober = Prober(network, samples, observation.metric, RUNTIME, observation.batching)
 
     def curves(memory: int) -> None:
-        judge = replace(prober, memory=memory)  # which has nothing kept yet
+        judge = replace(prober, memory=memory)  # has kept nothing yet
         for layer, several in zip(network.layers, codes, strict=True):
             judge.whole_layer(layer, several)
         for activation, table in zip(network.activations, quantizers, strict=True):
             judge.activation(activation, table)
 
-    found = in_turns(lambda: curves(prober.memory), lambda: curves(0), rounds)
+    turns = in_turns(lambda: curves(prober.memory), lambda: curves(0), rounds)
     session = RUNTIME.session(network.model, "all")
-    feeds = list(samples.batches(seen.batching.size))
+    feeds = list(samples.batches(observation.batching.size))
     once = statistics.median(timed(lambda: [session.run(f) for f in feeds]) for _ in range(5))
     runs = sum(map(len, codes)) + sum(map(len, quantizers))
-    return (subject.name, table, str(runs), f"{found.first:.2f} s", f"{found.second:.2f} s",
-            f"{1 / found.ratio:.2f}", f"{found.first / once / runs:.2f}")  # fmt: skip
+    return (subject.name, table, str(runs), f"{turns.first:.2f} s", f"{turns.second:.2f} s",
+            f"{1 / turns.ratio:.2f}", f"{turns.first / once / runs:.2f}")  # fmt: skip
 
 
 def main() -> None:
-    """Print the tables asked for, model by model."""
-    known = subjects()
-    arguments = parser(__doc__, TABLES, known)
+    """Print the selected tables, model by model."""
+    models = subjects()
+    arguments = parser(__doc__, TABLES, models)
     arguments.add_argument("--samples", type=int, default=16, metavar="N", help="calibration samples (16)")
-    arguments.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of either (3)")
+    arguments.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each (3)")
     args = arguments.parse_args()
     write(("model", "what", "Δ", "kept", "not kept", "ratio", "passes"), COLUMNS)
-    for name in args.model or known:
+    for name in args.model or models:
         for table in args.only or TABLES:
-            write(measured(known[name], table, args.samples, args.rounds), COLUMNS)
+            write(measured(models[name], table, args.samples, args.rounds), COLUMNS)
 
 
 if __name__ == "__main__":

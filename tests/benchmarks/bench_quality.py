@@ -1,12 +1,12 @@
-"""What the command line makes of real models: bits, fidelity, size and time.
+"""The results of the command line on real models: bits, fidelity, size and time.
 
     python tests/benchmarks/bench_quality.py [--only MODEL] [--settings W4A8,...] [--effort fast|default|best]
                                              [--limit N] [--gains]
 
-A setting such as W4A8 is the average bits of weights and activations; W4 leaves activations in float, W4A8u gives
-every weight channel the same width (`--widths 4`). Models: those of models/, and where ../shared/zoo and ../shared/eval
-exist those of the zoo as well. Each file is judged apart from the code that made it, on the test samples: by score.py
-and audit.py of ../shared/eval, else by ONNX Runtime alone, and the bits are then those that the run reports.
+A setting such as W4A8 gives the average bits of weights and activations; W4 keeps activations in float, W4A8u gives
+every weight channel the same width (`--widths 4`). Models: those of models/, and of the zoo if ../shared/zoo and
+../shared/eval exist. Each file is judged on the test samples, independently of the code that made it: by score.py and
+audit.py of ../shared/eval, else by ONNX Runtime alone, with the bits that the run reports.
 """
 
 import argparse
@@ -47,11 +47,11 @@ class Case:
 
 
 def parse(setting: str) -> tuple[str, str | None, bool]:
-    """W4A8u -> ("4", "8", True); no A: activations in float; u: uniform weights."""
-    found = re.fullmatch(r"W(\d+(?:\.\d+)?)(?:A(\d+(?:\.\d+)?))?(u?)", setting)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{setting!r} is no setting; give for example W4A8, W4 or W4A8u")
-    return found[1], found[2], bool(found[3])
+    """Parse W4A8u into ("4", "8", True); without A activations are float, u means uniform weights."""
+    parts = re.fullmatch(r"W(\d+(?:\.\d+)?)(?:A(\d+(?:\.\d+)?))?(u?)", setting)
+    if not parts:
+        raise argparse.ArgumentTypeError(f"{setting!r} is not a setting; give for example W4A8, W4 or W4A8u")
+    return parts[1], parts[2], bool(parts[3])
 
 
 def parse_settings(text: str) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ def parse_settings(text: str) -> tuple[str, ...]:
 
 @cache
 def measured(case: Case, folder: Path, limit: int) -> dict[str, Any]:
-    """Run the command line and judge its file: figures by name. Raises FailedError."""
+    """Run the command line and judge its file; return figures by name. Raises FailedError."""
     output, report = folder / "quantized.onnx", folder / "report.json"
     calibration = ["--calibration", case.model.calibration]
     arguments = [case.model.path, output, *calibration, "--json", report, "--quiet", *case.options()]
@@ -74,30 +74,30 @@ def measured(case: Case, folder: Path, limit: int) -> dict[str, Any]:
     return {"run_seconds": seconds} | judged(output, report, case.model, limit)
 
 
-def line(case: Case, found: dict[str, Any], floor: Floor | None) -> tuple[str, ...]:
-    """A row of the first table."""
-    asked = "" if floor is None else floor.text()
-    kept = "" if floor is None else "MISSED" if floor.missed(found) else "ok"
-    return case.model.name, case.setting, case.effort, *figures(found), asked, kept
+def line(case: Case, results: dict[str, Any], floor: Floor | None) -> tuple[str, ...]:
+    """Format a row of the first table."""
+    bound = "" if floor is None else floor.text()
+    kept = "" if floor is None else "MISSED" if floor.missed(results) else "ok"
+    return case.model.name, case.setting, case.effort, *figures(results), bound, kept
 
 
-def figures(found: dict[str, Any]) -> tuple[str, ...]:
-    """What both tables tell of a run."""
-    bits = found["activation_bits"]
+def figures(results: dict[str, Any]) -> tuple[str, ...]:
+    """Format the columns common to both tables."""
+    bits = results["activation_bits"]
     return (
-        f"{found['weight_bits']:.3f}",
+        f"{results['weight_bits']:.3f}",
         "float" if bits is None else f"{bits:.3f}",
-        f"{found['sqnr_db']:.2f}",
-        f"{found['top1']['quantized']:.2f}",
-        f"{found['top1']['float']:.2f}",
-        f"{found['agreement']:.2f}",
-        f"{found['bytes']['quantized'] / 1000:.1f}",
-        f"{found['run_seconds']:.1f}",
+        f"{results['sqnr_db']:.2f}",
+        f"{results['top1']['quantized']:.2f}",
+        f"{results['top1']['float']:.2f}",
+        f"{results['agreement']:.2f}",
+        f"{results['bytes']['quantized'] / 1000:.1f}",
+        f"{results['run_seconds']:.1f}",
     )
 
 
 def variants(case: Case) -> Iterator[tuple[str, Case]]:
-    """The same setting with one technique more each time, as far as the command line can switch them."""
+    """Yield the setting with one more technique each time, as far as the command line can switch them."""
     weights, _, _ = parse(case.setting)
     mixed = replace(case, setting=case.setting.rstrip("u"))
     if "." not in weights:
@@ -108,7 +108,7 @@ def variants(case: Case) -> Iterator[tuple[str, Case]]:
 
 
 def quality_table(cases: Iterable[Case], folder: Path, limit: int) -> tuple[int, int]:
-    """The first table; (floors missed, runs failed)."""
+    """Print the first table; return (floors missed, runs failed)."""
     sizes = (-14, -8, -8, *SIZES, -18, -6)
     write(("model", "setting", "effort", *FIGURES, "floor", ""), sizes)
     missed = failed = 0
@@ -126,23 +126,23 @@ def quality_table(cases: Iterable[Case], folder: Path, limit: int) -> tuple[int,
 
 
 def gains_table(case: Case, folder: Path, limit: int) -> None:
-    """The second table: what each technique gains in SQNR over the first variant."""
+    """Print the second table: the SQNR gain of each technique over the first variant."""
     sizes = (-16, *SIZES, 8)
     write(("variant", *FIGURES, "gain dB"), sizes)
     first = None
     for name, variant in variants(case):
         try:
-            found = measured(variant, folder, limit)
+            results = measured(variant, folder, limit)
         except FailedError as error:
             write((name, f"failed: {error}"), (-16, 0))
             continue
-        first = found["sqnr_db"] if first is None else first
-        write((name, *figures(found), f"{found['sqnr_db'] - first:+.2f}"), sizes)
+        first = results["sqnr_db"] if first is None else first
+        write((name, *figures(results), f"{results['sqnr_db'] - first:+.2f}"), sizes)
 
 
-def chosen_cases(args: argparse.Namespace, known: list[Model]) -> list[Case]:
-    """The runs that were asked for; each at the effort of its floor unless one is given."""
-    picked = [m for m in known if not args.only or m.name in args.only]
+def chosen_cases(args: argparse.Namespace, available: list[Model]) -> list[Case]:
+    """Return the selected runs, each at the effort of its floor unless one is given."""
+    picked = [m for m in available if not args.only or m.name in args.only]
     return [
         Case(model, setting, args.effort or FLOORS.get((model.name, setting), Floor()).effort)
         for model in picked
@@ -150,28 +150,28 @@ def chosen_cases(args: argparse.Namespace, known: list[Model]) -> list[Case]:
     ]
 
 
-def arguments(known: list[Model]) -> argparse.Namespace:
+def arguments(available: list[Model]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=[m.name for m in known], help="may be repeated")
+    parser.add_argument("--only", action="append", choices=[m.name for m in available], help="may be repeated")
     parser.add_argument("--settings", type=parse_settings, metavar="W4A8,...", help="instead of each model's own")
-    parser.add_argument("--effort", choices=EFFORTS, help="for all runs; else what the floor is stated for")
+    parser.add_argument("--effort", choices=EFFORTS, help="for all runs; default: the effort of each floor")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="test samples; 0 for all")
-    parser.add_argument("--gains", action="store_true", help="also what each technique gains, for one run")
+    parser.add_argument("--gains", action="store_true", help="also the gain of each technique, for one run")
     args = parser.parse_args()
-    if args.gains and len(chosen_cases(args, known)) != 1:
+    if args.gains and len(chosen_cases(args, available)) != 1:
         parser.error("--gains takes one run: give one --only and one of --settings")
     return args
 
 
 def main() -> int:
     """Print the tables; 1 if a run failed."""
-    known = models()
-    args = arguments(known)
-    cases = chosen_cases(args, known)
+    available = models()
+    args = arguments(available)
+    cases = chosen_cases(args, available)
     with tempfile.TemporaryDirectory() as folder:
         missed, failed = quality_table(cases, Path(folder), args.limit)
-        aside = f"; on {args.limit} test samples, floors are for all of them" if args.limit else ""
-        sys.stdout.write(f"{missed} floors missed, {failed} runs failed{aside}\n")
+        note = f"; on {args.limit} test samples, but floors apply to all" if args.limit else ""
+        sys.stdout.write(f"{missed} floors missed, {failed} runs failed{note}\n")
         if args.gains:
             sys.stdout.write("\n")
             gains_table(cases[0], Path(folder), args.limit)

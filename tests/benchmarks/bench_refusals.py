@@ -1,8 +1,8 @@
-"""How soon, and in how much memory, hostile models are refused; and how a long chain grows.
+"""Time and memory to refuse hostile models, and how time grows with the length of a chain.
 
     python tests/benchmarks/bench_refusals.py
 
-Each runs through the command line in a process of its own, forked after the imports. `MB` is what it took beyond them.
+Each runs through the command line in a process of its own, forked after the imports. `MB` is the memory beyond them.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ CHAINS = (5_000, 10_000, 20_000)
 
 
 def chain(length: int) -> ModelProto:
-    """MatMul and Relu in turns."""
+    """Make a chain of alternating MatMul and Relu."""
     tensors = [f"t{k}" for k in range(length + 1)]
     nodes = [
         helper.make_node("Relu", [a], [b]) if k % 2 else helper.make_node("MatMul", [a, f"w{k}"], [b])
@@ -43,33 +43,33 @@ def chain(length: int) -> ModelProto:
 
 
 def refused(model: ModelProto, folder: Path, first_session: bool = False) -> tuple[int, float, float, str]:
-    """Exit code, seconds, MB beyond the imports, and the line said; only up to the first session if asked for."""
+    """Return exit code, seconds, MB beyond the imports, and the error; first_session: stop at the first session."""
     (folder / "in.onnx").write_bytes(model.SerializeToString())
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
         if first_session:
             Runtime.session = lambda *_: sys.exit(0)  # type: ignore[assignment,method-assign,return-value]
-        said, start, code = io.StringIO(), time.perf_counter(), 0
+        errors, start, code = io.StringIO(), time.perf_counter(), 0
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             try:
                 cli.main([str(folder / "in.onnx"), str(folder / "out.onnx"), "--effort", "fast", "--quiet"])
             except SystemExit as stop:
                 code = int(stop.code or 0)
-        taken = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        os.write(writing, f"{code}\t{taken}\t{grown}\t{said.getvalue()[:3000]}".encode())
+        os.write(writing, f"{code}\t{seconds}\t{grown}\t{errors.getvalue()[:3000]}".encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as pipe:
-        code, taken, grown, line = pipe.read().split("\t", 3)
+        code, seconds, grown, line = pipe.read().split("\t", 3)
     os.waitpid(process, 0)
-    return int(code), float(taken), float(grown), line.strip().removeprefix("rdoq-onnx: error: ")
+    return int(code), float(seconds), float(grown), line.strip().removeprefix("rdoq-onnx: error: ")
 
 
 def main() -> None:
-    write(("model", "exit", "seconds", "MB", "said"), SIZES)
+    write(("model", "exit", "seconds", "MB", "error"), SIZES)
     for name, (_, make) in CASES.items():
         with tempfile.TemporaryDirectory() as folder:
             code, seconds, grown, line = refused(make(Path(folder)), Path(folder))

@@ -1,12 +1,12 @@
-"""What each part of rounding gains: the same run with one technique more each time.
+"""The gain of each part of rounding: the same run with one more technique each time.
 
     python tests/benchmarks/bench_rounding.py [--only MODEL] [--settings W4A8,...] [--limit N]
 
 Rows: weights rounded to nearest at the scale of least error; with error compensation under the covariance of the
 layer's input; with the positions before a pool in place of missing samples; with the sensitivity of the output
-(rdoq_onnx.sensitivity); with the best variant for each channel instead of each layer, which is what is emitted. All
-with bias correction, allocated from their own curves, without a second look. Curves depend on the settings by the
-activations' budget only, through equalisation, and are measured once for those of the first setting.
+(candidates/sensitivity.py); with the best variant for each channel instead of each layer, as emitted. All have bias
+correction and are allocated from their own curves, without refinement. Curves depend on the setting only through the
+activation budget (equalization), and are measured once, at the first setting.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from rdoq_onnx.calibration.samples import Samples, input_specs
 from rdoq_onnx.candidates import moments
 from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves import measure
+from rdoq_onnx.curves import select, steps
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.observation.distortion import sqnr_db
 from rdoq_onnx.system.runtime import Runtime
@@ -42,17 +42,17 @@ BATCH = 32
 SIZES = (-14, -33, -8, 9, 9, 10)
 
 
-def layer_wise(found: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
-    """δ such that all channels of a layer take the variant that is best for their sum, however many `draws`."""
+def layer_wise(distortion: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
+    """Let all channels of a layer take the variant that is best for their sum, whatever the number of draws."""
     del draws
-    total = found.sum(axis=1, keepdims=True)
-    return np.where(total == total.min(axis=0), found, np.inf)
+    total = distortion.sum(axis=1, keepdims=True)
+    return np.where(total == total.min(axis=0), distortion, np.inf)
 
 
 NEAREST = patch.object(LayerRows, "codes", lambda rows, second, damping, starts: dict(starts))
 NO_POOL = patch.object(moments._Pool, "before", classmethod(lambda cls, layer, graph: None))
-BLIND = patch.object(measure, "with_sensitivity", lambda found, *rest, **options: found)
-LAYER_WISE = patch.object(measure, "expected", layer_wise)
+BLIND = patch.object(steps, "with_sensitivity", lambda plan, moments, advance: moments)
+LAYER_WISE = patch.object(select, "shrunk_variants", layer_wise)
 VARIANTS: dict[str, Sequence[Any]] = {
     "to nearest": (NEAREST, NO_POOL, BLIND, LAYER_WISE),
     "compensated": (NO_POOL, BLIND, LAYER_WISE),
@@ -66,7 +66,7 @@ def rows(model: Model, settings: Sequence[str], limit: int) -> Iterator[tuple[st
     original, normal = read_normalized(model.path)
     specs = input_specs(normal)
     calibration, test = load_samples(model.calibration, specs, None), load_samples(model.test, specs, limit or None)
-    target = outputs(original, test)
+    reference = outputs(original, test)
     for name, patches in VARIANTS.items():
         with ExitStack() as stack:
             for one in patches:
@@ -75,9 +75,9 @@ def rows(model: Model, settings: Sequence[str], limit: int) -> Iterator[tuple[st
             measured = measured_whole(analyse(normal, config.selection), config, calibration, RUNTIME)
         for setting in settings:
             allocation = allocate_bits(measured, config_of(setting).budgets)
-            found = outputs(quantized_model(allocation), test)
-            noise, power = float(np.square(found - target).sum()), float(np.square(target).sum())
-            agree = 100 * float((found.argmax(axis=1) == target.argmax(axis=1)).mean())
+            values = outputs(quantized_model(allocation), test)
+            noise, power = float(np.square(values - reference).sum()), float(np.square(reference).sum())
+            agree = 100 * float((values.argmax(axis=1) == reference.argmax(axis=1)).mean())
             figures = f"{sqnr_db(power, noise):.2f}", f"{agree:.2f}", f"{allocation.predicted:.4g}"
             yield model.name, name, setting, *figures
 
@@ -88,21 +88,21 @@ def config_of(setting: str) -> Config:
 
 
 def outputs(model: onnx.ModelProto, samples: Samples) -> NDArray[np.float64]:
-    """The first output for all samples, [samples, elements]."""
+    """Return the first output for all samples, [samples, elements]."""
     session = RUNTIME.session(model, "all")
     values = [session.run(feeds)[0] for feeds in samples.batches(BATCH)]
     return np.concatenate(values).reshape(len(samples), -1).astype(np.float64)
 
 
 def main() -> int:
-    known = models()
+    available = models()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=[m.name for m in known], help="may be repeated")
+    parser.add_argument("--only", action="append", choices=[m.name for m in available], help="may be repeated")
     parser.add_argument("--settings", type=parse_settings, default=("W4A8", "W3A8", "W2A8"), metavar="W4A8,...")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="test samples; 0 for all")
     args = parser.parse_args()
     write(("model", "rounding", "setting", "SQNR dB", "agree %", "predicted"), SIZES)
-    for model in known:
+    for model in available:
         if not args.only or model.name in args.only:
             for cells in rows(model, args.settings, args.limit):
                 write(cells, SIZES)

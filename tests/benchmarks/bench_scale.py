@@ -1,8 +1,8 @@
-"""What many samples and several budgets cost: peak memory, and a second run on the curves of the first.
+"""The cost of many samples and of several budgets: peak memory, and a second run on the curves of the first.
 
     python tests/benchmarks/bench_scale.py [--only TABLE] [--model MODEL]
 
-Tables: memory, curves. README.md tells what each shows and what is asked.
+Tables: memory, curves. README.md describes each, with its bound.
 """
 
 import os
@@ -18,13 +18,13 @@ from bench_speed import Subject, subjects, verdict
 from tables import parser, write
 
 COUNTS = (64, 1024)
-MEMORY = 1.1  # peak with many samples over that with few
-SECOND = 0.15  # seconds of the second run over those of the first
+MEMORY = 1.1  # bound on the peak with many samples over that with few
+SECOND = 0.15  # bound on the seconds of the second run over those of the first
 COLUMNS = (-15, -30, 11, 11, 9, -8)
 
 
 def memory_rows(subject: Subject, folder: Path) -> Iterator[tuple[str, ...]]:
-    """Peaks of runs on 64 and on 1,024 samples, those at hand over and over."""
+    """Compare peaks of runs on 64 and on 1,024 samples, the available ones repeated."""
     repeated = folder / "many.npz"
     with np.load(subject.calibration) as arrays:
         np.savez(repeated, **{name: _repeated(a, COUNTS[1]) for name, a in arrays.items()})
@@ -35,7 +35,7 @@ def memory_rows(subject: Subject, folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 def curves_rows(subject: Subject, folder: Path) -> Iterator[tuple[str, ...]]:
-    """Seconds of a run that measures, and of one at other bits that has its curves."""
+    """Compare a run that measures with one at other bits that starts from its curves."""
     options = "--samples", str(subject.samples), "--curves", str(folder / "curves.npz")
     first, second = (run(subject, subject.calibration, folder, *options, bits=bits)[0] for bits in (4, 3))
     times = f"{first:.1f} s", f"{second:.1f} s", f"{second / first:.3f}"
@@ -43,7 +43,7 @@ def curves_rows(subject: Subject, folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 def run(subject: Subject, calibration: Path, folder: Path, *options: str, bits: int = 4) -> tuple[float, int]:
-    """(seconds, peak in bytes) of the command line at so many weight bits, activations at 8."""
+    """Run the command line at `bits` weight bits and 8 activation bits; return (seconds, peak in bytes)."""
     command = [sys.executable, "-m", "rdoq_onnx", subject.path, folder / "out.onnx", "--quiet",
                "--calibration", calibration, "--weight-bits", bits, "--activation-bits", 8, *options]  # fmt: skip
     begin = time.perf_counter()
@@ -64,16 +64,16 @@ TABLES: dict[str, Callable[[Subject, Path], Iterator[tuple[str, ...]]]] = {
 
 
 def main() -> None:
-    """Print the tables asked for; the peak's needs samples in one file."""
-    known = subjects()
-    args = parser(__doc__, TABLES, known).parse_args()
+    """Print the selected tables; that of memory needs samples in one file."""
+    available = subjects()
+    args = parser(__doc__, TABLES, available).parse_args()
     write(("model", "what", "first", "second", "ratio", ""), COLUMNS)
     for table in args.only or TABLES:
-        for name in args.model or known:
-            if table == "memory" and known[name].calibration.suffix != ".npz":
+        for name in args.model or available:
+            if table == "memory" and available[name].calibration.suffix != ".npz":
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                for cells in TABLES[table](known[name], Path(folder)):
+                for cells in TABLES[table](available[name], Path(folder)):
                     write(cells, COLUMNS)
 
 

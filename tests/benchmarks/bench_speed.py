@@ -1,9 +1,9 @@
-"""Speed: ratios to the float forward pass of the same model, measured in the same run, and how times grow.
+"""Speed relative to the float forward pass of the same model, measured in the same run, and growth of times.
 
     python tests/benchmarks/bench_speed.py [--only TABLE] [--model MODEL] [--samples N]
 
-Tables: adjoint, runs, equation7, growth, graphs; the allocation's own growth is in bench_allocate.py. README.md tells
-what each shows and what is asked.
+Tables: adjoint, runs, equation7, growth, graphs; bench_allocate.py shows the growth of the allocation. README.md
+describes each, with its bound.
 """
 
 import json
@@ -50,8 +50,8 @@ from rdoq_onnx.system.runtime import Runtime, cuda_problem
 from rdoq_onnx.system.threads import workers
 
 RUNTIME = Runtime("cpu")
-ADJOINT = {"mobilenet_v2": 4.5, "squeezenet1_1": 3.2, "resnet20": 3.2}  # forward and reverse over forward, at most
-ROUNDING = 60.0  # seconds that rounding may take, beside FORWARDS passes over the samples
+ADJOINT = {"mobilenet_v2": 4.5, "squeezenet1_1": 3.2, "resnet20": 3.2}  # bound on forward and reverse over forward
+ROUNDING = 60.0  # bound on the seconds of rounding, in addition to FORWARDS passes over the samples
 FORWARDS = 120
 PEAK = 3 << 30  # bytes
 PLAIN_RUNS = 200
@@ -60,7 +60,7 @@ ROWS = (-15, -30, 11, 11, 11, -8)
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with its samples, and how many of them a whole run takes."""
+    """A model with its samples, and the number of samples of a whole run."""
 
     name: str
     path: Path
@@ -68,41 +68,42 @@ class Subject:
     samples: int
 
     def loaded(self, count: int) -> tuple[onnx.ModelProto, Samples]:
-        """The normalized model, and samples."""
+        """Load the normalized model and `count` samples."""
         normal = read_normalized(self.path)[1]
         return normal, samples_for(normal, self.calibration, Config(samples=count))
 
 
 def subjects() -> dict[str, Subject]:
     own = ROOT / "models"
-    found = [Subject(p.stem, p, own / "digits_calib.npz", 256) for p in sorted(own.glob("*.onnx"))]
+    available = [Subject(p.stem, p, own / "digits_calib.npz", 256) for p in sorted(own.glob("*.onnx"))]
     if ZOO.is_dir():
         imagenet, cifar = ZOO / "imagenet", ZOO / "cifar10"
-        found += [Subject(n, imagenet / f"{n}.onnx", imagenet / "calib", 64) for n in ("mobilenet_v2", "squeezenet1_1")]
-        found.append(Subject("resnet20", cifar / "resnet20.onnx", cifar / "calib.npz", 512))
-    return {s.name: s for s in found}
+        names = ("mobilenet_v2", "squeezenet1_1")
+        available += [Subject(n, imagenet / f"{n}.onnx", imagenet / "calib", 64) for n in names]
+        available.append(Subject("resnet20", cifar / "resnet20.onnx", cifar / "calib.npz", 512))
+    return {s.name: s for s in available}
 
 
 def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
-    """Forward and reverse in one run, with all tensors that the measurement fetches, against forward alone."""
+    """Compare forward and reverse in one run, with all tensors that the measurement fetches, with forward alone."""
     normal, samples = subject.loaded(count or 32)
     network = aimed_at(analyse(normal, Config().selection), measured_outputs(normal))
-    seen = observe(network, samples, RUNTIME)
-    for batch in dict.fromkeys((reverse_batch(network, seen, RUNTIME, len(samples)), 8)):
+    observation = observe(network, samples, RUNTIME)
+    for batch in dict.fromkeys((reverse_batch(network, observation, RUNTIME, len(samples)), 8)):
         with workers(1) as pool:
-            plan = ReversePlan(network, samples, seen.metric, RUNTIME, pool, batch, 0)
+            plan = ReversePlan(network, samples, observation.metric, RUNTIME, pool, batch, 0)
         both = Backward.of(plan).loaded(RUNTIME).session
         feeds = next(full_batches(samples, batch))[1]
         forward = RUNTIME.session(static(network.model, feeds), "all")
         signs = np.random.default_rng(0)
         seeds = {i.name: signs.choice(np.float32([-1, 1]), i.shape)
                  for i in both.handle.get_inputs() if i.name not in feeds}  # fmt: skip
-        found = in_turns(lambda f=feeds, s=seeds, b=both: b.run({**f, **s}), lambda f=feeds, w=forward: w.run(f), 15)
-        yield row(subject, f"adjoint, batch {batch}", found.second, found.first, found.ratio, ADJOINT.get(subject.name))
+        turns = in_turns(lambda f=feeds, s=seeds, b=both: b.run({**f, **s}), lambda f=feeds, w=forward: w.run(f), 15)
+        yield row(subject, f"adjoint, batch {batch}", turns.second, turns.first, turns.ratio, ADJOINT.get(subject.name))
 
 
 def run_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
-    """A whole run of the command line at W4A8, beside a forward pass over its samples just before and just after."""
+    """Time a whole run of the command line at W4A8, and forward passes over its samples before and after."""
     count = count or subject.samples
     normal, samples = subject.loaded(count)
     session = RUNTIME.session(normal, "all")
@@ -137,13 +138,13 @@ def run_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
 
 
 def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
-    """All curves by first order against the plain reading of Eq. 7: a forward run for each channel and width."""
+    """Compare all first-order curves with the literal reading of Eq. 7, a forward run per channel and width."""
     normal, samples = subject.loaded(count or 64)
     progress, config = Progress(), Config(effort="fast")
     measurement = measured_whole(analyse(normal, config.selection), config, samples, RUNTIME, progress)
     judging = SampleSplit.whole(samples, config.seed).measuring
     widths = sorted(measurement.layers[0].codes)
-    pairs = drawn(measurement, widths)
+    pairs = random_channels(measurement, widths)
     network, metric = measurement.aimed, measurement.observation.metric
     session = RUNTIME.session(network.model, "all")
     batches = [(n, feeds, session.run(feeds, metric.outputs)) for n, feeds in judging.counted_batches(8)]
@@ -151,8 +152,8 @@ def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     rows = measurement.unit_rows()
     curves = np.array([measurement.curves.distortion[rows[k].start + unit, b] for k, unit, b in pairs])
     whole = statistics.fmean(runs) * measurement.channels * len(widths)
-    found = whole / progress.seconds["taylor"]
-    yield row(subject, f"Eq. 7, {len(pairs)} runs, {len(judging)} samples", progress.seconds["taylor"], whole, found,
+    ratio = whole / progress.seconds["taylor"]
+    yield row(subject, f"Eq. 7, {len(pairs)} runs, {len(judging)} samples", progress.seconds["taylor"], whole, ratio,
               1000 if subject.name == "mobilenet_v2" else None, least=True)  # fmt: skip
     picked = np.array([b for _, _, b in pairs])
     groups = {"2 to 8 bits": (picked >= 2, 0.98), "0 and 1 bit": (picked < 2, 0.9)}
@@ -161,8 +162,8 @@ def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
         yield subject.name, f"  Spearman, {name}", "", "", f"{rank:.4f}", "ok" if rank >= bound else "MISSED"
 
 
-def drawn(measurement: Measurement, widths: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(layer, channel, width): channels drawn at random, each at widths in turn."""
+def random_channels(measurement: Measurement, widths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Draw random channels, each at the next width in turn; return (layer, channel, width) of each."""
     rng = np.random.default_rng(0)
     rows = measurement.unit_rows()
     starts = np.array([r.start for r in rows])
@@ -175,7 +176,7 @@ def drawn(measurement: Measurement, widths: Sequence[int]) -> list[tuple[int, in
 def plain(
     measurement: Measurement, network: Network, batches: Sequence[Any], k: int, unit: int, bits: int
 ) -> tuple[float, float]:
-    """(δ, seconds of the forward run) of one channel at one width, the rest float."""
+    """Return (δ, seconds of the forward run) of one channel at one width, the rest float."""
     metric, layer, codes = measurement.observation.metric, network.layers[k], measurement.layers[k].codes[bits]
     tensor = next(t for t in network.model.graph.initializer if t.name == layer.weight)
     original = layer.linear.rows(numpy_helper.to_array(tensor))
@@ -194,7 +195,7 @@ def plain(
 
 
 def growth_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
-    """Times of the first-order measurement over samples, layers and channels, with the exponents fitted."""
+    """Time the first-order measurement over samples, layers and channels, and fit the exponents."""
     counts = [32, 64, 128, 256]
     normal, samples = subject.loaded(count or counts[-1])
     yield from grown(subject.name, "samples", counts, lambda n: measured(normal, samples.some(n)))
@@ -205,7 +206,7 @@ def growth_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
 
 
 def graph_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
-    """Steps with sums by nodes of the graphs, on CUDA where there is one, beside those with sums by numpy."""
+    """Compare steps with sums inside the graph, on CUDA if available, with steps with sums by numpy."""
     provider = "cpu" if cuda_problem() else "cuda"
 
     def run(provider: str) -> Report:
@@ -234,7 +235,7 @@ def grown(name: str, what: str, sizes: Sequence[int], work: Callable[[int], floa
 
 
 def measured(model: onnx.ModelProto, samples: Samples) -> float:
-    """CPU seconds of a measurement."""
+    """Return the CPU seconds of a measurement."""
     config = Config(effort="fast")
     network = analyse(model, config.selection)
     begin = time.process_time()
@@ -243,7 +244,7 @@ def measured(model: onnx.ModelProto, samples: Samples) -> float:
 
 
 def chain(depth: int, channels: int = 16) -> tuple[onnx.ModelProto, Samples]:
-    """`depth` convolutions in groups of 16 channels with a Relu each, on 32 samples."""
+    """Make `depth` convolutions in groups of 16 channels, each with a Relu, and 32 samples."""
     rng = np.random.default_rng(0)
     nodes, tensors = [], []
     for k in range(depth):
@@ -268,8 +269,8 @@ def row(
     return subject.name, what, f"{first:.4f} s", f"{second:.4g} s", f"{ratio:.2f}", kept
 
 
-def verdict(found: float, bound: float) -> str:
-    return "ok" if found <= bound else "MISSED"
+def verdict(value: float, bound: float) -> str:
+    return "ok" if value <= bound else "MISSED"
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -285,15 +286,15 @@ TABLES: dict[str, Callable[[Subject, int], Iterator[tuple[str, ...]]]] = {
 
 
 def main() -> None:
-    """Print the tables asked for."""
-    known = subjects()
-    arguments = parser(__doc__, TABLES, known)
+    """Print the selected tables."""
+    available = subjects()
+    arguments = parser(__doc__, TABLES, available)
     arguments.add_argument("--samples", type=int, default=0, metavar="N", help="calibration samples")
     args = arguments.parse_args()
     write(("model", "what", "first", "second", "ratio", ""), ROWS)
     for table in args.only or TABLES:
-        for name in args.model or (["digits_cnn"] if table == "growth" else known):
-            for cells in TABLES[table](known[name], args.samples):
+        for name in args.model or (["digits_cnn"] if table == "growth" else available):
+            for cells in TABLES[table](available[name], args.samples):
                 write(cells, ROWS)
 
 

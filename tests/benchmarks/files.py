@@ -1,4 +1,4 @@
-"""The files that bench_file.py compares: ours by the command line, and plain int8 by ONNX Runtime's own quantizer."""
+"""Make the files that bench_file.py compares: ours by the command line, plain int8 by ONNX Runtime's quantizer."""
 
 import logging
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224,
 
 @dataclass(frozen=True)
 class Bench:
-    """Where files go and how they are made and timed."""
+    """Where files go, and how they are made and timed."""
 
     folder: Path
     options: tuple[str, ...]
@@ -26,12 +26,12 @@ class Bench:
     limit: int
 
     def make(self, model: Model, *options: str) -> Path:
-        """The file that the command line makes, made once. Raises FailedError."""
-        return made(self, model, (*options, *self.options))
+        """Make a file by the command line, once. Raises FailedError."""
+        return _made(self, model, (*options, *self.options))
 
 
 @cache
-def made(bench: Bench, model: Model, options: tuple[str, ...]) -> Path:
+def _made(bench: Bench, model: Model, options: tuple[str, ...]) -> Path:
     output = bench.folder / f"{model.name}_{len(list(bench.folder.iterdir()))}.onnx"
     arguments = [model.path, output, "--calibration", model.calibration, "--json", output.with_suffix(".json")]
     program(["-m", "rdoq_onnx", *arguments, "--quiet", *options])
@@ -40,7 +40,7 @@ def made(bench: Bench, model: Model, options: tuple[str, ...]) -> Path:
 
 @cache
 def peer(bench: Bench, model: Model) -> Path:
-    """Plain int8 with Q/DQ pairs, by onnxruntime.quantization: UINT8 activations, INT8 weights per channel."""
+    """Make plain int8 with Q/DQ pairs by onnxruntime.quantization: UINT8 activations, per-channel INT8 weights."""
     prepared, output = bench.folder / f"{model.name}_prepared.onnx", bench.folder / f"{model.name}_peer.onnx"
     logging.disable(logging.WARNING)
     shape_inference.quant_pre_process(str(model.path), str(prepared), skip_symbolic_shape=True)
@@ -48,10 +48,10 @@ def peer(bench: Bench, model: Model) -> Path:
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = iter(images(model.calibration, PEER_SAMPLES))
+            self.remaining = iter(images(model.calibration, PEER_SAMPLES))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.left, None)
+            image = next(self.remaining, None)
             return None if image is None else {name: image[None]}
 
     quantize_static(
@@ -63,7 +63,7 @@ def peer(bench: Bench, model: Model) -> Path:
 
 @cache
 def images(source: Path, limit: int) -> np.ndarray:
-    """So many samples of a file or folder of JPEGs, evenly spaced, as the model takes them: float32, channels first."""
+    """Load at most `limit` evenly spaced samples of a file or folder of JPEGs, float32, channels first; 0 for all."""
     if source.is_dir():
         names = sorted(source.glob("*.jpg"))
         pixels = np.stack([np.asarray(Image.open(names[k]).convert("RGB")) for k in spread(len(names), limit)])

@@ -1,4 +1,4 @@
-"""An emitted file against its float original, by programs and code that share nothing with what made it."""
+"""Judge an emitted file against its float original, with code independent of the quantizer."""
 
 import json
 import subprocess
@@ -15,12 +15,12 @@ AUDITED = 64  # samples that audit.py runs activations on
 
 
 class FailedError(Exception):
-    """A program that a row needs gave up; the message is its last line."""
+    """A program failed; the message is its last line of output."""
 
 
 def program(arguments: Sequence[str | Path]) -> str:
-    """What a Python program writes. Raises FailedError if it exits with an error."""
-    # From here: in the root, -m would find the source folder, which lacks passes/, before the installed package.
+    """Run a Python program and return its output. Raises FailedError if it exits with an error."""
+    # In the root, -m would find the source folder, which lacks passes/, before the installed package.
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -29,7 +29,7 @@ def program(arguments: Sequence[str | Path]) -> str:
 
 
 def judge_by_eval(output: Path, report: Path, model: Model, limit: int) -> dict[str, Any]:
-    """The figures of score.py and audit.py."""
+    """Return the figures of score.py and audit.py."""
     del report
     score = [EVAL / "score.py", output, model.path, "--data", model.test, "--limit", str(limit), "--json"]
     audited = str(min(limit or AUDITED, AUDITED))
@@ -38,7 +38,7 @@ def judge_by_eval(output: Path, report: Path, model: Model, limit: int) -> dict[
 
 
 def judge(output: Path, report: Path, model: Model, limit: int) -> dict[str, Any]:
-    """The same figures by ONNX Runtime on the test images; the bits are those that the run reports."""
+    """Compute the same figures by ONNX Runtime on the test images; bits are taken from the run's report."""
     with np.load(model.test) as data:
         count = len(data["y"])
         rows = np.linspace(0, count - 1, min(limit or count, count)).astype(int)
@@ -59,6 +59,6 @@ def judge(output: Path, report: Path, model: Model, limit: int) -> dict[str, Any
 
 
 def logits(path: Path, images: np.ndarray) -> np.ndarray:
-    """The first output of a model with one input, in float64."""
+    """Return the first output of a model with one input, in float64."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(images)})[0].astype(np.float64)

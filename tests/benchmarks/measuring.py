@@ -1,4 +1,4 @@
-"""A measurement by itself, with no samples held out."""
+"""Measure with no samples held out."""
 
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
@@ -14,6 +14,6 @@ from rdoq_onnx.system.runtime import Runtime
 def measured_whole(
     network: Network, config: Config, samples: Samples, runtime: Runtime, progress: Progress | None = None
 ) -> Measurement:
-    """The curves of `network`, all `samples` seen."""
+    """Measure the curves of `network` on all `samples`."""
     steps = Steps(Store(), progress or Progress(), "benchmark")
     return measure_network(network, config, SampleSplit.whole(samples, config.seed), runtime, steps)

@@ -1,4 +1,4 @@
-"""The models that benchmarks run on, and what issue 3 asks of each at a setting."""
+"""The models of the benchmarks, and the floors that issue 3 sets for each at a setting."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ ZOO, EVAL = ROOT.parent / "shared" / "zoo", ROOT.parent / "shared" / "eval"
 
 @dataclass(frozen=True)
 class Model:
-    """A model, and its samples: an .npz, or a folder of JPEGs."""
+    """A model with its samples: an .npz or a folder of JPEGs."""
 
     name: str
     path: Path
@@ -21,7 +21,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Floor:
-    """What issue 3 asks for at least: output SQNR, top-1, and how far top-1 may be under that of the float model."""
+    """The minimum of issue 3: output SQNR, top-1, and the maximum drop of top-1 below the float model."""
 
     sqnr: float | None = None
     top1: float | None = None
@@ -60,20 +60,20 @@ FLOORS = {
 
 
 def models() -> list[Model]:
-    """All models at hand."""
+    """List all available models."""
     own = ROOT / "models"
-    found = [
+    bundled = [
         Model(path.stem, path, own / "digits_calib.npz", own / "digits_test.npz", ("W8A8", "W4A8", "W3A8", "W4A4"))
         for path in sorted(own.glob("*.onnx"))
     ]
     if not (ZOO.is_dir() and EVAL.is_dir()):
-        return found
+        return bundled
     cifar, imagenet = ZOO / "cifar10", ZOO / "imagenet"
     resnet = ("W8A8", "W6A8", "W4A8", "W3A8", "W2A8", "W4A4", "W3A3", "W4A8u")
     mobilenet = ("W8A8", "W4", "W4A8", "W3A8", "W4A4")
     folders = imagenet / "calib", imagenet / "test"
     return [
-        *found,
+        *bundled,
         Model("resnet20", cifar / "resnet20.onnx", cifar / "calib.npz", cifar / "test.npz", resnet),
         Model("mobilenet_v2", imagenet / "mobilenet_v2.onnx", *folders, mobilenet),
         Model("squeezenet1_1", imagenet / "squeezenet1_1.onnx", *folders, ("W4A8",)),

@@ -1,4 +1,4 @@
-"""Times and memory of two files, taken in turns: what else the machine does then falls on both alike."""
+"""Time two files in turns, so that other load on the machine affects both alike; measure memory."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ from pathlib import Path
 import onnxruntime as ort
 from judging import program
 
-_ROUND = 0.05  # seconds of one turn, so that the clock and a switch of threads do not show
+_ROUND = 0.05  # seconds of one turn, long enough to hide clock resolution and thread switches
 _RESIDENT = """
 import sys, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
@@ -19,7 +19,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 @dataclass(frozen=True)
 class Turns:
-    """Median seconds of each, and the median over rounds of first over second."""
+    """Median seconds of each, and the median over rounds of the ratio first / second."""
 
     first: float
     second: float
@@ -32,7 +32,7 @@ def in_turns(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Turns:
-    """Both timed `rounds` times, now one ahead, now the other; a turn is as many runs as take a moment."""
+    """Time both `rounds` times in alternating order; a turn repeats the work for at least _ROUND seconds."""
     runs = max(1, round(_ROUND / max(_seconds(first, 1, clock), _seconds(second, 1, clock), 1e-6)))
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds):
@@ -50,7 +50,7 @@ def _seconds(work: Callable[[], object], runs: int, clock: Callable[[], float]) 
 
 
 def session(path: Path, threads: int = 0, optimized: Path | None = None) -> ort.InferenceSession:
-    """`path` at the default level; `optimized` is where to write the graph that ONNX Runtime makes of it."""
+    """Load `path` at the default level; write the optimized graph to `optimized` if given."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -60,5 +60,5 @@ def session(path: Path, threads: int = 0, optimized: Path | None = None) -> ort.
 
 
 def resident(path: Path, runs: int = 3) -> float:
-    """Median bytes of memory that a process of its own holds once it has loaded `path`."""
+    """Return the median resident memory, in bytes, of a fresh process that has loaded `path`."""
     return 1024 * statistics.median(float(program(["-c", _RESIDENT, path])) for _ in range(runs))

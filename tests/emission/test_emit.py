@@ -1,4 +1,4 @@
-"""The file of an allocation: what it says of itself, how its weights are stored, which channels are gone."""
+"""The emitted file of an allocation: its metadata, the storage of its weights, the removed channels."""
 
 import json
 
@@ -17,7 +17,7 @@ X = np.random.default_rng(0).standard_normal((12, 3, 6, 6)).astype(np.float32)
 
 @pytest.fixture(scope="module")
 def allocation():
-    """Of two convolutions, channels 1 to 8 of the first without bits."""
+    """Two convolutions, with channels 1 to 8 of the first at 0 bits."""
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y)
         { [one] a = Conv (x, w) b = Relu (a) [two] y = Conv (b, v) }""")
@@ -31,13 +31,13 @@ def metadata(emission):
     return {entry.key: entry.value for entry in emission.model.metadata_props}
 
 
-def test_the_file_tells_how_it_was_made(allocation):
-    found = metadata(emit_model(allocation, {"b": 1, "a": [2]}, "int8"))
-    assert found["rdoq_onnx.version"] == __version__
-    assert found["rdoq_onnx.settings"] == '{"a":[2],"b":1}'
+def test_the_file_records_how_it_was_made(allocation):
+    entries = metadata(emit_model(allocation, {"b": 1, "a": [2]}, "int8"))
+    assert entries["rdoq_onnx.version"] == __version__
+    assert entries["rdoq_onnx.settings"] == '{"a":[2],"b":1}'
 
 
-def test_channels_without_bits_are_removed_unless_they_are_kept(allocation):
+def test_0_bit_channels_are_removed_unless_kept(allocation):
     emission, kept = (emit_model(allocation, {}, "int8", keep_channels=k) for k in (False, True))
     assert emission.removed == {"one": tuple(range(1, 9))}
     assert not kept.removed
@@ -55,9 +55,9 @@ def test_every_storage_computes_the_same(allocation, ort_run):
 
 def test_settings_name_samples_by_their_content():
     samples = Samples("a.npz", {"x": X})
-    found = recorded_settings(Config(provider="cpu"), samples)
-    assert found == recorded_settings(Config(provider="auto"), Samples("b.npz", {"x": X.copy()}))
-    assert found["calibration"] == f"sha256:{samples.digest}"
-    assert found["samples"] == 12
+    settings = recorded_settings(Config(provider="cpu"), samples)
+    assert settings == recorded_settings(Config(provider="auto"), Samples("b.npz", {"x": X.copy()}))
+    assert settings["calibration"] == f"sha256:{samples.digest}"
+    assert settings["samples"] == 12
     assert recorded_settings(Config(), Samples("synthetic", {"x": X}))["calibration"] == "synthetic"
-    json.dumps(found)
+    json.dumps(settings)

@@ -1,4 +1,4 @@
-"""One model that abides by all rules, and one that breaks each: just that rule is named, at the node that breaks it."""
+"""A model that obeys all rules, and one that breaks each rule: only that rule is reported, at the right node."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ def stored():
 
 
 def build(nodes=NODES, opset=21, **changed):
-    """The model with other nodes, or with stored values changed: arrays or TensorProtos by name, None to remove."""
+    """Build the model with other nodes, or other stored values: arrays or TensorProtos by name, None to remove."""
     source = f'<ir_version: 10, opset_import: ["": {opset}]> g (float[2, 3, 4, 4] x) => (float[2, 5] y) {{{nodes}}}'
     model = parser.parse_model(source)
     used = {i for n in model.graph.node for i in n.input}
     for name, value in (stored() | changed).items():
         if name in used and value is not None:
-            given = isinstance(value, TensorProto)
-            model.graph.initializer.append(value if given else numpy_helper.from_array(np.asarray(value), name))
+            is_proto = isinstance(value, TensorProto)
+            model.graph.initializer.append(value if is_proto else numpy_helper.from_array(np.asarray(value), name))
     checker.check_model(model)
     return model
 
@@ -63,39 +63,39 @@ def zeros(*shape, dtype=np.int8):
     return np.zeros(shape, dtype)
 
 
-def test_a_file_that_abides():
+def test_a_valid_file_has_no_violations():
     assert violations(build()) == ()
 
 
-def test_float_weights_that_the_file_quantizes_abide():
+def test_float_weights_behind_a_quantizer_are_valid():
     quantize = "w1q = QuantizeLinear <axis = 0> (w1, w1s, w1z) w1d = DequantizeLinear <axis = 0> (w1q,"
     assert violations(edited("w1d = DequantizeLinear <axis = 0> (w1,", quantize, w1=ones(4, 3, 1, 1))) == ()
 
 
-def test_int4_weights_alone_abide():
+def test_int4_weights_beside_float_data_are_valid():
     nodes = "wd = DequantizeLinear <axis = 1> (w, ws) f = Flatten (x) y = MatMul (f, wd)"
     assert violations(build(nodes, w=int4("w", [48, 5]), ws=ones(5))) == ()
 
 
-def test_int8_weights_alone_abide():
+def test_int8_weights_beside_float_data_are_valid():
     nodes = "w1d = DequantizeLinear <axis = 0> (w1, w1s, w1z) f = Conv (x, w1d, b1) y = Flatten (f)"
     assert violations(build(nodes)) == ()
 
 
-def test_float_models_abide():
+def test_float_models_are_valid():
     assert violations(read_model(ROOT / "models" / "digits_cnn.onnx")) == ()
 
 
-def test_a_layer_left_in_float_abides():
+def test_a_layer_left_in_float_is_valid():
     assert violations(edited("Conv (xd, w1d, b1)", "Conv (xd, wf, b1)", wf=ones(4, 3, 1, 1))) == ()
 
 
-# What is replaced in the nodes, by what, the stored values changed, and the rule that the first line names.
+# Text replaced in the nodes, its replacement, changed stored values, and the start of the first line reported.
 BROKEN = {
-    "unsigned": ("", "", {"z": np.uint8(0)}, "QuantizeLinear 'xq' gives UINT8"),
+    "unsigned": ("", "", {"z": np.uint8(0)}, "QuantizeLinear 'xq' outputs UINT8"),
     "no zero point": (
         "(x, xs, z) xd = DequantizeLinear (xq, xs, z)", "(x, xs) xd = DequantizeLinear (xq, xs)",
-        {}, "QuantizeLinear 'xq' gives UINT8",
+        {}, "QuantizeLinear 'xq' outputs UINT8",
     ),
     "integers quantized": (
         "xq = QuantizeLinear (x,", "i = Cast <to = 6> (x) xq = QuantizeLinear (i,",
@@ -126,7 +126,7 @@ BROKEN = {
     "infinite scale": ("", "", {"xs": np.float32(np.inf)}, "QuantizeLinear 'xq' has a scale that is not positive"),
     "scales of an activation": (
         "(x, xs, z) xd = DequantizeLinear (xq, xs, z)", "(x, cs, cz) xd = DequantizeLinear (xq, cs, cz)",
-        {"cs": ones(3), "cz": zeros(3)}, "QuantizeLinear 'xq' has one scale a channel of an activation",
+        {"cs": ones(3), "cz": zeros(3)}, "QuantizeLinear 'xq' has per-channel scales for an activation",
     ),
     "axis of Conv": (
         "axis = 0> (w1,", "axis = 1> (w1,", {"w1s": ones(3), "w1z": zeros(3)},
@@ -153,7 +153,7 @@ BROKEN = {
     ),
     "decoded weight": (
         "w1d = DequantizeLinear <axis = 0> (w1,", "k = Cast <to = 3> (w1) w1d = DequantizeLinear <axis = 0> (k,",
-        {"w1": int4("w1", [4, 3, 1, 1])}, "DequantizeLinear 'w1d' decodes what Cast makes of stored data",
+        {"w1": int4("w1", [4, 3, 1, 1])}, "DequantizeLinear 'w1d' decodes weights computed by Cast",
     ),
     "weight moved": (
         "y = MatMul (gd, w4d)", "k = Transpose (w4d) y = MatMul (gd, k)",
@@ -162,7 +162,7 @@ BROKEN = {
     ),
     "INT32 bias": (
         "c1 = Conv (xd, w1d, b1)", "b = DequantizeLinear <axis = 0> (i, w1s) c1 = Conv (xd, w1d, b)",
-        {"i": ones(4, dtype=np.int32)}, "Conv 'c1' has a bias that is made by DequantizeLinear",
+        {"i": ones(4, dtype=np.int32)}, "Conv 'c1' has a bias that is computed by DequantizeLinear",
     ),
     "INT4 beside quantized data": (
         "(w4, w4s, w4z)", "(w4, w4s)", {"w4": int4("w4", [6, 5])}, "MatMul 'y' has INT4 weights and quantized data"
@@ -172,23 +172,23 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_breaks_a_rule(kind):
+def test_each_broken_rule_is_reported(kind):
     old, new, changed, expected = BROKEN[kind]
-    found = violations(edited(old, new, **changed) if old else build(**changed))
+    lines = violations(edited(old, new, **changed) if old else build(**changed))
     rule = expected.split("' ")[1]
-    assert found
-    assert found[0].startswith(expected)
-    assert all(rule in line and "; " in line for line in found)
+    assert lines
+    assert lines[0].startswith(expected)
+    assert all(rule in line and "; " in line for line in lines)
 
 
 def test_opset():
     assert violations(build(opset=26))[0].startswith("model: opset 26 is outside 9 to 25")
 
 
-def test_integers_that_leave_the_graph():
+def test_integer_graph_outputs_are_reported():
     model = build()
     model.graph.output.append(helper.make_tensor_value_info("rq", TensorProto.INT8, [2, 4, 4, 4]))
-    assert violations(model) == ("QuantizeLinear 'rq' gives integers to the graph's outputs; dequantize them",)
+    assert violations(model) == ("QuantizeLinear 'rq' makes a graph output of integers; dequantize it",)
 
 
 def test_parameters_may_be_constant_nodes():

@@ -1,4 +1,4 @@
-"""What an effort buys: as many trials as the bound on work allows, and none of a kind that is not asked for."""
+"""The plan of an effort: trials within the bound on work, and none of a kind that the effort excludes."""
 
 import pytest
 from hypothesis import given
@@ -19,17 +19,17 @@ def test_more_effort_is_more_trials():
 
 @pytest.mark.parametrize("effort", EFFORTS)
 @given(st.integers(1, 10**13), st.integers(1, 10**13))
-def test_more_work_is_no_more_trials(effort, one, other):
+def test_more_work_never_means_more_trials(effort, one, other):
     light, heavy = sorted((one, other))
     assert plan(effort, heavy).trials <= plan(effort, light).trials
 
 
 @pytest.mark.parametrize("effort", EFFORTS)
-def test_nothing_is_tried_of_what_a_network_lacks(effort):
-    found = plan(effort, units=0, activations=0, layers=0)
-    assert (found.groups, found.rounds, found.clips, found.alone) == (0, 0, 0, 0)
+def test_a_network_without_units_gets_no_trials(effort):
+    limited = plan(effort, units=0, activations=0, layers=0)
+    assert (limited.groups, limited.rounds, limited.clips, limited.alone) == (0, 0, 0, 0)
 
 
-def test_no_more_is_tried_than_there_is():
-    found = plan("best", units=3, activations=2, layers=1)
-    assert (found.groups, found.clips, found.alone) == (3, 2, 1)
+def test_trials_are_limited_to_the_units_of_the_network():
+    limited = plan("best", units=3, activations=2, layers=1)
+    assert (limited.groups, limited.clips, limited.alone) == (3, 2, 1)

@@ -1,5 +1,4 @@
-"""Refinement: steps that only ever help, budgets that hold, lines that fit."""
-
+"""Refinement: no step makes it worse, budgets hold, fitted lines fit."""
 
 import numpy as np
 import pytest
@@ -43,7 +42,7 @@ class Digits:
     def plan(self, effort):
         return Plan.of(effort, self.allocation, len(self.measuring))
 
-    def look(self, allocation, config, advance=ignore):
+    def refine(self, allocation, config, advance=ignore):
         plan = self.plan(config.effort)
         with workers(2) as pool:
             return Refinement(config, plan, self.judge, self.split, pool, advance).of(allocation)
@@ -60,15 +59,15 @@ def digits():
 
 STEPS = {
     "fast": ["uniform"],
-    "default": ["swaps", "uniform", "re-fit"],
-    "best": ["re-round", "re-measure", "swaps", "clips", "uniform", "re-fit"],
+    "default": ["bit swaps", "uniform", "scale refit"],
+    "best": ["re-rounding", "re-measuring", "bit swaps", "clipping", "uniform", "scale refit"],
 }
 
 
 @pytest.mark.parametrize("effort", STEPS)
 def test_no_step_makes_it_worse(digits, effort):
     config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
-    refined = digits.look(digits.allocation, config)
+    refined = digits.refine(digits.allocation, config)
     found, steps = refined.allocation, refined.steps
     assert [s.name for s in steps] == STEPS[effort]
     distortion = digits.judge.distortion(digits.allocation)
@@ -81,8 +80,8 @@ def test_no_step_makes_it_worse(digits, effort):
     assert found.activation_average <= 3
 
 
-def test_a_default_look_gains(digits):
-    steps = digits.look(digits.allocation, CONFIG).steps
+def test_refinement_at_default_effort_gains(digits):
+    steps = digits.refine(digits.allocation, CONFIG).steps
     assert steps[-1].after < 0.9 * steps[0].before
 
 
@@ -93,7 +92,7 @@ def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
     bad = allocate_bits(digits.measurement, CONFIG.budgets, 1 / np.maximum(finite.max(axis=1), 1e-12) ** 4)
     uniform = uniform_bits(digits.measurement, CONFIG.budgets)
     assert digits.judge.distortion(bad) > digits.judge.distortion(uniform)
-    refined = digits.look(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
+    refined = digits.refine(bad, Config(samples=60, weight_bits=3, activation_bits=3, effort="fast"))
     found, steps = refined.allocation, refined.steps
     assert found.activation_bits == uniform.activation_bits
     assert all((a == b).all() for a, b in zip(found.layer_bits, uniform.layer_bits, strict=True))
@@ -114,18 +113,18 @@ def test_trials_are_an_upper_bound(digits):
     for effort in STEPS:
         config = Config(samples=60, weight_bits=3, activation_bits=3, effort=effort)
         done = []
-        digits.look(digits.allocation, config, done.append)
+        digits.refine(digits.allocation, config, done.append)
         assert sum(done) <= digits.plan(effort).trials
 
 
-def test_a_network_of_much_work_gets_fewer_swaps(digits):
+def test_an_expensive_network_gets_fewer_swaps(digits):
     plans = [Plan.of("best", digits.allocation, samples) for samples in (20, 20_000, 2_000_000)]
     swaps = [p.rounds * p.groups for p in plans]
     assert swaps[0] > swaps[1] > swaps[2] == 1
     assert {(p.portions, p.fits) for p in plans} == {(6, plans[0].fits)}
 
 
-def test_lines_that_were_fitted_fit(digits):
+def test_fitting_again_changes_little(digits):
     """Fitted once, gains are 1 and the rest 0: fitting again on the same samples changes little."""
     every = fitted_layers(digits.allocation, 1.0)
     once = digits.refitted(digits.allocation, every)
@@ -154,7 +153,7 @@ def test_the_first_layers_and_the_last_are_fitted(digits):
 
 
 def test_a_layer_with_no_constant_bias_to_move_is_not_fitted():
-    """Its bias is computed, or has a beta of 0: what quantization shifts stands in an Add behind it."""
+    """Its bias is computed or has a beta of 0, so the bias correction is in an Add behind it."""
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 16] x) => (float[N, 16] y) {
           p = Gemm (x, w) a = Relu (p) s = ReduceMean <axes = [1], keepdims = 1> (x)
@@ -182,15 +181,15 @@ def test_lines_do_not_depend_on_threads(threads):
     np.testing.assert_array_equal(found, _line(target, target + 0.3 * noise))
 
 
-def test_a_clipped_outlier_draws_no_line_to_itself():
-    """One huge value that is clipped, among others that are right."""
+def test_a_clipped_outlier_does_not_dominate_the_fit():
+    """One huge clipped value among others that are exact."""
     target = np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
     target[0, 7] = 500
     gain, rest = _line(target, np.minimum(target, 4))
     np.testing.assert_allclose([gain[0], rest[0]], [1, 0], atol=1e-5)
 
 
-def test_rounding_again_keeps_widths(digits):
+def test_rerounding_keeps_widths(digits):
     with workers(2) as pool:
         again = rerounded(digits.allocation, np.array([1, 4]), digits.fitting, RUNTIME, pool)
         around = remeasured(digits.allocation, CONFIG.seed, digits.measuring, RUNTIME, pool)

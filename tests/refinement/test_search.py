@@ -1,4 +1,4 @@
-"""The fewest bits that reach a goal: it is reached on the samples held back, and a little less would not do."""
+"""The fewest bits that reach a goal: reached on the held-out samples, and slightly fewer bits would miss it."""
 
 from dataclasses import replace
 
@@ -46,11 +46,11 @@ def test_only_one_budget_moves(moved, fixed):
     assert getattr(report, fixed) > 6
 
 
-def test_second_looks_go_on_downwards():
+def test_refinement_goes_on_to_fewer_bits():
     plain = run(replace(CONFIG, sqnr=20.0)).report
-    looked = run(replace(CONFIG, sqnr=20.0, effort="default")).report
-    assert looked.sqnr_db >= 20
-    assert looked.weight_bits <= plain.weight_bits + 0.01
+    refined = run(replace(CONFIG, sqnr=20.0, effort="default")).report
+    assert refined.sqnr_db >= 20
+    assert refined.weight_bits <= plain.weight_bits + 0.01
 
 
 def test_agreement_is_reached():
@@ -60,16 +60,16 @@ def test_agreement_is_reached():
 
 
 def test_goals_out_of_reach_tell_what_is_in_reach():
-    with pytest.raises(BudgetError, match=r"--sqnr 90 cannot be met: 8 bits give \d\d\.\d\d dB on 12 samples"):
+    with pytest.raises(BudgetError, match=r"--sqnr 90 cannot be met: 8 bits give \d\d\.\d\d dB on 12 held-out samples"):
         run(replace(CONFIG, sqnr=90.0))
-    with pytest.raises(BudgetError, match=r"--top1-agreement 100 cannot be met: .* give .* % on 12 samples"):
+    with pytest.raises(BudgetError, match=r"--top1-agreement 100 cannot be met: .* give .* % on 12 held-out samples"):
         run(replace(CONFIG, top1_agreement=100.0, weight_bits=1.0, activation_bits=1.0))
 
 
 def test_agreement_needs_scores():
     deep = TEXT.replace("float[N, 6] y", "float[N, 6, 1] y").replace("y = MatMul (a, v)", "u = MatMul (a, v) "
         "axes = Constant <value_ints = [2]> () y = Unsqueeze (u, axes)")  # fmt: skip
-    with pytest.raises(ConfigError, match=r"--top1-agreement: the model gives .* not one row of scores"):
+    with pytest.raises(ConfigError, match=r"--top1-agreement: the model outputs .* not one row of scores"):
         run(replace(CONFIG, top1_agreement=99.0), deep)
 
 
@@ -79,7 +79,7 @@ def test_agreement_needs_scores():
         ({"sqnr": float("nan")}, "--sqnr nan: give a finite"),
         ({"top1_agreement": 101.0}, "--top1-agreement 101 is out of range"),
         ({"sqnr": 20.0, "top1_agreement": 99.0}, "exclude each other; give one"),
-        ({"size": 100, "joint": True}, "--size is a budget of weights alone"),
+        ({"size": 100, "joint": True}, "--size is a budget for weights only"),
     ],
 )
 def test_goals_that_make_no_sense(goals, said):

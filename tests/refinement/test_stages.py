@@ -1,4 +1,4 @@
-"""A model run in stages gives what it gives in one run, and goes on from what its caller puts in."""
+"""A model run in stages gives the same values as one run, and continues from values that the caller replaces."""
 
 import weakref
 
@@ -36,7 +36,7 @@ def batches():
     return [{"x": rng.standard_normal((n, 4), np.float32), "t": np.array(n > 2)} for n in (3, 2)]
 
 
-def test_stops_hold_what_one_run_gives(model, batches):
+def test_stages_give_the_values_of_one_run(model, batches):
     whole = RUNTIME.session(with_outputs(model, STOPS))
     expected = [whole.run(feeds) for feeds in batches]
     found = {name: list(values) for name, values in staged(model, STOPS[::-1], batches, RUNTIME)}
@@ -46,7 +46,7 @@ def test_stops_hold_what_one_run_gives(model, batches):
             np.testing.assert_allclose(value, run[k], rtol=1e-6)
 
 
-def test_what_is_put_in_is_what_the_rest_reads(model, batches):
+def test_the_rest_of_the_model_reads_replaced_values(model, batches):
     weight = numpy_helper.to_array(model.graph.initializer[-1])
     for name, values in staged(model, STOPS, batches, RUNTIME):
         if name == "a":
@@ -56,7 +56,7 @@ def test_what_is_put_in_is_what_the_rest_reads(model, batches):
                 np.testing.assert_allclose(value, np.ones_like(value) @ weight, rtol=1e-6)
 
 
-def test_nothing_is_kept_that_no_later_stage_reads(model, batches):
+def test_tensors_that_no_later_stage_reads_are_freed(model, batches):
     past = {}
     for name, values in staged(model, STOPS, batches, RUNTIME):
         alive = {n for n, refs in past.items() if any(ref() is not None for ref in refs)}

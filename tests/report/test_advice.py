@@ -1,4 +1,4 @@
-"""What is said of poor results: lines that can be followed, with the figures that following them gives."""
+"""Hints for poor results: they can be followed, and following them gives the stated figures."""
 
 import re
 import shlex
@@ -46,10 +46,10 @@ def test_a_good_result_needs_no_advice() -> None:
 def test_advice_can_be_followed_and_does_what_it_says(config: Config, seed: int) -> None:
     allocation = allocate_bits(measurement(seed), config.budgets)
     (line,) = advise(allocation, config, report())
-    told = re.search(r"leaves (\d+) %", line)
-    assert told
+    share = re.search(r"leaves (\d+) %", line)
+    assert share
     better = allocate_bits(allocation.measurement, followed(line, config).budgets)
-    assert 100 * better.predicted / allocation.predicted == pytest.approx(int(told[1]), abs=0.6)
+    assert 100 * better.predicted / allocation.predicted == pytest.approx(int(share[1]), abs=0.6)
     assert better.predicted < allocation.predicted
 
 
@@ -63,8 +63,8 @@ def test_an_activation_in_the_way() -> None:
     config = replace(CONFIG, pins=(("x", 2),))
     (line,) = advise(allocate_bits(poor, config.budgets), config, report())
     assert re.fullmatch(
-        r"activation x takes 100 % of the distortion: --pin x=[3-8] --activation-bits 4[.\d]* "
-        r"costs \d\.\d % more bits and leaves \d+ % of it", line
+        r"activation x causes 100 % of the distortion: --pin x=[3-8] --activation-bits 4[.\d]* "
+        r"costs \d\.\d % more bits and leaves \d+ % of the total", line
     )  # fmt: skip
 
 
@@ -73,5 +73,5 @@ def test_curves_that_promise_too_much() -> None:
     off = report(sqnr_db=30.0, measured=4 * allocation.predicted, calibration="synthetic")
     lines = advise(allocation, CONFIG, off)
     assert lines[0] == "the samples are synthetic: give real ones with --calibration"
-    assert "measured distortion is 4.0 times the predicted one: more --samples (9 now) or --effort best" in lines[1]
+    assert "measured distortion is 4.0 times the predicted one: use more --samples (9 now) or --effort best" in lines[1]
     assert "--measure probe" in advise(allocation, replace(CONFIG, effort="best"), off)[1]

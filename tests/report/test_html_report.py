@@ -1,4 +1,4 @@
-"""The report as a page: everything that it must tell, drawn by a real browser without an error."""
+"""The HTML report: complete, and drawn by a real browser without an error."""
 
 import html
 import importlib.util
@@ -108,10 +108,10 @@ def test_page_needs_nothing_but_itself(page: str) -> None:
     assert not re.search(r"""(src|href)=|url\(|https?://""", own)
 
 
-def test_page_tells_of_the_run(page: str) -> None:
-    for told in ("output SQNR", "bits per weight", "measured at once", "left in float: excluded by --exclude",
+def test_page_describes_the_run(page: str) -> None:
+    for text in ("output SQNR", "bits per weight", "measured at once", "left in float: excluded by --exclude",
                  "onnxruntime", "&quot;/3/Conv&quot;", "--samples 8", "prefers-color-scheme: dark"):  # fmt: skip
-        assert told in page, told
+        assert text in page, text
 
 
 @pytest.mark.parametrize("name", ["block.{}/Conv", "a b{}", "odd({}", "c{}[0:2]"])

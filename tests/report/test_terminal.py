@@ -1,4 +1,4 @@
-"""How a run is shown: lines in logs, bars on terminals, and the silence of a plain Progress."""
+"""Progress of a run: lines in logs, bars on terminals, and nothing from a plain Progress."""
 
 import io
 import re
@@ -11,21 +11,23 @@ from rdoq_onnx.report.terminal import Bars, Lines, shown
 from rdoq_onnx.system.progress import Progress
 
 
-def test_lines_tell_the_time_of_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_show_the_time_of_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     with shown() as progress:
         with progress.step("observe"):
             pass
         with progress.step("probe", 5) as advance:
             advance(5)
+        with progress.step("second look"):
+            pass
         progress.note("4.00 bits a weight")
     lines = capsys.readouterr().err.splitlines()
-    said = (r"observe: 0\.0 s", r"probe: 0\.0 s, 5 parts", r"4\.00 bits a weight")
+    said = (r"observe: 0\.0 s", r"probe: 0\.0 s, 5 parts", r"refinement: 0\.0 s", r"4\.00 bits a weight")
     for line, text in zip(lines, said, strict=True):
         assert re.fullmatch(rf"\d\d:\d\d:\d\d {text}", line)
-    assert list(progress.seconds) == ["observe", "probe"]
+    assert list(progress.seconds) == ["observe", "probe", "second look"]
 
 
-def test_a_long_step_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_step_shows_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, *range(15, 1000, 15)])
     monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(clock))
     with Lines().show("probe", 4) as advance:
@@ -35,7 +37,7 @@ def test_a_long_step_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], mon
     assert lines == ["probe: 2 of 4 parts, about 30 s left", "probe: 75.0 s, 4 parts"]
 
 
-def test_bars_show_steps_and_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_show_steps_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     bars = Bars(Console(file=out, force_terminal=True, width=100))
     with bars.live:
@@ -45,7 +47,7 @@ def test_bars_show_steps_and_what_is_known(monkeypatch: pytest.MonkeyPatch) -> N
             advance(8)
         bars.note("4.00 bits a weight")
     text = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", out.getvalue())
-    assert "taylor" in text
+    assert "sensitivities" in text
     assert "8/8" in text
     assert "4.00 bits a weight" in text
 

@@ -1,10 +1,10 @@
-"""Figures in words."""
+"""The wording of figures."""
 
 import shlex
 
 import pytest
 
-from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, pin_of, times
+from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, percent, pin_of, step_name, times
 
 
 @pytest.mark.parametrize("name", ["conv1", "a b", "it's", "x[2:8]", "f(x"])
@@ -15,17 +15,27 @@ def test_a_pin_is_one_word_for_the_shell(name):
 
 
 def test_decibels():
-    assert decibels(100, 1) == "20.00 dB"
+    assert decibels(100, 1) == "+20.00 dB"
     assert decibels(1, 2) == "-3.01 dB"
     assert decibels(0, 1) == decibels(1, 0) == "0 dB"
+
+
+def test_a_negligible_share_is_zero():
+    assert [percent(x) for x in (0.0, 1.33e-16, 9.9e-6)] == ["0 %"] * 3
+    assert [percent(x) for x in (1e-5, 0.0532, 1.0)] == ["0.001 %", "5.32 %", "100 %"]
 
 
 def test_sizes_in_thousands():
     assert [human_bytes(n) for n in (0, 1234, 999_949, 1_000_000)] == ["0.0 kB", "1.2 kB", "999.9 kB", "1.00 MB"]
 
 
-def test_short_steps_are_in_the_sum_alone():
-    assert times({"taylor": 9.0, "verify": 0.9, "read": 0.1}) == "10.0 s: taylor 9.0, verify 0.9"
+def test_steps_have_names_to_show():
+    shown = ["input statistics", "sensitivities", "anchoring", "refinement", "emit"]
+    assert [step_name(s) for s in ("moments", "taylor", "ties", "second look", "emit")] == shown
+
+
+def test_short_steps_count_in_the_total_only():
+    assert times({"taylor": 9.0, "verify": 0.9, "read": 0.1}) == "10.0 s: sensitivities 9.0, verify 0.9"
 
 
 def test_only_integer_kernels_count():
@@ -36,4 +46,4 @@ def test_only_integer_kernels_count():
 
 
 def test_histogram_of_widths():
-    assert histogram({2: 3, 4: 1}) == "2b:3  4b:1"
+    assert histogram({2: 3, 4: 1}) == "2: 3, 4: 1"

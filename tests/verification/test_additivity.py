@@ -1,4 +1,4 @@
-"""Each layer and activation by itself: what is measured is what quantizing just that one does."""
+"""Each layer and activation alone: the figure is the distortion of quantizing only that one."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The last gate: what was written must do what the report says, or the run fails."""
+"""The last gate: the emitted file must do what the report says, or the run fails."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def copy(model):
 
 
 def edit_integers(emission, layer, change):
-    """The emission with the integers of one layer's weight changed in place by `change`."""
+    """Return the emission with the integers of one layer's weight changed in place by `change`."""
     result = copy(emission.model)
     nodes = {n.name: n for n in result.graph.node}
     producer = {o: n for n in result.graph.node for o in n.output}
@@ -58,7 +58,7 @@ def edit_integers(emission, layer, change):
     return replace(emission, model=result)
 
 
-def test_measures_what_the_file_does(case, ort_run):
+def test_figures_are_those_of_the_emitted_file(case, ort_run):
     original, emitted, allocation, samples = case
     found = verify(emitted, allocation, Reference(original, samples, RUNTIME))
     feeds = samples.feeds(slice(None))
@@ -81,7 +81,7 @@ def test_min_sqnr(case):
     assert error.value.exit_code == 4
 
 
-def test_widths_of_what_was_emitted(case):
+def test_emitted_integers_fit_their_widths(case):
     _, emitted, allocation, _ = case
     check_widths(emitted, allocation, RUNTIME)
     for storage in ("packed", "native"):
@@ -89,7 +89,7 @@ def test_widths_of_what_was_emitted(case):
 
 
 @pytest.mark.parametrize("index", [0, -1])
-def test_an_integer_that_is_out_of_its_width(case, index):
+def test_an_integer_outside_its_width(case, index):
     original, emitted, allocation, samples = case
     layer, bits = allocation.measurement.network.layers[index], allocation.layer_bits[index]
     unit = int(np.argmin(bits))
@@ -106,7 +106,7 @@ def test_an_integer_that_is_out_of_its_width(case, index):
         verify(tampered, allocation, Reference(original, samples, RUNTIME))
 
 
-def test_a_channel_without_bits_must_be_zero(case):
+def test_a_0_bit_channel_must_be_zero(case):
     _, emitted, allocation, _ = case
     layer = allocation.measurement.network.layers[0]
     claimed = replace(allocation, layer_bits=(np.zeros_like(allocation.layer_bits[0]), *allocation.layer_bits[1:]))
@@ -123,7 +123,7 @@ def test_a_file_that_does_not_load(case):
         verify(replace(emitted, model=broken), allocation, Reference(original, samples, RUNTIME))
 
 
-def test_a_file_that_gives_no_finite_outputs(case):
+def test_a_file_with_outputs_that_are_not_finite(case):
     original, emitted, allocation, samples = case
     broken = copy(emitted.model)
     last = [n for n in broken.graph.node if n.op_type == "QuantizeLinear"][-1].input[1]
@@ -133,8 +133,8 @@ def test_a_file_that_gives_no_finite_outputs(case):
         verify(replace(emitted, model=broken), allocation, Reference(original, samples, RUNTIME))
 
 
-def test_a_level_whose_kernels_do_something_else(case, monkeypatch):
-    """What 8-bit weights do on CPUs without VNNI; done to the file here, for this CPU may have it."""
+def test_a_level_whose_kernels_compute_something_else(case, monkeypatch):
+    """Saturation of 8-bit weights on CPUs without VNNI, simulated in the file since this CPU may have VNNI."""
     original, emitted, allocation, samples = case
     layer = allocation.measurement.network.layers[0]
     saturating = edit_integers(emitted, layer, lambda rows: np.clip(rows, -4, 4, out=rows))
