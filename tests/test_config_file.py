@@ -64,7 +64,7 @@ def test_table_of_a_project_or_a_file_of_its_own() -> None:
         (["--widths", "typed"], "--widths 'typed' is no list"),
         (["--config", "own.toml"], "--widths 'from its own file' is no list"),
         (["--config", "none_such.toml"], "none_such.toml: cannot be read"),
-        (["--config", "broken.toml"], "broken.toml: is no TOML"),
+        (["--config", "broken.toml"], "broken.toml: is not valid TOML"),
         (["--config", "unknown.toml"], "unknown.toml: bitz is no option; the nearest is bits"),
         (["--config", "input.toml"], "input.toml: input is no option"),
     ],
