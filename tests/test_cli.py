@@ -539,7 +539,7 @@ def test_gate_that_is_missed(main: Main, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("none_such/out.onnx", "its folder none_such does not exist; make it first"),
+        ("none_such/out.onnx", "its folder none_such does not exist; create it first"),
         ("folder", "is a folder; give the path of a file"),
         ("/proc/none_such.onnx", "cannot be written"),
         ("/dev/null", "is a device or pipe; give the path of a file"),
@@ -564,7 +564,8 @@ def test_unwritable_output(
 @pytest.mark.parametrize("option", ["--json", "--modified", "--report"])
 def test_unwritable_side_output(main: Main, tmp_path: Path, option: str) -> None:
     output = tmp_path / "out.onnx"
-    refused(main, [CNN, output, *FEW, option, tmp_path / "none_such" / "f"], output, 2, "does not exist; make it first")
+    arguments = [CNN, output, *FEW, option, tmp_path / "none_such" / "f"]
+    refused(main, arguments, output, 2, "does not exist; create it first")
 
 
 def test_no_output_may_replace_an_input_or_another_output(main: Main, tmp_path: Path) -> None:
