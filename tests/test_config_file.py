@@ -65,8 +65,8 @@ def test_table_of_a_project_or_a_file_of_its_own() -> None:
         (["--config", "own.toml"], "--widths 'from its own file' is not a list"),
         (["--config", "none_such.toml"], "none_such.toml: cannot be read"),
         (["--config", "broken.toml"], "broken.toml: is not valid TOML"),
-        (["--config", "unknown.toml"], "unknown.toml: bitz is no option; the nearest is bits"),
-        (["--config", "input.toml"], "input.toml: input is no option"),
+        (["--config", "unknown.toml"], "unknown.toml: bitz is not an option; the nearest is bits"),
+        (["--config", "input.toml"], "input.toml: input is not an option"),
     ],
 )
 def test_which_file_is_read_and_what_takes_precedence(

@@ -1,6 +1,7 @@
 """`--curves`: measure once, resume after a killed run, reject a file of another measurement."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -239,7 +240,7 @@ def test_several_budgets_from_one_measurement(files, capsys):
     cli.main([*map(str, arguments), *map(str, options)])
     shown = capsys.readouterr()
     assert "rate and distortion" in shown.out
-    assert shown.err.count(" sensitivities:") == 2  # narrow and wide activations
+    assert len(re.findall(r"\d sensitivities:", shown.err)) == 2  # narrow and wide activations
     reports = json.loads((files / "all.json").read_text())
     assert [r["output"] for r in reports] == [str(files / f"m{b}.onnx") for b in ("3", "6", "4.5")]
     assert [round(r["bits"]["weights"], 1) for r in reports] == [3.0, 6.0, 4.5]
