@@ -2,7 +2,7 @@
 
     scales        FLOAT16 of all weights ─ Cast ─ Split ─ one for each weight [─ Reshape]
     biases        FLOAT16 of all layers ─ Cast ─ Div by their steps ─ Round ─ Cast ─ Split ─ INT32 ─ DequantizeLinear
-    zero points   one zero ─ Expand to the length
+    zero points   one zero ─ Expand to the length; those of biases ─ Cast from those of weights
 
 A bias's step is what its integers count: weight scale x activation scale. All layers share the operators, as one that
 serves a layer of few channels would be larger than what it saves. No value changes: what half precision does not give
@@ -42,12 +42,17 @@ class PackVectors(Pass):
             stored = [t for n in sorted(self.added) if isinstance(t := tensors.get(n), Constant)]
             decoding = Decoding(graph)
             # Biases first, while the scales that their steps are made of are still there to be read.
-            _halve_biases(decoding, [t for t in stored if t.dtype == np.int32])
-            left = _merged(decoding, [t for t in stored if t.dtype != np.int32])
+            _halve_biases(decoding, [t for t in stored if t.dtype == np.int32 and _decoded(t)])
+            left = _merged(decoding, [t for t in stored if not (t.dtype == np.int32 and _decoded(t))])
             _halve_vectors(decoding, [t for t in left if t.dtype == np.float32 and t.values.size > 1])
-            _expand_zeros(decoding, [t for t in left if t.dtype == np.int8 and t.values.ndim == 1])
+            _make_zeros(decoding, [t for t in left if t.dtype in (np.int8, np.int32) and t.values.ndim == 1])
 
         return surgeon.edit(model, pack)
+
+
+def _decoded(integers: Constant) -> bool:
+    """Whether they are what a DequantizeLinear decodes; else they are its zero point."""
+    return any(n.op == "DequantizeLinear" and n.inputs[0] is integers for n in integers.outputs)
 
 
 def _halve_biases(decoding: Decoding, biases: Sequence[Constant]) -> None:
@@ -117,8 +122,16 @@ def _replace(decoding: Decoding, vectors: Sequence[Constant], joined: Tensor) ->
         decoding.replace(vector, part if len(shape) == 1 else decoding.reshape(part, shape))
 
 
-def _expand_zeros(decoding: Decoding, vectors: Sequence[Constant]) -> None:
-    for vector in vectors:
-        if vector.values.size > _WORTH_AN_EXPAND and not vector.values.any():
-            zeros = decoding.op("Expand", np.zeros((), np.int8), np.array(vector.values.shape, np.int64))
-            decoding.replace(vector, zeros)
+def _make_zeros(decoding: Decoding, vectors: Sequence[Constant]) -> None:
+    zeros = sorted((v for v in vectors if not v.values.any()), key=lambda v: v.values.itemsize)
+    made: dict[int, Tensor] = {}
+    for vector in zeros:
+        size = vector.values.size
+        if vector.dtype == np.int32 and size in made:
+            decoding.replace(vector, decoding.op("Cast", made[size], to=TensorProto.INT32))
+            continue
+        made[size] = vector
+        if vector.values.nbytes > _WORTH_AN_EXPAND:
+            zero = np.zeros((), vector.dtype)
+            made[size] = decoding.op("Expand", zero, np.array(vector.values.shape, np.int64))
+            decoding.replace(vector, made[size])
