@@ -135,7 +135,8 @@ def _place(rows: NDArray[np.uint8], integers: NDArray[np.uint16], begin: int, bi
 def _decode(decoding: Decoding, groups: Sequence[_Group]) -> list[Tensor]:
     """The integers of each group, [C, 1, K]."""
     op = decoding.op
-    code = op("Cast", np.concatenate([g.codes for g in groups])[:, None, None], to=TensorProto.INT32)
+    codes = decoding.packed("bits", np.concatenate([g.codes for g in groups])[:, None, None])
+    code = op("Cast", codes, to=TensorProto.INT32)
     width = op("Div", code, np.array(2, np.int32))
     begin = op("CumSum", width, np.array(0, np.int32), exclusive=1)
     row = decoding.reshape(op("Div", begin, np.array(8, np.int32)), [-1, 1])
@@ -154,7 +155,8 @@ def _decode(decoding: Decoding, groups: Sequence[_Group]) -> list[Tensor]:
     for group, r, to_right, to_left, f in of_groups:
         start = end
         end += int((group.codes // 2).sum()) // 8
-        fetched = op("Gather", group.rows, op("Add", r, np.array([0, 1], np.int32) - (start + len(group.rows))))
+        rows = decoding.packed(str(group.rows.shape[1]), group.rows)
+        fetched = op("Gather", rows, op("Add", r, np.array([0, 1], np.int32) - (start + len(group.rows))))
         low = op("QLinearMatMul", to_right, one, zero, fetched, below, zero, one, zero)
         upper = op("Cast", op("MatMulInteger", to_left, low), to=TensorProto.INT8)
         result.append(op("QLinearMatMul", f, one, minus, upper, unit, none, one, none))

@@ -42,9 +42,11 @@ class PackVectors(Pass):
             stored = [t for n in sorted(self.added) if isinstance(t := tensors.get(n), Constant)]
             decoding = Decoding(graph)
             # Biases first, while the scales that their steps are made of are still there to be read.
-            _halve_biases(decoding, [t for t in stored if t.dtype == np.int32 and _decoded(t)])
+            order = _halve_biases(decoding, [t for t in stored if t.dtype == np.int32 and _decoded(t)])
             left = _merged(decoding, [t for t in stored if not (t.dtype == np.int32 and _decoded(t))])
-            _halve_vectors(decoding, [t for t in left if t.dtype == np.float32 and t.values.size > 1])
+            vectors = [t for t in left if t.dtype == np.float32 and t.values.size > 1]
+            # In the order of the biases, the two are split alike, by one constant.
+            _halve_vectors(decoding, sorted(vectors, key=lambda t: order.get(id(t), len(order))))
             _make_zeros(decoding, [t for t in left if t.dtype in (np.int8, np.int32) and t.values.ndim == 1])
 
         return surgeon.edit(model, pack)
@@ -55,7 +57,8 @@ def _decoded(integers: Constant) -> bool:
     return any(n.op == "DequantizeLinear" and n.inputs[0] is integers for n in integers.outputs)
 
 
-def _halve_biases(decoding: Decoding, biases: Sequence[Constant]) -> None:
+def _halve_biases(decoding: Decoding, biases: Sequence[Constant]) -> dict[int, int]:
+    """Where the scales that their steps are made of stand in the order of the biases, by `id`."""
     found: list[tuple[Constant, Tensor, NDArray[np.float16]]] = []
     for bias in biases:
         scales = {id(n.inputs[1]): n.inputs[1] for n in bias.outputs if n.op == "DequantizeLinear"}
@@ -69,12 +72,14 @@ def _halve_biases(decoding: Decoding, biases: Sequence[Constant]) -> None:
         if exact:
             found.append((bias, step, half))
     if not found:
-        return
+        return {}
     steps = [step for _, step, _ in found]
     joined = decoding.op("Concat", *steps, axis=0) if len(steps) > 1 else steps[0]
-    ratio = decoding.op("Div", _stored(decoding, [h for _, _, h in found]), joined)
+    ratio = decoding.op("Div", _stored(decoding, "biases", [h for _, _, h in found]), joined)
     integers = decoding.op("Cast", decoding.op("Round", ratio), to=TensorProto.INT32)
     _replace(decoding, [bias for bias, _, _ in found], integers)
+    factors = [t for step in steps for node in step.inputs for t in node.inputs]
+    return {id(t): k for k, t in enumerate(factors)}
 
 
 def _step_size(step: Tensor) -> NDArray[np.float32] | None:
@@ -102,7 +107,7 @@ def _merged(decoding: Decoding, tensors: Sequence[Constant]) -> list[Constant]:
 def _halve_vectors(decoding: Decoding, vectors: Sequence[Constant]) -> None:
     exact = [v for v in vectors if np.array_equal(_half(v.values).astype(np.float32), v.values)]
     if exact:
-        _replace(decoding, exact, _stored(decoding, [_half(v.values).reshape(-1) for v in exact]))
+        _replace(decoding, exact, _stored(decoding, "scales", [_half(v.values).reshape(-1) for v in exact]))
 
 
 def _half(values: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
@@ -110,8 +115,8 @@ def _half(values: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
         return values.astype(np.float16)
 
 
-def _stored(decoding: Decoding, halves: Sequence[NDArray[np.float16]]) -> Tensor:
-    return decoding.op("Cast", np.concatenate(halves), to=TensorProto.FLOAT)
+def _stored(decoding: Decoding, what: str, halves: Sequence[NDArray[np.float16]]) -> Tensor:
+    return decoding.op("Cast", decoding.packed(what, np.concatenate(halves)), to=TensorProto.FLOAT)
 
 
 def _replace(decoding: Decoding, vectors: Sequence[Constant], joined: Tensor) -> None:
