@@ -6,7 +6,7 @@ the model is valid before and after each pass.
 
 Some modules hold no pass but what passes are made of: for remove_channels stored_layers, constant_channels,
 channel_rules and slice_channels, for pack_weights channel_widths, bit_rows and sub_byte_parts, for both that pack
-decoding, for all that touch biases correct_bias.
+decoding, for all that touch biases correct_bias, for zero points zeros.
 """
 
 from collections.abc import Sequence
