@@ -6,7 +6,7 @@ and after each pass.
 
 Some modules contain building blocks instead of a pass: stored_layers, constant_channels, channel_rules and
 slice_channels for remove_channels; channel_widths, bit_rows and sub_byte_parts for pack_weights; decoding for both
-packing passes; correct_bias for all passes that change biases.
+packing passes; correct_bias for all passes that change biases; zeros for zero points.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,9 @@ Invariants, each with its reason:
    channel becomes a Min of the integers.
 3. A tensor behind operators that only move values is quantized once more with the same scale and zero point, which
    changes no value; the operator and what reads it then fuse.
-4. Weights have an explicit zero point of 0: the integer Gemm wants it.
+4. Every DequantizeLinear has an explicit zero point, of zeros for weights and biases: the integer Gemm wants it, and
+   so does ONNX Runtime's ORT format, which cannot store a fusion around one without. ONNX asks for the shape of the
+   scales; those of one shape share it.
 5. Biases are rounded to the steps that integer kernels add them in, so that fused and unfused graphs give the same
    numbers; before that to half precision, so that PackVectors can store them in two bytes. TensorRT wants float ones.
 6. Where activations stay in float, weights are multiplied out: that folds to a float weight when a session is made,
@@ -37,6 +39,7 @@ from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor, Variable
 from rdoq_onnx.passes import Pass
 from rdoq_onnx.passes.branch_consumers import join_branches
 from rdoq_onnx.passes.correct_bias import add_to_bias
+from rdoq_onnx.passes.zeros import Zeros
 
 _ROUNDING = 1e-6
 
@@ -71,35 +74,32 @@ class InsertQDQ(Pass):
         def insert(graph: Graph) -> None:
             nodes = {n.name: n for n in graph.nodes}
             fed = {f for activation, _ in self.activations for f in activation.feeds}
+            zeros = Zeros(graph)
             for weight in self.weights:
                 meets_integers = any(use.data in fed for use in weight.layer.uses)
-                _quantize_weight(graph, weight, nodes, meets_integers or not self.folds)
+                _quantize_weight(graph, weight, nodes, zeros if meets_integers or not self.folds else None)
             tensors = graph.tensors()
             for activation, quantizer in self.activations:
                 _quantize_activation(graph, activation, quantizer, tensors)
             if self.integer_biases:
                 for weight in self.weights:
                     for use in weight.layer.uses:
-                        _quantize_bias(graph, nodes[use.node], weight)
+                        _quantize_bias(graph, nodes[use.node], weight, zeros)
             join_branches(graph)
 
         return surgeon.edit(model, insert)
 
 
-def _quantize_weight(graph: Graph, weight: QuantizedWeight, nodes: dict[str, Node], integers: bool) -> None:
-    """integers: whether the weight meets quantized activations, which an integer kernel could use."""
+def _quantize_weight(graph: Graph, weight: QuantizedWeight, nodes: dict[str, Node], zeros: Zeros | None) -> None:
+    """zeros: given where the weight meets quantized activations, which an integer kernel could use."""
     layer = weight.layer
     stem = layer.weight
     stored = _initializer(graph, f"{stem}_quantized", weight.integers)
-    if integers:
-        zero_point = _initializer(graph, f"{stem}_zero_point", np.zeros(weight.scales.shape, np.int8))
-        decoded = surgeon.append(
-            graph,
-            "DequantizeLinear",
-            [stored, _initializer(graph, f"{stem}_scale", weight.scales), zero_point],
-            f"{stem}_DequantizeLinear",
-            attrs={"axis": layer.linear.axis},
-        )
+    if zeros is not None:
+        zero_point = zeros.like(weight.integers, len(weight.scales))
+        inputs = [stored, _initializer(graph, f"{stem}_scale", weight.scales), zero_point]
+        attrs = {"axis": layer.linear.axis}
+        decoded = surgeon.append(graph, "DequantizeLinear", inputs, f"{stem}_DequantizeLinear", attrs=attrs)
     else:
         rest = len(layer.linear.shape) - layer.linear.axis - 1
         scales = _initializer(graph, f"{stem}_scale", weight.scales.reshape(-1, *[1] * rest))
@@ -111,7 +111,7 @@ def _quantize_weight(graph: Graph, weight: QuantizedWeight, nodes: dict[str, Nod
             add_to_bias(graph, nodes[use.node], weight.shift, layer.linear.weight_side)
 
 
-def _quantize_bias(graph: Graph, node: Node, weight: QuantizedWeight) -> None:
+def _quantize_bias(graph: Graph, node: Node, weight: QuantizedWeight, zeros: Zeros) -> None:
     """Store the bias of a Conv or Gemm as its integer kernel adds it, where data, bias and what reads it allow."""
     source = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
     bias = surgeon.values(node.inputs[2]) if node.op in ("Conv", "Gemm") and len(node.inputs) > 2 else None
@@ -133,9 +133,8 @@ def _quantize_bias(graph: Graph, node: Node, weight: QuantizedWeight) -> None:
     stem = node.inputs[2].name
     scale = surgeon.append(graph, "Mul", [weight_scale, activation_scale], f"{stem}_scale")
     stored = _initializer(graph, f"{stem}_quantized", integers.astype(np.int32))
-    node.inputs[2] = surgeon.append(
-        graph, "DequantizeLinear", [stored, scale], f"{stem}_DequantizeLinear", attrs={"axis": 0}
-    )
+    inputs = [stored, scale, zeros.like(stored.values, len(integers))]
+    node.inputs[2] = surgeon.append(graph, "DequantizeLinear", inputs, f"{stem}_DequantizeLinear", attrs={"axis": 0})
 
 
 def _quantize_activation(

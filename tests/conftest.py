@@ -20,9 +20,10 @@ ZOO = ROOT.parent / "shared" / "zoo"
 Feeds = Mapping[str, NDArray[Any]]
 OrtRun = Callable[..., list[NDArray[Any]]]
 
-_LEVELS = {
+LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 
@@ -41,7 +42,7 @@ def ort_run() -> OrtRun:
 
     def run(model: onnx.ModelProto, feeds: Feeds, level: str = "basic") -> list[NDArray[Any]]:
         options = ort.SessionOptions()
-        options.graph_optimization_level = _LEVELS[level]
+        options.graph_optimization_level = LEVELS[level]
         options.log_severity_level = 3
         options.intra_op_num_threads = 2
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,8 @@
-"""Nodes that decode what is stored in few bytes; for the passes that store it."""
+"""Nodes that decode what is stored in few bytes; for the passes that store it.
+
+What is stored has names that begin with PACKED, which ShortenNames leaves: names cost bytes, but a reader of the file
+finds its data by them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +12,8 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.model import surgeon
 from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor, Variable
+
+PACKED = "packed_"
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,10 @@ class Decoding:
         if key not in self.known:
             self.known[key] = surgeon.constant(surgeon.fresh(self.graph, "unpack_constant"), value)
         return self.known[key]
+
+    def packed(self, what: str, value: NDArray[np.generic]) -> Constant:
+        """An initializer of its own, named for what it holds."""
+        return surgeon.constant(surgeon.fresh(self.graph, PACKED + what), value)
 
     def op(self, kind: str, *inputs: Tensor | NDArray[np.generic], **attrs: object) -> Variable:
         """A node with one output."""

@@ -2,7 +2,7 @@
 
     scales        FLOAT16 of all weights ─ Cast ─ Split ─ one for each weight [─ Reshape]
     biases        FLOAT16 of all layers ─ Cast ─ Div by their steps ─ Round ─ Cast ─ Split ─ INT32 ─ DequantizeLinear
-    zero points   one zero ─ Expand to the length
+    zero points   one zero ─ Expand to the length; those of biases ─ Cast from those of weights
 
 A bias's step is what its integers count: weight scale x activation scale. All layers share the operators, as one that
 serves a layer of few channels would be larger than what it saves. No value changes: what half precision does not give
@@ -42,15 +42,23 @@ class PackVectors(Pass):
             stored = [t for n in sorted(self.added) if isinstance(t := tensors.get(n), Constant)]
             decoding = Decoding(graph)
             # Biases first, while the scales that their steps are made of are still there to be read.
-            _halve_biases(decoding, [t for t in stored if t.dtype == np.int32])
-            left = _merged(decoding, [t for t in stored if t.dtype != np.int32])
-            _halve_vectors(decoding, [t for t in left if t.dtype == np.float32 and t.values.size > 1])
-            _expand_zeros(decoding, [t for t in left if t.dtype == np.int8 and t.values.ndim == 1])
+            order = _halve_biases(decoding, [t for t in stored if t.dtype == np.int32 and _decoded(t)])
+            left = _merged(decoding, [t for t in stored if not (t.dtype == np.int32 and _decoded(t))])
+            vectors = [t for t in left if t.dtype == np.float32 and t.values.size > 1]
+            # In the order of the biases, the two are split alike, by one constant.
+            _halve_vectors(decoding, sorted(vectors, key=lambda t: order.get(id(t), len(order))))
+            _make_zeros(decoding, [t for t in left if t.dtype in (np.int8, np.int32) and t.values.ndim == 1])
 
         return surgeon.edit(model, pack)
 
 
-def _halve_biases(decoding: Decoding, biases: Sequence[Constant]) -> None:
+def _decoded(integers: Constant) -> bool:
+    """Whether they are what a DequantizeLinear decodes; else they are its zero point."""
+    return any(n.op == "DequantizeLinear" and n.inputs[0] is integers for n in integers.outputs)
+
+
+def _halve_biases(decoding: Decoding, biases: Sequence[Constant]) -> dict[int, int]:
+    """Where the scales that their steps are made of stand in the order of the biases, by `id`."""
     found: list[tuple[Constant, Tensor, NDArray[np.float16]]] = []
     for bias in biases:
         scales = {id(n.inputs[1]): n.inputs[1] for n in bias.outputs if n.op == "DequantizeLinear"}
@@ -64,12 +72,14 @@ def _halve_biases(decoding: Decoding, biases: Sequence[Constant]) -> None:
         if exact:
             found.append((bias, step, half))
     if not found:
-        return
+        return {}
     steps = [step for _, step, _ in found]
     joined = decoding.op("Concat", *steps, axis=0) if len(steps) > 1 else steps[0]
-    ratio = decoding.op("Div", _stored(decoding, [h for _, _, h in found]), joined)
+    ratio = decoding.op("Div", _stored(decoding, "biases", [h for _, _, h in found]), joined)
     integers = decoding.op("Cast", decoding.op("Round", ratio), to=TensorProto.INT32)
     _replace(decoding, [bias for bias, _, _ in found], integers)
+    factors = [t for step in steps for node in step.inputs for t in node.inputs]
+    return {id(t): k for k, t in enumerate(factors)}
 
 
 def _step_size(step: Tensor) -> NDArray[np.float32] | None:
@@ -97,7 +107,7 @@ def _merged(decoding: Decoding, tensors: Sequence[Constant]) -> list[Constant]:
 def _halve_vectors(decoding: Decoding, vectors: Sequence[Constant]) -> None:
     exact = [v for v in vectors if np.array_equal(_half(v.values).astype(np.float32), v.values)]
     if exact:
-        _replace(decoding, exact, _stored(decoding, [_half(v.values).reshape(-1) for v in exact]))
+        _replace(decoding, exact, _stored(decoding, "scales", [_half(v.values).reshape(-1) for v in exact]))
 
 
 def _half(values: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
@@ -105,8 +115,8 @@ def _half(values: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
         return values.astype(np.float16)
 
 
-def _stored(decoding: Decoding, halves: Sequence[NDArray[np.float16]]) -> Tensor:
-    return decoding.op("Cast", np.concatenate(halves), to=TensorProto.FLOAT)
+def _stored(decoding: Decoding, what: str, halves: Sequence[NDArray[np.float16]]) -> Tensor:
+    return decoding.op("Cast", decoding.packed(what, np.concatenate(halves)), to=TensorProto.FLOAT)
 
 
 def _replace(decoding: Decoding, vectors: Sequence[Constant], joined: Tensor) -> None:
@@ -117,8 +127,16 @@ def _replace(decoding: Decoding, vectors: Sequence[Constant], joined: Tensor) ->
         decoding.replace(vector, part if len(shape) == 1 else decoding.reshape(part, shape))
 
 
-def _expand_zeros(decoding: Decoding, vectors: Sequence[Constant]) -> None:
-    for vector in vectors:
-        if vector.values.size > _WORTH_AN_EXPAND and not vector.values.any():
-            zeros = decoding.op("Expand", np.zeros((), np.int8), np.array(vector.values.shape, np.int64))
-            decoding.replace(vector, zeros)
+def _make_zeros(decoding: Decoding, vectors: Sequence[Constant]) -> None:
+    zeros = sorted((v for v in vectors if not v.values.any()), key=lambda v: v.values.itemsize)
+    made: dict[int, Tensor] = {}
+    for vector in zeros:
+        size = vector.values.size
+        if vector.dtype == np.int32 and size in made:
+            decoding.replace(vector, decoding.op("Cast", made[size], to=TensorProto.INT32))
+            continue
+        made[size] = vector
+        if vector.values.nbytes > _WORTH_AN_EXPAND:
+            zero = np.zeros((), vector.dtype)
+            made[size] = decoding.op("Expand", zero, np.array(vector.values.shape, np.int64))
+            decoding.replace(vector, made[size])

@@ -15,6 +15,7 @@ from rdoq_onnx.model import surgeon
 from rdoq_onnx.model.layers import LAYER_TYPES
 from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor
 from rdoq_onnx.passes.pruning.channel_rules import BROADCASTING
+from rdoq_onnx.passes.zeros import Zeros
 
 Mask = NDArray[np.bool_]
 
@@ -48,6 +49,7 @@ class _Slicer:
         self._graph = graph
         self._replaced: list[tuple[Constant, Constant]] = []
         self._weights: dict[str, Tensor] = {}
+        self._zeros = Zeros(graph)
 
     def slice_layer(self, node: Node, inputs: Cut | None, outputs: Cut | None, added: NDArray[Any] | None) -> None:
         """Slice a layer to its kept inputs and outputs. added: [outputs] before slicing."""
@@ -120,14 +122,15 @@ class _Slicer:
             node.inputs = [*node.inputs[:2], new]
             return
         scales = [t.inputs[0].inputs[1] for t in (node.inputs[1], node.inputs[0])]
+        zeros = self._zeros.like(total, len(total))
         if old is not None:
             decoder: Node = old.inputs[0]
-            decoder.inputs[0], decoder.inputs[1].inputs[0].inputs = new, scales
+            decoder.inputs[1].inputs[0].inputs = scales
+            decoder.inputs = [new, decoder.inputs[1], zeros]
             return
         scale = surgeon.append(self._graph, "Mul", scales, f"{new.name}_scale")
-        decoded = surgeon.append(
-            self._graph, "DequantizeLinear", [new, scale], f"{new.name}_DequantizeLinear", attrs={"axis": 0}
-        )
+        inputs, stem = [new, scale, zeros], f"{new.name}_DequantizeLinear"
+        decoded = surgeon.append(self._graph, "DequantizeLinear", inputs, stem, attrs={"axis": 0})
         node.inputs = [*node.inputs[:2], decoded]
 
     def _add_behind(self, node: Node, added: NDArray[np.float64]) -> None:

@@ -11,6 +11,7 @@ from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.analysis.weight_only import BITS
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
+from rdoq_onnx.emission.naming import name_producer, name_weights
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.emission.storage import stored
 from rdoq_onnx.emission.weight_only import with_weight_only
@@ -59,8 +60,10 @@ def emit_model(
     model = with_weight_only(model, [(w, bits) for w, bits in unsearched if bits < BITS])
     narrow = {t.name for t in model.graph.initializer}
     model = with_weight_only(model, [(w, bits) for w, bits in unsearched if bits == BITS])
+    name_weights(model, network)
     if storage != "int8":
         model = stored(model, storage, network, narrow)
+    name_producer(model)
     for key, value in (("version", __version__), ("settings", settings)):
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
         model.metadata_props.add(key=f"{METADATA}.{key}", value=text)

@@ -9,7 +9,8 @@ from onnx import TensorProto
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.protos import all_names
-from rdoq_onnx.passes import Pass, run_passes
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.packing.decoding import PACKED
 from rdoq_onnx.passes.packing.pack_vectors import PackVectors
 from rdoq_onnx.passes.packing.pack_weights import PackWeights
 from rdoq_onnx.passes.packing.shorten_names import ShortenNames
@@ -27,6 +28,8 @@ def check_storage(target: TargetName, storage: Storage | None, runtime: Runtime)
             f"--storage native: needs ONNX Runtime {first}, found {installed}; upgrade it or use --storage int8"
         )
 
+_ABOUT = "Nodes behind packed_* decode weights (to INT8), scales and biases. All constant: folded at load."
+
 
 def stored(
     model: onnx.ModelProto, storage: Literal["packed", "native"], network: Network, narrow: Collection[str]
@@ -41,6 +44,9 @@ def stored(
     integers = [t.name for t in added if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
     weights = [name for name in integers if name in narrow]
     vectors = [t.name for t in added if t.name not in integers]
-    packing = PackWeights(weights, storage, network.target.int2)
-    steps: list[Pass] = [packing, PackVectors(vectors), ShortenNames(original)]
-    return run_passes(steps, model)
+    packed = run_passes([PackWeights(weights, storage, network.target.int2), PackVectors(vectors)], model)
+    readable = {t.name for t in packed.graph.initializer if t.name.startswith(PACKED)}
+    packed = run_passes([ShortenNames(original | readable)], packed)
+    if readable:
+        packed.graph.doc_string = "\n".join(filter(None, (packed.graph.doc_string, _ABOUT)))
+    return packed

@@ -205,9 +205,13 @@ def test_integer_biases_are_those_of_the_kernels(ort_run, net):
         if layer.op_type == "Conv" and read_by.get(layer.output[0]) != "QuantizeLinear":
             assert layer.input[2] in tensors, "a convolution that stays in float has a float bias"
             continue
-        q, scale = nodes[layer.input[2]].input
+        q, scale, zero_point = nodes[layer.input[2]].input
         assert tensors[q].data_type == onnx.TensorProto.INT32
         assert nodes[scale].op_type == "Mul"
+        zeros = numpy_helper.to_array(tensors[zero_point])
+        assert zeros.dtype == np.int32
+        assert zeros.shape == tuple(tensors[q].dims)
+        assert not zeros.any()
         weight_scale, activation_scale = (numpy_helper.to_array(tensors[i]) for i in nodes[scale].input)
         steps = weight_scale * activation_scale
         bias = known[before[layer.name].input[2]]

@@ -46,14 +46,25 @@ def test_rows_are_laid_out_as_documented():
     codes = codes.tolist()
     for k, names, stored in ((4, "c", groups[0]), (5, "ab", groups[1])):
         bits = [[int(byte) >> j & 1 for byte in row] for row in stored for j in range(8)]
-        got = []
+        got, begin = [], 0
         for _ in range(sum(len(weights[n][0]) for n in names)):
             b, h = divmod(codes.pop(0), 2)
-            planes, bits = bits[:b], bits[b:]
-            places = [2**j for j in range(b)]
-            if b:
-                places[-1] *= -1
-            got.append([(1 - 2 * h) * sum(w * p[i] for w, p in zip(places, planes, strict=True)) for i in range(k)])
+            p = begin % 8
+            below, planes = bits[begin - p : begin], bits[begin : begin + b]
+            values = []
+            for i in range(k):
+                value = sum(plane[i] << j for j, plane in enumerate(planes))
+                value = (value + (sum(plane[i] << j for j, plane in enumerate(below)) > 2**p / 2)) % 2**b
+                values.append((1 - 2 * h) * (value - 2**b * (2 * value >= 2**b) if b else 0))
+            got.append(values)
+            begin += b
+        bits = bits[begin:]
         assert codes.pop(0) // 2 == len(bits) < 8
         assert not np.any(bits)
         np.testing.assert_array_equal(got, np.concatenate([weights[n][0].reshape(-1, k) for n in names]))
+
+
+def test_widths_are_the_least_that_hold_the_integers():
+    rows = {(0, 0): 0, (-1, 0): 2, (0, 1): 3, (-1, 1): 4, (-1, 2): 5, (-2, 2): 6, (0, 64): 15, (-64, 64): 16}
+    packed = run_passes([PackWeights(["w"])], decoders({"w": (np.array(list(rows), np.int8), 0)}))
+    assert rows_and_codes(packed)[1].tolist()[:-1] == list(rows.values())
