@@ -1,5 +1,5 @@
-"""Every channel and every activation at every width, just as it would be emitted.
+"""Every channel and activation quantized at every width, exactly as it would be emitted.
 
-Moments and sensitivities of the layers in, integers and scales out.
+Takes moments and sensitivities of the layers, returns integers and scales.
 Imports from gradients and what is above it.
 """

@@ -1,24 +1,24 @@
-"""Quantizers of activations: scale and zero point for a range, and the ranges tried."""
+"""Activation quantizers: scale and zero point of a range, and the candidate ranges."""
 
 import numpy as np
 
 from rdoq_onnx.candidates.quantizer import TINY
 from rdoq_onnx.model.codes import Affine
 
-# The same for a tensor's range, by bits: (tightest, widest).
+# Shares of a tensor's range that candidates span, by bits: (tightest, widest).
 _CLIPS = {1: (0.05, 0.5), 2: (0.1, 0.6), 3: (0.14, 0.8), 4: (0.2, 1.0), 5: (0.25, 1.0), 6: (0.3, 1.0), 7: (0.35, 1.0)}
 _CLIPS[8] = (0.4, 1.0)
 _CLIPS_TRIED = 8
-_COARSE = 5  # bits up to which rounding costs so much that clipping pays even where the ends of a range are uncertain
+_COARSE = 5  # bits up to which rounding costs so much that clipping pays off even if the range is uncertain
 _REFINEMENTS = (0.82, 0.91, 1.1, 1.21)
 
 
 def affine(low: float, high: float, bits: int, symmetric: bool = False) -> Affine:
-    """The quantizer of `bits` bits for values from low to high, which clips the others.
+    """Return the quantizer of `bits` bits for the range low..high, which clips values beyond it.
 
-    Zero is represented exactly; a range without negative values uses every integer for the positive ones;
-    one of zero alone is taken as 0 to 1, since with a tiny scale the next layer's bias would not fit into INT32.
-    symmetric: signed integers and a zero point of 0; at 8 bits, positive values then have 127 of them.
+    Zero is exact. A range without negative values uses every integer for positive ones. A range of zero alone becomes
+    0..1: with a tiny scale, the next layer's bias would not fit INT32.
+    symmetric: signed integers with a zero point of 0; at 8 bits a positive range then has 127 levels above 0.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     high = 1.0 if low == high else high
@@ -34,10 +34,9 @@ def affine(low: float, high: float, bits: int, symmetric: bool = False) -> Affin
 def affine_candidates(
     low: float, high: float, bits: int, symmetric: bool = False, uncertain: bool = False
 ) -> list[Affine]:
-    """Quantizers of `bits` bits for a tensor that spans low..high, from the whole range to a tight clip.
+    """Return quantizers of `bits` bits for a tensor of range low..high, from the whole range to a tight clip.
 
-    The fewer the bits, the tighter the clips that are tried. uncertain: few samples have shown the range; over 5 bits
-    it is then taken whole.
+    Fewer bits try tighter clips. uncertain: the range comes from few samples; above 5 bits it is then not clipped.
     """
     if uncertain and bits > _COARSE:
         return [affine(low, high, bits, symmetric)]
@@ -46,9 +45,9 @@ def affine_candidates(
 
 
 def refined(quantizer: Affine, least: float, greatest: float) -> list[Affine]:
-    """`quantizer`, and others of its width whose range ends a little further in or out, on either side.
+    """Return `quantizer` and others of its width, with either end of the range moved slightly inward or outward.
 
-    No range goes beyond least..greatest, those of the tensor: a Relu6 would then no longer be implied.
+    No range exceeds the tensor's, least..greatest: the quantizer would no longer imply a Relu6.
     """
     low, high = quantizer.range
     sides = [(1.0, f) for f in _REFINEMENTS] + ([(f, 1.0) for f in _REFINEMENTS] if low < 0 else [])

@@ -1,7 +1,7 @@
-"""Rows of a layer's weights as blocks: weights that see the same inputs, and so share one covariance.
+"""Rows of a layer's weights in blocks that have the same inputs and therefore share one covariance.
 
-A block is a group of a convolution, or a part of the inputs of a very wide layer (moments.in_parts). One row, with its
-one scale, may lie in several blocks: in all parts, and for ConvTranspose in all groups.
+A block is a group of a convolution, or a part of the inputs of a very wide layer (`in_parts`). One row, with its one
+scale, may extend over several blocks: over all parts, and for ConvTranspose over all groups.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of one layer: B of them, each with O rows of K weights."""
+    """The B blocks of one layer, each with O rows of K weights."""
 
     linear: Linear
 
     @property
     def shared(self) -> bool:
-        """Whether one scale serves all groups."""
+        """Whether all groups share one scale per row."""
         return self.linear.op_type == "ConvTranspose"
 
     @property
     def row_length(self) -> int:
-        """Weights of a row."""
+        """Number of weights of a row."""
         return int(np.prod(self.linear.shape)) // self.linear.channels
 
     @property
@@ -37,16 +37,16 @@ class Blocks:
 
     @property
     def single(self) -> bool:
-        """Whether any subset of rows can be cut into blocks on its own."""
+        """Whether any subset of rows can be cut into blocks separately."""
         return self.linear.group == 1
 
     def cut(self, rows: Array) -> Array:
-        """[units, weights of a row] -> [B, O, K]."""
+        """Cut rows [units, weights of a row] into blocks [B, O, K]."""
         grouped = self._grouped(rows)
         return np.ascontiguousarray(in_parts(grouped.swapaxes(1, 2)).swapaxes(1, 2))
 
     def join(self, blocks: Array) -> Array:
-        """The inverse of `cut`."""
+        """Invert `cut`."""
         groups = self.linear.group
         if self.parts > 1:
             apart = blocks.reshape(groups, self.parts, *blocks.shape[1:])
@@ -56,13 +56,13 @@ class Blocks:
         return blocks.reshape(-1, blocks.shape[-1])
 
     def spread(self, values: Array) -> Array:
-        """What each row has T of, [units, T] -> [B, O·T]."""
+        """Repeat the T values of each row [units, T] for all of its blocks, [B, O·T]."""
         groups = self.linear.group
         flat = values.reshape(1 if self.shared else groups, -1)
         return np.repeat(np.broadcast_to(flat, (groups, flat.shape[1])), self.parts, axis=0)
 
     def gather(self, values: Array, trials: int) -> Array:
-        """Sums over the blocks of a row, [B, O·T] -> [units, T]."""
+        """Sum values [B, O·T] over the blocks of each row, [units, T]."""
         summed: Array = values.reshape(self.linear.group, self.parts, -1).sum(axis=1)
         return summed.sum(axis=0).reshape(-1, trials) if self.shared else summed.reshape(-1, trials)
 
@@ -72,11 +72,11 @@ class Blocks:
         return rows.reshape(self.linear.group, -1, rows.shape[1])
 
 
-MOST_INPUTS = 2048  # inputs that share one covariance; wider layers have one for each part of theirs
+MOST_INPUTS = 2048  # inputs that share one covariance; wider layers have one for each part
 
 
 def in_parts(values: NDArray[Any]) -> NDArray[Any]:
-    """[G, K, P] -> [G·parts, B, P]: at most MOST_INPUTS inputs a part, the last part filled up with zeros."""
+    """Split [G, K, P] into [G·parts, B, P] with B at most MOST_INPUTS; zeros pad the last part."""
     groups, inputs, positions = values.shape
     if inputs <= MOST_INPUTS:
         return values

@@ -1,4 +1,4 @@
-"""What may be emitted: every channel and every activation at every width."""
+"""Candidates for emission: every channel and every activation at every width."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ Table = Mapping[int, tuple[Affine, ...]]  # quantizers by width
 
 @dataclass(frozen=True)
 class LayerCandidates:
-    """What may be emitted for one layer.
+    """Candidates of one layer.
 
-    mean: of its unfolded input [G, K], which its bias is corrected by. variants: for each variant of rounding, the
-    codes at each of the widths offered.
+    mean: of its unfolded input [G, K], for the bias correction. variants: for each rounding variant, the codes at each
+    of the offered widths.
     """
 
     layer: Layer
@@ -34,20 +34,20 @@ class LayerCandidates:
 
 @dataclass(frozen=True)
 class ActivationCandidates:
-    """The quantizers that an activation may get, by width; those of one width differ in their clipping."""
+    """Candidate quantizers of an activation, by width; those of one width differ in clipping."""
 
     activation: Activation
     table: Table
 
     @property
     def flat(self) -> list[Affine]:
-        """All of them, width by width."""
-        return [q for several in self.table.values() for q in several]
+        """All quantizers, width by width."""
+        return [q for quantizers in self.table.values() for q in quantizers]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may be emitted. widths: those offered to weight channels, rising."""
+    """All candidates. widths: those offered to weight channels, ascending."""
 
     widths: tuple[int, ...]
     layers: tuple[LayerCandidates, ...]
@@ -55,10 +55,10 @@ class Candidates:
 
 
 def widest(network: Network) -> int:
-    """The widest weights that the target computes exactly."""
+    """Return the widest weights, in bits, that the target computes exactly."""
     return network.target.widest if network.activations else MAX_BITS
 
 
 def integer_limit(network: Network) -> int:
-    """The bound on the magnitude of the weights' integers."""
+    """Return the bound on the magnitude of the weights' integers."""
     return network.target.weight_limit if network.activations else FLOAT_LIMIT

@@ -1,13 +1,13 @@
-"""Error-compensated rounding: each weight's rounding error is made up for by the weights still to be rounded.
+"""Error-compensated rounding: weights not yet rounded compensate the error of those already rounded.
 
-The error that a channel w leaves on the layer's output, bias corrected, is
+The error of a channel w on the layer's output, after bias correction, is
 
     E[(wᵀx - ŵᵀx)²] = (w - ŵ)ᵀ H (w - ŵ),    H = Cov(x) + damping
 
-(OBQ; GPTQ, Frantar et al., ICLR 2023). With Uᵀ U = H⁻¹, U upper triangular, the weights are rounded one after another;
-the error e_k = w_k - ŵ_k is spread over the rest, w_j -= e_k U_kj / U_kk for j > k, and Σ (e_k / U_kk)² is the error
-above. All channels, widths and trial scales of a layer are rows of one matrix; what columns before a block have left to
-it is one matrix product. Inputs of large variance go first, while there is most left to compensate with.
+(OBQ; GPTQ, Frantar et al., ICLR 2023). With Uᵀ U = H⁻¹, U upper triangular, weights are rounded one after another; the
+error e_k = w_k - ŵ_k is spread over the rest, w_j -= e_k U_kj / U_kk for j > k, and Σ (e_k / U_kk)² is the error above.
+All channels, widths and trial scales of a layer are rows of one matrix; one matrix product carries the errors of all
+earlier columns into a block. Inputs of large variance go first, while most weights are left to compensate.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _BLOCK = 32
 
 @dataclass(frozen=True)
 class Compensator:
-    """A layer's damped covariance, factored. hessian, factor [G, K, K]; order [G, K], the columns' order."""
+    """The factored, damped covariance of a layer. hessian, factor [G, K, K]; order [G, K] of the columns."""
 
     hessian: Float
     factor: Float
@@ -32,10 +32,10 @@ class Compensator:
 
     @classmethod
     def of(cls, covariance: Float, damping: float) -> "Compensator":
-        """covariance [G, K, K] of the layer's inputs; damping as a share of its mean diagonal.
+        """Factor the covariance [G, K, K] of a layer's inputs, with damping as a share of its mean diagonal.
 
-        Inputs that never vary and covariances without full rank are carried by the damping; those that rounding has
-        left indefinite, as it does where inputs vary by a thousandth of their mean, by as much more as they need.
+        Damping suffices for constant inputs and covariances without full rank. A covariance left indefinite by float
+        rounding, as when inputs vary by a thousandth of their mean, gets as much more as it needs.
         """
         count = covariance.shape[-1]
         diagonal = np.einsum("gkk->gk", covariance)
@@ -55,7 +55,7 @@ class Compensator:
     def round(self, weights: Rows, scales: Rows, low: Rows, high: Rows) -> tuple[NDArray[np.int8], Float]:
         """Round rows of weights [G, R, K] to integers low..high, in the precision of `weights`.
 
-        scales, low, high [G, R·T]: T trials of each row, one after another.
+        scales, low, high [G, R·T]: T consecutive trials per row.
         Returns integers [G, R·T, K] and the error of each trial [G, R·T].
         """
         trials = scales.shape[1] // weights.shape[1]
@@ -75,16 +75,16 @@ class Compensator:
     def _round_groups(
         self, ordered: Rows, trials: int, spread: Rows, pivots: Float, bounds: tuple[Rows, Rows, Rows]
     ) -> tuple[NDArray[np.int8], Float]:
-        """Many small groups, as a depthwise convolution has them: groups along the last axis, all at once."""
-        turned = [np.ascontiguousarray(b.T) for b in bounds]
-        rounded, errors = _round(ordered.transpose(1, 2, 0), trials, spread.transpose(1, 2, 0), turned)
+        """Round many small groups at once, as in a depthwise convolution, with groups along the last axis."""
+        transposed = [np.ascontiguousarray(b.T) for b in bounds]
+        rounded, errors = _round(ordered.transpose(1, 2, 0), trials, spread.transpose(1, 2, 0), transposed)
         integers = np.empty(rounded.shape, np.int8)
         np.put_along_axis(integers, self.order.T[:, None, :], rounded, axis=0)
         loss = np.einsum("krg,krg,kg->gr", errors, errors, 1 / pivots.T**2)
         return integers.transpose(2, 1, 0), loss
 
     def refit(self, weights: Rows, integers: NDArray[np.number[Any]], scales: Float, floor: Float) -> Float:
-        """The scale of least error for given integers: qᵀ H w / qᵀ H q. Shapes as for `round`, one trial a row."""
+        """Return the scales of least error for `integers`, qᵀ H w / qᵀ H q; shapes as in `round` at one trial."""
         weighted = integers.astype(weights.dtype) @ self.hessian.astype(weights.dtype)
         power = (weighted * integers).sum(axis=2)
         product = (weighted * weights).sum(axis=2)
@@ -93,7 +93,7 @@ class Compensator:
 
 
 def _round(ordered: Rows, trials: int, spread: Rows, bounds: Sequence[Rows]) -> tuple[NDArray[np.int8], Rows]:
-    """Integers and errors w - ŵ of weights [K, R] with factors [K, K], or with a last axis of groups in each.
+    """Return integers and errors w - ŵ of weights [K, R] with factors [K, K]; all may have a last axis of groups.
 
     bounds: scales, least and greatest integers [R·T].
     """
@@ -122,12 +122,12 @@ def _round(ordered: Rows, trials: int, spread: Rows, bounds: Sequence[Rows]) -> 
 
 
 def _carried(spread: Rows, errors: Rows) -> Rows:
-    """What the weights rounded before have left to one column."""
+    """Return the error that earlier columns carry into one column."""
     return spread @ errors if spread.ndim == 1 else np.einsum("kg,krg->rg", spread, errors)
 
 
 def _factored(hessian: Float, order: NDArray[np.int64]) -> Float:
-    """The upper Cholesky factor of the inverse, [G, K, K], columns in `order`. Raises LinAlgError if there is none."""
+    """Return the upper Cholesky factor of the inverse, [G, K, K], in `order`. Raises LinAlgError if there is none."""
     rows = np.arange(len(order))[:, None, None]
     inverse = np.linalg.inv(hessian[rows, order[:, :, None], order[:, None, :]])
     factor = np.swapaxes(np.linalg.cholesky((inverse + np.swapaxes(inverse, 1, 2)) / 2), 1, 2)
@@ -135,7 +135,7 @@ def _factored(hessian: Float, order: NDArray[np.int64]) -> Float:
 
 
 def _weighted_squares(errors: Rows, pivots: Float) -> Float:
-    """Σ e² with e the errors [K, R] over the pivots [K]."""
+    """Return Σ e² over K, [R], where e is errors [K, R] / pivots [K]."""
     total = np.zeros(errors.shape[1])
     for start in range(0, len(errors), _BLOCK):
         part = slice(start, start + _BLOCK)

@@ -1,4 +1,4 @@
-"""One layer to round: scales searched together with the rounding that compensates its own error."""
+"""Rounding of one layer: scales are searched together with error-compensated rounding."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from rdoq_onnx.model.codes import WeightCodes, stored
 Float = NDArray[np.float64]
 Rows = NDArray[np.floating[Any]]
 
-_DAMPING = 0.02  # of the diagonal that counts where scales are first searched, as a share of its mean
+_DAMPING = 0.02  # of the diagonal that weights the first search of scales, as a share of its mean
 # Scales tried with compensation, relative to the best one without.
 _TRIALS = (0.76, 0.88, 1.0, 1.12, 1.26)
 _FINE_TRIALS = (0.94, 1.0)
 _FINE_LEVELS = 31
 _TINY = 1e-30
-_TRIED_AT_ONCE = 1 << 12  # rows times trials that are rounded at a time: some columns of them fit the cache
+_TRIED_AT_ONCE = 1 << 12  # rows times trials rounded at once, so that a few columns fit the cache
 
 
 @dataclass(frozen=True)
 class LayerRows:
-    """A layer to round: its weights as rows [units, weights of a row].
+    """The weights of a layer as rows [units, weights of a row].
 
-    limit: bound on the integers' magnitude. least_scale [units]: scales may not be smaller.
+    limit: bound on the integers' magnitude. least_scale [units]: lower bound on scales.
     """
 
     blocks: Blocks
@@ -37,7 +37,7 @@ class LayerRows:
     least_scale: Float | None
 
     def starts(self, covariance: Float, widths: tuple[int, ...]) -> dict[int, WeightCodes]:
-        """Rounded to nearest at each width; weights count as their inputs vary."""
+        """Round to nearest at each width, with scales fitted under the variance of the inputs."""
         diagonal = np.einsum("gkk->gk", covariance)
         diagonal = diagonal + _DAMPING * np.maximum(diagonal.mean(axis=1, keepdims=True), _TINY)
         blocks = self.blocks.cut(self.rows)
@@ -45,19 +45,19 @@ class LayerRows:
         return {b: quantize_rows(self.rows, b, self.limit, self.least_scale, importance) for b in widths}
 
     def codes(self, second: Float, damping: float, starts: Mapping[int, WeightCodes]) -> dict[int, WeightCodes]:
-        """Rounded with error compensation under a second moment, at each width, at scales around those of `starts`."""
+        """Round with error compensation under a second moment, at each width and scales around those of `starts`."""
         trials = {b: _Trials.around(c.scales, *window(self.rows, b, self.limit)) for b, c in starts.items() if b}
         if not trials:
             return dict(starts)
         compensator = Compensator.of(second, damping)
         floor = scale_floor(self.rows, self.least_scale)
-        found = _compensated(self.blocks, self.rows.astype(np.float32), compensator, list(trials.values()), floor)
-        return {**starts, **dict(zip(trials, found, strict=True))}
+        codes = _compensated(self.blocks, self.rows.astype(np.float32), compensator, list(trials.values()), floor)
+        return {**starts, **dict(zip(trials, codes, strict=True))}
 
 
 @dataclass(frozen=True)
 class _Trials:
-    """Scales to try for each row at one width, [units, T], and the integers' bounds."""
+    """Trial scales of each row at one width, [units, T], with the bounds of the integers."""
 
     scales: Float
     low: Float
@@ -73,13 +73,13 @@ class _Trials:
 def _compensated(
     blocks: Blocks, rows: NDArray[np.float32], compensator: Compensator, widths: Sequence[_Trials], floor: Float
 ) -> list[WeightCodes]:
-    """For each width the best of its trials for each row, by the error on the layer's output."""
+    """Return, for each width, the trial of each row with the least error on the layer's output."""
     low, high = (np.concatenate([getattr(w, name) for w in widths], axis=1) for name in ("low", "high"))
     tried = stored(np.maximum(np.concatenate([w.scales for w in widths], axis=1), floor[:, None]))
     ends = np.cumsum([w.scales.shape[1] for w in widths])
     integers = np.empty((len(rows), len(widths), rows.shape[1]), np.int8)
     picks = np.empty((len(rows), len(widths)), np.int64)
-    # Any subset of rows can be cut into blocks on its own where there is one group.
+    # With one group, any subset of rows can be cut into blocks separately.
     size = max(1, _TRIED_AT_ONCE // tried.shape[1]) if blocks.single else len(rows)
     for first in range(0, len(rows), size):
         part = slice(first, first + size)
@@ -101,10 +101,10 @@ def _refitted(
     blocks: Blocks, rows: NDArray[np.float32], integers: NDArray[np.int8], compensator: Compensator, scales: Float,
     floor: Float,
 ) -> Float:  # fmt: skip
-    """The scales [units, W] of least error for integers [units, W, K]."""
+    """Return the scales [units, W] of least error for integers [units, W, K]."""
     count = integers.shape[1]
     grouped = integers.reshape(blocks.linear.group, -1, integers.shape[2])
     weights = np.repeat(blocks.cut(rows), count, axis=1)
     least = blocks.spread(np.broadcast_to(floor[:, None], scales.shape))
-    found = compensator.refit(weights, grouped, blocks.spread(scales), least)
-    return stored(blocks.gather(found, count))
+    refitted = compensator.refit(weights, grouped, blocks.spread(scales), least)
+    return stored(blocks.gather(refitted, count))

@@ -1,4 +1,4 @@
-"""Every channel and every activation at every width, just as it would be emitted."""
+"""Quantize every channel and activation at every width, exactly as it would be emitted."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,8 +33,8 @@ def make_candidates(
 ) -> Candidates:
     """Quantize all layers and activations of `network`.
 
-    widths: those that weight channels may take. ranges: least and greatest value of each activation on the samples.
-    moments: of each layer's input. uncertain: the samples are too few to clip ranges by what they show.
+    widths: those offered to weight channels. ranges: least and greatest value of each activation on the samples.
+    moments: of each layer's input. uncertain: there are too few samples to clip ranges.
     """
     quantizers = tuple(
         ActivationCandidates(
@@ -51,17 +51,17 @@ def make_candidates(
         LayerRows(Blocks(layer.linear), network.rows(layer), limit, floor)
         for layer, floor in zip(network.layers, scale_floors(network, ranges), strict=True)
     ]
-    # The largest first, or one thread would be left with it while the others are done.
+    # Largest first, so that no thread starts on it while the others run out of work.
     largest = sorted(range(len(layers)), key=lambda k: -moments[k].covariance.size * len(layers[k].rows))
     nearest = workers.map(lambda k: layers[k].starts(moments[k].covariance, widths), largest)
     starts = dict(zip(largest, nearest, strict=True))
     tasks = [(k, variant) for k in largest for variant in moments[k].variants()]
     codes = workers.map(lambda task: layers[task[0]].codes(*task[1], starts[task[0]]), tasks)
-    found: dict[int, list[tuple[WeightCodes, ...]]] = {}
-    for (k, _), several in zip(tasks, codes, strict=True):
-        found.setdefault(k, []).append(tuple(several.values()))
+    variants: dict[int, list[tuple[WeightCodes, ...]]] = {}
+    for (k, _), by_width in zip(tasks, codes, strict=True):
+        variants.setdefault(k, []).append(tuple(by_width.values()))
     weights = tuple(
-        LayerCandidates(layer, moments[k].mean, tuple(found[k])) for k, layer in enumerate(network.layers)
+        LayerCandidates(layer, moments[k].mean, tuple(variants[k])) for k, layer in enumerate(network.layers)
     )
     return Candidates(widths, weights, quantizers)
 

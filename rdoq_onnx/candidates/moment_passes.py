@@ -1,4 +1,4 @@
-"""Forward passes that collect the moments, on the host or in the graph."""
+"""Forward passes that collect moments, on the host or inside the graph."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,14 +18,14 @@ from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Feeds, Runtime, Session
 from rdoq_onnx.system.threads import Workers
 
-_MEMORY = 1 << 30  # bytes of sums that one pass over the samples may hold
+_MEMORY = 1 << 30  # bytes of sums per pass over the samples
 Add = Callable[[int, Feeds], None]
 
 
 def collect(
     network: Network, samples: Samples, batch: int, runtime: Runtime, workers: Workers, advance: Advance
 ) -> tuple[Moments, ...]:
-    """The moments of all layers, `batch` samples at a time; in several passes where they would not fit together."""
+    """Collect the moments of all layers, `batch` samples at a time, in several passes if memory requires it."""
     result: list[Moments] = []
     graph = Graph(network.model)
     for layers in _portions(network.layers):
@@ -41,7 +41,7 @@ def collect(
 
 
 def _on_host(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime, workers: Workers) -> Add:
-    """Adds up the outputs of `model` by numpy."""
+    """Sum the outputs of `model` in numpy."""
     session = runtime.session(model, "all")
 
     def add(count: int, feeds: Feeds) -> None:
@@ -52,7 +52,7 @@ def _on_host(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime, w
 
 
 def _in_graph(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime) -> Add:
-    """Adds up the outputs of `model` by nodes behind it, made anew for a batch of another size."""
+    """Sum the outputs of `model` by nodes appended to it, rebuilt whenever the batch size changes."""
     sessions: dict[int, Session] = {}
 
     def add(count: int, feeds: Feeds) -> None:
@@ -65,25 +65,25 @@ def _in_graph(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime) 
             sessions[count] = runtime.session(graph.model(), "all")
         values = iter(sessions[count].bound(feeds))
         for s in sums:
-            s.add_found(values)
+            s.add_sums(values)
 
     return add
 
 
 def passes(network: Network) -> int:
-    """How often `collect` goes over the samples."""
+    """Return the number of passes of `collect` over the samples."""
     return sum(1 for _ in _portions(network.layers))
 
 
 def _portions(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     portion: list[Layer] = []
-    held = 0
+    total = 0
     for layer in layers:
         groups, inputs = layer.linear.group, layer.linear.inputs
         size = 8 * groups * inputs * min(inputs, MOST_INPUTS)
-        if portion and held + size > _MEMORY:
+        if portion and total + size > _MEMORY:
             yield portion
-            portion, held = [], 0
+            portion, total = [], 0
         portion.append(layer)
-        held += size
+        total += size
     yield portion

@@ -1,10 +1,11 @@
-"""First and second moments of every layer's input over samples: what error-compensated rounding needs.
+"""First and second moments of every layer's input, for error-compensated rounding.
 
-Sums run over samples and positions, batch by batch; memory is set by the layers, not by the number of samples. On the
-host some positions stand for all, where there are so many that the others tell little more.
+Sums run over samples and positions, batch by batch; memory depends on the layers, not on the number of samples. On the
+host, a random subset of very many positions represents all of them.
 
-A layer behind a global pool sees one vector a sample, too few for its many inputs. The positions before the pool vary
-alike, and there are many more of them: N samples of K inputs give N parts of their own covariance and K parts of that.
+A layer behind a global pool has one input vector per sample, too few for its many inputs. The positions before the pool
+have a similar covariance and are far more numerous: N samples of K inputs mix N parts of their own covariance with K
+parts of the positions'.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,12 +20,12 @@ from rdoq_onnx.model.graph import Graph, attribute
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.runtime import Tensor
 
-# Shares of the mean diagonal that are added to a second moment. Few samples want much.
+# Shares of the mean diagonal added to a second moment; few samples need more.
 _DAMPINGS = (0.02, 0.3)
 _DAMPING = 0.1
 _SHARES = (0.1, 0.5)  # of the covariance in the sensitivity
 _POOLS = frozenset({"GlobalAveragePool", "ReduceMean"})
-# Positions of a sample that stand for all, at least: so many, and so many for each input.
+# Least number of positions that represent all, in total and per input.
 _POSITIONS, _PER_INPUT = 4096, 16
 
 Float = NDArray[np.float64]
@@ -34,7 +35,7 @@ Float = NDArray[np.float64]
 class Moments:
     """mean [G, K] of the unfolded input, and covariance [G·parts, B, B] of its parts (see `in_parts`).
 
-    sensitivity: F of sensitivity.py in the same form; None where it is not known.
+    sensitivity: F of sensitivity.py in the same form; None if not computed.
     """
 
     mean: Float
@@ -42,9 +43,9 @@ class Moments:
     sensitivity: Float | None = None
 
     def variants(self) -> tuple[tuple[Float, float], ...]:
-        """Second moments that rounding may be fitted under, each with its damping as a share of the mean diagonal.
+        """Return second moments to fit rounding under, each with its damping as a share of the mean diagonal.
 
-        Which of them suits a layer depends on how many samples there are for its inputs; curves on others decide.
+        Which suits a layer best depends on the number of samples per input; curves on other samples decide.
         """
         if self.sensitivity is None:
             return tuple((self.covariance, damping) for damping in _DAMPINGS)
@@ -53,24 +54,24 @@ class Moments:
 
 
 def blended(one: Float, other: Float, share: float) -> Float:
-    """`one` with a `share` of `other`, which is brought to the same trace; both [G, B, B]."""
+    """Blend `one` with a `share` of `other`, scaled to the same trace; both [G, B, B]."""
     own, foreign = (np.einsum("gkk->g", m)[:, None, None] for m in (one, other))
-    known = (own > 0) & (foreign > 0)
-    scaled = np.where(known, own / np.where(known, foreign, 1.0), 1.0) * other
-    result: Float = np.where(known, (1 - share) * one + share * scaled, one + scaled)
+    positive = (own > 0) & (foreign > 0)
+    scaled = np.where(positive, own / np.where(positive, foreign, 1.0), 1.0) * other
+    result: Float = np.where(positive, (1 - share) * one + share * scaled, one + scaled)
     return result
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """A mean over all positions of `tensor` [N, C, ...]; `axes` as the node has them, None for all of them."""
+    """A mean over all positions of `tensor` [N, C, ...]; axes: those of the node, None for all positions."""
 
     tensor: str
     axes: tuple[int, ...] | None
 
     @classmethod
     def before(cls, layer: Layer, graph: Graph) -> "_Pool | None":
-        """The pool whose output is the one input of `layer`."""
+        """Return the pool that produces the only input of `layer`, or None."""
         node = graph.producer.get(graph.root(layer.uses[0].data))
         if len(layer.uses) > 1 or layer.linear.group > 1 or node is None or node.op_type not in _POOLS:
             return None
@@ -80,14 +81,14 @@ class _Pool:
         return None if axes is None else cls(node.input[0], tuple(int(a) for a in axes))
 
     def leaves(self, inputs: int, shape: tuple[int, ...]) -> bool:
-        """Whether the pool leaves `inputs` channels, and nothing else, of a tensor of `shape`."""
+        """Whether the pool reduces a tensor of `shape` to its channels alone, `inputs` of them."""
         spatial = set(range(2, len(shape)))
         pooled = spatial if self.axes is None else {a % len(shape) for a in self.axes}
         return bool(spatial) and pooled == spatial and shape[1] == inputs
 
 
 class _Running:
-    """Sums over vectors [G, K]."""
+    """Running sums over vectors [G, K]."""
 
     def __init__(self, groups: int, inputs: int) -> None:
         self.count = 0
@@ -96,14 +97,14 @@ class _Running:
         self.second = np.zeros((groups * -(-inputs // width), width, width))
 
     def add(self, vectors: NDArray[np.float32]) -> None:
-        """Vectors [G, K, P]."""
+        """Add vectors [G, K, P]."""
         self.count += vectors.shape[-1]
         self.first += vectors.sum(axis=2, dtype=np.float64)
         parts = in_parts(vectors)
         self.second += parts @ parts.swapaxes(1, 2)
 
-    def add_found(self, values: Iterator[Tensor]) -> None:
-        """The next three of `values`: the shape of vectors, their sum, and that of their squares."""
+    def add_sums(self, values: Iterator[Tensor]) -> None:
+        """Add the next three of `values`: the shape of the vectors, their sum, and the sum of their outer products."""
         shape, first, second = (next(values).numpy() for _ in range(3))
         self.count += int(shape[-1])
         self.first += first[..., 0]
@@ -113,20 +114,20 @@ class _Running:
         mean = self.first / self.count
         parts = in_parts(mean[..., None])
         covariance = self.second / self.count - parts * parts.swapaxes(1, 2)
-        # Rounding of the float32 products can leave a variance just under zero.
+        # Float32 rounding of the products can make a variance slightly negative.
         index = np.arange(covariance.shape[-1])
         covariance[:, index, index] = np.maximum(covariance[:, index, index], 0.0)
         return Moments(mean, covariance)
 
 
 def _spread(size: int, count: int) -> NDArray[np.int64]:
-    """So many of `size` indices, one at random in each stretch: even steps might meet one phase of a pattern alone."""
-    drawn = np.random.default_rng(0).random(count)
-    return ((np.arange(count) + drawn) * (size / count)).astype(np.int64)
+    """Return `count` of `size` indices, one at random per stratum: even steps might alias with a periodic pattern."""
+    offsets = np.random.default_rng(0).random(count)
+    return ((np.arange(count) + offsets) * (size / count)).astype(np.int64)
 
 
 class Sums:
-    """Running sums for one layer, and for the positions before its pool if it has one."""
+    """Running sums of one layer, and of the positions before its pool if it has one."""
 
     def __init__(self, layer: Layer, graph: Graph) -> None:
         self._layer, self._pool = layer, _Pool.before(layer, graph)
@@ -135,7 +136,7 @@ class Sums:
 
     @property
     def tensors(self) -> list[str]:
-        """What `add` reads."""
+        """Tensors that `add` reads."""
         return [u.data for u in self._layer.uses] + ([] if self._pool is None else [self._pool.tensor])
 
     def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> None:
@@ -151,7 +152,7 @@ class Sums:
                 self._positions.add(np.moveaxis(value, 1, 0).reshape(1, inputs, -1))
 
     def append(self, graph: SumGraph) -> None:
-        """The sums as nodes of a graph that gives `tensors`."""
+        """Append nodes that compute the sums to a graph that outputs `tensors`."""
         inputs, blocks = self._own.first.shape, self._own.second.shape[:2]
         graph.moments(self._layer, inputs, blocks)
         if self._pool is not None and self._pool.leaves(inputs[1], graph.shapes[self._pool.tensor]):
@@ -159,11 +160,11 @@ class Sums:
         else:
             self._positions = None
 
-    def add_found(self, values: Iterator[Tensor]) -> None:
-        """What `append` made the graph give."""
-        self._own.add_found(values)
+    def add_sums(self, values: Iterator[Tensor]) -> None:
+        """Add the sums output by the nodes of `append`."""
+        self._own.add_sums(values)
         if self._positions is not None:
-            self._positions.add_found(values)
+            self._positions.add_sums(values)
 
     def result(self) -> Moments:
         own, vectors, inputs = self._own.moments(), self._own.count, self._own.first.shape[1]

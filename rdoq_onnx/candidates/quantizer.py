@@ -1,11 +1,11 @@
-"""Scales and rounding, in numpy alone: what a channel or an activation becomes at each bit width.
+"""Scales and rounding of channels and activations at each width, in numpy only.
 
 Weights (one scale s per channel, zero point 0, so that the emitted DequantizeLinear is s·q):
 
     q = clip(round(w / s), l, l + 2^b - 1),    (s, l) = argmin ‖w - s·q‖²
 
-The window of 2^b integers starts at l = -2^(b-1), or at -2^(b-1) + 1 where the heavier tail is positive; it need not
-hold zero in its middle, but zero stays an integer, as kernels want.
+The window of 2^b integers starts at l = -2^(b-1), or at -2^(b-1) + 1 if the heavier tail is positive. Zero need not lie
+in its middle, but is always one of its integers, as kernels require.
 
 Activations (one scale and zero point per tensor, unsigned integers):
 
@@ -21,10 +21,10 @@ from rdoq_onnx.model.codes import WeightCodes, stored
 
 FloatArray = NDArray[np.floating[Any]]
 
-# Shares of a channel's largest magnitude that its integer range may cover. Few bits gain from clipping more; over 1 the
-# outermost integer stays unused, which suits channels of few values.
+# Shares of a channel's largest magnitude that the integer range may cover. Few bits gain from more clipping; above 1
+# the outermost integer stays unused, which suits channels with few distinct values.
 _RANGE_SHARES = np.concatenate([np.geomspace(0.12, 0.7, 8, endpoint=False), np.linspace(0.7, 1.05, 8), [1.2, 1.5, 2.0]])
-_BLOCK = 1 << 15  # weights times trials that are rounded at once: they stay in the cache
+_BLOCK = 1 << 15  # weights times trials rounded at once, to stay in the cache
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -37,9 +37,9 @@ def quantize_rows(
 ) -> WeightCodes:
     """Round each row of `rows` [units, K] to `bits` bits at the scale of least squared error.
 
-    limit: bound on the integers' magnitude. least_scale [units]: scales may not be smaller. importance [units, K]: what
-    each weight's squared error counts, 1 by default.
-    At 0 bits every integer is 0 and the scale, which then means nothing, is one that kernels digest.
+    limit: bound on the integers' magnitude. least_scale [units]: lower bound on scales. importance [units, K]: factor
+    of each weight's squared error, 1 by default.
+    At 0 bits every integer is 0; the scale then has no meaning but is still valid for kernels.
     """
     rows = rows.astype(np.float64)
     importance = np.ones((1, 1)) if importance is None else importance
@@ -62,9 +62,9 @@ def quantize_rows(
 def _least_error(
     rows: FloatArray, peak: FloatArray, importance: FloatArray, bounds: tuple[FloatArray, FloatArray, FloatArray]
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Integers and scale of each row, for the best of all range shares; bounds: (low, high, least scale) [R, 1].
+    """Return integers and scale of each row at the best range share; bounds: (low, high, least scale) [R, 1].
 
-    The error of q at scale s is Σ i w² - 2 s Σ i w q + s² Σ i q², i the importance.
+    The error of q at scale s is Σ i w² - 2 s Σ i w q + s² Σ i q², with importance i.
     """
     low, high, floor = bounds
     trials = stored(np.maximum(_RANGE_SHARES * peak / np.maximum(np.abs(low), np.abs(high)), floor))
@@ -76,19 +76,19 @@ def _least_error(
     usable = (power > 0) & (product > 0)
     trials = stored(np.maximum(np.where(usable, product / np.where(usable, power, 1.0), trials), floor))
     best = (trials * (trials * power - 2 * product)).argmin(axis=1)
-    rest = np.arange(len(rows))
-    return q[rest, best].astype(np.int8), trials[rest, best]
+    index = np.arange(len(rows))
+    return q[index, best].astype(np.int8), trials[index, best]
 
 
 def window(rows: FloatArray, bits: int, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The least and the greatest integer of each row: 2^bits of them, one more on the side of the heavier tail."""
+    """Return the least and greatest of each row's 2^bits integers; the heavier tail has one more than the other."""
     heavier = rows.max(axis=1) > -rows.min(axis=1)
     low = np.maximum(-(1 << bits - 1) + heavier, -limit).astype(np.float64)
     return low, np.minimum(low + (1 << bits) - 1, limit)
 
 
 def scale_floor(rows: FloatArray, least_scale: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """The least scale of each row: that asked for, and one that float32 and int8 can work with."""
+    """Return the lower bound on each row's scale: `least_scale`, and what float32 and int8 can represent."""
     peak = np.abs(rows).max(axis=1)
     usable: NDArray[np.float64] = np.maximum(peak / 2**20, TINY)
     return usable if least_scale is None else np.maximum(usable, least_scale)

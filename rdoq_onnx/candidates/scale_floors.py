@@ -1,4 +1,4 @@
-"""The least scale of each channel with which its bias still fits INT32."""
+"""Lower bounds on channel scales, so that biases fit INT32."""
 
 from collections.abc import Mapping
 
@@ -19,24 +19,24 @@ _BIAS_LIMIT = 2.0**29
 def scale_floors(
     network: Network, ranges: Mapping[str, tuple[float, float]]
 ) -> list[Float | None]:
-    """The least scale of each channel with which its bias still fits INT32 in the integer kernels."""
+    """Return the least scale of each channel whose bias then fits INT32 in integer kernels; None without a bias."""
     sources = {feed: a.tensor for a in network.activations for feed in a.feeds}
     graph = Graph(network.model)
     nodes = {n.name: n for n in graph.nodes}
     floors: list[Float | None] = []
     for layer in network.layers:
-        found = [
+        candidates = [
             _scale_floor(layer, _bias(nodes[use.node], graph), ranges[sources[use.data]])
             for use in layer.uses
             if use.data in sources and layer.linear.op_type != "ConvTranspose"
         ]
-        known = [floor for floor in found if floor is not None]
-        floors.append(np.maximum.reduce(known) if known else None)
+        bounds = [floor for floor in candidates if floor is not None]
+        floors.append(np.maximum.reduce(bounds) if bounds else None)
     return floors
 
 
 def _scale_floor(layer: Layer, bias: TensorProto | None, data: tuple[float, float]) -> Float | None:
-    """For one use of `layer`, whose data input spans the range `data`."""
+    """Return the floor for one use of `layer`, whose data input has the range `data`."""
     step = max(data[1], 0.0) - min(data[0], 0.0)
     if bias is None or step <= 0:
         return None
@@ -49,10 +49,10 @@ def _scale_floor(layer: Layer, bias: TensorProto | None, data: tuple[float, floa
 
 
 def _bias(node: NodeProto, graph: Graph) -> TensorProto | None:
-    """A layer's bias. ONNX Runtime makes one Gemm of a MatMul and the Add behind it."""
+    """Return a layer's bias, or None. ONNX Runtime fuses a MatMul and the Add behind it into one Gemm."""
     if len(node.input) > 2:
         return graph.initializers.get(node.input[2])
-    reader = graph.sole_consumer(node.output[0])
-    if node.op_type != "MatMul" or reader is None or reader.op_type != "Add":
+    consumer = graph.sole_consumer(node.output[0])
+    if node.op_type != "MatMul" or consumer is None or consumer.op_type != "Add":
         return None
-    return next((graph.initializers[i] for i in reader.input if i in graph.initializers), None)
+    return next((graph.initializers[i] for i in consumer.input if i in graph.initializers), None)

@@ -1,13 +1,13 @@
-"""Which rounding errors of a layer the network's output sees: second moments of its gradient by the layer's weights.
+"""Sensitivity of the network's output to rounding errors: second moments of its gradient in a layer's weights.
 
-To first order (supplement, Eq. 3) rounding errors ΔW_j of channel j, bias corrected, distort the output by
+To first order (supplement, Eq. 3), rounding errors ΔW_j of channel j, after bias correction, distort the output by
 
     δ = ΔW_jᵀ F_j ΔW_j / D,    F_j = E[∇_j ∇_jᵀ],    ∇_j = Σ_p g_jp (x_p - E[x])
 
 which is the curve that will be measured, as a quadratic form. The sum over positions p is inside the square: errors
-that all positions share add up, others average out, and the covariance of single positions cannot tell them apart.
-One channel's F_j has no more rank than there are samples, so that the layer's channels share the sum F = Σ_j F_j, and
-rounding mixes it with the covariance (moments.py).
+common to all positions add up, the others average out, and the covariance of single positions cannot distinguish the
+two. The rank of F_j is at most the number of samples, so the channels of a layer share the sum F = Σ_j F_j, which
+rounding mixes with the covariance (moments.py).
 """
 
 import math
@@ -30,22 +30,22 @@ Float = NDArray[np.float64]
 
 
 def with_sensitivity(plan: ReversePlan, moments: Sequence[Moments], advance: Advance) -> tuple[Moments, ...]:
-    """`moments` of the layers of `plan.network` with F from one reverse pass; `advance(n)` after n samples more.
+    """Add F from one reverse pass to the `moments` of the layers of `plan.network`; `advance(n)` after n more samples.
 
-    Layers that have one position a sample, where F tells little that the covariance does not, keep theirs, and so do
-    layers whose outputs have no adjoint, or none that is finite.
+    Layers with one position per sample stay without F, which adds little to the covariance there; so do layers whose
+    outputs have no adjoint, or no finite one.
     """
     sums = (_GraphSums if plan.runtime.in_graph else _HostSums)(plan, moments, Backward.of(plan))
     count = 0
     for number in sums.batches():
         count += number
         advance(number)
-    known = {k: f / count for k, f in sums.totals.items() if np.isfinite(f).all()}
-    return tuple(replace(m, sensitivity=known[k]) if k in known else m for k, m in enumerate(moments))
+    means = {k: f / count for k, f in sums.totals.items() if np.isfinite(f).all()}
+    return tuple(replace(m, sensitivity=means[k]) if k in means else m for k, m in enumerate(moments))
 
 
 class _Sums(ABC):
-    """Running sums of ∇ ∇ᵀ; totals: by the layer's index, [G·parts, B, B]."""
+    """Running sums of ∇ ∇ᵀ. totals: [G·parts, B, B] by the layer's index."""
 
     def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward) -> None:
         layers = plan.network.layers
@@ -59,14 +59,14 @@ class _Sums(ABC):
 
     @abstractmethod
     def batches(self) -> Iterator[int]:
-        """Add all samples; gives the number of those in each batch."""
+        """Add all samples; yield the number of samples of each batch."""
 
-    def _add(self, index: int, found: NDArray[Any]) -> None:
-        self.totals[index] = self.totals.get(index, 0.0) + found.astype(np.float64)
+    def _add(self, index: int, second: NDArray[Any]) -> None:
+        self.totals[index] = self.totals.get(index, 0.0) + second.astype(np.float64)
 
 
 class _HostSums(_Sums):
-    """By numpy, from what a pass has brought to the host."""
+    """Sums in numpy, from the outputs of passes."""
 
     def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward) -> None:
         super().__init__(plan, moments, backward.loaded(plan.runtime))
@@ -82,7 +82,7 @@ class _HostSums(_Sums):
 
 
 class _GraphSums(_Sums):
-    """By nodes behind the reverse graph."""
+    """Sums by nodes appended to the reverse graph."""
 
     def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward) -> None:
         super().__init__(plan, moments, backward)
@@ -94,34 +94,33 @@ class _GraphSums(_Sums):
 
     def batches(self) -> Iterator[int]:
         for count, rows in self._backward.sums(self._plan.samples, self._plan.seed, exact=False):
-            for k, found in zip(self._kept, next(rows), strict=True):
-                self._add(k, found)
+            for k, second in zip(self._kept, next(rows), strict=True):
+                self._add(k, second)
             yield count
 
 
 def _positions(layer: Layer, backward: Backward, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """P of one use of `layer`; shapes: of the outputs of the reverse graph."""
+    """Return P of one use of `layer`; shapes: those of the reverse graph's outputs."""
     shape = shapes[backward.reverse.adjoints[layer.uses[0].output]]
     return layer.linear.positions(math.prod(shape) // backward.batch)
 
 
 def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> Float:
-    """Σ over the samples of one batch and the channels of ∇ ∇ᵀ, [G·parts, B, B]."""
+    """Return Σ ∇ ∇ᵀ over the samples of one batch and the channels, [G·parts, B, B]."""
     mean = moments.mean.astype(np.float32)[..., None]
     pairs = [use_gradients(use, done, backward.reverse.adjoints) for use in layer.uses]
     centred = [(x - mean, g) for x, g in pairs]
     _, _, channels, positions = pairs[0][1].shape
     total = np.zeros(moments.covariance.shape)
     for sample in range(done.count):
-        several = [(x[sample], g[sample]) for x, g in centred]
-        if len(several) == 1 and positions < channels:
-            # ∇ᵀ∇ = X (gᵀ g) Xᵀ is the shorter way.
-            x, g = several[0]
+        uses = [(x[sample], g[sample]) for x, g in centred]
+        if len(uses) == 1 and positions < channels:
+            # Σ ∇ ∇ᵀ = X (gᵀ g) Xᵀ takes fewer operations.
+            x, g = uses[0]
             parts = in_parts(x)
             inner = np.repeat(g.swapaxes(1, 2) @ g, len(parts) // len(g), axis=0)
-            found = parts @ inner @ parts.swapaxes(1, 2)
+            total += parts @ inner @ parts.swapaxes(1, 2)
         else:
-            parts = in_parts(sum(x @ g.swapaxes(1, 2) for x, g in several))
-            found = parts @ parts.swapaxes(1, 2)
-        total += found
+            parts = in_parts(sum(x @ g.swapaxes(1, 2) for x, g in uses))
+            total += parts @ parts.swapaxes(1, 2)
     return total

@@ -1,5 +1,5 @@
 """Rate-distortion curves: δ of every channel and activation at every width, anchored to exact runs.
 
-A Network and Samples in, a Measurement out, kept in a checkpoint as it grows.
+Takes a Network and Samples, returns a Measurement; a checkpoint keeps finished steps.
 Imports from probing and what is above it.
 """

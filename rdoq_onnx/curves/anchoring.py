@@ -1,11 +1,11 @@
-"""First-order curves anchored to exact runs at low widths, where perturbations are too large for a first order.
+"""First-order curves anchored to exact runs at low widths, where perturbations are too large for first order.
 
-Two cheap exact measurements: a whole layer at one width is one run, and so is an activation under one quantizer. The
-curves of a layer's channels at a width are scaled by r, the layer's exact δ over their sum (which includes what
-channels of one layer do to each other); an activation's δ is replaced.
+A whole layer at one width takes one exact run, and so does an activation under one quantizer. The curves of a layer's
+channels at a width are scaled by r, the layer's exact δ over their sum, which accounts for interactions between the
+channels; an activation's δ is replaced.
 
-On n samples r has a relative error of √(2 / n), since what channels do to each other differs from sample to sample.
-It is shrunk towards its mean over the layers, r̄, by the ratio of that error to d, how much layers truly differ:
+On n samples r has a relative error of √(2 / n), since interactions differ from sample to sample. It is shrunk towards
+its mean over the layers, r̄, according to that error and d, the true spread of log r between layers:
 
     log r ← (1 - s) log r + s log r̄,    s = (2 / n) / (2 / n + d²).
 """
@@ -26,12 +26,12 @@ from rdoq_onnx.system.progress import Advance, Unfinished
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
-WEIGHT_BITS = 3  # the widest weights that are anchored
-SAMPLES = (8, 32)  # of exact runs, at least and at most
-WORK = {"fast": 0.0, "default": 3e10, "best": 1e11}  # elements that these may compute; larger networks go without
-# d at 0 to 3 bits: the standard deviation of log r over layers, where networks were measured on many samples.
-_DIFFER = (0.7, 0.5, 0.2, 0.1)
-_MAX_RATIO = 8.0  # a larger ratio says more of the few samples than of the layer
+WEIGHT_BITS = 3  # widest anchored weights
+SAMPLES = (8, 32)  # per exact run: minimum and maximum
+WORK = {"fast": 0.0, "default": 3e10, "best": 1e11}  # elements computed at most; larger networks are not anchored
+# d at 0 to 3 bits: standard deviation of log r over layers, from networks measured on many samples.
+_SPREADS = (0.7, 0.5, 0.2, 0.1)
+_MAX_RATIO = 8.0  # a larger ratio reflects the few samples rather than the layer
 
 Float = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ Float = NDArray[np.float64]
 def anchored(
     measurement: Measurement, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps
 ) -> Measurement:
-    """`measurement` with its curves anchored to exact runs where the effort allows."""
+    """Anchor the curves of `measurement` to exact runs if the effort allows."""
     work = runs(measurement) * sum(measurement.observation.sizes.values())  # of one sample
     affordable = min(int(WORK[config.effort] / work), SAMPLES[1])
     if config.measure == "probe" or affordable < SAMPLES[0]:
@@ -50,7 +50,7 @@ def anchored(
         for samples in (split.measuring, split.judging)
     )
     parts, so_far = len(measurement.layers) + len(measurement.activations), steps.unfinished("ties")
-    with workers(config.threads):  # which keeps BLAS to one thread, too
+    with workers(config.threads):  # also limits BLAS to one thread
         curves = steps.step(
             "ties", parts, lambda advance: anchor(measurement, weights, activations, advance, so_far).curves
         )
@@ -64,9 +64,9 @@ def anchor(
     advance: Advance,
     unfinished: Unfinished | None = None,
 ) -> Measurement:
-    """`measurement` with its curves anchored to exact runs: of weights, and of activations.
+    """Anchor the curves of `measurement` to exact runs of the probers `weights` and `activations`.
 
-    unfinished: curves of which an earlier run has anchored some.
+    unfinished: state of an earlier run, which continues from there.
     """
     kept = unfinished or Unfinished()
     state = _State.of(measurement, kept.get())
@@ -76,8 +76,8 @@ def anchor(
         low = {b: c for b, c in measured.codes.items() if b <= WEIGHT_BITS}
         if low and not any(u.output in measurement.probed for u in measured.layer.uses):
             exact = weights.whole_layer(measured.layer, list(low.values()), measured.mean)
-            found = [ratio(e, state.distortion[rows, b]) for b, e in zip(low, exact, strict=True)]
-            state.ratios[k, list(low)] = found
+            first_order = (state.distortion[rows, b] for b in low)
+            state.ratios[k, list(low)] = list(map(ratio, exact, first_order))
         state = state.next(kept, advance)
     rest = list(enumerate(measurement.activations, measurement.channels))[state.done - len(layers) :]
     for row, each in rest:
@@ -92,7 +92,7 @@ def anchor(
 
 @dataclass(frozen=True)
 class _State:
-    """How far `anchor` is. ratios: r [layers, widths], NaN where nothing was measured."""
+    """Progress of `anchor`. ratios: r [layers, widths], NaN where not measured."""
 
     done: int
     ratios: Float
@@ -106,7 +106,7 @@ class _State:
         return cls(0, ratios, measurement.curves.distortion.copy())
 
     def next(self, kept: Unfinished, advance: Advance) -> "_State":
-        """One part further, which `kept` keeps."""
+        """Save the state after one more part and return it."""
         done = self.done + 1
         kept.put({"done": done, "ratios": self.ratios.copy(), "distortion": self.distortion.copy()})
         advance(1)
@@ -114,21 +114,21 @@ class _State:
 
 
 def runs(measurement: Measurement) -> int:
-    """How many perturbations `anchor` measures."""
+    """Return the number of perturbations that `anchor` measures."""
     weights = sum(1 for each in measurement.layers for b in each.codes if b <= WEIGHT_BITS)
     return weights + sum(len(each.quantizers) for each in measurement.activations)
 
 
 def ratio(exact: float, first_order: Float) -> float:
-    """What a layer's curves are multiplied by."""
+    """Return r, the factor of a layer's curves at one width."""
     total = float(first_order.sum())
     return float(np.clip(exact / total, 1 / _MAX_RATIO, _MAX_RATIO)) if total > 0 else 1.0
 
 
 def shrunk(ratios: Float, samples: int) -> Float:
-    """`ratios` [layers, widths], of so many samples, shrunk towards their means; 1 where there is none (NaN)."""
-    known = np.isfinite(ratios)
-    found = np.where(known, ratios, 1.0)
-    mean = np.where(known.any(axis=0), (found * known).sum(axis=0) / np.maximum(known.sum(axis=0), 1), 1.0)
-    share = np.array([noise_share(samples, d) for d in _DIFFER])
-    return np.where(known, found ** (1 - share) * mean**share, 1.0)
+    """Shrink `ratios` [layers, widths], measured on `samples` samples, towards their means; NaN becomes 1."""
+    measured = np.isfinite(ratios)
+    values = np.where(measured, ratios, 1.0)
+    mean = np.where(measured.any(axis=0), (values * measured).sum(axis=0) / np.maximum(measured.sum(axis=0), 1), 1.0)
+    share = np.array([noise_share(samples, d) for d in _SPREADS])
+    return np.where(measured, values ** (1 - share) * mean**share, 1.0)

@@ -1,8 +1,8 @@
-"""What has been measured so far, by name, kept in a file as the measurement goes on (`--curves FILE`).
+"""Checkpoint of a measurement: the results so far, by name, in a file (`--curves FILE`).
 
-The file is an .npz: `header` is JSON with the format's version, what the measurement is bound to (hashes of the model
-and the samples, settings) and the values as `encoding.py` writes them; the other members are their arrays, of a dtype
-in one: members are slow to open. It is replaced as a whole each time, so that it is complete whenever a run is killed.
+The file is an .npz. Its `header` is JSON with the format's version, the binding (hashes of the model and the samples,
+settings) and the values as written by `system/encoding.py`. The other members hold their arrays, one member per dtype,
+since members are slow to open. Each write replaces the whole file, so that it is complete even if a run is killed.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
 from rdoq_onnx.curves.curves import Curves
-from rdoq_onnx.curves.measurement import MeasuredActivation, MeasuredLayer, Unheld
+from rdoq_onnx.curves.measurement import FloatFallback, MeasuredActivation, MeasuredLayer
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import Affine, WeightCodes
 from rdoq_onnx.model.layers import Activation, Layer, Use
@@ -28,7 +28,7 @@ from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.observation.batching import Batching
 from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.observation.observe import Observation
-from rdoq_onnx.observation.tail_model import Tail, Tails
+from rdoq_onnx.observation.tail_model import ExtremeValues, Tail
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.system import io
 from rdoq_onnx.system.encoding import Arrays, decode, encode, model_parts
@@ -37,15 +37,16 @@ from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
 VERSION = 5
-_SHARE = 20  # parts of the time of which writing what is unfinished may take one
-_PAUSE = 10.0  # seconds between two of these writes, at least
+_SHARE = 20  # writing unfinished values may take 1 / _SHARE of the time
+_PAUSE = 10.0  # minimum seconds between two of these writes
 
-# What a file can hold; the names of these classes and of their fields are its format: a rename raises VERSION.
+# Classes that a file may hold. Their names and field names are the file format: after a rename, raise VERSION.
 CLASSES = {
     c.__name__: c
     for c in (
         *(Activation, ActivationCandidates, Affine, Batching, Candidates, Curves, Distortions, Layer, LayerCandidates),
-        *(Linear, MeasuredActivation, MeasuredLayer, Metric, Observation, Tail, Tails, Unheld, Use, WeightCodes),
+        *(ExtremeValues, FloatFallback, Linear, MeasuredActivation, MeasuredLayer, Metric, Observation, Tail, Use),
+        WeightCodes,
     )
 }
 
@@ -55,7 +56,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Binding:
-    """What a measurement is of: hashes of the model and the samples, and the settings that it depends on."""
+    """Identity of a measurement: hashes of the model and the samples, and the settings that it depends on."""
 
     model: str
     samples: str
@@ -70,7 +71,7 @@ class Binding:
 
 
 class Store:
-    """Values by name; in a file, too, if there is one."""
+    """Values by name, also kept in a file if there is one."""
 
     def __init__(self, path: Path | None = None, binding: Binding | None = None) -> None:
         self._file = (path, binding) if path is not None and binding is not None else None
@@ -80,24 +81,24 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, binding: Binding) -> "Store":
-        """What `path` holds, nothing if it is not there. Raises ConfigError if it is not of `binding`."""
+        """Open the store at `path`, empty if there is no file. Raises ConfigError if the file has another binding."""
         store = cls(Path(path), binding)
         if Path(path).exists():
             store._values = _read(Path(path), binding)
         return store
 
     def get(self, name: str) -> Any:
-        """What was put, or None."""
+        """Return the value of `name`, or None."""
         return self._values.get(name)
 
     def put(self, name: str, value: Any, *, finished: bool = True) -> None:
-        """Keep `value`; what is not `finished` reaches the disk now and then only."""
+        """Keep `value`; unless `finished`, it is written to disk only from time to time."""
         self._values[name], self._written = value, False
         if finished or time.monotonic() >= self._next:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has not reached the disk."""
+        """Write values that are not on disk yet."""
         if self._file is not None and not self._written:
             begin = time.monotonic()
             _write(*self._file, self._values)
@@ -105,13 +106,13 @@ class Store:
             self._next, self._written = end + max(_PAUSE, _SHARE * (end - begin)), True
 
     def drop(self, name: str) -> None:
-        """Forget all whose name begins with `name`; the file follows with the next `put`."""
-        self._values = {known: value for known, value in self._values.items() if not known.startswith(name)}
+        """Drop all values whose name starts with `name`; the file follows with the next `put`."""
+        self._values = {key: value for key, value in self._values.items() if not key.startswith(name)}
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one measurement, `name`, in a store: those that it knows are not done again."""
+    """Steps of the measurement `name`, whose results a store keeps and reuses."""
 
     store: Store
     progress: Progress
@@ -124,29 +125,27 @@ class Steps:
         self.store.put(f"{self.name}/{step}", value, finished=finished)
 
     def step(self, name: str, total: int, compute: Callable[[Advance], T]) -> T:
-        """What the step `name` of `total` parts computes, or what it did before."""
-        found = self.get(name)
-        if found is None:
+        """Return the kept result of the step `name`, or compute it in `total` parts and keep it."""
+        result: T | None = self.get(name)
+        if result is None:
             with self.progress.step(name, total) as advance:
-                found = compute(advance)
-            self.put(name, found)
-        kept: T = found
-        return kept
+                result = compute(advance)
+            self.put(name, result)
+        return result
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
-        """What `compute` gives, or gave before; no step of its own, and on the disk after the next `flush`."""
-        found = self.get(name)
-        if found is None:
-            found = compute()
-            self.put(name, found, finished=False)
-        kept: T = found
-        return kept
+        """Return the kept result, or compute and keep it; shows no step, and reaches the disk with the next `flush`."""
+        result: T | None = self.get(name)
+        if result is None:
+            result = compute()
+            self.put(name, result, finished=False)
+        return result
 
     def unfinished(self, step: str) -> Unfinished:
         return _Kept(self, f"{step}, so far")
 
     def finish(self, step: str, value: Any) -> None:
-        """Keep `value` alone."""
+        """Keep only `value`, the result of the measurement."""
         self.store.drop(f"{self.name}/")
         self.put(step, value)
 
@@ -180,7 +179,7 @@ def _write(path: Path, binding: Binding, values: Mapping[str, Any]) -> None:
 
 
 def _packed(arrays: Arrays) -> tuple[list[Any], dict[str, Array]]:
-    """Where each array lies, (dtype, first element, shape, order), and what lies there."""
+    """Return the place of each array, (dtype, first element, shape, order), and the members by dtype."""
     places: list[Any] = []
     parts: dict[str, list[Array]] = {}
     ends: dict[str, int] = {}
@@ -190,7 +189,7 @@ def _packed(arrays: Arrays) -> tuple[list[Any], dict[str, Array]]:
         places.append((kind, ends.get(kind, 0), array.shape, order))
         parts.setdefault(kind, []).append(array.ravel(order))
         ends[kind] = ends.get(kind, 0) + array.size
-    return places, {kind: np.concatenate(several) for kind, several in parts.items()}
+    return places, {kind: np.concatenate(pieces) for kind, pieces in parts.items()}
 
 
 def _unpacked(places: Sequence[Any], members: Mapping[str, Array]) -> Arrays:
@@ -205,7 +204,7 @@ def _read(path: Path, binding: Binding) -> dict[str, Any]:
         stored = io.read_npz(path)
         header = json.loads(stored["header"].tobytes())
         if header["format"] != FORMAT:
-            raise ValueError("another format")
+            raise ValueError("not a curves file")
         _check(path, header, binding)
         arrays = _unpacked(header["arrays"], stored)
         return {name: decode(tree, arrays, CLASSES) for name, tree in header["values"].items()}
@@ -213,28 +212,28 @@ def _read(path: Path, binding: Binding) -> dict[str, Any]:
         raise
     except OSError as error:
         raise ConfigError(f"--curves {path}: cannot be read ({error.strerror or error}); give another file") from error
-    except Exception as error:  # numpy, zipfile and json meet any bytes whatever
+    except Exception as error:  # numpy, zipfile and json may raise anything on arbitrary bytes
         raise ConfigError(
-            f"--curves {path}: is no file of curves, or is damaged; delete it, or give another --curves file"
+            f"--curves {path}: is not a curves file or is damaged; delete it or give another --curves file"
         ) from error
 
 
 def _check(path: Path, header: Mapping[str, Any], binding: Binding) -> None:
-    """Refuse a measurement of something else, and say what differs."""
-    where, mend = f"--curves {path}", "give another --curves file, or delete this one"
+    """Raise ConfigError if the file has another binding, naming the difference."""
+    where, fix = f"--curves {path}", "give another --curves file or delete this one"
     if header["version"] != VERSION:
-        raise ConfigError(f"{where}: has format {header['version']}, this program reads {VERSION}; {mend}")
+        raise ConfigError(f"{where}: has format {header['version']}, this program reads {VERSION}; {fix}")
     if header["program"] != __version__:
-        raise ConfigError(f"{where}: was written by rdoq-onnx {header['program']}, this is {__version__}; {mend}")
+        raise ConfigError(f"{where}: was written by rdoq-onnx {header['program']}, this is {__version__}; {fix}")
     if header["model"] != binding.model:
-        raise ConfigError(f"{where}: was measured on another model; {mend}")
+        raise ConfigError(f"{where}: was measured on another model; {fix}")
     for name, value in binding.settings.items():
         before = header["settings"].get(name)
         if before != value:
             option = "--" + {"exclude_ops": "exclude-op"}.get(name, name.replace("_", "-"))
-            raise ConfigError(f"{where}: was measured with {option} {_text(before)}, not {_text(value)}; {mend}")
+            raise ConfigError(f"{where}: was measured with {option} {_text(before)}, not {_text(value)}; {fix}")
     if header["samples"] != binding.samples:
-        raise ConfigError(f"{where}: was measured on other samples (--calibration, --samples, --image-...); {mend}")
+        raise ConfigError(f"{where}: was measured on other samples (--calibration, --samples, --image-...); {fix}")
 
 
 def _text(value: Any) -> str:

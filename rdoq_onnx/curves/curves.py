@@ -1,10 +1,9 @@
 """Rate-distortion curves of weight channels and activations, and their lower convex hulls.
 
-A *unit* u is one weight channel or one activation. At b bits it costs r = b * elements(u) bits of the
-budget and distorts the network's output by d(u, b), measured or estimated. A Lagrangian allocation can
-only reach points on the lower convex hull of {(r, d)} (Shoham & Gersho 1988), and only the decreasing
-part of it is of use: more bits for more distortion never are. The elements scale a unit's rate axis as
-a whole, so that the hull over bits is the hull over rate.
+A *unit* u is one weight channel or one activation. At b bits it costs r = b * elements(u) bits of the budget and
+distorts the network's output by d(u, b), measured or estimated. A Lagrangian allocation can only reach points on the
+lower convex hull of {(r, d)} (Shoham & Gersho 1988), and only the decreasing part of the hull is useful. The elements
+scale a unit's whole rate axis, so the hull over bits is the hull over rate.
 """
 
 from dataclasses import dataclass
@@ -14,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_BITS = 16
-BLOCK = 1 << 12  # units whose hulls are found at a time: W rows of them stay in the cache
+BLOCK = 1 << 12  # units processed at once, so that W rows of them stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
 class Curves:
     """Rate-distortion points of U units (weight channels or activations) at W candidate widths.
 
-    Raises ValueError where shapes disagree, widths are not strictly ascending within 0..16, elements are
-    below 1, a distortion is NaN or negative, or a unit has no allowed width.
+    Raises ValueError if shapes disagree, widths do not ascend strictly within 0..16, elements are below 1, a distortion
+    is NaN or negative, or a unit has no allowed width.
     """
 
     widths: NDArray[np.int64]  # [W] bits, strictly ascending, within 0..16
@@ -30,13 +29,13 @@ class Curves:
     distortion: NDArray[np.float64]  # [U, W] >= 0; inf where the width is not allowed for that unit
 
     def __post_init__(self) -> None:
-        """Refuse what the solver could not make sense of."""
+        """Reject input that the solver cannot handle."""
         _check_axes(self.widths, self.elements, self.distortion)
         _check_distortion(self.distortion)
 
     @property
     def rate(self) -> NDArray[np.int64]:
-        """Bits that each unit takes at each width, [U, W]."""
+        """Bits of each unit at each width, [U, W]."""
         return self.elements[:, None] * self.widths[None, :]
 
     def restrict(self, mask: NDArray[np.bool_]) -> "Curves":
@@ -54,8 +53,8 @@ class Curves:
 def lower_hull(curves: Curves) -> NDArray[np.bool_]:
     """Mark the points on the decreasing part of each unit's lower convex hull of (rate, distortion).
 
-    The hull starts at the unit's cheapest allowed width and ends at its cheapest width of least
-    distortion. Points above it are left out, those on an edge are kept (they make for smaller steps).
+    The hull starts at the unit's cheapest allowed width and ends at its cheapest width of least distortion. Points
+    above it are omitted; points on an edge are kept, for smaller steps.
 
     Returns a bool array [U, W].
     """
@@ -69,11 +68,11 @@ def lower_hull(curves: Curves) -> NDArray[np.bool_]:
 def hull_slopes(widths: NDArray[np.int64], points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Gift-wrap the hulls of `lower_hull` from left to right, all units at once.
 
-    Takes the distortions as [W, U], one contiguous row a width, inf where not allowed; works fastest on
-    BLOCK units or fewer at a time.
+    Takes the distortions as [W, U], one contiguous row per width, inf where not allowed; fastest for at most BLOCK
+    units.
 
-    Returns [W, U]: the drop of distortion per bit of width along the hull edge that ends at the point,
-    never rising along a hull; inf at a hull's first point, 0 at points above it.
+    Returns [W, U]: the drop of distortion per bit of width along the hull edge that ends at the point, never rising
+    along a hull; inf at the first point of a hull, 0 at points above it.
     """
     slopes = np.zeros(points.shape)
     slopes[np.isfinite(points).argmax(axis=0), np.arange(points.shape[1])] = np.inf
@@ -83,7 +82,7 @@ def hull_slopes(widths: NDArray[np.int64], points: NDArray[np.float64]) -> NDArr
             descents = {k: (points[i] - points[k]) / bits[k] for k in range(i + 1, len(bits))}
             steepest = reduce(np.maximum, descents.values())
             on_hull = (slopes[i] > 0) & (steepest > 0)
-            # Where three points are in line, rounding could have the slope rise: hence the minimum.
+            # The minimum keeps float rounding from raising the slope at three points in line.
             edge = np.minimum(steepest, slopes[i])
             for k, descent in descents.items():
                 np.copyto(slopes[k], edge, where=on_hull & (descent == steepest))

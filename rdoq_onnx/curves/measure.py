@@ -1,4 +1,4 @@
-"""Samples in, curves out: candidates at every width, and what each would do to the network's output."""
+"""From samples to curves: candidates at every width, and the distortion of the output by each."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,8 +14,8 @@ from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.checkpoint import Binding, Steps, Store
-from rdoq_onnx.curves.float_fallback import in_float, unheld
-from rdoq_onnx.curves.measurement import Measurement, Unheld, aimed_at, curves_of
+from rdoq_onnx.curves.float_fallback import choose_fallback, in_float
+from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
 from rdoq_onnx.curves.select import Measured, select
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.gradients.plan import draws
@@ -25,28 +25,28 @@ from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
-EQUALIZING = 32  # samples that channel ranges are found on
+EQUALIZING = 32  # samples that channel ranges are measured on
 
 
 def regime(config: Config) -> str:
-    """What of the activation budget a measurement depends on, as a name."""
+    """Name what a measurement depends on in the activation budget."""
     return "weights" if config.activation_bits is None else f"activations {exponent_for(config):g}"
 
 
 def measure_network(
     network: Network, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps
 ) -> Measurement:
-    """Observe the float network, make all candidates, measure all curves. What `steps` has kept is not done again.
+    """Observe the float network, make all candidates and measure all curves, reusing results kept by `steps`.
 
-    Rounding is fitted to one part of the samples and measured on the other: curves of the samples that made the
-    rounding would promise too much.
+    Rounding is fitted on one part of the samples and measured on another: on the samples that it was fitted to, curves
+    would be too optimistic.
     """
     if not network.layers:
         return _unsearched(network, split.seen, runtime)
     with workers(config.threads) as pool:
-        source, plain, few = network.model, network, split.fitting.some(EQUALIZING)
-        evened = steps.step("equalize", 1, lambda _: equalize(plain, config, few, runtime).model)
-        network = analyse(evened, config.selection)
+        source, plain, some = network.model, network, split.fitting.some(EQUALIZING)
+        equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
+        network = analyse(equalized, config.selection)
         aimed = aimed_at(network, measured_outputs(network.model))
         observation = steps.step("observe", 1, lambda _: observe(aimed, split.seen, runtime))
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
@@ -57,33 +57,33 @@ def measure_network(
             coarse, candidates = candidates, bench.clipped(candidates)
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
-        lost = unheld(aimed, candidates, measured, config, bench.check())
+        fallback = choose_fallback(aimed, candidates, measured, config, bench.check())
     count = draws(len(split.measuring), observation.metric.elements)
-    return select(source, network, observation, Measured(candidates, measured, count), lost)
+    return select(source, network, observation, Measured(candidates, measured, count), fallback)
 
 
 def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
-    """No curves: all that is quantized of `network` is outside the search."""
+    """Return a measurement without curves, for a network in which the search has nothing to quantize."""
     observation = observe(aimed_at(network, measured_outputs(network.model)), samples, runtime)
     curves = curves_of(network, observation, (), [], [])
-    return Measurement(network.model, network, observation, (), (), curves, Unheld({}, {}), {})
+    return Measurement(network.model, network, observation, (), (), curves, FloatFallback({}, {}), {})
 
 
 def stored_fields(measurement: Measurement) -> dict[str, Any]:
-    """What a measurement is, but for what the normalized model and the settings tell again."""
+    """Return the fields of a measurement that cannot be derived from the normalized model and the settings."""
     names = (f.name for f in fields(measurement) if f.name not in ("source", "network"))
     return {"model": measurement.network.model, **{name: getattr(measurement, name) for name in names}}
 
 
 def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config) -> Measurement:
-    """The measurement of `source` whose `stored_fields` these are."""
+    """Restore the measurement of `source` from its `stored_fields`."""
     rest = {name: value for name, value in stored.items() if name != "model"}
-    network = in_float(analyse(stored["model"], config.selection), stored["unheld"])
+    network = in_float(analyse(stored["model"], config.selection), stored["fallback"])
     return Measurement(source=source, network=network, **rest)
 
 
 def store_for(model: onnx.ModelProto, samples: Samples, seen: int, config: Config, curves: str | Path | None) -> Store:
-    """What was measured of the normalized `model` on `seen` of the `samples`, in the file `curves` if there is one."""
+    """Open the store of the normalized `model` measured on `seen` of the `samples`, in the file `curves` if given."""
     if curves is None:
         return Store()
     data = f"{samples.digest}, {seen} of {len(samples)}"
@@ -91,10 +91,10 @@ def store_for(model: onnx.ModelProto, samples: Samples, seen: int, config: Confi
 
 
 def measure(network: Network, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> Measurement:
-    """The curves of `network`, anchored to exact runs where the effort allows; kept by `steps`."""
+    """Measure the curves of `network`, anchored to exact runs if the effort allows; `steps` keeps the result."""
     kept = steps.get("measurement")
     if kept is not None:
-        steps.progress.note("curves: measured before")
+        steps.progress.note("curves: measured by an earlier run")
         return restored(kept, network.model, config)
     measurement = measure_network(network, config, split, runtime, steps)
     if network.layers:

@@ -1,4 +1,4 @@
-"""What is known of a network before bits are allocated: its curves, and the candidates that they describe."""
+"""The result of measuring a network: its curves, and the candidates that they describe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +20,11 @@ Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Unheld:
-    """Activations by tensor, and layers by name, with the δ at full width of each as a share of the signal's power."""
+class FloatFallback:
+    """What stays in float: activations by tensor and layers by name.
+
+    Values are δ at full width as a share of the signal's power.
+    """
 
     tensors: Mapping[str, float]
     layers: Mapping[str, float]
@@ -31,8 +34,8 @@ class Unheld:
 class MeasuredLayer:
     """The best candidates of one layer.
 
-    codes: its channels at each width offered. mean: the mean input [G, K] that its bias is corrected for. offset: what
-    is added to its outputs besides, or None.
+    codes: its channels at each offered width. mean: mean input [G, K], for the bias correction. offset: a further
+    correction added to its outputs, or None.
     """
 
     layer: Layer
@@ -53,11 +56,10 @@ class MeasuredActivation:
 class Measurement:
     """The curves of a network, and the candidates that they describe.
 
-    source: the normalized model. network: the same with channel ranges evened out, and what there is to quantize in it.
-    layers, activations: the best candidates of those of `network`, in its order.
-    curves: a row for each channel of each layer, in order, then one for each activation; columns are 0 to 8 bits.
-    unheld: what no quantizer of full width holds, and stays in float.
-    probed: tensors that could not be differentiated and were measured exactly instead, with the reason.
+    source: the normalized model. network: the equalized model, and what to quantize in it. layers, activations: the
+    best candidates for those of `network`, in its order. curves: a row per channel of each layer, in order, then one
+    per activation; columns are 0 to 8 bits. fallback: what stays in float. probed: tensors without an adjoint, measured
+    exactly instead, with the reason.
     """
 
     source: onnx.ModelProto
@@ -66,36 +68,36 @@ class Measurement:
     layers: tuple[MeasuredLayer, ...]
     activations: tuple[MeasuredActivation, ...]
     curves: Curves
-    unheld: Unheld
+    fallback: FloatFallback
     probed: Mapping[str, str]
 
     @property
     def aimed(self) -> Network:
-        """The network with the tensors whose distortion is measured as its outputs."""
+        """The network with the measured tensors as its outputs."""
         return aimed_at(self.network, self.observation.metric.outputs)
 
     @property
     def channels(self) -> int:
-        """Rows of `curves` that are weight channels; the rest are activations."""
+        """Number of weight channels, the first rows of `curves`; the rest are activations."""
         return sum(layer.linear.channels for layer in self.network.layers)
 
     def unit_rows(self) -> list[slice]:
-        """The rows of `curves` that are each layer's channels."""
+        """Return the rows of `curves` of each layer's channels."""
         ends = np.cumsum([0, *(layer.linear.channels for layer in self.network.layers)])
         return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
     def per_layer(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Values of all weight channels -> one array for each layer."""
+        """Split values of all weight channels into one array per layer."""
         return [rows[part] for part in self.unit_rows()]
 
 
 def aimed_at(network: Network, outputs: Sequence[str]) -> Network:
-    """`network` with the tensors whose distortion is measured as its outputs."""
+    """Return `network` with the measured tensors `outputs` as its outputs."""
     return replace(network, model=with_outputs(network.model, outputs))
 
 
 def activation_elements(activation: Activation, sizes: Mapping[str, int]) -> int:
-    """Elements of one sample that an activation spends its bits on: those of the tensors that feed a layer."""
+    """Return the elements per sample that an activation spends bits on: those of the tensors that feed layers."""
     return sum(sizes[t] for t in activation.feeds) or sizes[activation.tensor]
 
 
@@ -106,6 +108,7 @@ def curves_of(
     weights: list[NDArray[np.float64]],
     activations: list[dict[int, float]],
 ) -> Curves:
+    """Assemble curves from those of the layers, at the `offered` widths, and of the activations, by width."""
     channels = sum(layer.linear.channels for layer in network.layers)
     distortion = np.full((channels + len(activations), MAX_BITS + 1), np.inf)
     if weights:

@@ -1,4 +1,4 @@
-"""⟨g, Q(a) - a⟩ of an activation for many quantizers Q at once, in numpy."""
+"""Compute ⟨g, Q(a) - a⟩ of an activation for many quantizers Q at once, in numpy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.model.codes import Affine
 
-_CHUNK = 1 << 18  # elements of an activation that are sorted into bins at a time
-_BINS = (12, 16)  # log2 of the number of bins, at least and at most: a range may hold 650 steps of an 8-bit quantizer
-_BINNED = 10  # quantizers that take as long as one histogram
-_CACHED = 1 << 15  # elements of an activation that are quantized at a time: they stay in the cache
+_CHUNK = 1 << 18  # elements of an activation sorted into bins at once
+_BINS = (12, 16)  # log2 of the number of bins, minimum and maximum; a range may span 650 steps of an 8-bit quantizer
+_BINNED = 10  # quantizers whose direct evaluation takes as long as one histogram
+_CACHED = 1 << 15  # elements of an activation quantized at once, to stay in the cache
 
 
 @dataclass(frozen=True)
 class Staircases:
-    """Quantizers as staircases: Q(a) = s (h - how many of its thresholds are above a), h the highest integer.
+    """Quantizers as staircases: Q(a) = s (h - number of thresholds above a), with h the highest integer.
 
-    thresholds: of all quantizers, one after another; each quantizer's begin at `starts`. scales, tops: its s and h.
+    thresholds: of all quantizers, concatenated; those of each begin at `starts`. scales, tops: s and h of each.
     """
 
     thresholds: NDArray[np.float64]
@@ -35,10 +35,10 @@ class Staircases:
         return cls(np.concatenate(steps), starts, np.array(scales), np.array(tops, np.float64))
 
     def products(self, a: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float64]:
-        """⟨g, Q(a) - a⟩ for each g of `rows` [R, E] and each quantizer, [R, quantizers].
+        """Return ⟨g, Q(a) - a⟩ for each g of `rows` [R, E] and each quantizer, [R, quantizers].
 
-        From one histogram of a with weights g, whatever the number of quantizers. Its bins are so narrow that a
-        threshold within one may as well stand at its edge: the few values between are half a step off either way.
+        One histogram of a with weights g serves all quantizers. Its bins are so narrow that moving a threshold to the
+        nearest edge hardly matters: the few values between are about half a step from either level anyway.
         """
         bins = 1 << int(np.clip(np.ceil(np.log2(4 * a.size)), *_BINS))
         least = a.min()
@@ -51,15 +51,15 @@ class Staircases:
                 total[1:] += np.bincount(index, g, bins)
         np.cumsum(below, axis=1, out=below)
         edges = np.clip(np.rint((self.thresholds - least) * float(pitch)), 0, bins).astype(np.intp)
-        missed = np.add.reduceat(below[:, edges], self.starts, axis=1)
-        product: NDArray[np.float64] = self.scales * (self.tops * below[:, -1:] - missed) - (rows @ a)[:, None]
+        sums = np.add.reduceat(below[:, edges], self.starts, axis=1)
+        product: NDArray[np.float64] = self.scales * (self.tops * below[:, -1:] - sums) - (rows @ a)[:, None]
         return product
 
 
 def rounding_sums(
     values: NDArray[np.float32], g: NDArray[np.float32], quantizers: Sequence[Affine]
 ) -> NDArray[np.float64]:
-    """Sum over samples and rows of ⟨g, Q(a) - a⟩² for each quantizer; values [n, E], g [n, rows, E]."""
+    """Sum ⟨g, Q(a) - a⟩² over samples and rows for each quantizer; values [n, E], g [n, rows, E]."""
     products = Staircases.of(quantizers).products
     if g.shape[1] * _BINNED > len(quantizers):
         products = partial(one_by_one, quantizers)
@@ -72,7 +72,7 @@ def rounding_sums(
 def one_by_one(
     quantizers: Sequence[Affine], a: NDArray[np.float32], rows: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """⟨g, Q(a) - a⟩ for each g of `rows` [R, E] and each quantizer, [R, quantizers]."""
+    """Return ⟨g, Q(a) - a⟩ for each g of `rows` [R, E] and each quantizer, [R, quantizers]."""
     products = np.zeros((len(rows), len(quantizers)))
     for start in range(0, a.size, _CACHED):
         part, seeds = a[start : start + _CACHED], rows[:, start : start + _CACHED]

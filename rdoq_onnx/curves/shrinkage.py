@@ -1,7 +1,7 @@
-"""What few samples show of a channel: which variant of rounding it takes, and what its curve is likely to be.
+"""Shrinkage of noisy curves: rounding variants and curves of channels, shrunk towards those of their layer.
 
-A figure measured on n draws is off by a share of √(2 / n) in the mean, as a sum of n squares is. It is drawn towards
-what the whole layer shows as far as that noise goes, against how much channels truly differ.
+A mean of n squares has a relative error of √(2 / n). It is shrunk towards the layer's by s = (2 / n) / (2 / n + d²),
+where d is the true relative spread between channels (`noise_share`).
 """
 
 from collections.abc import Sequence
@@ -11,49 +11,49 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.model.codes import WeightCodes
 
-_VARIANTS_DIFFER = 0.15  # relative to each other, from channel to channel of a layer
-_CHANNELS_DIFFER = 1.0  # in what an error of their weights does to the output
+_VARIANT_SPREAD = 0.15  # d of variants relative to each other, between the channels of a layer
+_CHANNEL_SPREAD = 1.0  # d of the output's sensitivity to weight errors, between the channels of a layer
 _TINY = float(np.finfo(np.float64).tiny)
 
 Float = NDArray[np.float64]
 
 
-def expected(found: Float, draws: int) -> Float:
-    """δ to expect of each variant of a channel, [variants, units, widths], from what `draws` draws have shown.
+def shrunk_variants(distortion: Float, draws: int) -> Float:
+    """Shrink δ of each channel's variants, [variants, units, widths], each the mean of `draws` draws.
 
-    The least of several noisy figures promises too much. So each is drawn towards what the variants of the channel have
-    in the mean, times what the variant is worth in the layer.
+    The least of several noisy values is too optimistic. So each is shrunk towards the mean over the channel's variants,
+    times the variant's δ relative to that mean in the whole layer.
     """
-    layer = found.sum(axis=1, keepdims=True)
-    worth = layer / np.maximum(layer.mean(axis=0, keepdims=True), _TINY)
-    share = noise_share(draws, _VARIANTS_DIFFER)
-    drawn: Float = (1 - share) * found + share * found.mean(axis=0, keepdims=True) * worth
-    return drawn
+    layer = distortion.sum(axis=1, keepdims=True)
+    relative = layer / np.maximum(layer.mean(axis=0, keepdims=True), _TINY)
+    share = noise_share(draws, _VARIANT_SPREAD)
+    shrunk: Float = (1 - share) * distortion + share * distortion.mean(axis=0, keepdims=True) * relative
+    return shrunk
 
 
-def steadied(curves: Float, errors: Float, draws: int) -> Float:
-    """Curves of a layer's channels [units, widths], each drawn towards what its weights' squared `errors` would do.
+def shrunk_curves(curves: Float, errors: Float, draws: int) -> Float:
+    """Shrink the curves of a layer's channels [units, widths] towards the layer's sensitivity times squared `errors`.
 
-    A channel that has not mattered on the few samples seen would else be given no bits, and mean nothing on the next.
+    Otherwise a channel that had no effect on few samples would get no bits, and fail on other samples.
     """
-    share = noise_share(draws, _CHANNELS_DIFFER)
+    share = noise_share(draws, _CHANNEL_SPREAD)
     sensitivity = curves.sum(axis=0) / np.maximum(errors.sum(axis=0), _TINY)
-    drawn: Float = (1 - share) * curves + share * sensitivity * errors
-    return drawn
+    shrunk: Float = (1 - share) * curves + share * sensitivity * errors
+    return shrunk
 
 
 def squared_errors(codes: Sequence[WeightCodes], rows: NDArray[np.float32]) -> Float:
-    """‖ΔW‖² of each channel [units, widths] for its `codes` at each width; rows [units, K]: the weights themselves."""
+    """Return ‖ΔW‖² of each channel [units, widths] for `codes` of each width; rows [units, K]: the float weights."""
     return np.stack([np.square(c.values - rows, dtype=np.float64).sum(axis=1) for c in codes], axis=1)
 
 
 def picked(variants: Sequence[WeightCodes], best: NDArray[np.int64]) -> WeightCodes:
-    """Each channel from its best variant; best [units]."""
+    """Take each channel from its best variant; best [units]."""
     units = np.arange(len(best))
     integers, scales = (np.stack([getattr(v, name) for v in variants]) for name in ("integers", "scales"))
     return WeightCodes(integers[best, units], scales[best, units])
 
 
-def noise_share(draws: int, differ: float) -> float:
-    """The share of the variance of figures that is noise, where they truly differ by `differ` of themselves."""
-    return (2 / draws) / (2 / draws + differ**2)
+def noise_share(draws: int, spread: float) -> float:
+    """Return the share of noise in the variance of means of `draws` squares whose true relative spread is `spread`."""
+    return (2 / draws) / (2 / draws + spread**2)

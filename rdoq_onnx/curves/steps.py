@@ -1,4 +1,4 @@
-"""The steps that measure one network, each kept by the checkpoint as soon as it is done."""
+"""The steps that measure one network; the checkpoint keeps each result as soon as it is complete."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from rdoq_onnx.errors import ModelError
 from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.observation.observe import Observation
-from rdoq_onnx.observation.tail_model import with_unseen
+from rdoq_onnx.observation.tail_model import with_extreme_values
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.probing.missing_curves import complete, lost_parts
 from rdoq_onnx.probing.probe import Prober, exact
@@ -32,13 +32,13 @@ from rdoq_onnx.system.threads import Workers
 
 Float = NDArray[np.float64]
 
-CLIPPING = 32  # samples that the range of each activation's quantizer is first found on
-SENSING = 256  # samples that the sensitivity of rounding is found on
+CLIPPING = 32  # samples of the coarse search for each activation's range
+SENSING = 256  # samples that sensitivities are measured on
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The steps that measure `network`, whose outputs are the tensors that distortion is measured of."""
+    """The steps that measure `network`, whose outputs are the measured tensors."""
 
     network: Network
     config: Config
@@ -49,10 +49,10 @@ class Bench:
     keep: Steps
 
     def candidates(self) -> Candidates:
-        """All channels and activations at all widths."""
-        found: Candidates | None = self.keep.get("candidates")
-        if found is not None:
-            return found
+        """Make the candidates of all channels and activations at all widths."""
+        kept: Candidates | None = self.keep.get("candidates")
+        if kept is not None:
+            return kept
         network, progress = self.network, self.keep.progress
         fitting = self.split.fitting
         with progress.step("moments", len(fitting) * passes(network)) as advance:
@@ -74,46 +74,47 @@ class Bench:
         ))  # fmt: skip
 
     def clipped(self, candidates: Candidates) -> Candidates:
-        """`candidates` with fewer, finer quantizers for each activation: those around the best on some samples."""
+        """Replace the quantizers of each activation by fewer, finer ones around the best on some samples."""
         if not self.network.activations:
             return candidates
         chosen = self.split.fitting.some(CLIPPING)
-        found = self.keep.step("clipping", len(chosen), lambda advance: self._activations(candidates, chosen, advance))
-        likely = self._with_unseen(candidates, found).activations
+        measured = self.keep.step(
+            "clipping", len(chosen), lambda advance: self._activations(candidates, chosen, advance)
+        )
+        distortions = self._with_extreme_values(candidates, measured).activations
         activations = tuple(
-            each if each.activation.tensor in found.missing else self._finer(each, values)
-            for each, values in zip(candidates.activations, likely, strict=True)
+            each if each.activation.tensor in measured.missing else self._finer(each, values)
+            for each, values in zip(candidates.activations, distortions, strict=True)
         )
         return replace(candidates, activations=activations)
 
     def _finer(self, candidates: ActivationCandidates, values: Mapping[int, Float]) -> ActivationCandidates:
         reach = self.observation.reach(candidates.activation.tensor)
         table = {
-            bits: tuple(refined(several[int(np.argmin(values[bits]))], *reach)) if len(several) > 1 else several
-            for bits, several in candidates.table.items()
+            bits: tuple(refined(tried[int(np.argmin(values[bits]))], *reach)) if len(tried) > 1 else tried
+            for bits, tried in candidates.table.items()
         }
         return replace(candidates, table=table)
 
     def first_order(self, candidates: Candidates) -> Distortions:
-        """First-order curves; exact ones of what cannot be differentiated."""
-        measuring, judges = self.split.measuring, self.split.judging
-        together = len(judges) == len(measuring)
+        """Measure first-order curves, and exact ones for what has no adjoint."""
+        measuring, judging = self.split.measuring, self.split.judging
+        together = len(judging) == len(measuring)
         network = self.network if together else replace(self.network, activations=())
-        found = self.keep.step("taylor", len(measuring), lambda advance: self._first_order(
+        measured = self.keep.step("taylor", len(measuring), lambda advance: self._first_order(
             network, candidates if together else replace(candidates, activations=()), measuring, advance,
             self.keep.unfinished("taylor"),
         ))  # fmt: skip
         if not together:
-            alone = self.keep.step(
-                "taylor, activations", len(judges), lambda advance: self._activations(candidates, judges, advance)
+            own = self.keep.step(
+                "taylor, activations", len(judging), lambda advance: self._activations(candidates, judging, advance)
             )
-            found = replace(found, activations=alone.activations, missing={**found.missing, **alone.missing})
-        measured = found
-        if found.missing:
-            prober = self._prober(measuring)
-            each, parts = sum(self.observation.sizes.values()), sum(map(len, lost_parts(found, candidates)))
+            measured = replace(measured, activations=own.activations, missing={**measured.missing, **own.missing})
+        if measured.missing:
+            incomplete, prober = measured, self._prober(measuring)
+            cost, parts = sum(self.observation.sizes.values()), sum(map(len, lost_parts(measured, candidates)))
             measured = self.keep.step(
-                "probe", parts, lambda advance: complete(found, candidates, prober, each, advance)
+                "probe", parts, lambda advance: complete(incomplete, candidates, prober, cost, advance)
             )
         _check_finite(self.network, measured)
         return measured
@@ -121,31 +122,30 @@ class Bench:
     def checked(
         self, candidates: Candidates, coarse: Candidates, measured: Distortions
     ) -> tuple[Candidates, Distortions]:
-        """The same with what first order may misjudge measured exactly."""
-        found = candidates, measured
+        """Measure exactly the activations that first order may misjudge."""
         indices = doubtful(self.network, measured, self.observation.metric.power)
         doubts = {k: (table := coarse.activations[k].table)[max(table)] for k in indices}
         if doubts:
-            prober = self.check()
-            found = self.keep.step(
-                "doubtful", len(doubts), lambda advance: checked(candidates, measured, doubts, prober, advance)
+            first, prober = (candidates, measured), self.check()
+            candidates, measured = self.keep.step(
+                "doubtful", len(doubts), lambda advance: checked(*first, doubts, prober, advance)
             )
-        candidates, measured = found
-        return candidates, self._with_unseen(candidates, measured)
+        return candidates, self._with_extreme_values(candidates, measured)
 
     def exact(self, candidates: Candidates) -> Distortions:
-        """All curves, measured exactly."""
+        """Measure all curves exactly."""
         prober, so_far = self._prober(self.split.measuring), self.keep.unfinished("probe")
         parts = len(self.network.layers) + len(self.network.activations)
-        found = self.keep.step("probe", parts, lambda advance: exact(candidates, prober, advance, so_far))
-        return self._with_unseen(candidates, found)
+        measured = self.keep.step("probe", parts, lambda advance: exact(candidates, prober, advance, so_far))
+        return self._with_extreme_values(candidates, measured)
 
-    def _with_unseen(self, candidates: Candidates, found: Distortions) -> Distortions:
+    def _with_extreme_values(self, candidates: Candidates, measured: Distortions) -> Distortions:
         tables = {each.activation.tensor: each.table for each in candidates.activations}
-        return replace(found, activations=with_unseen(tables, found.activations, self.observation.tails))
+        activations = with_extreme_values(tables, measured.activations, self.observation.extremes)
+        return replace(measured, activations=activations)
 
     def _activations(self, candidates: Candidates, samples: Samples, advance: Advance) -> Distortions:
-        """First-order curves of activations alone."""
+        """Measure first-order curves of activations only."""
         candidates = replace(candidates, layers=())
         return self._first_order(replace(self.network, layers=()), candidates, samples, advance)
 
@@ -167,7 +167,7 @@ class Bench:
         )
 
     def check(self) -> Prober:
-        """Exact measurements of what first order may misjudge."""
+        """Return a prober for what first order may misjudge."""
         return self._prober(self.split.judging.some(SAMPLES))
 
     def _prober(self, samples: Samples) -> Prober:
@@ -175,8 +175,8 @@ class Bench:
 
 
 def _check_finite(network: Network, measured: Distortions) -> None:
-    found = [(x.name, list(w)) for x, w in zip(network.layers, measured.weights, strict=True)]
-    found += [(a.tensor, list(v.values())) for a, v in zip(network.activations, measured.activations, strict=True)]
-    for name, curves in found:
+    named = [(x.name, list(w)) for x, w in zip(network.layers, measured.weights, strict=True)]
+    named += [(a.tensor, list(v.values())) for a, v in zip(network.activations, measured.activations, strict=True)]
+    for name, curves in named:
         if not all(np.isfinite(c).all() for c in curves):
             raise ModelError(f"the distortion of {name!r} is not finite; check its weights, or --exclude it")

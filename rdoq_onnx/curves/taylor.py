@@ -1,11 +1,11 @@
 """First-order curves (supplement, Eq. 3 to 6): δ = E‖J Δ‖² / D with J = ∂F̃/∂s at s = 0.
 
 For a random sign vector v over the outputs, independent for each sample, E_v[(vᵀ J Δ)²] = ‖J Δ‖². One reverse pass
-gives g = Jᵀ v at every Add of F̃ at once; each channel, activation and width then costs one inner product ⟨g, Δ⟩. For
-few outputs v runs over the unit vectors instead, and the estimate is exact to first order.
+gives g = Jᵀ v at all Adds of F̃; each channel, activation and width then costs one inner product ⟨g, Δ⟩. For few outputs
+v runs over the unit vectors instead, and the estimate is exact to first order.
 
-For a weight channel ⟨g, op(x, ΔW)⟩ = ⟨g Xᵀ, ΔW⟩ (see linear.py): the product g Xᵀ is made once for all widths. The bias
-is corrected by -ΔW·E[x], so what is left of the perturbation is ΔW(x - E[x]) and the product is g (X - E[x])ᵀ.
+For a weight channel ⟨g, op(x, ΔW)⟩ = ⟨g Xᵀ, ΔW⟩ (see model/linear.py): one product g Xᵀ serves all widths. The bias is
+corrected by -ΔW·E[x], which leaves a perturbation ΔW(x - E[x]) and the product g (X - E[x])ᵀ.
 """
 
 from abc import ABC, abstractmethod
@@ -30,9 +30,9 @@ Array = NDArray[Any]
 def first_order(
     plan: ReversePlan, candidates: Candidates, advance: Advance, unfinished: Unfinished | None = None
 ) -> Distortions:
-    """Measure the curves of all `candidates`, those of `plan.network`; `advance(n)` after n samples more.
+    """Measure the curves of all `candidates`, those of `plan.network`; `advance(n)` after n more samples.
 
-    unfinished: sums of an earlier run, which goes on from there.
+    unfinished: sums of an earlier run, which continues from there.
     """
     backward, unfinished = Backward.of(plan), unfinished or Unfinished()
     sums = (_GraphSums if plan.runtime.in_graph else _HostSums)(plan, candidates, backward)
@@ -60,47 +60,49 @@ class _Sums(ABC):
             _LayerSums(each, network.rows(each.layer)) for each in candidates.layers if not backward.lost(each.layer)
         ]
         self._activations = [{b: np.zeros(len(q)) for b, q in a.table.items()} for a in candidates.activations]
-        self._known = [k for k, a in enumerate(network.activations) if a.tensor not in self._missing]
+        self._differentiable = [k for k, a in enumerate(network.activations) if a.tensor not in self._missing]
 
     @abstractmethod
     def batches(self) -> Iterator[int]:
-        """Add the samples that are not there yet; gives the number of those in each batch."""
+        """Add the remaining samples; yield the number of samples of each batch."""
 
     def state(self) -> dict[str, Any]:
-        """The sums so far, for `restore`."""
+        """Return the sums so far, for `restore`."""
         activations = tuple({b: v.copy() for b, v in table.items()} for table in self._activations)
         layers = tuple(s.total.copy() for s in self._layers)
         return {"samples": self.samples, "layers": layers, "activations": activations}
 
     def restore(self, state: dict[str, Any] | None) -> None:
+        """Continue from `state`, if there is one."""
         if state is not None:
             self.samples, self._activations = state["samples"], [dict(table) for table in state["activations"]]
             for sums, total in zip(self._layers, state["layers"], strict=True):
                 sums.total = total
 
     def _add_activation(self, index: int, sums: NDArray[Any]) -> None:
-        """sums: one for each quantizer, width by width."""
+        """Add `sums`, one for each quantizer, width by width."""
         table = self._activations[index]
         parts = np.split(sums, np.cumsum([len(total) for total in table.values()])[:-1])
         for bits, part in zip(table, parts, strict=True):
             table[bits] += part
 
     def result(self) -> Distortions:
-        share = 1.0 / (max(self.samples, 1) * self._plan.metric.elements)
-        measured = {id(sums.layer): sums.total * share for sums in self._layers}
+        """Return the curves: the sums over the number of samples and output elements."""
+        factor = 1.0 / (max(self.samples, 1) * self._plan.metric.elements)
+        measured = {id(sums.layer): sums.total * factor for sums in self._layers}
         weights = tuple(
             measured.get(id(x.layer), np.full((len(x.variants), x.layer.linear.channels, len(x.variants[0])), np.nan))
             for x in self._candidates.layers
         )
         activations = tuple(
-            {b: v * (np.nan if a.activation.tensor in self._missing else share) for b, v in sums.items()}
+            {b: v * (np.nan if a.activation.tensor in self._missing else factor) for b, v in sums.items()}
             for a, sums in zip(self._candidates.activations, self._activations, strict=True)
         )
         return Distortions(weights, activations, self._missing)
 
 
 class _HostSums(_Sums):
-    """By numpy, from what a pass has brought to the host."""
+    """Sums in numpy, from the outputs of passes."""
 
     def __init__(self, plan: ReversePlan, candidates: Candidates, backward: Backward) -> None:
         super().__init__(plan, candidates, backward.loaded(plan.runtime))
@@ -109,13 +111,13 @@ class _HostSums(_Sums):
         adjoints, workers = self._reverse.adjoints, self._plan.workers
         for done in self._backward.passes(self._plan.samples, self._plan.seed, first=self.samples):
             workers.map(lambda sums, done=done: sums.add(sums.products(done, adjoints)), self._layers)  # type: ignore[misc]
-            workers.map(lambda k, done=done: self._add_activation(k, self._rounding(k, done)), self._known)  # type: ignore[misc]
+            workers.map(lambda k, done=done: self._add_activation(k, self._rounding(k, done)), self._differentiable)  # type: ignore[misc]
             self.samples += done.count
             yield done.count
             del done  # or two passes would be in memory while the next one runs
 
     def _rounding(self, index: int, done: Pass) -> NDArray[np.float64]:
-        """Σ ⟨g, Q(a) - a⟩² for each quantizer of an activation."""
+        """Return Σ ⟨g, Q(a) - a⟩² for each quantizer of an activation."""
         network = self._plan.network
         tensor = network.sites[network.activations[index].tensor]
         values = done.rows[0][tensor].reshape(done.batch, -1)[: done.count]
@@ -125,9 +127,9 @@ class _HostSums(_Sums):
 
 
 class _GraphSums(_Sums):
-    """By nodes behind the reverse graph: feeds and seeds go to the device, sums come back.
+    """Sums by nodes appended to the reverse graph: feeds and seeds go to the device, sums come back.
 
-    Several v take a run each, which makes the tensors of the forward pass anew.
+    Each v takes a run of its own, which repeats the forward pass.
     """
 
     def __init__(self, plan: ReversePlan, candidates: Candidates, backward: Backward) -> None:
@@ -138,17 +140,17 @@ class _GraphSums(_Sums):
     def batches(self) -> Iterator[int]:
         plan = self._plan
         for count, rows in self._backward.sums(plan.samples, plan.seed, first=self.samples, fixed=self._changes):
-            for found in rows:
-                for sums, squares in zip(self._layers, found, strict=False):
+            for outputs in rows:
+                for sums, squares in zip(self._layers, outputs, strict=False):
                     sums.add(squares[:, 0])
-                for k, squares in zip(self._known, found[len(self._layers) :], strict=True):
+                for k, squares in zip(self._differentiable, outputs[len(self._layers) :], strict=True):
                     self._add_activation(k, squares.reshape(-1))
             self.samples += count
             yield count
 
 
 def _sum_graph(network: Network, candidates: Candidates, backward: Backward) -> tuple[onnx.ModelProto, list[str]]:
-    """The reverse graph with all sums, and the inputs that take each layer's ΔW."""
+    """Return the reverse graph with all sums, and the inputs for each layer's ΔW."""
     reverse, graph = backward.reverse, backward.sum_graph()
     changes = [
         graph.curve(x.layer, reverse.adjoints, x.mean, len(x.variants) * len(x.variants[0]))
@@ -177,7 +179,7 @@ class _LayerSums:
         self.total = np.zeros(self._shape)
 
     def products(self, done: Pass, adjoints: Mapping[str, str]) -> NDArray[np.float64]:
-        """Σ ⟨g Xᵀ, ΔW⟩² over the samples of a batch, [units, variants·widths]."""
+        """Return Σ ⟨g Xᵀ, ΔW⟩² over the samples of a batch, [units, variants·widths]."""
         linear = self.layer.linear
         gradient = weight_gradients(self.layer, self.mean[:, None, :], done, adjoints)
         blocks = gradient.reshape(done.count, linear.group, len(done.rows), -1, gradient.shape[-1])
@@ -187,5 +189,5 @@ class _LayerSums:
         return sums
 
     def add(self, sums: NDArray[Any]) -> None:
-        """sums: [units, variants·widths]."""
+        """Add `sums` [units, variants·widths]."""
         self.total += np.moveaxis(sums.reshape(self._shape[1], self._shape[0], self._shape[2]), 1, 0)

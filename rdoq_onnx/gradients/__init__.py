@@ -1,5 +1,5 @@
-"""Reverse passes over the modified network: g = Jᵀ v at every Add of it at once (Eq. 3 to 5).
+"""Reverse passes over the modified network: g = Jᵀ v at all of its Adds at once (Eq. 3 to 5).
 
-A Network in, batches of g out, or sums of them made within the graph.
+Takes a Network, returns batches of g, or sums over g computed inside the graph.
 Imports from observation and what is above it.
 """

@@ -1,7 +1,7 @@
-"""Reverse passes over F̃: g = Jᵀ v at every Add of it at once, batch by batch (supplement, Eq. 3 to 5).
+"""Reverse passes over F̃: g = Jᵀ v at all of its Adds at once, batch by batch (supplement, Eq. 3 to 5).
 
-v is a vector over the outputs, independent for each sample: random signs, for which E_v[(vᵀ J Δ)²] = ‖J Δ‖², or the
-unit vectors one after another where outputs are few, which is exact.
+v is a vector over the outputs, independent for each sample: random signs, for which E_v[(vᵀ J Δ)²] = ‖J Δ‖², or, for
+few outputs, each unit vector in turn, which is exact.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,11 +28,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Pass:
-    """What one batch gives.
+    """Results of one batch.
 
-    rows: for each v, g by name; the tensors of the forward pass, which are the same for all, are in the first alone.
-    batch: samples that ran; count: those of them that are real, the first ones; the batch is filled up with copies of
-    the last.
+    rows: g by name, for each v; only the first row also holds the tensors of the forward pass, which do not depend on
+    v. batch: samples that ran. count: the real ones among them, which come first; copies of the last fill the batch.
     """
 
     rows: tuple[dict[str, Array], ...]
@@ -42,10 +41,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class Backward:
-    """A network with its reverse graph, loaded.
+    """A network's reverse graph and its session.
 
-    reverse: its `adjoints` name the output that holds g of each tensor, its `missing` the tensors that have none.
-    session: None until it is loaded, and where ONNX Runtime does not take the graph; then all adjoints are missing.
+    reverse: `adjoints` names the output that holds g of each tensor; `missing` lists tensors without one.
+    session: None before loading, or if ONNX Runtime rejects the graph; then all adjoints are missing.
     """
 
     reverse: Reverse
@@ -55,7 +54,7 @@ class Backward:
 
     @classmethod
     def of(cls, plan: ReversePlan) -> "Backward":
-        """Not loaded yet."""
+        """Build the reverse graph of `plan`, without loading it."""
         _, feeds = next(full_batches(plan.samples, plan.batch))
         network, outputs = plan.network, plan.metric.outputs
         data = [u.data for layer in network.layers for u in layer.uses]
@@ -66,25 +65,25 @@ class Backward:
         return cls(reverse, None, plan.metric, plan.batch)
 
     def loaded(self, runtime: Runtime, model: onnx.ModelProto | None = None) -> "Backward":
-        """The same with a session of `model`, which was made of the reverse graph and is that graph by default.
+        """Return a copy with a session of `model`, a graph derived from the reverse graph, or of that graph itself.
 
-        Raises ShortageError if there is no memory for it.
+        Raises ShortageError if memory does not suffice.
         """
         try:
             return replace(self, session=runtime.session(model or self.reverse.model, "all"))
         except ShortageError:
             raise
-        except ModelError as error:  # a rule of onnx-ad that ONNX Runtime does not take
+        except ModelError as error:  # an adjoint from onnx-ad that ONNX Runtime rejects
             tensors = (*self.reverse.adjoints, *self.reverse.missing)
             lost = dict.fromkeys(tensors, f"its adjoint does not load: {error}")
             return replace(self, reverse=replace(self.reverse, adjoints={}, missing=lost))
 
     def sum_graph(self) -> SumGraph:
-        """The reverse graph, for sums to be appended to."""
+        """Return a SumGraph that appends sums to the reverse graph."""
         return SumGraph(self.reverse.model, declared_shapes(self.reverse.model.graph.output), self.batch)
 
     def passes(self, samples: Samples, seed: int, exact: bool = True, first: int = 0) -> Iterator[Pass]:
-        """One pass a batch; `exact` and `first` as for `batches`. Nothing without a session."""
+        """Yield one Pass per batch, none without a session; `exact` and `first` as in `batches`."""
         session, fetched = self.session, set(self.reverse.adjoints.values())
         if session is None:
             return
@@ -99,9 +98,9 @@ class Backward:
     def sums(
         self, samples: Samples, seed: int, exact: bool = True, first: int = 0, fixed: BoundFeeds | None = None
     ) -> Iterator[tuple[int, Iterator[list[Array]]]]:
-        """(samples that count, for each v all that the session gives), for a session that gives sums over a batch.
+        """Yield (real samples, all outputs for each v) per batch, from a session that outputs sums over a batch.
 
-        fixed: what it is fed besides. exact, first: as for `batches`. Nothing where there is nothing to sum.
+        fixed: additional feeds. exact, first: as in `batches`. Yields nothing if there is nothing to sum.
         """
         session = self.session
         if session is None or not session.outputs:
@@ -112,9 +111,9 @@ class Backward:
     def batches(
         self, samples: Samples, seed: int, exact: bool = True, first: int = 0
     ) -> Iterator[tuple[int, Iterator[dict[str, Array]]]]:
-        """(samples that count, feeds with the seeds of each v) of each batch; those that do not count have seeds of 0.
+        """Yield (real samples, feeds with the seeds of each v) per batch; the seeds of filler samples are 0.
 
-        exact: v runs over the unit vectors if outputs are few. first: so many samples are done already.
+        exact: v runs over the unit vectors if outputs are few. first: number of samples already processed.
         """
         units = exact and self.metric.elements <= EXACT_ROWS
         for _ in range(first // len(samples), 1 if units else rounds(len(samples))):
@@ -124,7 +123,7 @@ class Backward:
                 first += count
 
     def lost(self, layer: Layer) -> bool:
-        """Whether an output of `layer` has no adjoint."""
+        """Whether any output of `layer` lacks an adjoint."""
         return any(u.output in self.reverse.missing for u in layer.uses)
 
     def _rows(
@@ -157,17 +156,17 @@ def reverse_graph(
     at: Sequence[str] = (),
     outputs: Sequence[str] = (),
 ) -> Reverse:
-    """`reverse_model` for batches of the size of `feeds`; with the forward pass alone where `at` is empty."""
+    """Build `reverse_model` for batches of the size of `feeds`; only the forward pass if `at` is empty."""
     return reverse_model(static(model, feeds), at, outputs, fetch, feeds=feeds, runtime=runtime)
 
 
 def declared_shapes(values: Iterable[ValueInfoProto]) -> dict[str, tuple[int, ...]]:
-    """The shapes of inputs or outputs of a graph of fixed size."""
+    """Return the shapes of inputs or outputs of a graph of fixed size, by name."""
     return {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
 
 
 def static(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProto:
-    """A copy of `model` whose inputs have the shapes of `feeds`."""
+    """Return a copy of `model` whose inputs have the shapes of `feeds`."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in copy.graph.input:
@@ -180,29 +179,29 @@ def static(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> onnx.ModelProt
 
 
 def perturbed(network: Network) -> list[str]:
-    """The tensors that carry an Add of F̃."""
+    """Return the tensors that carry an Add of F̃."""
     outputs = [u.output for layer in network.layers for u in layer.uses]
     return list(dict.fromkeys([*outputs, *network.sites.values()]))
 
 
 def full_batches(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
-    """(samples that count, feeds of `size` samples): the last batch is filled up with its last sample."""
+    """Yield (real samples, feeds of `size` samples) per batch; copies of the last sample fill the last batch."""
     for count, feeds in samples.counted_batches(size):
-        short = size - count
+        missing = size - count
         yield count, {
-            k: np.concatenate([v, np.repeat(v[-1:], short, 0)]) if short and k not in samples.constants else v
+            k: np.concatenate([v, np.repeat(v[-1:], missing, 0)]) if missing and k not in samples.constants else v
             for k, v in feeds.items()
         }
 
 
 def _signs(seed: int, sample: int, count: int) -> NDArray[np.float32]:
-    """v of one sample; it depends on the sample's number, not on how samples are batched."""
+    """Draw v of one sample from the sample's index, so that it does not depend on batching."""
     signs = np.random.default_rng([seed, sample]).integers(0, 2, count, np.int8)
     return (2 * signs - 1).astype(np.float32)
 
 
 def weight_gradients(layer: Layer, mean: NDArray[np.float32], done: Pass, adjoints: Mapping[str, str]) -> Array:
-    """g (X - E[x])ᵀ, [samples, G, rows·O, K]; mean [G, 1, K]."""
+    """Return g (X - E[x])ᵀ, [samples, G, rows·O, K]; mean [G, 1, K]."""
     gradient: Any = 0.0
     for use in layer.uses:
         x, g = use_gradients(use, done, adjoints)
@@ -211,7 +210,7 @@ def weight_gradients(layer: Layer, mean: NDArray[np.float32], done: Pass, adjoin
 
 
 def use_gradients(use: Use, done: Pass, adjoints: Mapping[str, str]) -> tuple[Array, Array]:
-    """X [samples, G, K, P] of one use of a layer, and g [samples, G, rows·O, P] of all rows."""
+    """Return X [samples, G, K, P] of one use of a layer, and g [samples, G, rows·O, P] of all rows."""
     linear, count = use.linear, done.count
     x = linear.unfold(done.rows[0][use.data], done.batch)[:count]
     rows = [linear.outputs(row[adjoints[use.output]], done.batch)[:count] for row in done.rows]

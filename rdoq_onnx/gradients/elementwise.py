@@ -1,7 +1,8 @@
-"""Adjoints of elementwise operators and normalisations.
+"""Adjoints of elementwise operators and normalizations.
 
-Masks are HardSigmoid with a huge slope, of the node's *output*. Measured in ONNX Runtime: Sign takes six times as
-long, Where with a broadcast scalar twenty times; and a Relu whose input nobody reads stays fused with its Conv.
+A mask is a HardSigmoid of huge slope, applied to the node's *output*. Measured in ONNX Runtime, Sign takes six times as
+long and Where with a broadcast scalar twenty times; and a Relu whose input has no other consumer stays fused with its
+Conv.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from onnx import NodeProto
 
 from rdoq_onnx.gradients.tape import Grads, Tape, attribute, only, rule
 
-STEEP = 2.0**100  # the slope of a mask: exact in float32, and no tensor comes near its inverse
+STEEP = 2.0**100  # slope of a mask: exact in float32, and no tensor holds values near its inverse
 
 
 @rule("Identity", "Dropout", "Floor", "Ceil", "Round", "Sign", "Cast")
@@ -51,12 +52,12 @@ def _unary(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 
 
 def positive(tape: Tape, value: str) -> str:
-    """1 where value > 0 and 0 elsewhere."""
+    """Append a mask that is 1 where value > 0 and 0 elsewhere."""
     return tape.op("HardSigmoid", value, alpha=STEEP, beta=0.0)
 
 
 def _inside(tape: Tape, y: str, low: float, high: float) -> str:
-    """1 where low < y < high and 0 elsewhere, for y already clipped to [low, high]."""
+    """Append a mask that is 1 where low < y < high and 0 elsewhere, for y already clipped to [low, high]."""
     above = y if low == 0 else tape.op("Sub", y, tape.constant(low, y))
     below = tape.op("Sub", tape.constant(high, y), y)
     return positive(tape, tape.op("Mul", above, below))
@@ -73,7 +74,7 @@ def _leaky_slope(tape: Tape, node: NodeProto, x: str) -> str:
 
 
 def _sqrt_slope(tape: Tape, y: str) -> str:
-    """1 / 2y, and 0 where y is 0: a spectrum's magnitude has no slope in silence, and must not have NaN."""
+    """Append 1 / 2y, or 0 where y is 0: the magnitude spectrum of silence must not give NaN."""
     return tape.op("Div", tape.scale(positive(tape, y), 0.5, y), tape.op("Max", y, tape.constant(1e-12, y)))
 
 
@@ -95,7 +96,7 @@ _SLOPES: dict[str, Callable[[Tape, NodeProto, str, str], str]] = {
 
 @rule("Min")
 def _min(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
-    """A ceiling by a constant; anything else is onnx-ad's."""
+    """Handle a constant ceiling; leave all else to onnx-ad."""
     if len(node.input) != 2 or tape.value(node.input[1]) is None or tape.wants(node.input[1]):
         return NotImplemented
     y = node.output[0]
@@ -132,7 +133,7 @@ def _softmax(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 
 @rule("LayerNormalization")
 def _layer_norm(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
-    """x^ = (x - mean) r with r = 1/sigma: adj(x) = r (h - mean(h) - x^ mean(h x^)), h = adj(y) * scale."""
+    """With x^ = (x - mean) r and r = 1/sigma: adj(x) = r (h - mean(h) - x^ mean(h x^)), h = adj(y) * scale."""
     x, shape = node.input[0], tape.shapes[node.input[0]]
     if any(grads[1:]) or any(tape.wants(name) for name in node.input[1:]):
         return NotImplemented

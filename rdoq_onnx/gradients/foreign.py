@@ -1,4 +1,4 @@
-"""Adjoints of operators without a rule here, from onnx-ad, one node at a time."""
+"""Adjoints from onnx-ad for operators without a rule here, one node at a time."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,14 @@ from rdoq_onnx.gradients import elementwise, products, shapes  # noqa: F401 - im
 from rdoq_onnx.gradients.tape import Grads, Tape
 from rdoq_onnx.model.protos import all_names, reads, rename, subgraphs_of
 
-SMALL = 4096  # elements of a constant that onnx-ad may have to read: axes, pads, sizes
+SMALL = 4096  # elements of a constant whose value onnx-ad may need: axes, pads, sizes
 
 
 def foreign(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] | None:
-    """onnx-ad's reverse of a model that is this node alone, spliced in; its seed axis, of size 1, reshaped away."""
+    """Splice in onnx-ad's reverse of a model of this node alone, without its seed axis, which has size 1.
+
+    Returns (input, adjoint) pairs, or None if onnx-ad has no rule.
+    """
     read = list(dict.fromkeys(reads([node])))
     wanted = [name for name in read if tape.wants(name)]
     seeded = {name: grad for name, grad in zip(node.output, grads, strict=True) if grad is not None}
@@ -23,7 +26,7 @@ def foreign(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] 
     try:
         single = _single_node(tape, node, read, list(seeded))
         reverse = onnx_ad.reverse(single, wanted, list(seeded), prefix="adj_", dim="nadj", layout="onnx").graph
-    except Exception:  # an alpha release meeting any operator whatever: whatever it raises, it has no rule
+    except Exception:  # an alpha release may raise anything on an operator that it does not support
         return None
     for name, grad in seeded.items():
         names[f"adj_{name}"] = tape.reshape(grad, [*tape.shapes[name], 1])
@@ -33,14 +36,14 @@ def foreign(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] 
             copy.CopyFrom(tensor)
             copy.name = names[tensor.name] = tape.name(f"adj/{tensor.name}")
             tape.initializers[copy.name] = copy
-    # All but the node itself, which the forward pass has.
+    # Leave out the node itself: the forward pass has it.
     spliced = [n for n in reverse.node if n.op_type != node.op_type or n.output[:] != node.output[:]]
     names.update({name: tape.name(f"adj/{name}") for n in spliced for name in n.output if name})
-    within = dict.fromkeys(name for n in spliced for inner in subgraphs_of(n) for name in all_names(inner) if name)
-    names.update({name: tape.name(f"adj/{name}") for name in within if name not in names})
+    nested = dict.fromkeys(name for n in spliced for inner in subgraphs_of(n) for name in all_names(inner) if name)
+    names.update({name: tape.name(f"adj/{name}") for name in nested if name not in names})
     rename(spliced, names)
-    for made in spliced:
-        made.name = made.output[0]
+    for copied in spliced:
+        copied.name = copied.output[0]
     tape.nodes += spliced
     return [(name, tape.reshape(names[f"adj_{name}"], tape.shapes[name])) for name in wanted]
 

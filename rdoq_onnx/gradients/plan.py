@@ -1,6 +1,6 @@
-"""What reverse passes are made of: the network, the samples, and how many vectors v each of these gets.
+"""Plan of reverse passes: the network, the samples, and the number of vectors v per sample.
 
-Random signs v give E_v[(vᵀJΔ)²] = ‖JΔ‖² (supplement, Eq. 3 to 5); where outputs are few, v runs over the unit vectors
+Random signs v give E_v[(vᵀJΔ)²] = ‖JΔ‖² (supplement, Eq. 3 to 5); for few outputs, v runs over the unit vectors
 instead, which is exact.
 """
 
@@ -15,15 +15,15 @@ from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import Workers
 
 EXACT_ROWS = 16
-LEAST_DRAWS = 32  # of v: fewer samples are gone over again, or the best of many quantizers would be the luckiest
+LEAST_DRAWS = 32  # of v; fewer samples run repeatedly, or noise would decide which of many quantizers is best
 
 
 @dataclass(frozen=True)
 class ReversePlan:
     """Reverse passes of `network` over `samples`, `batch` of them at a time.
 
-    seed: of the random v. around: the model whose Jacobian is taken, with the tensors of `network.model`; None for
-    that model itself.
+    seed: of the random v. around: the model to differentiate, with the tensors of `network.model`; None for that model
+    itself.
     """
 
     network: Network
@@ -37,21 +37,21 @@ class ReversePlan:
 
     @property
     def differentiated(self) -> onnx.ModelProto:
-        """The model whose Jacobian is taken."""
+        """The model to differentiate."""
         return self.network.model if self.around is None else self.around
 
 
 def rows_of(elements: int) -> int:
-    """The number of v that are gone through for each sample of an output of `elements` elements."""
+    """Return the number of v per sample in one pass, for `elements` output elements."""
     return elements if elements <= EXACT_ROWS else 1
 
 
 def rounds(samples: int) -> int:
-    """How often random v are drawn for each of `samples` samples."""
+    """Return how many random v each of `samples` samples needs."""
     return -(-LEAST_DRAWS // samples)
 
 
 def draws(samples: int, elements: int) -> int:
-    """How many values of ⟨g, Δ⟩² a curve is the mean of."""
+    """Return how many values of ⟨g, Δ⟩² a curve averages."""
     rows = rows_of(elements)
     return samples * (rows if rows > 1 else rounds(samples))

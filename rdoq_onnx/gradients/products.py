@@ -11,7 +11,7 @@ from rdoq_onnx.model.linear import halves
 
 
 def _transposed(tape: Tape, name: str) -> str:
-    """The last two axes swapped; of a constant, now."""
+    """Swap the last two axes, at once if `name` is a constant."""
     value = tape.value(name)
     if value is not None:
         return tape.constant(np.swapaxes(value, -1, -2), name)
@@ -42,7 +42,7 @@ def _gemm(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
     turn_a, turn_b = attribute(node, "transA", 0), attribute(node, "transB", 0)
     result: list[str | None] = [None] * len(node.input)
-    if tape.wants(a):  # A = op(B) G^T if A was transposed, G op(B)^T if not
+    if tape.wants(a):  # adj(A) = op(B) G^T if A is transposed, else G op(B)^T
         pair = (b, g) if turn_a else (g, b)
         turns = {"transA": turn_b, "transB": 1} if turn_a else {"transA": 0, "transB": 1 - turn_b}
         result[0] = tape.op("Gemm", *pair, alpha=alpha, **turns)
@@ -57,7 +57,7 @@ def _gemm(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 
 @dataclass(frozen=True)
 class _Window:
-    """How a convolution or pooling walks its input, per spatial axis."""
+    """The sliding window of a convolution or pooling, per spatial axis."""
 
     source: tuple[int, ...]
     target: tuple[int, ...]
@@ -94,9 +94,9 @@ def _conv(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 
 
 def _conv_adjoint(tape: Tape, g: str, x: str, w: Array, group: int, window: _Window) -> str:
-    """The adjoint of a Conv: a Conv where the stride is 1, else a ConvTranspose.
+    """Append the adjoint of a Conv: a Conv for stride 1, else a ConvTranspose.
 
-    Depthwise with a stride is the exception: there ONNX Runtime's Conv over inserted zeros is the faster.
+    Strided depthwise convolutions are the exception: there a Conv over inserted zeros is faster in ONNX Runtime.
     """
     begin = [r - b for r, b in zip(window.reach, window.begins, strict=True)]
     end = [n - (t - 1) * s - 1 - b + r for n, t, s, b, r in
@@ -126,7 +126,7 @@ def _conv_transposed(tape: Tape, g: str, x: str, w: Array, group: int, window: _
 
 @rule("ConvTranspose")
 def _conv_transpose(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
-    """The adjoint of a ConvTranspose is the Conv with the same weights."""
+    """Append a Conv with the same weights, the adjoint of a ConvTranspose."""
     x, w = node.input[0], tape.value(node.input[1])
     if w is None or (len(node.input) > 2 and tape.wants(node.input[2])):
         return NotImplemented
@@ -157,7 +157,7 @@ def _conv_transpose(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 
 @rule("AveragePool")
 def _average_pool(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
-    """Divide by how many elements each window holds, then a depthwise Conv of ones, transposed."""
+    """Divide by the number of elements per window, then append the adjoint of a depthwise Conv of ones."""
     x, shape = node.input[0], tape.shapes[node.input[0]]
     window = _Window.of(node, shape[2:], tape.shapes[node.output[0]][2:], attribute(node, "kernel_shape"))
     size, counts, g = float(np.prod(window.kernel)), _coverage(window), str(grads[0])
@@ -172,7 +172,7 @@ def _average_pool(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 
 
 def _coverage(window: _Window) -> Array:
-    """How many real elements each pooling window sees."""
+    """Return how many elements of each pooling window are not padding."""
     coverage = np.ones((), np.float64)
     for n, t, k, s, d, b in zip(
         window.source, window.target, window.kernel, window.strides, window.dilations, window.begins, strict=True
@@ -184,13 +184,13 @@ def _coverage(window: _Window) -> Array:
 
 @rule("MaxPool")
 def _max_pool(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
-    """Each window's adjoint goes to its largest element, which MaxPool itself can name."""
+    """Scatter each window's adjoint to its largest element, whose index MaxPool itself outputs."""
     x, g = node.input[0], grads[0]
     if attribute(node, "storage_order", 0):
         return NotImplemented
     if len(node.output) == 1:
         node.output.append(tape.name(f"{node.output[0]}/places"))
     places = tape.reshape(node.output[1], [-1])
-    zeros = tape.op("HardSigmoid", tape.reshape(x, [-1]), alpha=0.0, beta=0.0)  # flat: no blocked layout to leave
+    zeros = tape.op("HardSigmoid", tape.reshape(x, [-1]), alpha=0.0, beta=0.0)  # flat: no blocked layout to convert
     sums = tape.op("ScatterElements", zeros, places, tape.reshape(g, [-1]), reduction="add")
     return [tape.reshape(sums, tape.shapes[x])]

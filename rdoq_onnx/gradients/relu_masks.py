@@ -1,8 +1,8 @@
-"""The slope of Relu, applied where it costs least.
+"""Relu masks, applied where they cost least.
 
-MaxPool and Concat commute with Relu: a window whose largest element a Relu made has no slope just where the pooled
-value is 0. So the adjoint is masked once, behind them, and the Relus in front pass on what reaches them: behind a
-MaxPool there are fewer elements, behind a Concat there is one tensor in place of several.
+MaxPool and Concat commute with Relu: the gradient through a pooled Relu vanishes exactly where the pooled value is 0.
+So the adjoint is masked once behind them, and the Relus in front pass it on: a MaxPool has fewer elements behind it, a
+Concat has one tensor instead of several.
 """
 
 from onnx import NodeProto
@@ -15,20 +15,20 @@ _COMMUTES = frozenset({"Concat", "MaxPool"})
 
 
 def masked_tensors(graph: Graph) -> frozenset[str]:
-    """Tensors that Relus make and a MaxPool or Concat alone reads, all of whose inputs are such tensors."""
-    alone: set[str] = set()  # made by Relus, read by one node
-    found: set[str] = set()
+    """Return Relu outputs whose only consumer is a MaxPool or Concat with nothing but such inputs."""
+    rectified: set[str] = set()  # outputs of Relus, or of nodes that commute with them, with one consumer
+    deferred: set[str] = set()
     for node in graph.nodes:
-        commutes = node.op_type in _COMMUTES and alone.issuperset(node.input)
+        commutes = node.op_type in _COMMUTES and rectified.issuperset(node.input)
         if commutes:
-            found.update(node.input)
+            deferred.update(node.input)
         if (commutes or node.op_type == "Relu") and graph.sole_consumer(node.output[0]) is not None:
-            alone.add(node.output[0])
-    return frozenset(found)
+            rectified.add(node.output[0])
+    return frozenset(deferred)
 
 
 def masked(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
-    """The adjoints of a node's outputs, times the slope of the Relus in front of it where it is the last to commute."""
+    """Mask the adjoint of a node's first output by the Relus in front of it if it is the last node that commutes."""
     y = node.output[0]
     if node.input[0] not in tape.masked or y in tape.masked or grads[0] is None:
         return grads

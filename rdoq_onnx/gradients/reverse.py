@@ -1,14 +1,15 @@
 """Reverse mode over a float ONNX graph: g = J^T v at chosen tensors, one pass for all of them.
 
-Supplement of RDO-Q, Fig. 1: an Add with a parameter s = 0 follows each chosen tensor a, and every consumer of a
-reads a + s. The adjoint of s is the total adjoint of a,
+Supplement of RDO-Q, Fig. 1: an Add with a parameter s = 0 follows each chosen tensor a, and every consumer of a reads
+a + s. The adjoint of s is the total adjoint of a,
 
     adj(a) = sum over the consumers y = f(a, ...) of (df/da)^T adj(y),   adj(output) = its seed v,
 
-so no Add is placed: the walk reads adj(a) where it comes by. Samples do not interact, v is independent for each
-sample, and one pass over a batch therefore gives each sample's own g.
+so no Add needs to be inserted: the backward walk computes adj(a) anyway. Samples do not interact and v is independent
+for each sample, so one pass over a batch gives each sample's own g.
 
-The adjoint_* modules hold the operators that networks are made of; any other goes to onnx-ad, one node at a time.
+Rules for common operators are in elementwise.py, products.py and shapes.py; any other operator goes to onnx-ad, one
+node at a time (foreign.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,14 +39,14 @@ FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProt
 class Reverse:
     """A graph that runs forward and backward.
 
-    `model` takes the inputs of the original and one seed per float output; it gives the outputs, the tensors
-    of `fetch` and the adjoints. Two tensors with the same adjoint (the operands of an Add) share one output.
+    `model` takes the inputs of the original and one seed per float output; it returns the outputs, the tensors of
+    `fetch` and the adjoints. Tensors with the same adjoint (the operands of an Add) share one output.
     """
 
     model: onnx.ModelProto
     seeds: dict[str, str] = field(default_factory=dict)  # output -> seed input, of the output's shape
     adjoints: dict[str, str] = field(default_factory=dict)  # tensor -> graph output, of the tensor's shape
-    missing: dict[str, str] = field(default_factory=dict)  # tensor that has no adjoint -> reason
+    missing: dict[str, str] = field(default_factory=dict)  # tensor without an adjoint -> reason
 
 
 def reverse_model(
@@ -59,8 +60,8 @@ def reverse_model(
 ) -> Reverse:
     """Build the graph that computes the adjoint of every tensor of `at` from seeds on `outputs`.
 
-    `model` has fixed input dimensions and opset 13 or later; `feeds` is one batch of its inputs. `runtime` folds the
-    shape arithmetic, keeping standard operators, and runs parts of the graph. The model is not changed.
+    `model` has fixed input dimensions and opset 13 or later; `feeds` is one batch of its inputs. `runtime` folds shape
+    arithmetic, keeping standard operators, and runs parts of the graph. The model is not modified.
     """
 
     def run(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> Sequence[Array]:
@@ -79,26 +80,26 @@ def reverse_model(
 
 
 def _unfit(tape: Tape, name: str) -> str:
-    """Why a tensor has no adjoint, whatever the operators; empty if it may have one."""
+    """Return why a tensor cannot have an adjoint, whatever the operators; empty if it can."""
     if name not in tape.shapes:
         return f"no tensor {name} in the graph"
     return "" if tape.dtypes[name] in FLOATS else f"tensor {name} is not of a float type"
 
 
 def _with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """A copy that has exactly the named tensors as outputs, as far as it has such tensors.
+    """Return a copy whose outputs are those of the named tensors that some node produces.
 
-    Their shapes are found anew: those that a file declares need not be true.
+    Drops their declared shapes, which may be wrong, so that they are inferred anew.
     """
-    made = {name for node in model.graph.node for name in node.output}
-    copy = with_outputs(model, [name for name in dict.fromkeys(names) if name in made])
+    produced = {name for node in model.graph.node for name in node.output}
+    copy = with_outputs(model, [name for name in dict.fromkeys(names) if name in produced])
     for output in copy.graph.output:
         output.ClearField("type")
     return copy
 
 
 def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Call opsets 13 to 16 what they also are, 17: MaxPool's adjoint scatters with a reduction (16)."""
+    """Declare opsets 13 to 16 as 17, which is compatible: MaxPool's adjoint scatters with a reduction (opset 16)."""
     for imported in model.opset_import:
         if imported.domain in ("", "ai.onnx") and 13 <= imported.version < 17:
             imported.version = 17
@@ -109,7 +110,7 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 def _record(
     model: onnx.ModelProto, feeds: Mapping[str, Array], run: Run
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """Shape and element type of every tensor: from inference where it knows, else from one real run."""
+    """Return shape and element type of every tensor, from shape inference or, where that fails, from one run."""
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {t.name: tuple(t.dims) for t in graph.initializer}
     dtypes = {t.name: t.data_type for t in graph.initializer}
@@ -143,7 +144,7 @@ def _tape(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], dtypes:
 def _walk(
     tape: Tape, nodes: Sequence[NodeProto], at: Sequence[str], seeds: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Backward over the nodes. Returns each tensor's adjoint, and why those without one have none."""
+    """Walk the nodes backward. Returns the adjoint of each tensor, and the reason for each without one."""
     tape.depends = {name for name in at if tape.dtypes.get(name) in FLOATS}
     for node in nodes:
         if any(name in tape.depends for name in reads([node])):
@@ -181,7 +182,7 @@ def _walk(
 
 
 def _contributions(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] | None:
-    """(input, adjoint) pairs of one node, by our rule or onnx-ad's; None where neither has one."""
+    """Return (input, adjoint) pairs of one node, by our rule or onnx-ad's; None if neither has one."""
     result: Any = NotImplemented
     grads = masked(tape, node, grads)
     if node.domain in ("", "ai.onnx") and node.op_type in RULES:
@@ -193,7 +194,7 @@ def _contributions(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str,
 
 
 def _results(tape: Tape, at: Iterable[str], grads: Mapping[str, str], seeds: Iterable[str]) -> dict[str, str]:
-    """The graph output for each adjoint: a copy where it is a seed itself, zeros where nothing was reached."""
+    """Return the graph output of each adjoint: a copy if it is a seed itself, zeros if no seed reaches the tensor."""
     copies = {seed: tape.op("Identity", seed) for seed in seeds}
     results = {}
     for name in at:
@@ -211,7 +212,7 @@ def _assemble(
     outputs: Sequence[str],
     adjoints: Mapping[str, str],
 ) -> onnx.ModelProto:
-    """Forward and adjoint nodes that some output needs, in order; the initializers that they read."""
+    """Assemble the forward and adjoint nodes that some output needs, in order, with their initializers."""
     graph = model.graph
     kept = list(dict.fromkeys(outputs))
     needed = {*kept, *adjoints.values()}

@@ -1,4 +1,4 @@
-"""Adjoints of operators that move, join, sum or resample values."""
+"""Adjoints of movement, reduction and resampling operators."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def _slice(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 
 
 def _spread(tape: Tape, g: str, x: str, axis: int, picked: range) -> str:
-    """Put g's slices at the places `picked` along an axis of x, zeros elsewhere."""
+    """Put the slices of g at the indices `picked` along an axis of x, zeros elsewhere."""
     size, rank = tape.shapes[x][axis], len(tape.shapes[x])
     before, after = [0] * rank, [0] * rank
     if picked.step == 1:
@@ -89,7 +89,7 @@ def _pad(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 
 
 def _fold_back(tape: Tape, g: str, x: str, axis: int, left: int, right: int) -> str:
-    """What a reflecting Pad copied out along an axis, reversed and added to where it came from."""
+    """Add the mirrored ends of a reflecting Pad back to the elements that they are copies of."""
     size = tape.shapes[x][axis]
 
     def mirrored(last: int, count: int, at: int) -> str:
@@ -125,7 +125,7 @@ def _reduce(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 
 @rule("Resize")
 def _resize(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
-    """Resize is linear and separable: per axis, y = A x. A is read off from ONNX Runtime on an identity."""
+    """Resize is linear and separable: y = A x per axis, with A from ONNX Runtime's Resize of an identity matrix."""
     source, target = tape.shapes[node.input[0]], tape.shapes[node.output[0]]
     changed = [i for i, (a, b) in enumerate(zip(source, target, strict=True)) if a != b]
     if attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize":

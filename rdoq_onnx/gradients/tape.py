@@ -1,11 +1,11 @@
-"""What adjoint rules write to, and the table that they stand in: one rule an operator.
+"""The tape that adjoint rules append nodes to, and the table of rules, one per operator.
 
     y = f(x)      adj(x) = (df/dx)ᵀ adj(y)
 
-Every adjoint has the shape and layout of its tensor: there is one seed, and no axis for it. Shapes are static and
-weights constant, so flipped kernels, Resize's matrices and pooling counts are computed by the rules, in numpy.
+Every adjoint has the shape and layout of its tensor, without a seed axis, since there is one seed. Shapes are static
+and weights constant, so the rules compute flipped kernels, Resize matrices and pooling counts in numpy.
 
-A rule returns one adjoint per input, None where there is none or nobody wants it. It returns NotImplemented for a form
+A rule returns one adjoint per input, None where there is none or none is wanted. It returns NotImplemented for a form
 of the operator that it does not cover; then onnx-ad's rule is tried.
 """
 
@@ -18,30 +18,30 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 Array = NDArray[Any]
-Grads = Any  # Sequence[str | None], or NotImplemented where a rule returns it
+Grads = Any  # Sequence[str | None]; a rule may return NotImplemented
 Rule = Callable[["Tape", NodeProto, Grads], Grads]
 RunNode = Callable[[NodeProto, Mapping[str, Array]], Array]
 RULES: dict[str, Rule] = {}
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """The value of a node's attribute, strings decoded."""
+    """Return the value of a node's attribute, with strings decoded."""
     value = next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
     return value.decode() if isinstance(value, bytes) else value
 
 
 @dataclass
 class Tape:
-    """What the rules know of the forward graph, and the adjoint nodes that they append."""
+    """The rules' view of the forward graph, and the adjoint nodes that they append."""
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, int]  # TensorProto element types
     constants: Mapping[str, TensorProto]
     opset: int
-    run_node: RunNode  # one node on one set of inputs, as ONNX Runtime computes it
+    run_node: RunNode  # runs one node on one set of inputs in ONNX Runtime
     taken: set[str]
-    depends: set[str] = field(default_factory=set)  # tensors whose adjoint is worth computing
-    masked: frozenset[str] = frozenset()  # tensors whose adjoint comes with the slope of their Relu (adjoint_relu.py)
+    depends: set[str] = field(default_factory=set)  # tensors whose adjoint is needed
+    masked: frozenset[str] = frozenset()  # tensors whose adjoint already includes their Relu's mask (relu_masks.py)
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
 
@@ -49,11 +49,11 @@ class Tape:
         return name in self.depends
 
     def value(self, name: str) -> Array | None:
-        """A constant's value, or None."""
+        """Return a constant's value, or None."""
         return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
 
     def name(self, stem: str) -> str:
-        """A name that the graph does not use yet."""
+        """Return and reserve a name that the graph does not use yet."""
         candidate, count = stem, 1
         while candidate in self.taken:
             candidate, count = f"{stem}_{count}", count + 1
@@ -67,7 +67,7 @@ class Tape:
         return names[0]
 
     def constant(self, value: Any, like: str | None = None) -> str:
-        """An initializer: of tensor `like`'s element type, or int64. Equal ones are shared."""
+        """Add an initializer of the element type of `like`, or int64; equal ones are shared."""
         dtype = np.dtype(np.int64) if like is None else helper.tensor_dtype_to_np_dtype(self.dtypes[like])
         array = np.ascontiguousarray(value, dtype=dtype).reshape(np.shape(value))
         key = f"{dtype}{array.shape}{array.tobytes().hex()}"
@@ -90,14 +90,14 @@ class Tape:
         return self.op("ReduceMean", value, axes=list(axes), keepdims=1)
 
     def pad(self, value: str, begin: Sequence[int], end: Sequence[int]) -> str:
-        """Zero padding; negative widths crop."""
+        """Pad with zeros; negative widths crop."""
         return value if not any((*begin, *end)) else self.op("Pad", value, self.constant([*begin, *end]))
 
     def unbroadcast(self, value: str, source: Sequence[int], target: str) -> str:
         """Sum an adjoint of shape `source` over the axes along which `target` was broadcast."""
         shape = self.shapes[target]
         padded = (1,) * (len(source) - len(shape)) + shape
-        axes = [i for i, (have, want) in enumerate(zip(source, padded, strict=True)) if have != want]
+        axes = [i for i, (size, target_size) in enumerate(zip(source, padded, strict=True)) if size != target_size]
         reduced = self.sum(value, axes) if axes else value
         return reduced if padded == shape else self.reshape(reduced, shape)
 
@@ -113,5 +113,5 @@ def rule(*op_types: str) -> Callable[[Rule], Rule]:
 
 
 def only(node: NodeProto, value: str) -> Grads:
-    """The adjoint of the first input; the others have none."""
+    """Return `value` as the adjoint of the first input and none for the others."""
     return [value] + [None] * (len(node.input) - 1)

@@ -1,5 +1,5 @@
-"""What the float network does on the samples: ranges, sizes, power, how samples batch.
+"""Float forward passes over the samples: ranges, sizes, output power and batching.
 
-A Network and Samples in, an Observation out; equalization evens channel ranges out first.
+Takes a Network and Samples, returns an Observation; before that, equalization evens out channel ranges.
 Imports from analysis and what is above it.
 """

@@ -1,4 +1,4 @@
-"""How samples batch: whether a network keeps the rows of axis 0 apart, and how many of them run together."""
+"""Batching of samples: whether a network keeps the rows of axis 0 independent, and how many run together."""
 
 import contextlib
 import itertools
@@ -17,26 +17,26 @@ from rdoq_onnx.system.runtime import Runtime, Session
 
 Array = NDArray[Any]
 
-_MAX_BATCH_BYTES = 768 << 20  # of tensors that one batch of the measurement may hold
+_MAX_BATCH_BYTES = 768 << 20  # of all tensors of one measured batch
 _MAX_BATCH = 32  # samples
-_MAX_FIXED_BATCH = 4096  # rows: a larger fixed axis 0 is not taken for a batch
+_MAX_FIXED_BATCH = 4096  # rows: a larger fixed axis 0 is not considered a batch
 
 
 @dataclass(frozen=True)
 class Batching:
-    """size: samples that run together. rides: whether any number of samples can be stacked on axis 0."""
+    """size: samples per run. stackable: whether any number of samples can be stacked along axis 0."""
 
     size: int
-    rides: bool
+    stackable: bool
 
 
 def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
-    """`samples`, with all rows of a run as one sample if the network does not keep them apart.
+    """Return `samples`, with all rows of a run merged into one sample if the network mixes them.
 
-    Where the model fixes the size of axis 0, that need not be a batch. It is one if another first or last row changes
-    nothing of the others. Raises CalibrationError if too few are left to hold some out.
+    A fixed axis 0 need not be a batch axis. It is one if replacing the first or the last row leaves the other rows
+    unchanged. Raises CalibrationError if too few samples are left to hold some out.
     """
-    result = samples if _separate(network, samples, runtime) else samples.inseparable()
+    result = samples if _is_batch_axis(network, samples, runtime) else samples.inseparable()
     runs = len(result) // (result.batch or 1)
     if runs < 2:
         size = result.rows * (result.batch or 1)
@@ -47,17 +47,17 @@ def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
     return result
 
 
-def _does_not_run(samples: Samples, error: RdoqError) -> CalibrationError:
+def _run_error(samples: Samples, error: RdoqError) -> CalibrationError:
     if samples.source != "synthetic":
         return CalibrationError(f"the float model does not run on the samples from {samples.source}: {error}")
     shapes = ", ".join(f"{n!r} {list(a.shape)}" for n, a in (*samples.arrays.items(), *samples.constants.items()))
     return CalibrationError(
-        f"the float model does not run on synthetic samples ({shapes}), whose free sizes and integers are guesses; "
-        f"give real ones: --calibration samples.npz ({error})"
+        f"the float model does not run on synthetic samples ({shapes}): their free sizes and integers are guesses; "
+        f"give real samples with --calibration samples.npz ({error})"
     )
 
 
-def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
+def _is_batch_axis(network: Network, samples: Samples, runtime: Runtime) -> bool:
     if samples.batch is None or samples.batch == 1:
         return True
     if samples.batch > _MAX_FIXED_BATCH:
@@ -69,20 +69,20 @@ def _separate(network: Network, samples: Samples, runtime: Runtime) -> bool:
     try:
         runs = [session.run(samples.feeds(order)) for order in orders]
     except RdoqError as error:
-        raise _does_not_run(samples, error) from error
-    return all(_apart(samples.batch, *map(np.asarray, values)) for values in zip(*runs, strict=True))
+        raise _run_error(samples, error) from error
+    return all(_rows_independent(samples.batch, *map(np.asarray, values)) for values in zip(*runs, strict=True))
 
 
 def observed_tensors(network: Network) -> list[str]:
-    """The tensors that are quantized, what reaches the layers with their values, and the layers' ends."""
+    """Return quantized activations, the tensors that carry their values to layers, and layer inputs and outputs."""
     activations = [a.tensor for a in network.activations]
     feeding = [f for a in network.activations for f in a.feeds]
     layers = [n for x in network.layers for u in x.uses for n in (u.data, u.output)]
     return list(dict.fromkeys([*activations, *feeding, *layers]))
 
 
-def _apart(batch: int, value: Array, first: Array, last: Array) -> bool:
-    """Whether `first` is `value` but for the first sample, and `last` but for the last."""
+def _rows_independent(batch: int, value: Array, first: Array, last: Array) -> bool:
+    """Whether `first` equals `value` except in the first sample, and `last` except in the last one."""
     if value.ndim == 0 or not value.shape == first.shape == last.shape or len(value) % batch:
         return False
     rows = len(value) // batch
@@ -90,36 +90,36 @@ def _apart(batch: int, value: Array, first: Array, last: Array) -> bool:
 
 
 def find_batching(session: Session, samples: Samples, names: Sequence[str]) -> tuple[Batching, dict[str, int]]:
-    """Whether samples may share a batch, found out by trying; and the elements of one sample of each tensor.
+    """Find out by trial whether samples can share a batch; also return each tensor's elements per sample.
 
-    They may if two samples in one batch give every tensor the rows that each gives alone.
+    They can if two samples in one batch give every tensor the rows that each sample gives alone.
     """
     step = samples.batch or 1
     try:
         alone = [session.run(feeds) for _, feeds in itertools.islice(samples.counted_batches(1), 2)]
     except RdoqError as error:
-        raise _does_not_run(samples, error) from error
+        raise _run_error(samples, error) from error
     sizes = {n: int(v.size) // step for n, v in zip(session.outputs, alone[0], strict=True) if n in names}
     together = None
     if len(alone) == 2 and samples.batch is None:
         with contextlib.suppress(RdoqError):
             together = session.run(samples.feeds([0, 1]))
-    if together is None or not all(_rows(t, a, b) for t, a, b in zip(together, *alone, strict=True)):
+    if together is None or not all(_is_stacked(t, a, b) for t, a, b in zip(together, *alone, strict=True)):
         return Batching(step, False), sizes
-    held = 4 * 3 * sum(sizes.values())
-    return Batching(int(np.clip(_MAX_BATCH_BYTES // max(held, 1), 1, _MAX_BATCH)), True), sizes
+    each = 4 * 3 * sum(sizes.values())  # bytes of a sample
+    return Batching(int(np.clip(_MAX_BATCH_BYTES // max(each, 1), 1, _MAX_BATCH)), True), sizes
 
 
-def _rows(both: Array, first: Array, second: Array) -> bool:
-    """Whether `both` is `first` over `second`, up to rounding."""
+def _is_stacked(both: Array, first: Array, second: Array) -> bool:
+    """Whether `both` is `first` stacked on `second` along axis 0, up to rounding."""
     both, first, second = np.asarray(both), np.asarray(first), np.asarray(second)
     if first.ndim == 0 or both.shape != (len(first) + len(second), *first.shape[1:]):
         return False
     return _close(np.concatenate([first, second]), both)
 
 
-def _close(expected: Array, found: Array) -> bool:
+def _close(expected: Array, actual: Array) -> bool:
     if expected.dtype.kind != "f":
-        return bool((expected == found).all())
+        return bool((expected == actual).all())
     scale = float(np.abs(expected).max(initial=0)) or 1.0
-    return bool(np.abs(expected - found).max(initial=0) <= 1e-3 * scale)
+    return bool(np.abs(expected - actual).max(initial=0) <= 1e-3 * scale)

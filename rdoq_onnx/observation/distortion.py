@@ -1,7 +1,7 @@
-"""The distortion of a network's outputs (Eq. 7 and 8): δ = E_x ‖F̃(perturbed) - F(x)‖² / D.
+"""Distortion of a network's outputs (Eq. 7 and 8): δ = E_x ‖F̃(perturbed) - F(x)‖² / D.
 
-D is the number of output elements of one sample. With several outputs each is first divided by its root mean square
-over the calibration samples, so that none drowns the others. Outputs that are not floating point are left out.
+D is the number of output elements per sample. Each of several outputs is first divided by its root mean square over
+the calibration samples, so that none dominates. Outputs that are not floating point are ignored.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,8 +20,8 @@ Array = NDArray[Any]
 class Metric:
     """How outputs are compared.
 
-    outputs: names of the outputs that count; weights: what each is multiplied by; elements: D. power: E‖y‖² / D of the
-    outputs so weighted, the δ that is as loud as the signal; 1 if they are all 0.
+    outputs: names of the compared outputs. weights: factor of each. elements: D. power: E‖y‖² / D of the weighted
+    outputs, i.e. the δ at 0 dB; 1 if all outputs are 0.
     """
 
     outputs: tuple[str, ...]
@@ -30,7 +30,7 @@ class Metric:
     power: float
 
     def errors(self, values: Sequence[Array], reference: Sequence[Array], samples: int) -> NDArray[np.float64]:
-        """‖values - reference‖² / D of each sample, [samples]; axis 0 of every output runs over the samples."""
+        """Return ‖values - reference‖² / D of each sample, [samples]; axis 0 of every output runs over the samples."""
         total = np.zeros(samples)
         for value, expected, weight in zip(values, reference, self.weights, strict=True):
             difference = (value.astype(np.float64) - expected) * weight
@@ -39,7 +39,7 @@ class Metric:
 
 
 def metric_of(names: Sequence[str], batches: Iterable[Sequence[Array]], samples: int) -> Metric:
-    """The metric of a network from its outputs on each of `batches`, `samples` in all.
+    """Build the metric from a network's outputs on each of `batches`, `samples` in total.
 
     Raises CalibrationError if there is no floating-point output to compare, or one is not finite.
     """
@@ -53,13 +53,13 @@ def metric_of(names: Sequence[str], batches: Iterable[Sequence[Array]], samples:
                 count[name] += value.size
     if not floating:
         raise CalibrationError(
-            "the model has no output of a floating-point type, so there is no distortion to measure; "
+            "the model has no floating-point output, so there is no distortion to measure; "
             "export it with its scores as an output (scikit-learn: zipmap=False)"
         )
     weights = []
     for name in floating:
         if not np.isfinite(power[name]):
-            raise CalibrationError(f"output {name!r} of the float model is not finite on the samples given")
+            raise CalibrationError(f"output {name!r} of the float model is not finite on the given samples")
         rms = (power[name] / max(count[name], 1)) ** 0.5
         weights.append(1.0 / rms if len(floating) > 1 and rms > 0 else 1.0)
     elements = sum(count[name] // samples for name in floating)
@@ -68,7 +68,7 @@ def metric_of(names: Sequence[str], batches: Iterable[Sequence[Array]], samples:
 
 
 def sqnr_db(signal: float, noise: float) -> float:
-    """10 log10 of signal power over noise power, in dB; infinite where there is no noise."""
+    """Return 10 log10 of signal power over noise power, in dB; infinite without noise."""
     if noise <= 0:
         return float("inf")
     return float(10 * np.log10(max(signal, 1e-300) / noise))

@@ -1,13 +1,13 @@
-"""Channel ranges that can be evened out without changing the network, and by how much.
+"""Cross-layer equalization: even out channel ranges without changing the network's function.
 
-An activation has one scale for all its channels, so the channel of widest range sets the step for all. Through a
-positively homogeneous function, f(r·x) = r·f(x), a channel's scale can move from the layer that makes it to those that
-read it (Nagel et al., ICCV 2019):
+All channels of an activation share one scale, so the channel of widest range sets the step for all. Through a
+positively homogeneous function, f(r·x) = r·f(x), a channel's scale can move from the layer that produces it to the
+layers that consume it (Nagel et al., ICCV 2019):
 
     W₁ row c · r_c,  b₁ c · r_c,  ceiling c · r_c,  W₂ column c / r_c
 
-Channels that an Add, a Pad or a Concat brings together must share one r: they are one *slot*. Tensors that share slots
-are one *component*. A slot is free if only layers make what enters it and only layers read what leaves it.
+Channels that an Add, a Pad or a Concat combines must share one r: they form a *slot*. Tensors that share slots form a
+*component*. A slot is free if all its producers and consumers are layers.
 """
 
 from collections.abc import Mapping
@@ -22,25 +22,25 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.model.graph import Graph
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.protos import with_outputs
-from rdoq_onnx.observation.channel_slots import Chains, Tying, find_chains
+from rdoq_onnx.observation.channel_slots import Chains, SlotUnion, find_chains
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.equalize import Equalize
 from rdoq_onnx.system.runtime import Runtime
 
-_MAX_FACTOR = 64.0  # by which a channel's scale is changed at most
-_NARROW = 5  # bits of activations up to which evening out pays even where weights suffer
-_QUIET = 1e-3  # channels under this share of the widest range are left alone: they may be dead on these samples
+_MAX_FACTOR = 64.0  # largest change of a channel's scale
+_NARROW = 5  # activation bits up to which equalization pays off even at the weights' expense
+_QUIET = 1e-3  # channels below this share of the widest range stay as they are: they may be dead on these samples
 
 Float = NDArray[np.float64]
 
 
 def exponent_for(config: Config) -> float:
-    """How far to even out ranges that weights pay for: wide activations are worth less than the weights' bits."""
+    """Return the exponent for ranges evened out at the weights' expense; 0 for wide activations, which gain less."""
     return 0.35 if config.activation_bits is not None and config.activation_bits <= _NARROW else 0.0
 
 
 def equalize(network: Network, config: Config, samples: Samples, runtime: Runtime) -> Network:
-    """`network` with its channel ranges evened out, as they are on `samples`. The network's outputs stay the same."""
+    """Even out the channel ranges of `network` as measured on `samples`; its outputs stay the same."""
     if not network.activations:
         return network
     ranges = channel_ranges(network, samples, runtime)
@@ -49,18 +49,18 @@ def equalize(network: Network, config: Config, samples: Samples, runtime: Runtim
     scale = np.vectorize(lambda slot: factors.get(int(slot), 1.0), otypes=[float])
     changed = [
         {name: scale(slots) for name, slots in nodes.items() if any(s in factors for s in slots.ravel().tolist())}
-        for nodes in (chains.made, chains.read, chains.capped)
+        for nodes in (chains.outputs, chains.inputs, chains.clips)
     ]
     return analyse(run_passes([Equalize(*changed)], network.model), config.selection) if any(changed) else network
 
 
 def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict[str, Float]:
-    """For tensors that could be part of a chain, each channel's largest magnitude in a sample, mean over samples.
+    """Return each channel's peak magnitude per sample, averaged over samples, for tensors that may be part of a chain.
 
-    Arrays are [C, 1, ...] and broadcast to the tensor. Tensors whose axis 0 does not run over the samples are left out.
+    Arrays are [C, 1, ...] and broadcast to the tensor. Tensors whose axis 0 does not run over the samples are omitted.
     """
     graph = Graph(network.model)
-    tensors = [n.output[0] for n in graph.nodes if n.op_type in Tying.ALL or n.op_type in ("Conv", "Gemm")]
+    tensors = [n.output[0] for n in graph.nodes if n.op_type in SlotUnion.ALL or n.op_type in ("Conv", "Gemm")]
     if not tensors:
         return {}
     session = runtime.session(with_outputs(network.model, list(dict.fromkeys(tensors))), "all")
@@ -76,12 +76,10 @@ def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict
 def slot_factors(
     chains: Chains, network: Network, ranges: Mapping[str, Float], exponent: float
 ) -> dict[int, float]:
-    """r of each free slot: its range is raised towards the widest of its component by `exponent`, 0 to 1.
+    """Return r of each free slot, which raises its range towards the widest of its component by `exponent`, 0 to 1.
 
-    Only the ranges of tensors that will be quantized count.
-
-    Where only depthwise convolutions read a component, both sides have a scale for each channel, nothing is lost, and
-    ranges are evened out in full.
+    Only the ranges of tensors that will be quantized count. If all consumers of a component are depthwise
+    convolutions, both sides have one scale per channel, so ranges are evened out in full at no loss.
     """
     layers = {x.uses[0].node: x for x in network.layers}
     spread: dict[int, float] = {}
@@ -95,7 +93,7 @@ def slot_factors(
         top[group] = max(top.get(group, 0.0), value)
     costly = {
         chains.component[int(s)]
-        for name, slots in chains.read.items()
+        for name, slots in chains.inputs.items()
         if not _depthwise(layers[name])
         for s in slots
     }

@@ -1,4 +1,4 @@
-"""The samples of a run: from the user's calibration, or random ones that the model takes."""
+"""Samples of a run: from the user's calibration data, or random ones of the model's input shapes."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ SYNTHETIC_SAMPLES = 64
 def network_and_samples(
     model: onnx.ModelProto, calibration: Any, config: Config, runtime: Runtime
 ) -> tuple[Network, Samples]:
-    """What there is to quantize in a normalized model, and the samples of a run.
+    """Analyse a normalized model and load the samples of a run.
 
     Raises ModelError, ConfigError or CalibrationError.
     """
@@ -29,7 +29,7 @@ def network_and_samples(
 
 
 def samples_for(model: onnx.ModelProto, calibration: Any, config: Config) -> Samples:
-    """The samples of a run. Raises CalibrationError where they do not fit the model."""
+    """Load the samples of a run. Raises CalibrationError if they do not fit the model."""
     specs = input_specs(model)
     if calibration is None:
         return synthetic(specs, config.samples or SYNTHETIC_SAMPLES, config.seed, integer_ranges(model))

@@ -1,4 +1,4 @@
-"""The tensors that distortion is measured of: logits rather than what Softmax makes of them."""
+"""Tensors at which distortion is measured: logits in place of a Softmax."""
 
 from collections.abc import Mapping
 
@@ -11,39 +11,39 @@ _RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
 
 
 def measured_outputs(model: onnx.ModelProto) -> list[str]:
-    """The tensors whose distortion is measured: the outputs of `model`, for a Softmax or Sigmoid what it is made of.
+    """Return the tensors to measure: the outputs of `model`, but the input of a final Softmax or Sigmoid.
 
-    One that is sure has no slope: around it no perturbation seems to matter, though large ones do. A map of Sigmoids
-    (made by a convolution) is measured as it is: some of it is always on the slope, and what becomes of the rest, far
-    out, says nothing of the map.
+    A saturated Softmax has a vanishing gradient: no small perturbation seems to matter, though large ones do. A map of
+    Sigmoids (produced by a convolution) is measured itself: part of it is never saturated, and errors of logits far out
+    in saturation say nothing about the map.
     """
-    producer = {o: n for n in model.graph.node for o in n.output}
+    producers = {o: n for n in model.graph.node for o in n.output}
     names = []
     for output in model.graph.output:
-        made = _before_cast(output.name, producer)
-        maker = _behind(made, _RESHAPES, producer)
-        if maker is None or maker.op_type not in _SATURATES or _is_map(maker, producer):
-            names.append(made)
+        tensor = _before_cast(output.name, producers)
+        producer = _producer(tensor, _RESHAPES, producers)
+        if producer is None or producer.op_type not in _SATURATES or _is_map(producer, producers):
+            names.append(tensor)
         else:
-            names.append(maker.input[0])
+            names.append(producer.input[0])
     return list(dict.fromkeys(names))
 
 
-def _behind(tensor: str, passed: frozenset[str], producer: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """What makes `tensor`, in front of nodes of the types `passed`."""
-    maker = producer.get(tensor)
-    while maker is not None and maker.op_type in passed:
-        maker = producer.get(maker.input[0])
-    return maker
+def _producer(tensor: str, skipped: frozenset[str], producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    """Return the producer of `tensor`, looking through nodes of the types `skipped`."""
+    node = producers.get(tensor)
+    while node is not None and node.op_type in skipped:
+        node = producers.get(node.input[0])
+    return node
 
 
-def _is_map(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) -> bool:
-    source = _behind(node.input[0], _RESHAPES | {"Add"}, producer)  # a bias
+def _is_map(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    source = _producer(node.input[0], _RESHAPES | {"Add"}, producers)  # an Add may be a bias
     return node.op_type == "Sigmoid" and source is not None and source.op_type in _SPATIAL
 
 
-def _before_cast(output: str, producer: Mapping[str, onnx.NodeProto]) -> str:
-    """What an output of another type is cast from (see passes/widen_floats.py); a float32 output itself."""
-    maker = producer.get(output)
-    cast = maker is not None and maker.op_type == "Cast" and maker.attribute[0].i in _NOT_FLOAT32
-    return maker.input[0] if maker is not None and cast else output
+def _before_cast(output: str, producers: Mapping[str, onnx.NodeProto]) -> str:
+    """Return what `output` is cast from (see passes/normalization/widen_floats.py), or `output` if it is float32."""
+    node = producers.get(output)
+    cast = node is not None and node.op_type == "Cast" and node.attribute[0].i in _NOT_FLOAT32
+    return node.input[0] if node is not None and cast else output

@@ -1,4 +1,4 @@
-"""One forward pass of the float network over the samples: sizes, ranges, reference power, and how samples batch."""
+"""Forward pass of the float network over the samples: sizes, ranges, output power and batching."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.batching import Batching, find_batching, observed_tensors
 from rdoq_onnx.observation.distortion import Metric, metric_of
 from rdoq_onnx.observation.ranges import ends_of, margin, widened, with_ends
-from rdoq_onnx.observation.tail_model import FEW, Tails
+from rdoq_onnx.observation.tail_model import FEW_VALUES, ExtremeValues
 from rdoq_onnx.system.runtime import Runtime
 
 Array = NDArray[Any]
@@ -22,10 +22,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Observation:
-    """What one pass over the samples shows.
+    """Results of one pass over the samples.
 
-    ranges: least and greatest value of each activation, with a margin where samples are few. sizes: elements of one
-    sample of each observed tensor. samples: how many were seen. tails: of activations with few values.
+    ranges: least and greatest value of each activation, with a margin if samples are few. sizes: elements per sample of
+    each observed tensor. samples: their number. extremes: extreme values of activations observed at few values.
     """
 
     ranges: Mapping[str, tuple[float, float]]
@@ -33,17 +33,17 @@ class Observation:
     metric: Metric
     batching: Batching
     samples: int
-    tails: Mapping[str, Tails]
+    extremes: Mapping[str, ExtremeValues]
 
     @property
     def few(self) -> bool:
-        """Whether the ends of ranges are known so badly that clipping them is a risk."""
+        """Whether there are too few samples to clip ranges safely."""
         return self.samples < FEW_SAMPLES
 
     def reach(self, tensor: str) -> tuple[float, float]:
-        """The widest range that a quantizer of the activation may have."""
+        """Return the widest range that a quantizer of the activation may have."""
         low, high = self.ranges[tensor]
-        least, greatest = self.tails[tensor].reach if tensor in self.tails else (low, high)
+        least, greatest = self.extremes[tensor].reach if tensor in self.extremes else (low, high)
         return min(low, least), max(high, greatest)
 
 
@@ -58,23 +58,23 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
     session = runtime.session(with_outputs(network.model, [*dict.fromkeys([*outputs, *names])]), "all")
     batching, sizes = find_batching(session, samples, names)
     ends: dict[str, list[NDArray[np.float64]]] = {n: [] for n in activations}
-    few: dict[str, list[Array]] = {n: [] for n in activations if sizes[n] * len(samples) <= FEW}
-    seen = with_outputs(network.model, [*dict.fromkeys([*outputs, *few])])
-    session = runtime.session(with_ends(seen, activations), "all")
+    few: dict[str, list[Array]] = {n: [] for n in activations if sizes[n] * len(samples) <= FEW_VALUES}
+    model = with_outputs(network.model, [*dict.fromkeys([*outputs, *few])])
+    session = runtime.session(with_ends(model, activations), "all")
 
     def run() -> Iterator[list[Array]]:
         for count, feeds in samples.counted_batches(batching.size):
             values = dict(zip(session.outputs, session.run(feeds), strict=True))
             for name in activations:
-                ends[name].append(ends_of(name, values, count if batching.rides else 1))
+                ends[name].append(ends_of(name, values, count if batching.stackable else 1))
             for name, parts in few.items():
                 parts.append(values[name].reshape(-1))
             yield [np.asarray(values[o]) for o in outputs]
 
     metric = metric_of(outputs, run(), len(samples))
     share = margin(len(samples))
-    ranges = {name: widened(np.concatenate(found, axis=1), share) for name, found in ends.items()}
-    tails = {name: Tails.of(np.concatenate(parts)) for name, parts in few.items()}
-    return Observation(ranges, sizes, metric, batching, len(samples), tails)
+    ranges = {name: widened(np.concatenate(parts, axis=1), share) for name, parts in ends.items()}
+    extremes = {name: ExtremeValues.of(np.concatenate(parts)) for name, parts in few.items()}
+    return Observation(ranges, sizes, metric, batching, len(samples), extremes)
 
 

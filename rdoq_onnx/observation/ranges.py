@@ -1,6 +1,6 @@
-"""Least and greatest values of tensors over samples, and how far beyond them a range may go.
+"""Least and greatest values of tensors over samples, and margins beyond them.
 
-The graph that makes the tensors finds their ends as well: numpy would take longer, and a GPU would send every tensor.
+The reductions run inside the graph: numpy would take longer, and a GPU would have to transfer every tensor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from rdoq_onnx.model.protos import default_opset
 
 Array = NDArray[Any]
 
-_SURE = 32  # samples that show well enough where the ends of a range are
+_ENOUGH_SAMPLES = 32  # for ranges without a margin
 _AXES = "ends/axes"
-_ENDS = ("ReduceMin", "ReduceMax", "ReduceSum")  # the sum is finite if all values are
+_ENDS = ("ReduceMin", "ReduceMax", "ReduceSum")  # the sum is finite only if all values are
 
 
 def with_ends(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
-    """A copy of `model` that gives the ends and the sum of each of `tensors` as well, over all axes but the first."""
+    """Return a copy of `model` that also outputs min, max and sum of each of `tensors` over all axes but the first."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph, opset = copy.graph, default_opset(model)
@@ -38,41 +38,41 @@ def with_ends(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto
 
 
 def _reduced(kind: str, rows: str, name: str, opset: int) -> onnx.NodeProto:
-    """Over axis 1."""
+    """Reduce over axis 1, in the form of the opset."""
     if kind != "ReduceSum" and opset < 18:
         return helper.make_node(kind, [rows], [name], name, axes=[1])
     return helper.make_node(kind, [rows, _AXES], [name], name)
 
 
 def ends_of(tensor: str, values: Mapping[str, Array], count: int) -> NDArray[np.float64]:
-    """Least and greatest value of each of `count` samples, [2, count], from what `with_ends` makes a model give.
+    """Return the least and greatest value of each of `count` samples, [2, count], from the outputs of `with_ends`.
 
     Raises CalibrationError if `tensor` is not finite.
     """
     low, high, total = (values[f"ends/{kind}/{tensor}"].reshape(count, -1) for kind in _ENDS)
     if not np.isfinite(total).all():
-        raise CalibrationError(f"tensor {tensor!r} of the float model is not finite on the samples given")
+        raise CalibrationError(f"tensor {tensor!r} of the float model is not finite on the given samples")
     return np.stack([low.min(axis=1), high.max(axis=1)]).astype(np.float64)
 
 
 def margin(samples: int) -> float:
-    """The share that a range seen on `samples` samples is widened by on either side, at most.
+    """Return the largest share by which to widen either side of a range observed on `samples` samples.
 
-    One more sample goes beyond n others with probability 1 / (n + 1), and the fewer there are, the further.
+    A new sample exceeds n others with probability 1 / (n + 1), and by more the fewer there are.
     """
-    return max(0.0, 2 / samples - 2 / _SURE)
+    return max(0.0, 2 / samples - 2 / _ENOUGH_SAMPLES)
 
 
 def widened(ends: NDArray[np.float64], share: float) -> tuple[float, float]:
-    """The range of all samples [2, samples] with a margin, which is no wider than samples differ.
+    """Return the range over all samples from `ends` [2, samples], with margins no larger than the samples' spread.
 
-    An end that several agree on gets none: it is a bound, as that of a Relu.
+    An end that several samples share gets no margin: it is a bound, like 0 behind a Relu.
     """
     return -_beyond(-ends[0], share), _beyond(ends[1], share)
 
 
 def _beyond(ends: NDArray[np.float64], share: float) -> float:
-    """The greatest of `ends`, one for each sample, and a margin."""
+    """Return the greatest of `ends` [samples], plus a margin."""
     greatest = ends.max()
     if greatest <= 0 or np.count_nonzero(ends == greatest) > 1:
         return float(greatest)

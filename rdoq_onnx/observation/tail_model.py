@@ -1,13 +1,13 @@
-"""What few samples have not shown: values beyond the greatest of them.
+"""Extreme-value model: the clipping error of values beyond the greatest one observed on few samples.
 
-Where N values were seen, the next one is beyond the greatest, M, once in N times, and then by an excess that is close
-to exponential (Pickands 1975, Balkema and de Haan 1974) with a mean s that the largest values seen tell. What a range
-that ends at c clips of such values, on average over all values:
+A new value exceeds the greatest of N observed ones, M, with probability about 1 / N. Its excess is close to exponential
+(Pickands 1975, Balkema and de Haan 1974), with a mean s estimated from the largest observed values. The mean squared
+error over all values of clipping such values at c:
 
     E[(a - c)²; a > M] = ((M - c)² + 2 (M - c) s + 2 s²) / N      c ≤ M
                        = 2 s² exp(-(c - M) / s) / N               c ≥ M
 
-A network whose tensors have a few numbers, measured on a hundred samples, loses more to this than to rounding.
+A network with small tensors, measured on a hundred samples, loses more to such clipping than to rounding.
 """
 
 import math
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.model.codes import Affine
 
-FEW = 1 << 15  # values; more of them speak for themselves
-_TAIL = 20  # one in so many belongs to the tail
+FEW_VALUES = 1 << 15  # observed values up to which the model is needed
+_TAIL = 20  # one value in 20 belongs to the tail
 _MIN_TAIL = 5  # values
-_REACH = 6.0  # mean excesses that a range may go beyond what was seen
+_REACH = 6.0  # mean excesses by which a range may exceed the observed one
 
 
 @dataclass(frozen=True)
 class Tail:
-    """end: the greatest value, at least 0. excess: mean excess over a high threshold."""
+    """One tail of a distribution. end: greatest value, at least 0. excess: mean excess over a high threshold."""
 
     end: float
     excess: float
@@ -41,7 +41,7 @@ class Tail:
         return cls(float(largest[-1]), float(np.mean(largest[1:] - max(largest[0], 0.0))))
 
     def beyond(self, end: float) -> float:
-        """E[(a - end)²; a > self.end], times the number of values seen."""
+        """Return E[(a - end)²; a > self.end] times the number of observed values."""
         gap = self.end - end
         if gap >= 0:
             return gap**2 + 2 * gap * self.excess + 2 * self.excess**2
@@ -49,48 +49,49 @@ class Tail:
 
 
 @dataclass(frozen=True)
-class Tails:
-    """Both ends of a tensor of which so many values were seen; `low` is that of its negative."""
+class ExtremeValues:
+    """Both tails of a tensor, estimated from `count` values; `low` is that of the negated tensor."""
 
     low: Tail
     high: Tail
-    seen: int
+    count: int
 
     @classmethod
-    def of(cls, values: NDArray[np.floating]) -> "Tails":
+    def of(cls, values: NDArray[np.floating]) -> "ExtremeValues":
         values = values.reshape(-1)
         return cls(Tail.of(-values), Tail.of(values), values.size)
 
     @property
     def reach(self) -> tuple[float, float]:
-        """The widest range worth trying."""
+        """Widest range worth trying."""
         low, high = (t.end + _REACH * t.excess for t in (self.low, self.high))
         return -low, high
 
     def beyond(self, quantizer: Affine) -> float:
-        """Mean squared error, over all values, of what was not seen and the quantizer clips."""
+        """Return the mean squared error, over all values, of clipping values beyond the observed range."""
         low, high = quantizer.range
-        return (self.low.beyond(-low) + self.high.beyond(high)) / self.seen
+        return (self.low.beyond(-low) + self.high.beyond(high)) / self.count
 
 
-def with_unseen(
+def with_extreme_values(
     tables: Mapping[str, Mapping[int, Sequence[Affine]]],
-    found: Sequence[Mapping[int, NDArray[np.float64]]],
-    tails: Mapping[str, Tails],
+    measured: Sequence[Mapping[int, NDArray[np.float64]]],
+    extremes: Mapping[str, ExtremeValues],
 ) -> tuple[Mapping[int, NDArray[np.float64]], ...]:
-    """δ of each activation, width and quantizer, `found` on samples, with what they have not shown.
+    """Add the clipping of extreme values to `measured`, δ of each activation, width and quantizer.
 
-    tables: the quantizers of each activation by its tensor, in the order of `found`.
+    tables: quantizers of each activation by its tensor, in the order of `measured`.
 
-    δ of a unit of squared error is read off from the finest quantizer's, whose error is a twelfth of its step squared.
+    δ per unit of squared error follows from the quantizer of full width and widest range, whose squared error is a
+    twelfth of its squared step.
     """
     result: list[Mapping[int, NDArray[np.float64]]] = []
-    for (tensor, table), values in zip(tables.items(), found, strict=True):
-        known, bits = tails.get(tensor), max(table)
-        if known is None:
+    for (tensor, table), values in zip(tables.items(), measured, strict=True):
+        extreme, bits = extremes.get(tensor), max(table)
+        if extreme is None:
             result.append(values)
             continue
         widest = int(np.argmax([q.scale for q in table[bits]]))
         unit = 12 * values[bits][widest] / table[bits][widest].scale ** 2
-        result.append({b: v + unit * np.array([known.beyond(q) for q in table[b]]) for b, v in values.items()})
+        result.append({b: v + unit * np.array([extreme.beyond(q) for q in table[b]]) for b, v in values.items()})
     return tuple(result)

@@ -1,5 +1,5 @@
-"""Exact distortion of one perturbation at a time (Eq. 7 and 8), by running what lies behind it.
+"""Exact distortion of one perturbation at a time (Eq. 7 and 8), by running the part of the network behind it.
 
-Candidates in, Distortions out.
+Takes Candidates, returns Distortions.
 Imports from candidates and what is above it.
 """

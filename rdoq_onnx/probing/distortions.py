@@ -1,4 +1,4 @@
-"""What was measured of each candidate: δ by layer, variant, channel and width, and by activation and width."""
+"""Measured distortions of all candidates: δ by layer, variant, channel and width, and by activation and width."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 class Distortions:
     """Measured curves.
 
-    weights: for each layer, δ of each variant of rounding, [variants, units, widths]. activations: for each activation
-    and width, δ of each quantizer.
-    missing: tensors whose curve could not be measured, with the reason; their entries are NaN.
+    weights: δ of each rounding variant for each layer, [variants, units, widths]. activations: δ of each quantizer for
+    each activation and width. missing: tensors whose curve could not be measured, with the reason; their entries are
+    NaN.
     """
 
     weights: tuple[NDArray[np.float64], ...]

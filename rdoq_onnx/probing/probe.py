@@ -1,7 +1,7 @@
-"""Exact curves (Eq. 7 and 8): feed the finite perturbation to its Add of F̃, run, compare outputs.
+"""Exact curves (Eq. 7 and 8): feed a finite perturbation to its Add of F̃, run, compare outputs.
 
-Only what lies downstream of the Add is run (suffix.py), from tensors of one run at s = 0 (prefix.py). Many (channel,
-width) pairs ride in one batch.
+Only the part downstream of the Add runs (suffix.py), on tensors of one run at s = 0 (prefix.py). One batch holds many
+(channel, width) pairs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +20,13 @@ from rdoq_onnx.model.layers import Activation, Layer, Use
 from rdoq_onnx.observation.batching import Batching
 from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.probing.distortions import Distortions
-from rdoq_onnx.probing.prefix import KEPT, Prefix
+from rdoq_onnx.probing.prefix import CACHE_BYTES, Prefix
 from rdoq_onnx.probing.suffix import Suffix
 from rdoq_onnx.system.progress import Advance, Unfinished
 from rdoq_onnx.system.runtime import Runtime, Tensor
 
-# Perturbed samples in one run: as many as take so many bytes at the ends of a suffix, but not more than so many. On a
-# CPU what is between two layers then stays in the cache, a GPU wants more at once.
+# Limits on the perturbed samples of one run: bytes at both ends of a suffix, and rows. On a CPU, the tensors between
+# two layers then stay in the cache; a GPU needs larger batches.
 _BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 _ROWS = {"cpu": 128, "cuda": 1024}
 
@@ -36,14 +36,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples: how many, the tensors of F on them, and the outputs of F."""
+    """A batch of samples. count: their number. tensors, outputs: of F."""
 
     count: int
     tensors: Mapping[str, Tensor]
     outputs: tuple[Array, ...]
 
     def unfolded(self, layer: Layer, mean: NDArray[np.float64] | float) -> Iterator[tuple[Use, Array]]:
-        """X of each use of `layer`, less the `mean` that its bias takes up."""
+        """Yield X of each use of `layer`, less the `mean` that its corrected bias accounts for."""
         for use in layer.uses:
             x = use.linear.unfold(self.tensors[use.data].numpy(), self.count)
             yield use, x - np.asarray(mean, np.float32)[..., None]
@@ -51,21 +51,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prober:
-    """Exact measurements on `samples`. memory: bytes of tensors of F that may be kept for them."""
+    """Exact measurements on `samples`. memory: bytes of tensors of F that may be cached."""
 
     network: Network
     samples: Samples
     metric: Metric
     runtime: Runtime
     batching: Batching
-    memory: int = KEPT
+    memory: int = CACHE_BYTES
 
     def layer(
         self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
     ) -> NDArray[np.float64]:
-        """δ of each channel of `layer`, the rest float, for each of `codes`; [units, len(codes)].
+        """Return δ of each channel of `layer`, all else in float, for each of `codes`; [units, len(codes)].
 
-        mean [G, K]: the mean input that the layer's bias is corrected for.
+        mean [G, K]: mean input, for the bias correction.
         """
         deltas = self._deltas(layer, codes)
         suffix = self._suffix("z", [u.output for u in layer.uses])
@@ -85,7 +85,7 @@ class Prober:
     def whole_layer(
         self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
     ) -> NDArray[np.float64]:
-        """δ of all channels of `layer` at once, the rest float, for each of `codes`; [len(codes)]."""
+        """Return δ of all channels of `layer` at once, all else in float, for each of `codes`; [len(codes)]."""
         deltas = self._deltas(layer, codes)
         suffix = self._suffix("z", [u.output for u in layer.uses])
         total = np.zeros(len(codes))
@@ -104,7 +104,7 @@ class Prober:
     def powers(
         self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
     ) -> NDArray[np.float64]:
-        """‖Δz‖² of each channel of `layer` for each of `codes`, of a sample on average; [units, len(codes)]."""
+        """Return E‖Δz‖² of each channel of `layer` for each of `codes`, [units, len(codes)]."""
         deltas, total = self._deltas(layer, codes), np.zeros((layer.linear.channels, len(codes)))
         for count, tensors in self._prefix.batches([u.data for u in layer.uses]):
             for _, x in Batch(count, tensors, ()).unfolded(layer, mean):
@@ -113,7 +113,7 @@ class Prober:
         return total / len(self.samples)
 
     def activation(self, activation: Activation, quantizers: Sequence[Affine]) -> NDArray[np.float64]:
-        """δ of `activation` under each quantizer, the rest float; [len(quantizers)]."""
+        """Return δ of `activation` under each quantizer, all else in float; [len(quantizers)]."""
         suffix = self._suffix("a", [activation.tensor])
         total = np.zeros(len(quantizers))
         for batch in self._batches(suffix):
@@ -134,31 +134,31 @@ class Prober:
         return Suffix.of(self._prefix, kind, tensors, self.runtime)
 
     def _deltas(self, layer: Layer, codes: Sequence[WeightCodes]) -> list[Array]:
-        """ΔW of each of `codes`, [G, O, K]."""
+        """Return ΔW of each of `codes`, [G, O, K]."""
         rows = self.network.rows(layer)
         return [layer.linear.grouped((c.values - rows).astype(np.float32)) for c in codes]
 
     def _batches(self, suffix: Suffix, layer: Layer | None = None) -> Iterator[Batch]:
-        """What `suffix` and `layer` read."""
+        """Yield batches of the tensors that `suffix` and `layer` consume."""
         data = [u.data for u in layer.uses] if layer else []
         names = list(dict.fromkeys([*suffix.edge, *suffix.parameters, *data, *self.metric.outputs]))
         for count, tensors in self._prefix.batches(names):
             yield Batch(count, tensors, tuple(tensors[o].numpy() for o in self.metric.outputs))
 
     def _chunks(self, items: Sequence[Item], suffix: Suffix, batch: Batch) -> Iterator[Sequence[Item]]:
-        """What of `items` runs together."""
+        """Split `items` into chunks that run together."""
         device = self.runtime.device
         rows = min(_BYTES[device] // suffix.row, _ROWS[device])
-        size = max(1, rows // batch.count) if self.batching.rides else 1
+        size = max(1, rows // batch.count) if self.batching.stackable else 1
         return (items[start : start + size] for start in range(0, len(items), size))
 
     def _errors(
         self, suffix: Suffix, batch: Batch, perturbations: Mapping[str, Array], repeats: int
     ) -> NDArray[np.float64]:
-        """Sum over the samples of ‖F̃ - F‖² / D, for each of so many perturbations stacked along axis 0."""
+        """Sum ‖F̃ - F‖² / D over the samples, for each of `repeats` perturbations stacked along axis 0; [repeats]."""
         values = suffix.run(batch.tensors, perturbations, repeats)
-        apart = [v.reshape(repeats, *o.shape) for v, o in zip(values, batch.outputs, strict=True)]
-        errors = self.metric.errors(apart, batch.outputs, repeats * batch.count)
+        unstacked = [v.reshape(repeats, *o.shape) for v, o in zip(values, batch.outputs, strict=True)]
+        errors = self.metric.errors(unstacked, batch.outputs, repeats * batch.count)
         return np.asarray(errors.reshape(repeats, batch.count).sum(axis=1))
 
 
@@ -167,13 +167,13 @@ def exact(
 ) -> Distortions:
     """Measure the curves of all `candidates` exactly; `advance(1)` after each layer and activation.
 
-    unfinished: curves that an earlier run has measured, which are not measured again.
+    unfinished: curves measured by an earlier run, which are reused.
     """
     unfinished = unfinished or Unfinished()
     before = unfinished.get() or {"weights": (), "activations": ()}
     weights, activations = [*before["weights"]], [*before["activations"]]
 
-    def done() -> None:
+    def finish_part() -> None:
         unfinished.put({"weights": tuple(weights), "activations": tuple(activations)})
         advance(1)
 
@@ -181,30 +181,30 @@ def exact(
         advance(len(weights) + len(activations))
     for layer in candidates.layers[len(weights) :]:
         weights.append(exact_layer(prober, layer))
-        done()
+        finish_part()
     for activation in candidates.activations[len(activations) :]:
         activations.append(exact_activation(prober, activation))
-        done()
+        finish_part()
     return Distortions(tuple(weights), tuple(activations), {})
 
 
 def exact_layer(prober: Prober, candidates: LayerCandidates) -> NDArray[np.float64]:
-    """δ of each channel for each variant of rounding, [variants, units, widths]."""
+    """Measure δ of each channel for each rounding variant, [variants, units, widths]."""
     return np.stack([prober.layer(candidates.layer, codes, candidates.mean) for codes in candidates.variants])
 
 
 def exact_activation(prober: Prober, candidates: ActivationCandidates) -> dict[int, NDArray[np.float64]]:
-    """δ of the activation under each quantizer of each width."""
+    """Measure δ of the activation under each quantizer, by width."""
     table = candidates.table
     flat = prober.activation(candidates.activation, candidates.flat)
-    parts = np.split(flat, np.cumsum([len(several) for several in table.values()])[:-1])
+    parts = np.split(flat, np.cumsum([len(quantizers) for quantizers in table.values()])[:-1])
     return dict(zip(table, parts, strict=True))
 
 
 def _channels_alone(
     layer: Layer, blocks: Sequence[Array], pairs: Sequence[tuple[int, int]], shape: tuple[int, ...]
 ) -> Array:
-    """Δz for each (unit, width) pair: zero but for the unit's channel; stacked along axis 0."""
+    """Return Δz of each (unit, width) pair, zero except in the unit's channel, stacked along axis 0."""
     stacked = np.zeros((len(pairs), *blocks[0].shape), np.float32)
     for row, (unit, width) in zip(stacked, pairs, strict=True):
         where = (slice(None), *layer.linear.block(unit))

@@ -1,4 +1,4 @@
-"""The part of F̃ that lies downstream of some Adds (supplement, Fig. 1): what a perturbation changes, and no more."""
+"""The part of F̃ downstream of some Adds (supplement, Fig. 1): exactly what a perturbation changes."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Suffix:
-    """Some Adds of F̃ and what follows them, loaded. It repeats the samples itself, once for each perturbation.
+    """A session of some Adds of F̃ and all that follows; the graph itself repeats the samples for each perturbation.
 
-    edge: the tensors that it reads of F. parameters: the input for the perturbation of each tensor that has an Add.
-    ranks: of the tensors that are repeated, along axis 0. row: bytes that one sample takes at both ends of the suffix.
+    edge: tensors of F that it consumes. parameters: the perturbation input of each tensor with an Add. ranks: those of
+    the tensors repeated along axis 0. row: bytes of one sample at both ends of the suffix.
     """
 
     session: Session
@@ -35,10 +35,10 @@ class Suffix:
 
     @classmethod
     def of(cls, prefix: Prefix, kind: str, tensors: Sequence[str], runtime: Runtime) -> "Suffix":
-        """kind: "a" for Adds behind activations, "z" behind the outputs of layers."""
+        """Build the suffix of `tensors`. kind: "a" for Adds behind activations, "z" for Adds behind layer outputs."""
         graph, outlines = prefix.graph, prefix.outlines
         edge, nodes = downstream(graph, tensors, prefix.ends, prefix.integers)
-        repeated = [name for name in edge if name not in prefix.shared] if prefix.batching.rides else []
+        repeated = [name for name in edge if name not in prefix.shared] if prefix.batching.stackable else []
         ranks = frozenset(outlines[name].ndim for name in repeated)
         model = onnx.ModelProto()
         copy_fields(graph.model, model, skip={"graph"})
@@ -51,7 +51,7 @@ class Suffix:
             value_info=[free_input(name, outlines[name]) for name in tensors],
         ))  # fmt: skip
         modified = (InsertAdds(tensors, ()) if kind == "a" else InsertAdds((), tensors))(model)
-        del modified.graph.initializer[:]  # the zeros: what may be left out cannot be bound
+        del modified.graph.initializer[:]  # default zeros: an input with a default cannot be bound
         read = {*reads(nodes), *prefix.ends}
         modified.graph.initializer.extend(t for t in graph.model.graph.initializer if t.name in read)
         parameters = {t: parameter(kind, t) for t in tensors}
@@ -62,7 +62,7 @@ class Suffix:
         )  # fmt: skip
 
     def run(self, tensors: Mapping[str, Tensor], perturbations: Mapping[str, Array], repeats: int) -> list[Array]:
-        """The outputs of F̃ under so many perturbations of each tensor, which are stacked along axis 0 as they are."""
+        """Return the outputs of F̃ under `repeats` perturbations of each tensor; both are stacked along axis 0."""
         feeds: dict[str, Array | Tensor] = {_fed(name): tensors[name] for name in self.edge}
         feeds |= {_counts(rank): np.array([repeats] + [1] * (rank - 1), np.int64) for rank in self.ranks}
         feeds |= {self.parameters[t]: value for t, value in perturbations.items()}
@@ -72,32 +72,31 @@ class Suffix:
 def downstream(
     graph: Graph, starts: Sequence[str], ends: Sequence[str], integers: Collection[str]
 ) -> tuple[list[str], list[onnx.NodeProto]]:
-    """(tensors read at the edge, nodes) of the part of `graph` that leads from the tensors `starts` to `ends`.
+    """Return (consumed tensors, nodes) of the part of `graph` between the tensors `starts` and `ends`.
 
-    Integers that the part reads are computed inside it: they are shapes more often than not, which must follow the
-    batch that is really run.
+    The part computes the integers that it consumes itself: most are shapes, which must follow the actual batch.
     """
-    reached, made = set(starts), set[str]()
+    reached, produced = set(starts), set[str]()
     for node in graph.nodes:
         if not reached.isdisjoint(reads([node])):
             reached.update(node.output)
-            made.update(node.output)
-    pending = [*ends, *reads(n for n in graph.nodes if not made.isdisjoint(n.output))]
+            produced.update(node.output)
+    pending = [*ends, *reads(n for n in graph.nodes if not produced.isdisjoint(n.output))]
     edge: dict[str, None] = {}
     while pending:
         name = pending.pop()
-        if name in made or name in graph.initializers:
+        if name in produced or name in graph.initializers:
             continue
         if name in integers and name in graph.producer:
-            made.update(graph.producer[name].output)
+            produced.update(graph.producer[name].output)
             pending += reads([graph.producer[name]])
         else:
             edge[name] = None
-    return list(edge), [n for n in graph.nodes if not made.isdisjoint(n.output)]
+    return list(edge), [n for n in graph.nodes if not produced.isdisjoint(n.output)]
 
 
 def _entrances(edge: Sequence[str], repeated: Sequence[str], outlines: Mapping[str, Array]) -> Iterator[onnx.NodeProto]:
-    """Nodes that make the tensors of the edge from what is fed."""
+    """Yield nodes that produce the edge tensors from the inputs."""
     for name in edge:
         if name in repeated:
             yield helper.make_node("Tile", [_fed(name), _counts(outlines[name].ndim)], [name])
@@ -106,10 +105,10 @@ def _entrances(edge: Sequence[str], repeated: Sequence[str], outlines: Mapping[s
 
 
 def _fed(tensor: str) -> str:
-    """The input that a tensor of the edge is fed to."""
+    """Return the name of the input for an edge tensor."""
     return f"edge/{tensor}"
 
 
 def _counts(rank: int) -> str:
-    """The input that says how often a tensor of this rank is repeated along each axis."""
+    """Return the name of the input with the repeats along each axis of a tensor of this rank."""
     return f"counts/{rank}"

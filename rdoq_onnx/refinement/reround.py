@@ -13,7 +13,7 @@ from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.candidates.moment_passes import collect
 from rdoq_onnx.candidates.scale_floors import scale_floors
 from rdoq_onnx.curves.measurement import Measurement, curves_of
-from rdoq_onnx.curves.shrinkage import squared_errors, steadied
+from rdoq_onnx.curves.shrinkage import shrunk_curves, squared_errors
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.emission.quantized_model import chosen_weights, quantized_model
 from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
@@ -74,7 +74,7 @@ def remeasured(
         return measurement
     seen = draws(len(samples), observation.metric.elements)
     steady = [
-        steadied(curves[0], squared_errors(each.variants[0], network.rows(each.layer)), seen)
+        shrunk_curves(curves[0], squared_errors(each.variants[0], network.rows(each.layer)), seen)
         for each, curves in zip(candidates.layers, found.weights, strict=True)
     ]
     activations = [{b: float(v[0]) for b, v in table.items()} for table in found.activations]

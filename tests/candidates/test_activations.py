@@ -1,4 +1,4 @@
-"""Activation quantizers: ranges covered or clipped, zero exact, the range left alone where samples are few."""
+"""Activation quantizers: covered and clipped ranges, exact zero, no clipping from few samples."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_candidates_of_an_activation(span, bits):
             assert candidate.zero_point == 0
     spans = [a.range[1] - a.range[0] for a in found]
     assert spans == sorted(spans, reverse=True)
-    # What is never anything but zero is quantized as 0 to 1 would be.
+    # A constant zero is quantized like the range 0..1.
     assert spans[0] <= (high - low or 1.0) * (1 + 1e-5) + 1e-25
 
 
@@ -70,7 +70,7 @@ def test_fewer_bits_try_tighter_clips():
     assert tightest[0] < tightest[-1]
 
 
-def test_a_range_that_few_samples_show_is_taken_whole():
+def test_a_range_from_few_samples_is_not_clipped():
     for bits in range(1, 9):
         found = affine_candidates(-1.0, 3.0, bits, uncertain=True)
         assert (found == [affine(-1.0, 3.0, bits)]) == (bits > 5)

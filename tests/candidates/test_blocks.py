@@ -1,4 +1,4 @@
-"""Rows cut into blocks and put together again; each block meets the covariance of its own inputs."""
+"""Rows cut into blocks and joined again; each block has the covariance of its own inputs."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ LINEARS = {
     "gemm, other way round": Linear("Gemm", (5, 11), trans_b=True),
     "matmul on the left": Linear("MatMul", (5, 11), weight_side=0),
 }
-MOST = [2048, 5, 4, 1]  # one part; several, of which the last is seldom full; one for each input
+MOST = [2048, 5, 4, 1]  # one part; several, the last one often padded; one per input
 
 
 @pytest.fixture(params=MOST)
@@ -47,7 +47,7 @@ def test_join_undoes_cut(linear, most):
     assert cut.flags["C_CONTIGUOUS"]
 
 
-def test_blocks_give_what_the_layer_gives(linear, most):
+def test_blocks_compute_the_layers_product(linear, most):
     """W X in blocks, summed over the parts, is the layer's own product."""
     blocks, rng = Blocks(linear), np.random.default_rng(1)
     rows = rng.standard_normal((linear.channels, blocks.row_length))
@@ -59,7 +59,7 @@ def test_blocks_give_what_the_layer_gives(linear, most):
 
 @pytest.mark.parametrize("trials", [1, 3])
 def test_spread_reaches_the_blocks_of_each_row(linear, most, trials):
-    """Scales spread over the blocks scale the very rows that they belong to."""
+    """Scales spread over the blocks scale their own rows."""
     blocks, rng = Blocks(linear), np.random.default_rng(2)
     rows = rng.standard_normal((linear.channels, blocks.row_length))
     scales = rng.standard_normal((linear.channels, trials))
@@ -81,14 +81,14 @@ def test_gather_sums_over_the_blocks_of_each_row(linear, most, trials):
     np.testing.assert_allclose(gathered, np.square(rows).sum(axis=2).T, rtol=1e-12)
 
 
-def test_what_is_spread_is_gathered_as_often_as_a_row_has_blocks(linear, most):
+def test_gather_of_spread_multiplies_by_the_blocks_of_a_row(linear, most):
     blocks = Blocks(linear)
     values = np.random.default_rng(4).standard_normal((linear.channels, 2))
     times = blocks.parts * (linear.group if blocks.shared else 1)
     np.testing.assert_allclose(blocks.gather(blocks.spread(values), 2), times * values, rtol=1e-12)
 
 
-def test_rows_of_one_group_are_cut_alone(linear, most):
+def test_rows_of_one_group_can_be_cut_separately(linear, most):
     blocks = Blocks(linear)
     rows = np.random.default_rng(5).standard_normal((linear.channels, blocks.row_length))
     assert blocks.single == (linear.group == 1)

@@ -1,4 +1,4 @@
-"""Error-compensated compensation against its definition, a plain loop over columns, and compensation to nearest."""
+"""Error-compensated rounding against its definition, a plain loop over columns, and rounding to nearest."""
 
 import numpy as np
 import pytest
@@ -10,16 +10,16 @@ DAMPING = 0.05
 
 
 def covariances(rng, groups, inputs, samples):
-    """Those of inputs that depend on one another."""
-    found = []
+    """Return covariances of correlated inputs."""
+    result = []
     for _ in range(groups):
         x = rng.standard_normal((samples, inputs)) @ rng.standard_normal((inputs, inputs))
-        found.append(np.cov(x.T, bias=True).reshape(inputs, inputs))
-    return np.stack(found)
+        result.append(np.cov(x.T, bias=True).reshape(inputs, inputs))
+    return np.stack(result)
 
 
 def problem(rng, groups=1, rows=6, inputs=12, samples=200, bits=3):
-    """(covariance, weights, scales, low, high)."""
+    """Return (covariance, weights, scales, low, high)."""
     weights = rng.standard_normal((groups, rows, inputs))
     low, high = np.full((2, groups, rows), [[[-(2.0 ** (bits - 1))]], [[2.0 ** (bits - 1) - 1]]])
     scales = np.abs(weights).max(axis=2) * rng.uniform(0.7, 1.1, (groups, rows)) / 2 ** (bits - 1)
@@ -27,7 +27,7 @@ def problem(rng, groups=1, rows=6, inputs=12, samples=200, bits=3):
 
 
 def damped(covariance, damping):
-    """H of the module's equation."""
+    """Return H of the module's equation."""
     return np.stack([c + damping * np.trace(c) / len(c) * np.eye(len(c)) for c in covariance])
 
 
@@ -42,7 +42,7 @@ def nearest(weights, scales, low, high):
 
 
 def column_by_column(hessian, weights, scale, low, high):
-    """One row, one weight after another: round it, and make up for its error with the best change of the rest."""
+    """Round one row weight by weight, compensating each error by the best change of the rest."""
     left, integers = weights.copy(), np.zeros(len(weights))
     order = np.argsort(-np.diag(hessian), kind="stable")
     for k, index in enumerate(order):
@@ -65,8 +65,8 @@ def test_the_error_is_that_of_the_equation(bits):
 
 
 @pytest.mark.parametrize("inputs", [1, 5, 31, 32, 33, 64, 70])
-def test_blocks_of_columns_change_nothing(inputs):
-    """Shorter than a block, just one, just over, and several."""
+def test_blocks_of_columns_do_not_change_the_result(inputs):
+    """Shorter than a block, exactly one, just over, and several."""
     assert compensation._BLOCK == 32
     rng = np.random.default_rng(inputs)
     covariance, weights, scales, low, high = problem(rng, inputs=inputs, rows=4)
@@ -88,7 +88,7 @@ def test_independent_inputs_are_rounded_to_nearest():
 @pytest.mark.parametrize("samples", [4, 20, 200])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_better_than_nearest_on_average(bits, samples):
-    """Greedy, so not in every single case; by far in the mean of many."""
+    """Rounding is greedy, so not better in every case, but clearly in the mean."""
     rng = np.random.default_rng(10 * bits + samples)
     ratios = []
     for _ in range(40):
@@ -100,7 +100,7 @@ def test_better_than_nearest_on_average(bits, samples):
     assert np.mean(ratios) < 0.8
 
 
-def test_groups_are_rounded_each_on_its_own():
+def test_groups_are_rounded_independently():
     rng = np.random.default_rng(1)
     covariance, weights, scales, low, high = problem(rng, groups=4, inputs=40)
     together = Compensator.of(covariance, DAMPING)
@@ -117,14 +117,14 @@ def test_groups_are_rounded_each_on_its_own():
 
 
 def dead(covariance):
-    """Two inputs that are always the same."""
+    """Return a covariance in which two inputs are constant."""
     covariance[:, [2, 7]] = 0
     covariance[:, :, [2, 7]] = 0
     return covariance
 
 
 def indefinite(rng):
-    """What float32 products leave of inputs that vary by a ten-thousandth of their mean: as moments.py has it."""
+    """Return a covariance from float32 products, as in moments.py, of inputs that vary by 1e-4 of their mean."""
     inputs = (5 + 5e-4 * rng.normal(size=(12, 40))).astype(np.float32)
     mean = inputs.mean(axis=1, dtype=np.float64)
     covariance = (inputs @ inputs.T / 40).astype(np.float64) - np.outer(mean, mean)
@@ -164,7 +164,7 @@ def test_hard_covariances(kind, damping):
 
 
 def test_dead_inputs_are_rounded_to_nearest():
-    """Nothing makes up for them, and they make up for nothing."""
+    """They neither compensate nor are compensated."""
     rng = np.random.default_rng(3)
     covariance, weights, scales, low, high = problem(rng)
     integers, _ = Compensator.of(dead(covariance), DAMPING).round(weights, scales, low, high)
@@ -184,7 +184,7 @@ def test_refit_lowers_the_error_to_its_least():
         assert np.all(loss(compensator.hessian, weights, integers, refitted * factor) > after)
 
 
-def test_refit_keeps_to_its_floor_and_leaves_zeros_alone():
+def test_refit_respects_the_floor_and_keeps_scales_of_zeros():
     covariance, weights, scales, low, high = problem(np.random.default_rng(5))
     compensator = Compensator.of(covariance, DAMPING)
     integers, _ = compensator.round(weights, scales, low, high)

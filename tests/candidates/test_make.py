@@ -1,4 +1,4 @@
-"""What may be emitted: every channel at every width, fitting its kernels."""
+"""Candidates: every channel at every width, within the limits of kernels."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ BIASED = {
 
 @pytest.mark.parametrize("kind", BIASED)
 def test_bias_fits_its_integer(ort_run, kind):
-    """Channels of next to no weight and a large bias: ONNX Runtime stores the bias in units of both scales."""
+    """Channels of tiny weights and a large bias: ONNX Runtime stores the bias in units of both scales."""
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 3] x) => (float[N, 2] y) {{ {BIASED[kind]} a = Relu (t) y = MatMul (a, w2) }}""")
     rng = np.random.default_rng(1)
@@ -126,7 +126,7 @@ def test_excluded_layers_have_no_candidates():
     assert len(table.layers) == 1
 
 
-def test_the_same_again(network):
+def test_candidates_are_deterministic(network):
     first, second = (measure(*network, threads=2) for _ in range(2))
     np.testing.assert_array_equal(first.curves.distortion, second.curves.distortion)
     for one, other in zip((x.codes for x in first.layers), (x.codes for x in second.layers), strict=True):

@@ -21,7 +21,7 @@ COUNT = 7
 
 
 def windows(x, kernel, pads=(0, 0), strides=(1, 1), group=1):
-    """[N, C, H, W] -> every patch that a convolution sees, [G, C/G·kh·kw, N·positions]."""
+    """[N, C, H, W] -> all input patches of a convolution, [G, C/G·kh·kw, N·positions]."""
     x = np.pad(x, [(0, 0), (0, 0), (pads[0],) * 2, (pads[1],) * 2])
     rows, columns = ((n - k) // s + 1 for n, k, s in zip(x.shape[2:], kernel, strides, strict=True))
     found = []
@@ -52,7 +52,7 @@ LAYERS = {
     "depthwise": ("y = Conv <group = 4> (x, w)", (4, 5, 6), (4, 1, 3, 3), lambda x: windows(x, (3, 3), group=4)),
     "transposed": (
         "y = ConvTranspose <group = 2, strides = [2, 2]> (x, w)", (4, 5, 6), (4, 3, 1, 1),
-        # A kernel of one sees each value once, and three zeros between it and the next; not so at the far edges.
+        # A 1x1 kernel has each value as its input once, followed by three zeros, except at the far edges.
         lambda x: windows(np.kron(x, [[1, 0], [0, 0]])[..., :-1, :-1], (1, 1), group=2),
     ),
     "gemm": ("y = Gemm (x, w)", (6,), (6, 3), by_vector),
@@ -85,7 +85,7 @@ def collected(network, samples, batch=3):
 
 
 def expect(moment, inputs):
-    """inputs: [G, K, ·], all that the layer sees."""
+    """Compare with numpy. inputs: [G, K, ·], all input vectors of the layer."""
     np.testing.assert_allclose(moment.mean, inputs.mean(axis=2), rtol=1e-4, atol=1e-5)
     covariance = np.stack([np.cov(g.astype(np.float64), bias=True).reshape(len(g), len(g)) for g in inputs])
     np.testing.assert_allclose(moment.covariance, covariance, rtol=1e-4, atol=1e-4)
@@ -100,7 +100,7 @@ def test_against_numpy(kind):
     expect(moment, inputs(samples.arrays["x"]))
 
 
-def test_a_layer_further_on_sees_what_reaches_it():
+def test_moments_of_a_later_layer():
     nodes = "z = Conv (x, w) a = Relu (z) y = Conv <pads = [1, 1, 1, 1]> (a, v)"
     weights = {"w": (5, 4, 1, 1), "v": (3, 5, 3, 3)}
     network, samples = build(nodes, (4, 5, 6), 4, weights, np.random.default_rng(1))
@@ -111,7 +111,7 @@ def test_a_layer_further_on_sees_what_reaches_it():
     expect(second, windows(np.maximum(np.einsum("oc,nchw->nohw", weight[:, :, 0, 0], x), 0), (3, 3), (1, 1)))
 
 
-def test_a_shared_weight_sees_the_inputs_of_all_its_uses():
+def test_a_shared_weight_has_the_inputs_of_all_its_uses():
     nodes = "a = MatMul (x, w) b = Tanh (x) c = MatMul (b, w) y = Add (a, c)"
     network, samples = build(nodes, (5, 6), 3, {"w": (6, 3)}, np.random.default_rng(2))
     (moment,) = collected(network, samples)
@@ -131,7 +131,7 @@ def test_the_batch_does_not_matter(kind):
 
 
 def test_variances_are_not_negative():
-    """Of an input that never varies, far from zero, where sums of squares cancel."""
+    """Not even of a constant input far from zero, where sums of squares cancel."""
     network, samples = build("y = Gemm (x, w)", (6,), 2, {"w": (6, 3)}, np.random.default_rng(4))
     samples.arrays["x"][:, 2] = 12345.678
     (moment,) = collected(network, samples)
@@ -139,7 +139,7 @@ def test_variances_are_not_negative():
     np.testing.assert_allclose(moment.mean[0, 2], 12345.678, rtol=1e-6)
 
 
-def test_several_passes_over_the_samples_where_memory_is_short(monkeypatch):
+def test_several_passes_over_the_samples_if_memory_is_short(monkeypatch):
     nodes = "z = Conv (x, w) a = Relu (z) y = Conv <pads = [1, 1, 1, 1]> (a, v)"
     network, samples = build(nodes, (4, 5, 6), 4, {"w": (5, 4, 1, 1), "v": (3, 5, 3, 3)}, np.random.default_rng(5))
     assert passes(network) == 1
@@ -189,7 +189,7 @@ def test_parts_hold_all_inputs_in_order(monkeypatch):
 
 
 def test_a_linear_that_unfolds_by_itself_agrees():
-    """The plain loop above against `Linear.unfold`, so that neither is wrong alone."""
+    """Check the plain loop above against `Linear.unfold`."""
     x = np.random.default_rng(7).standard_normal((2, 4, 5, 6))
     unfolded = Linear("Conv", (6, 2, 3, 3), group=2, pads=(1, 1, 1, 1)).unfold(x, 2)
     plain = windows(x, (3, 3), (1, 1), group=2)
@@ -223,14 +223,14 @@ NO_POOLS = {
 
 
 @pytest.mark.parametrize(("nodes", "axes"), NO_POOLS.values(), ids=NO_POOLS)
-def test_other_means_are_no_pool_of_channels(nodes, axes):
+def test_other_means_are_not_pools(nodes, axes):
     network, samples = build(nodes, (4, 4, 4), 2, {"w": (4, 3)}, np.random.default_rng(5))
     (found,) = collected(network, samples)
     expect(found, by_vector(np.maximum(samples.arrays["x"].mean(axis=axes), 0)))
 
 
-def test_some_positions_stand_for_many():
-    """Of 238 x 238 positions one of 14 is looked at."""
+def test_some_positions_represent_many():
+    """One of 14 of the 238 x 238 positions is used."""
     network, samples = build("y = Conv (x, w)", (4, 240, 240), 4, {"w": (3, 4, 3, 3)}, np.random.default_rng(5))
     (found,) = collected(network, samples)
     (vectors,) = windows(samples.arrays["x"], (3, 3)).astype(np.float64)

@@ -14,7 +14,7 @@ EPSILON = np.finfo(np.float32).eps
 
 
 def channels(seed, tail):
-    """Rows of different sizes and tails, some of them one-sided, one of zeros. tail: exponent that makes it heavier."""
+    """Return rows of different sizes and tails, some one-sided, one of zeros. tail: exponent of the tail's weight."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_normal((7, 40))
     rows = np.sign(rows) * np.abs(rows) ** tail * 10.0 ** rng.uniform(-6, 4, (7, 1))
@@ -38,7 +38,7 @@ def test_integers_fit_the_width_and_the_limit(seed, tail, bits, limit):
     assert codes.scales.dtype == np.float32
     q = codes.integers.astype(int)
     low, high = np.minimum(q.min(axis=1), 0), np.maximum(q.max(axis=1), 0)
-    # Zero is one of the 2^b levels, for kernels pad with it.
+    # Zero is one of the 2^b levels: kernels pad with it.
     assert (high - low).max() <= 2**bits - 1
     assert np.abs(q).max() <= limit
     assert np.isfinite(codes.scales).all()
@@ -67,7 +67,7 @@ def test_zero_bits_are_zeros(seed, tail, limit):
     codes = quantize_rows(rows, 0, limit)
     assert not codes.integers.any()
     assert not codes.values.any()
-    # The scales mean nothing, but kernels divide by them.
+    # The scales have no meaning, but kernels divide by them.
     assert (codes.scales > 0).all()
     assert np.isfinite(1 / codes.scales).all()
 
@@ -77,7 +77,7 @@ def test_error_falls_as_the_width_grows(seed, tail):
     rows = channels(seed, tail)
     found = [errors(rows, quantize_rows(rows, bits, 127)) for bits in range(9)]
     power = np.square(rows.astype(np.float64)).sum(axis=1)
-    # The windows of two widths are not nested and the scale search is a grid: allow it what that can cost.
+    # The windows of two widths are not nested, and the scale search is a grid: allow for both.
     for narrow, wide in itertools.pairwise(found):
         assert (wide <= narrow * 1.05 + 1e-9 * power).all()
     np.testing.assert_allclose(found[0], power)
@@ -116,11 +116,11 @@ def test_searched_scale_clips_outliers():
     codes = quantize_rows(rows, 4, 64)
     plain = np.square(rows - np.clip(np.rint(rows / (12 / 7)), -8, 7) * (12 / 7)).sum()
     assert errors(rows, codes)[0] < 0.5 * plain
-    # The least known for a uniform quantizer of 16 levels and a normal variable is 1.154 % of its power.
+    # The optimum of a uniform quantizer with 16 levels for a normal variable is 1.154 % of its power.
     assert errors(rows[:, 1:], quantize_rows(rows[:, 1:], 4, 64))[0] / 1999 == pytest.approx(0.01154, rel=0.1)
 
 
-def test_least_scale_is_obeyed():
+def test_least_scale_is_respected():
     rows = channels(0, 1)
     floor = np.abs(rows).max(axis=1) / 3
     for bits in range(9):

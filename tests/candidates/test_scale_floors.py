@@ -1,4 +1,4 @@
-"""The least scales: with them every bias fits INT32, and channels without a bias have none."""
+"""Scale floors: they make every bias fit INT32; layers without a bias have none."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ BIAS = np.array([1e9, -2e4, 0], np.float32)
 
 
 def floors(nodes, **biases):
-    """Of the layers of a network that reads x, which spans -1 to 3."""
+    """Return the scale floors of a network whose input x has the range -1..3."""
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 4] x) => (float[N, 3] y) {{ {nodes} }}""")
     weights = {"w": np.ones((4, 3), np.float32), "v": np.ones((3, 4, 1), np.float32)} | biases

@@ -1,4 +1,4 @@
-"""Second moments of the output's gradient by a layer's weights: the quadratic form of its first-order curves."""
+"""Second moments of the output's gradient in a layer's weights: the quadratic form of its first-order curves."""
 
 from dataclasses import replace
 
@@ -93,9 +93,9 @@ def test_a_layer_without_adjoint_keeps_its_covariance():
 
 def test_blends_by_trace():
     one, other = np.diag([2.0, 4.0])[None], np.diag([10.0, 20.0])[None]
-    np.testing.assert_allclose(blended(one, other, 0.25), one)  # alike but for their size
+    np.testing.assert_allclose(blended(one, other, 0.25), one)  # equal up to scale
     np.testing.assert_allclose(blended(one, np.eye(2)[None], 0.5), np.diag([2.5, 3.5])[None])
-    np.testing.assert_allclose(blended(np.zeros((1, 2, 2)), one, 0.5), one)  # nothing known: the other as it is
+    np.testing.assert_allclose(blended(np.zeros((1, 2, 2)), one, 0.5), one)  # no trace: the other as it is
 
 
 def test_variants_mix_sensitivity_and_covariance():

@@ -26,7 +26,7 @@ COUNT = 6
 
 
 def replaced(model, layer, code):
-    """`model` with all weights of `layer` as `code` decodes them."""
+    """Return `model` with all weights of `layer` as decoded from `code`."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     weight = next(t for t in changed.graph.initializer if t.name == layer.weight)
@@ -45,7 +45,7 @@ def test_a_whole_layer_against_changed_weights(ort_run, kind):
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-def test_a_whole_layer_whose_bias_takes_up_the_mean():
+def test_a_whole_layer_whose_bias_absorbs_the_mean():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 5] x) => (float[N, 6] y) { y = MatMul (x, w) }""")
     rng = np.random.default_rng(7)
@@ -73,10 +73,10 @@ def test_a_whole_layer_that_is_used_twice():
     np.testing.assert_allclose(found, [np.square(m).mean() for m in moved], rtol=1e-3)
 
 
-def test_stacking_widths_changes_nothing():
+def test_stacking_widths_does_not_change_curves():
     model, samples = network(np.random.default_rng(5), "conv")
     stacked, alone = Case(model, samples), Case(model, samples, batching=Batching(1, False))
-    assert stacked.batching.rides
+    assert stacked.batching.stackable
     arguments = stacked.network.layers[0], stacked.candidates.layers[0].variants[0]
     np.testing.assert_allclose(
         stacked.prober.whole_layer(*arguments), alone.prober.whole_layer(*arguments), rtol=1e-4
@@ -85,7 +85,7 @@ def test_stacking_widths_changes_nothing():
 
 @pytest.fixture(scope="module")
 def digits():
-    """(first-order measurement of the small CNN, exact measurements on the same kind of samples)."""
+    """Return (first-order measurement of the small CNN, prober on samples of the same data)."""
     config = Config(threads=2)
     model = read_normalized(ROOT / "models" / "digits_cnn.onnx")[1]
     samples = samples_for(model, ROOT / "models" / "digits_calib.npz", Config(samples=COUNT))
@@ -98,50 +98,50 @@ def digits():
 def anchored(digits):
     done = []
     before = digits[0].curves.distortion.copy()
-    found = anchor(digits[0], digits[1], digits[1], done.append)
-    np.testing.assert_array_equal(digits[0].curves.distortion, before)  # what is given is not altered
-    assert done == [0] + [1] * (len(found.network.layers) + len(found.network.activations))
-    return found
+    result = anchor(digits[0], digits[1], digits[1], done.append)
+    np.testing.assert_array_equal(digits[0].curves.distortion, before)  # the argument is not modified
+    assert done == [0] + [1] * (len(result.network.layers) + len(result.network.activations))
+    return result
 
 
-def test_curves_of_a_layer_sum_up_to_the_truth(digits, anchored):
+def test_curves_of_a_layer_sum_up_to_its_exact_distortion(digits, anchored):
     measured, prober = digits
-    known = []
+    ratios = []
     for each, rows in zip(measured.layers, measured.unit_rows(), strict=True):
         low = [b for b in each.codes if b <= WEIGHT_BITS]
         exact = prober.whole_layer(each.layer, [each.codes[b] for b in low], each.mean)
-        known.append(exact / measured.curves.distortion[rows, low].sum(axis=0))
-    kept = np.clip(known, 1 / anchoring._MAX_RATIO, anchoring._MAX_RATIO)
-    assert (kept == known).mean() > 0.8
-    # All channels of a layer by one factor, which is shrunk towards that of the other layers.
+        ratios.append(exact / measured.curves.distortion[rows, low].sum(axis=0))
+    kept = np.clip(ratios, 1 / anchoring._MAX_RATIO, anchoring._MAX_RATIO)
+    assert (kept == ratios).mean() > 0.8
+    # All channels of a layer are scaled by one factor, shrunk towards that of the other layers.
     for rows, factors in zip(measured.unit_rows(), anchoring.shrunk(kept, COUNT), strict=True):
         before, after = (m.curves.distortion[rows, : WEIGHT_BITS + 1] for m in (measured, anchored))
         np.testing.assert_allclose(after, factors * before, rtol=1e-6)
 
 
-def test_ratios_of_few_samples_are_drawn_towards_the_mean_of_the_layers():
+def test_ratios_of_few_samples_are_shrunk_towards_the_mean_of_the_layers():
     ratios = np.array([[1.0, 2.0, 0.5, 2.0], [4.0, 2.0, 1.5, np.nan], [np.nan, 2.0, 1.0, 1.0]])
     np.testing.assert_allclose(anchoring.shrunk(ratios, 10**9), np.where(np.isnan(ratios), 1.0, ratios), rtol=1e-6)
     few = anchoring.shrunk(ratios, 4)
     assert 1.0 < few[0, 0] < few[1, 0] < 4.0
     np.testing.assert_allclose(few[:, 1], 2.0)
     assert few[2, 0] == few[1, 3] == 1.0  # not anchored
-    # At 3 bits layers hardly differ, so that what a few samples show is noise.
+    # At 3 bits layers hardly differ, so most of the spread on few samples is noise.
     assert few[0, 3] / few[2, 3] < 1.05
     np.testing.assert_array_equal(anchoring.shrunk(np.full((2, 4), np.nan), 4), 1.0)
 
 
-def test_shrunk_ratios_are_nearer_to_the_truth_than_those_of_few_samples():
+def test_shrinkage_brings_ratios_of_few_samples_closer_to_the_truth():
     rng = np.random.default_rng(0)
     layers, samples = 200, 8
-    truth = 1.5 * np.exp(rng.normal(size=(layers, 4)) * anchoring._DIFFER)
-    seen = truth * rng.chisquare(samples, (layers, 4)) / samples
+    truth = 1.5 * np.exp(rng.normal(size=(layers, 4)) * anchoring._SPREADS)
+    noisy = truth * rng.chisquare(samples, (layers, 4)) / samples
 
-    def off(found):
-        return np.square(np.log(found / truth)).mean(axis=0)
+    def error(ratios):
+        return np.square(np.log(ratios / truth)).mean(axis=0)
 
-    assert (off(anchoring.shrunk(seen, samples)) < 0.9 * off(seen)).all()
-    assert off(anchoring.shrunk(seen, samples)).sum() < 0.7 * off(np.full_like(seen, 1.5)).sum()
+    assert (error(anchoring.shrunk(noisy, samples)) < 0.9 * error(noisy)).all()
+    assert error(anchoring.shrunk(noisy, samples)).sum() < 0.7 * error(np.full_like(noisy, 1.5)).sum()
 
 
 def test_wide_weights_are_left_alone(digits, anchored):
@@ -177,8 +177,8 @@ def test_layers_that_were_measured_exactly_are_left_alone(digits):
 
 
 def test_channels_still_rank_as_exact_curves_do(digits, anchored):
-    """Of the whole layer's truth, much at 0 and 1 bits is what channels do to each other: one channel alone ranks a
-    little worse then, but not by much; at 2 and 3 bits as before.
+    """At 0 and 1 bits, much of a layer's exact distortion is interaction between channels, so single channels may rank
+    slightly worse; at 2 and 3 bits they rank as before.
     """
     measured, prober = digits
     exact = np.concatenate([
@@ -200,5 +200,5 @@ def rank(curves, exact):
     [(3.0, [1.0, 1.0], 1.5), (0.5, [1.0, 1.0], 0.25), (100.0, [1.0, 1.0], 8.0), (0.0, [1.0, 1.0], 0.125),
      (5.0, [0.0, 0.0], 1.0), (0.0, [0.0, 0.0], 1.0)],
 )  # fmt: skip
-def test_ratio_keeps_within_bounds(exact, first_order, expected):
+def test_ratio_is_bounded(exact, first_order, expected):
     assert anchoring.ratio(exact, np.array(first_order)) == expected

@@ -1,4 +1,4 @@
-"""`--curves`: measured once, taken up where a run was killed, and refused where it is of something else."""
+"""`--curves`: measure once, resume after a killed run, reject a file of another measurement."""
 
 import json
 import signal
@@ -27,7 +27,7 @@ MEASURING = {"equalize", "observe", "moments", "candidates", "clipping", "taylor
 
 @pytest.fixture
 def files(tmp_path):
-    """model.onnx and x.npy in a folder of their own."""
+    """Return a folder with model.onnx and x.npy."""
     rng = np.random.default_rng(0)
     model = parser.parse_model(TEXT)
     model.graph.initializer.extend(
@@ -58,7 +58,7 @@ def test_a_second_run_measures_nothing_and_gives_the_same(files, effort):
     assert (first.data, second.data) == (fresh.data, other.data)
 
 
-def test_what_the_float_network_gives_is_kept(files, monkeypatch):
+def test_outputs_of_the_float_network_are_kept(files, monkeypatch):
     curves = files / "c.curves"
     fresh = Run(files, weight_bits=3)
     Run(files, curves, weight_bits=4)
@@ -74,7 +74,7 @@ def test_what_the_float_network_gives_is_kept(files, monkeypatch):
     assert curves.read_bytes() == before
 
 
-def test_arrays_come_back_as_they_lay(tmp_path):
+def test_arrays_keep_their_dtype_and_memory_order(tmp_path):
     arrays = [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.ones((2, 3))), np.array(3.5), np.zeros((0, 3)),
               np.ones((4, 4))[::2], np.int8([1, 2]), np.array([True]), np.float64([7])]  # fmt: skip
     binding = checkpoint.Binding("m", "s", {})
@@ -88,7 +88,7 @@ def test_arrays_come_back_as_they_lay(tmp_path):
             assert found.flags.c_contiguous == (array.flags.c_contiguous or not array.flags.f_contiguous)
 
 
-def test_one_file_holds_both_regimes_of_activations_and_none(files):
+def test_one_file_holds_both_activation_regimes_and_float_activations(files):
     curves = files / "c.curves"
     for bits in (8, 4, None):
         fresh = Run(files, effort="fast", activation_bits=bits)
@@ -117,7 +117,7 @@ def refusal(files, **changed):
     return message
 
 
-def test_a_measurement_of_something_else_is_refused_by_name(files):
+def test_another_measurement_is_rejected_with_the_difference(files):
     Run(files, files / "c.curves", effort="fast")
     before = (files / "c.curves").read_bytes()
     for field, value, said in (("seed", 1, "--seed 0, not 1"), ("exclude", ("u",), "--exclude none, not u"),
@@ -137,13 +137,13 @@ def test_a_measurement_of_something_else_is_refused_by_name(files):
     assert (files / "c.curves").read_bytes() == before
 
 
-def test_a_measurement_that_held_no_samples_out_is_refused(files):
-    """A run would verify on what it was fitted to."""
+def test_a_measurement_without_held_out_samples_is_rejected(files):
+    """A run would verify on the samples that it was fitted on."""
     api.measure(files / "model.onnx", files / "x.npy", curves=files / "c.curves", effort="fast", threads=1)
     assert "other samples" in refusal(files)
 
 
-def test_another_version_is_refused(files, monkeypatch):
+def test_another_version_is_rejected(files, monkeypatch):
     Run(files, files / "c.curves", effort="fast")
     monkeypatch.setattr(checkpoint, "__version__", "99.0")
     assert "this is 99.0" in refusal(files)
@@ -151,17 +151,17 @@ def test_another_version_is_refused(files, monkeypatch):
     assert "this program reads 98" in refusal(files)
 
 
-def test_what_is_no_file_of_curves_is_refused_and_kept(files):
+def test_a_file_that_is_not_a_curves_file_is_rejected_and_kept(files):
     Run(files, files / "c.curves", effort="fast")
     whole = (files / "c.curves").read_bytes()
     np.savez(files / "other.npz", x=np.ones(3))
     for data in (b"", b"hello", whole[: len(whole) // 2], (files / "other.npz").read_bytes()):
         (files / "c.curves").write_bytes(data)
-        assert "is no file of curves" in refusal(files)
+        assert "is not a curves file" in refusal(files)
         assert (files / "c.curves").read_bytes() == data
 
 
-def test_every_setting_is_either_bound_or_known_not_to_matter():
+def test_every_setting_is_either_bound_or_declared_not_to_matter():
     """A new setting is bound by default; declare it with `measured=False` if curves do not depend on it."""
     bound = {"effort", "exclude", "exclude_ops", "measure", "seed", "target", "widths"}
     assert set(Config().measuring()) == {f.name for f in fields(Config) if f.metadata["measured"]} == bound
@@ -184,11 +184,11 @@ cli.main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize(("step", "times", "measure", "known"), [
+@pytest.mark.parametrize(("step", "times", "measure", "finished"), [
     ("candidates", 0, "taylor", {"moments", "candidates"}), ("taylor, so far", 1, "taylor", {"clipping"}),
     ("ties, so far", 3, "taylor", {"taylor"}), ("probe, so far", 1, "probe", {"candidates"}),
 ])  # fmt: skip
-def test_a_run_killed_by_signal_9_is_taken_up(files, monkeypatch, step, times, measure, known):
+def test_a_run_killed_by_signal_9_is_resumed(files, monkeypatch, step, times, measure, finished):
     monkeypatch.setattr("rdoq_onnx.observation.batching._MAX_BATCH", 4)
     curves = files / "c.curves"
     arguments = [files / "model.onnx", files / "out.onnx", "--calibration", files / "x.npy", "--threads", "1",
@@ -201,16 +201,16 @@ def test_a_run_killed_by_signal_9_is_taken_up(files, monkeypatch, step, times, m
     assert not (files / "out.onnx").exists()
     starts = {}
     monkeypatch.setattr(Progress, "show", watched(starts))
-    taken_up = Run(files, curves, weight_bits=3, measure=measure)
-    assert not taken_up.steps & (known | {"equalize", "observe"})
+    resumed = Run(files, curves, weight_bits=3, measure=measure)
+    assert not resumed.steps & (finished | {"equalize", "observe"})
     if "so far" in step:
         assert starts[step.split(",")[0]] > 0
-    assert taken_up.data == Run(files, weight_bits=3, measure=measure).data
+    assert resumed.data == Run(files, weight_bits=3, measure=measure).data
     assert not Run(files, curves, measure=measure).steps & MEASURING
 
 
 def watched(starts):
-    """`Progress.show` that notes how many parts each step has done at its beginning."""
+    """Return a `Progress.show` that records how many parts of each step are done at its start."""
     from contextlib import contextmanager
 
     @contextmanager
@@ -220,7 +220,7 @@ def watched(starts):
     return show
 
 
-def test_unfinished_values_are_written_now_and_then_only(tmp_path, monkeypatch):
+def test_unfinished_values_are_written_only_from_time_to_time(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(checkpoint, "_write", lambda path, binding, values: written.append(dict(values)))
     store = Store(tmp_path / "c.curves", checkpoint.Binding("m", "s", {}))
@@ -239,7 +239,7 @@ def test_several_budgets_from_one_measurement(files, capsys):
     cli.main([*map(str, arguments), *map(str, options)])
     shown = capsys.readouterr()
     assert "rate and distortion" in shown.out
-    assert shown.err.count("taylor:") == 2  # narrow activations and wide ones
+    assert shown.err.count("taylor:") == 2  # narrow and wide activations
     reports = json.loads((files / "all.json").read_text())
     assert [r["output"] for r in reports] == [str(files / f"m{b}.onnx") for b in ("3", "6", "4.5")]
     assert [round(r["bits"]["weights"], 1) for r in reports] == [3.0, 6.0, 4.5]

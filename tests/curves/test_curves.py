@@ -1,4 +1,4 @@
-"""Curves refuse what makes no sense; the hull is what one finds by hand, unit by unit."""
+"""Curves reject invalid input; the hull equals one found by hand, unit by unit."""
 
 from unittest import mock
 
@@ -21,7 +21,7 @@ def make(distortion, widths=None, elements=None):
 
 
 def naive_hull(rate, distortion):
-    """The hull's points by definition: no chord between two others passes below, none cheaper is as good."""
+    """Return the hull by definition: no chord between two other points passes below, no cheaper point is as good."""
     points = [k for k in range(len(rate)) if np.isfinite(distortion[k])]
     on_hull = np.zeros(len(rate), bool)
     for k in points:
@@ -61,7 +61,7 @@ def test_slopes_never_rise_along_a_hull(curves):
 
 
 def test_slopes_never_rise_between_points_in_line():
-    """Up to rounding, that is, which is why it needs a test of its own."""
+    """In line up to float rounding, hence a test of its own."""
     distortion = np.linspace(0.1, 3.0, 50)[:, None] * np.arange(8, -1, -1)
     slopes = hull_slopes(np.arange(9), distortion.T)
     for column in slopes.T:

@@ -1,4 +1,4 @@
-"""Activations that 8 bits do not hold: found, left in float with a reason, unless they are pinned."""
+"""Activations and layers that 8 bits would ruin stay in float with a reason, unless pinned."""
 
 from dataclasses import replace
 
@@ -11,18 +11,18 @@ from rdoq_onnx import pipeline
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.float_fallback import in_float
 from rdoq_onnx.curves.measure import restored, stored_fields
-from rdoq_onnx.curves.measurement import Unheld
+from rdoq_onnx.curves.measurement import FloatFallback
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.system.progress import Progress
 from tests.analysis.test_analyse import find
 
-NARROW = 15  # channels beside a wide one, which is worth nothing
+NARROW = 15  # channels beside a wide one, which does not matter
 CONFIG = Config(weight_bits=6, activation_bits=8, effort="fast", threads=1)
 
 
 @pytest.fixture(scope="module")
 def model():
-    """x -> a (one channel ten thousand times as wide as the others) -> Relu -> y, which hardly reads the wide one."""
+    """x -> a (one channel ten thousand times as wide as the others) -> Relu -> y, which hardly uses the wide one."""
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 12] x) => (float[N, 5] y) { a = MatMul (x, v) r = Relu (a) h = MatMul (r, w) y = Tanh (h) }""")
     rng = np.random.default_rng(0)
@@ -40,8 +40,8 @@ def samples():
 
 def test_a_tensor_that_8_bits_ruin_stays_in_float(model, samples):
     result = pipeline.run(model, samples, CONFIG, Progress())
-    assert list(result.curves.unheld.tensors) == ["r"]
-    (skip,) = [s for s in result.report.skipped if "weights alone" in s.reason]
+    assert list(result.curves.fallback.tensors) == ["r"]
+    (skip,) = [s for s in result.report.skipped if "only its weights" in s.reason]
     assert skip.op_type == "MatMul"
     assert "'r'" in skip.reason
     assert "dB; --pin r=8" in skip.reason
@@ -58,7 +58,7 @@ g (float[N, 12] x) => (float[N, 5] y, float[N, 5] t) {
 
 @pytest.fixture(scope="module")
 def logarithm():
-    """The weights of z nearly cancel, and a logarithm makes all of what is left."""
+    """The weights of z nearly cancel, and a logarithm amplifies the difference."""
     model = parser.parse_model(LOGARITHM)
     rng = np.random.default_rng(2)
     half, v = rng.standard_normal((6, 5), np.float32), rng.standard_normal((12, 5), np.float32)
@@ -69,10 +69,10 @@ def logarithm():
     return model, {"x": np.concatenate([x, x], axis=1)}
 
 
-def test_a_layer_that_no_width_holds_stays_in_float(logarithm):
+def test_a_layer_that_8_bits_ruin_stays_in_float(logarithm):
     model, samples = logarithm
     result = pipeline.run(model, samples, replace(CONFIG, activation_bits=None, weight_bits=8), Progress())
-    assert list(result.curves.unheld.layers) == ["MatMul_0"]
+    assert list(result.curves.fallback.layers) == ["MatMul_0"]
     (skip,) = result.report.skipped
     assert (skip.node, skip.op_type) == ("MatMul_0", "MatMul")
     assert "dB; --pin MatMul_0=8" in skip.reason
@@ -80,51 +80,51 @@ def test_a_layer_that_no_width_holds_stays_in_float(logarithm):
     assert [layer.name for layer in result.report.layers] == ["MatMul_1"]
 
 
-def test_a_node_is_told_once(logarithm):
-    """Its weights are not quantized, so neither is said of them that they alone are."""
+def test_a_node_is_reported_once(logarithm):
+    """As in float altogether, not as one whose weights are quantized."""
     model, samples = logarithm
-    left = pipeline.run(model, samples, replace(CONFIG, weight_bits=7), Progress()).report.skipped
-    assert [s.node for s in left].count("MatMul_0") == 1
-    assert "weights alone" not in next(s.reason for s in left if s.node == "MatMul_0")
+    skipped = pipeline.run(model, samples, replace(CONFIG, weight_bits=7), Progress()).report.skipped
+    assert [s.node for s in skipped].count("MatMul_0") == 1
+    assert "only its weights" not in next(s.reason for s in skipped if s.node == "MatMul_0")
 
 
-def test_no_quantizer_behind_a_convolution_that_reads_floats():
+def test_no_quantizer_behind_a_convolution_of_float_inputs():
     network = find("""g (float[1, 4, 6, 6] x) => (float y, float u)
         { z = Conv (x, w1) a = Relu (z) b = Conv (a, w2) y = Tanh (b) c = Conv (x, w3) u = Tanh (c) }""",
         **{f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3)})  # fmt: skip
     assert [a.tensor for a in network.activations] == ["x", "a", "b", "c"]
-    left = in_float(network, Unheld({"a": 0.01}, {}))
-    assert [a.tensor for a in left.activations] == ["x", "c"]
-    assert len(left.layers) == 3
+    remaining = in_float(network, FloatFallback({"a": 0.01}, {}))
+    assert [a.tensor for a in remaining.activations] == ["x", "c"]
+    assert len(remaining.layers) == 3
 
 
 def test_the_choice_holds_whatever_the_bits(logarithm):
-    """It is made at full width; fewer bits are what the user asks for."""
+    """It is made at full width; fewer bits are the user's choice."""
     model, samples = logarithm
     result = pipeline.run(model, samples, replace(CONFIG, activation_bits=None, weight_bits=2), Progress())
-    assert list(result.curves.unheld.layers) == ["MatMul_0"]
+    assert list(result.curves.fallback.layers) == ["MatMul_0"]
     narrow = replace(CONFIG, activation_bits=None, weight_bits=2, widths=(0, 1, 2, 3))
-    assert not pipeline.run(model, samples, narrow, Progress()).curves.unheld.layers
+    assert not pipeline.run(model, samples, narrow, Progress()).curves.fallback.layers
 
 
-def test_a_model_that_no_width_holds_is_refused(logarithm):
+def test_a_model_without_a_quantizable_layer_is_rejected(logarithm):
     model, samples = logarithm
     alone = onnx.ModelProto()
     alone.CopyFrom(model)
     del alone.graph.node[4:], alone.graph.output[1:]
-    with pytest.raises(ModelError, match=r"no layer can be quantized: 'MatMul_0' at full width alone .* --pin"):
+    with pytest.raises(ModelError, match=r"no layer can be quantized: 'MatMul_0' alone, at full width, .* --pin"):
         pipeline.run(alone, samples, replace(CONFIG, activation_bits=None), Progress())
 
 
-def test_a_pin_quantizes_it_nevertheless(model, samples):
+def test_a_pin_quantizes_it_anyway(model, samples):
     config = replace(CONFIG, pins=(("r", 8),))
     result = pipeline.run(model, samples, config, Progress())
-    assert not result.curves.unheld.tensors
+    assert not result.curves.fallback.tensors
     assert not result.report.skipped
     assert result.report.sqnr_db < 20
 
 
-def test_what_stays_in_float_is_remembered_with_the_curves(model, samples):
+def test_the_fallback_is_stored_with_the_curves(model, samples):
     measurement = pipeline.run(model, samples, CONFIG, Progress()).curves
     again = restored(stored_fields(measurement), measurement.source, CONFIG)
     assert again.network.activations == measurement.network.activations

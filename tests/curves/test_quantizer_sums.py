@@ -1,4 +1,4 @@
-"""⟨g, Q(a) - a⟩ of many quantizers from one histogram, against one quantizer after the other."""
+"""⟨g, Q(a) - a⟩ of many quantizers from one histogram, against direct evaluation."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from rdoq_onnx.curves.quantizer_sums import Staircases
 @pytest.mark.parametrize("size", [500, 70_000])
 @pytest.mark.parametrize("least", [0.0, -1.3])
 def test_one_histogram_serves_all_quantizers(size, least):
-    """Values within a bin of a threshold are rounded to either side: a few, and by chance."""
+    """Values in the bin of a threshold may be rounded either way: they are few, and their errors random."""
     rng = np.random.default_rng(size)
     a = np.maximum(rng.standard_normal(size, np.float32), np.float32(least))
     g = rng.standard_normal((2, size), np.float32)

@@ -1,39 +1,39 @@
-"""Which variant of rounding each channel takes."""
+"""Shrinkage of channel curves and the choice of rounding variants."""
 
 import numpy as np
 
-from rdoq_onnx.curves.shrinkage import expected, picked, squared_errors, steadied
+from rdoq_onnx.curves.shrinkage import picked, shrunk_curves, shrunk_variants, squared_errors
 from rdoq_onnx.model.codes import WeightCodes
 
 
-def test_a_variant_better_in_the_layer_wins_where_channels_say_little():
+def test_the_layers_best_variant_wins_if_channels_hardly_differ():
     found = np.array([[1.0, 1.0, 1.0, 1.0], [2.1, 1.9, 2.0, 0.9]])[:, :, None]
-    assert expected(found, 32).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 0]
+    assert shrunk_variants(found, 32).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 0]
 
 
-def test_a_channel_takes_the_variant_that_is_far_better_for_it():
+def test_a_channel_takes_a_variant_that_is_far_better_for_it():
     found = np.array([[1.0, 1.0, 1.0, 1.0], [1.2, 1.2, 1.2, 0.1]])[:, :, None]
-    assert expected(found, 200).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 1]
+    assert shrunk_variants(found, 200).argmin(axis=0)[:, 0].tolist() == [0, 0, 0, 1]
 
 
-def test_the_least_of_several_is_not_taken_at_its_word():
-    """Pure noise around 1: what is expected of the best must be nearer to 1 than the least that was found."""
+def test_the_least_of_several_noisy_values_is_raised():
+    """Pure noise around 1: after shrinkage the least value must be closer to 1."""
     found = 1 + 0.2 * np.random.default_rng(0).standard_normal((3, 500, 2))
     assert found.min(axis=0).mean() < 0.84
-    assert expected(found, 32).min(axis=0).mean() > 0.92
+    assert shrunk_variants(found, 32).min(axis=0).mean() > 0.92
 
 
-def test_many_draws_are_taken_at_their_word():
+def test_many_draws_are_not_shrunk():
     found = np.random.default_rng(0).random((3, 5, 2))
-    np.testing.assert_allclose(expected(found, 10**9), found, rtol=1e-5)
-    np.testing.assert_allclose(steadied(found[0], np.ones((5, 2)), 10**9), found[0], rtol=1e-5)
+    np.testing.assert_allclose(shrunk_variants(found, 10**9), found, rtol=1e-5)
+    np.testing.assert_allclose(shrunk_curves(found[0], np.ones((5, 2)), 10**9), found[0], rtol=1e-5)
 
 
-def test_a_channel_that_few_samples_left_idle_still_has_a_falling_curve():
+def test_a_channel_without_effect_on_few_samples_still_has_a_falling_curve():
     errors = np.array([[4.0, 1.0, 0.25]]).repeat(6, axis=0)
     curves = 3 * errors
     curves[2] = 0
-    few, many = steadied(curves, errors, 4), steadied(curves, errors, 400)
+    few, many = shrunk_curves(curves, errors, 4), shrunk_curves(curves, errors, 400)
     assert (np.diff(few[2]) < 0).all()
     assert few[2, 0] > 50 * many[2, 0] > 0
     np.testing.assert_allclose(few.sum(axis=0), curves.sum(axis=0))  # the layer's sum stays
@@ -47,11 +47,11 @@ def test_squared_errors():
 
 def test_one_variant_stays_as_it_is():
     found = np.random.default_rng(0).random((1, 5, 3))
-    np.testing.assert_allclose(expected(found, 32), found)
+    np.testing.assert_allclose(shrunk_variants(found, 32), found)
 
 
-def test_widths_without_distortion_pick_something():
-    assert np.isfinite(expected(np.zeros((3, 4, 2)), 32)).all()
+def test_zero_distortion_stays_finite():
+    assert np.isfinite(shrunk_variants(np.zeros((3, 4, 2)), 32)).all()
 
 
 def test_picks_integers_and_scales_together():

@@ -1,4 +1,4 @@
-"""First-order curves: against exact ones, against small perturbations, and what they must not depend on."""
+"""First-order curves against exact ones and small perturbations, and their independence of batching."""
 
 
 import numpy as np
@@ -18,7 +18,7 @@ MODELS = ROOT / "models"
 
 
 def stacked(measured, least=2):
-    """All points from `least` bits up, weights and activations."""
+    """Stack all points from `least` bits up, of weights and activations."""
     weights = [w[..., least:].ravel() for w in measured.weights]
     activations = [v for table in measured.activations for bits, v in table.items() if bits >= least]
     return np.concatenate([*weights, *activations])
@@ -34,7 +34,7 @@ def test_ranks_as_the_exact_curves_do(digits):
     assert spearmanr(stacked(first), stacked(true)).statistic >= 0.98
     weights = [np.concatenate([w[..., 2:].ravel() for w in m.weights]) for m in (first, true)]
     assert spearmanr(*weights).statistic >= 0.98
-    # Where perturbations are small the curves agree in size, too.
+    # For small perturbations the curves also agree in size.
     ends = [np.concatenate([w[..., 7].ravel() for w in m.weights]) for m in (first, true)]
     ratio = ends[0] / ends[1]
     assert 0.95 < np.median(ratio) < 1.05
@@ -45,7 +45,7 @@ def test_does_not_depend_on_the_batch(digits):
 
 
 def wide_network(outputs):
-    """Two layers with `outputs` outputs, and samples."""
+    """Return a network of two layers with `outputs` outputs, its weights, and samples."""
     rng = np.random.default_rng(1)
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 5] x) => (float[N, {outputs}] y) {{ a = MatMul (x, w) b = Tanh (a) y = Gemm (b, v) }}""")
@@ -56,7 +56,7 @@ def wide_network(outputs):
 
 @pytest.mark.parametrize("outputs", [3, 16])
 def test_weights_against_the_jacobian(outputs):
-    """δ = E‖J Δ‖² / D, with J written out; Δz = ΔW(x - E[x]), as the bias takes up the mean."""
+    """δ = E‖J Δ‖² / D with explicit J; Δz = ΔW(x - E[x]), as the bias absorbs the mean."""
     model, arrays, samples = wide_network(outputs)
     case = Case(model, samples)
     measured = case.taylor().weights[0][0]
@@ -74,11 +74,11 @@ def test_signs_are_unbiased():
     case = Case(model, samples)
     estimates = np.mean([stacked(case.taylor(seed=s)) for s in range(30)], axis=0)
     exact_curves = stacked(case.probe())
-    small = exact_curves < np.median(exact_curves)  # where first order is right
+    small = exact_curves < np.median(exact_curves)  # where first order is accurate
     assert np.median(estimates[small] / exact_curves[small]) == pytest.approx(1, abs=0.05)
 
 
-def test_what_has_no_adjoint_is_probed_and_said():
+def test_tensors_without_an_adjoint_are_probed_and_reported():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 5] x) => (float[N, 6] y)
     <int64[4] pads = {0, 1, 0, 1}>
@@ -100,8 +100,8 @@ def test_what_has_no_adjoint_is_probed_and_said():
 
 
 @pytest.mark.parametrize("work", [400, 0], ids=["each channel at one width", "each layer at one width"])
-def test_what_is_too_much_to_probe_is_scaled_from_fewer_runs(work):
-    """Here the second of 16 channels counts 100 times what the others do, which runs of whole layers cannot tell."""
+def test_curves_too_costly_to_probe_are_scaled_from_fewer_runs(work):
+    """The second of 16 channels matters 100 times as much as the others, which runs of whole layers cannot detect."""
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 3, 8, 8] x) => (float[N, 5] y)
     <int64[8] pads = {0, 0, 1, 1, 0, 0, 1, 1}>
@@ -117,7 +117,7 @@ def test_what_is_too_much_to_probe_is_scaled_from_fewer_runs(work):
     fine = slice(3, None)  # widths at which first order holds
     ours, theirs = found.weights[0][0][:, fine], true.weights[0][0][:, fine]
     np.testing.assert_array_equal(found.weights[1], measured.weights[1])  # as it was
-    if work:  # what each channel counts for is known
+    if work:  # the gain of each channel is measured
         assert spearmanr(ours, theirs, axis=None).statistic > 0.97
         assert np.median(ours / theirs) == pytest.approx(1, abs=0.1)
     else:
@@ -133,7 +133,7 @@ g (float[N, 2, 9, 9] x) => (float[N, 12, 1, 1] y) {
 
 
 def pooled_network(read=""):
-    """A Relu in front of a MaxPool, and samples; `read`: a node that reads the Relu as well."""
+    """Return a Relu in front of a MaxPool, and samples. read: another consumer of the Relu."""
     rng = np.random.default_rng(4)
     model = parser.parse_model(POOLED.replace("READ", read))
     arrays = {"w": rng.standard_normal((3, 2, 3, 3), np.float32), "v": rng.standard_normal((12, 3, 3, 3), np.float32)}
@@ -152,7 +152,7 @@ def test_an_activation_is_measured_behind_its_pooling(monkeypatch):
             np.testing.assert_allclose(found[bits], expected[bits], rtol=1e-4)
 
 
-def test_an_activation_that_more_than_a_pooling_reads_is_measured_itself():
+def test_an_activation_with_another_consumer_than_its_pooling_is_measured_itself():
     model, _ = pooled_network("z = Exp (b)")
     model.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["N", 3, 7, 7]))
     assert analyse(model, Config().selection).sites["b"] == "b"

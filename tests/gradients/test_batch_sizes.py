@@ -1,4 +1,4 @@
-"""How many samples run together: as many as the memory holds, half as many where it does not after all."""
+"""Batch sizes: as large as memory allows, halved when it runs out."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ def test_batches_fill_the_memory_of_a_device(monkeypatch):
         return of(case.network, case.seen, InGraph("cpu"), samples)
 
     assert batch(1000, 2 * 9 * each) == 8  # a power of two
-    assert batch(100, 2 * 64 * each) == 50  # two alike rather than 64 and 36
+    assert batch(100, 2 * 64 * each) == 50  # two equal batches rather than 64 and 36
     assert batch(5, 1 << 40) == 5
     assert batch(1000, 1) == 1
     assert batch(1000, 2 * 9 * each, reverse_batch) == 8
@@ -30,9 +30,9 @@ def test_batches_fill_the_memory_of_a_device(monkeypatch):
     assert batch(1000, 1 << 40) == 4
 
 
-def tried(fitting, batch, rides=True):
-    """The batches that are tried where `fitting` samples fit into memory, and the one that did."""
-    seen = SimpleNamespace(batching=Batching(batch, rides))
+def tried(fitting, batch, stackable=True):
+    """Return the batch sizes tried when `fitting` samples fit into memory, and the final one."""
+    seen = SimpleNamespace(batching=Batching(batch, stackable))
     sizes = []
 
     def run(size):
@@ -49,7 +49,7 @@ def test_a_batch_that_does_not_fit_is_halved():
     assert tried(1, 7) == ([7, 4, 2, 1], 1)
 
 
-@pytest.mark.parametrize(("fitting", "batch", "rides"), [(0, 4, True), (2, 4, False)])
-def test_what_never_fits_is_a_shortage(fitting, batch, rides):
+@pytest.mark.parametrize(("fitting", "batch", "stackable"), [(0, 4, True), (2, 4, False)])
+def test_what_never_fits_is_a_shortage(fitting, batch, stackable):
     with pytest.raises(ShortageError):
-        tried(fitting, batch, rides)
+        tried(fitting, batch, stackable)

@@ -1,4 +1,4 @@
-"""How many vectors v a sample gets: unit vectors where outputs are few, enough random ones where samples are."""
+"""Number of vectors v per sample: all unit vectors for few outputs, enough random ones for few samples."""
 
 import pytest
 
@@ -11,6 +11,6 @@ def test_few_outputs_get_a_unit_vector_each():
 
 
 @pytest.mark.parametrize("samples", [1, 3, LEAST_DRAWS - 1, LEAST_DRAWS, 1000])
-def test_few_samples_are_gone_over_until_draws_are_enough(samples):
+def test_few_samples_are_repeated_until_draws_suffice(samples):
     assert draws(samples, 1000) == samples * rounds(samples) >= LEAST_DRAWS
     assert (rounds(samples) - 1) * samples < LEAST_DRAWS

@@ -110,7 +110,7 @@ def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def assert_adjoint(model: onnx.ModelProto, at: Sequence[str], feeds: Mapping[str, Array], step: float = 1e-6) -> None:
-    """<g, d> = d/dh <v, F~(h d)>, for random d, in float64 by the reference evaluator."""
+    """Check <g, d> = d/dh <v, F~(h d)> for random d, in float64 with the reference evaluator."""
     rng = np.random.default_rng(0)
     result = reverse(model, at, feeds)
     assert result.missing == {}
@@ -327,7 +327,7 @@ def test_missing_rule_has_a_reason_and_the_rest_works() -> None:
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_a_tensor_that_only_subgraphs_read(taken: bool) -> None:
+def test_a_tensor_consumed_only_by_subgraphs(taken: bool) -> None:
     model = text_model(
         """g (float[1, 4] x, bool b) => (y) {
             a = Relu(x) c = Sigmoid(a)
@@ -370,7 +370,7 @@ def test_a_loop() -> None:
 
 
 def test_recurrent_layers() -> None:
-    """onnx-ad makes each a Scan, with the same names within it."""
+    """onnx-ad turns each into a Scan, with the same names inside."""
     model = text_model(
         """g (float[5, 3, 4] x) => (y) <int64[1] axis1 = {1}> {
             a = Relu(x)
@@ -419,7 +419,7 @@ def test_model_is_not_changed() -> None:
     assert model.SerializeToString(deterministic=True) == before
 
 
-def test_no_adjoint_of_parameters_and_nothing_above_the_wanted_tensors() -> None:
+def test_no_adjoints_of_parameters_or_above_the_wanted_tensors() -> None:
     model = text_model(
         "g (float[1, 3, 8, 8] x) => (y) { a = Conv(x, w1) b = Relu(a) c = Conv(b, w2) y = Clip(c, low, high) }",
         {"w1": [4, 3, 3, 3], "w2": [4, 4, 3, 3], "low": [], "high": []},
@@ -437,7 +437,7 @@ RELUS = """g (float[2, 3, 9, 9] x) => (y) {
 
 
 @pytest.mark.parametrize(("at", "masks"), [("a b m", 1), ("a b c", 1), ("a b p", 2), ("a b q m", 2), ("x", 1)])
-def test_the_slope_of_relus_is_taken_behind_what_commutes_with_them(at: str, masks: int) -> None:
+def test_relu_masks_move_behind_operators_that_commute(at: str, masks: int) -> None:
     model = text_model(RELUS, {"w1": [4, 3, 3, 3], "w2": [2, 3, 3, 3], "w3": [3, 6, 2, 2]})
     feeds = {"x": sample([2, 3, 9, 9])}
     result = reverse(model, at.split(), feeds)
@@ -546,10 +546,10 @@ def directional(
 @zoo
 @pytest.mark.parametrize("name", MODELS)
 def test_zoo_model_has_the_right_slope(name: str) -> None:
-    """Along a random d, at a few tensors spread over the network.
+    """Check slopes along a random d, at a few tensors spread over the network.
 
-    In float64 where the reference evaluator can run the model in reasonable time. In float32 the best of
-    several steps counts: curvature and kinks at one end, rounding at the other.
+    In float64 if the reference evaluator runs the model in reasonable time. In float32, take the best of several steps:
+    large ones suffer from curvature and kinks, small ones from rounding.
     """
     exact = name in IN_DOUBLE
     model, feeds = real_model(name)
@@ -588,7 +588,7 @@ def test_zoo_model_has_the_right_slope(name: str) -> None:
         assert min(errors) < (1e-3 if exact else 0.02), (tensor, errors)
 
 
-def test_an_output_of_other_sizes_than_declared() -> None:
+def test_an_output_with_wrong_declared_sizes() -> None:
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[2, 3] x) => (float[7, 5] y) { a = Tanh (x) y = Relu (a) }""")
     feeds = {"x": np.ones((2, 3), np.float32)}

@@ -1,4 +1,4 @@
-"""Sums by nodes of a graph, as on a GPU, against the same sums by numpy; on the CPU, and on CUDA where there is one."""
+"""Sums inside the graph, as on a GPU, against the same sums in numpy; on the CPU, and on CUDA if available."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ DEVICES = [pytest.param(InGraph("cpu", 2), id="cpu"), pytest.param(Runtime("cuda
 
 @pytest.fixture(autouse=True)
 def _exact_sums_by_numpy(monkeypatch):
-    """Without the histogram, whose bins round thresholds."""
+    """Avoid the histogram, whose bins round thresholds."""
     monkeypatch.setattr(quantizer_sums, "_BINNED", 10**9)
 
 
@@ -81,7 +81,7 @@ def same(case, runtime, batch):
 def test_every_form_of_a_layer(form, runtime):
     model = model_of(form)
     case = Case(model, [feeds_of(model, seed) for seed in range(7)], widths=(0, 2, 4, 7))
-    same(case, runtime, case.batching.size if not case.batching.rides else 3)
+    same(case, runtime, case.batching.size if not case.batching.stackable else 3)
 
 
 @pytest.mark.parametrize("runtime", DEVICES)
@@ -93,15 +93,15 @@ def test_random_networks(runtime, drawn):
 
 
 def network(body, sample, weights, count=6):
-    """A case of a network from x to y with random weights, or those given."""
+    """Build a case of a network from x to y with given or random weights."""
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, {", ".join(map(str, sample))}] x) => (y) {{ {body} }}""")
     rng = np.random.default_rng(1)
     for name, shape in weights.items():
         value = rng.standard_normal(shape, np.float32) if isinstance(shape, tuple) else shape
         model.graph.initializer.append(numpy_helper.from_array(value, name))
-    known = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    return Case(known, {"x": rng.standard_normal((count, *sample), np.float32)}, widths=(0, 3, 7))
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    return Case(inferred, {"x": rng.standard_normal((count, *sample), np.float32)}, widths=(0, 3, 7))
 
 
 @pytest.mark.parametrize("attributes", ["group = 3", "strides = [2, 2]", "pads = [1, 0, 0, 0]"])
@@ -129,7 +129,7 @@ def test_one_position_a_sample_and_what_has_no_adjoint():
     assert case.taylor().missing
 
 
-def test_a_run_goes_on_where_another_ended():
+def test_a_run_continues_where_another_ended():
     case = network("z = Conv (x, w) a = Relu (z) y = Conv (a, w)", (3, 6, 6), {"w": (3, 3, 2, 2)}, 40)
 
     class Kept(Unfinished):
@@ -176,7 +176,7 @@ def test_the_same_bits_but_for_noise(provider, monkeypatch):
     assert graph.report.predicted == pytest.approx(host.report.predicted, rel=0.02)
 
 
-def test_a_batch_for_which_there_is_no_memory_is_halved(monkeypatch):
+def test_a_batch_that_exceeds_memory_is_halved(monkeypatch):
     case = network("z = Conv (x, w) a = Relu (z) y = Conv (a, w)", (3, 6, 6), {"w": (3, 3, 2, 2)}, 40)
     whole, tried = Session.bound, []
 

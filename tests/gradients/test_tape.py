@@ -1,4 +1,4 @@
-"""What adjoint rules write to: fresh names, shared constants, sums over what was broadcast."""
+"""The tape of adjoint rules: fresh names, shared constants, sums over broadcast axes."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""How samples batch: rows that a network mixes run alone, a fixed size is kept, memory bounds a batch."""
+"""Batching of samples: rows that a network mixes run alone, a fixed size is kept, memory limits a batch."""
 
 import numpy as np
 import pytest
@@ -42,10 +42,10 @@ def test_a_network_that_mixes_the_batch_is_fed_one_at_a_time(kind, x):
     assert found.metric.elements == 4
 
 
-def test_a_mixture_that_only_an_inner_tensor_shows(x):
+def test_mixing_visible_only_in_an_inner_tensor(x):
     """The output is the same for one or two samples; the layer's input is not."""
     net = network("m = ReduceMax <axes = [0], keepdims = 1> (x) d = Div (x, m) z = MatMul (d, w) y = Sign (z)")
-    assert not seen(net, np.abs(x) + 1).batching.rides
+    assert not seen(net, np.abs(x) + 1).batching.stackable
 
 
 def test_a_network_that_fails_on_two_samples_is_fed_one_at_a_time(x):
@@ -53,7 +53,7 @@ def test_a_network_that_fails_on_two_samples_is_fed_one_at_a_time(x):
     assert seen(net, x).batching == Batching(1, False)
 
 
-def test_a_fixed_batch_is_obeyed(x):
+def test_a_fixed_batch_is_kept(x):
     net = network("y = MatMul (x, w)", "(float[3, 6] x) => (float[3, 4] y)")
     found = seen(net, x)
     assert found.batching == Batching(3, False)
@@ -61,7 +61,7 @@ def test_a_fixed_batch_is_obeyed(x):
     assert found.metric.elements == 4
 
 
-def test_one_sample_shows_nothing(x):
+def test_one_sample_is_too_few_to_tell(x):
     net = network("y = MatMul (x, w)")
     samples = samples_for(net.model, {"x": x}, Config()).take(slice(0, 1))
     assert observe(net, samples, RUNTIME).batching == Batching(1, False)

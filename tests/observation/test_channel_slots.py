@@ -1,4 +1,4 @@
-"""Which channels share a scale: tied one to one by what passes them on, fixed by what does not."""
+"""Channels that share a scale: united by operators that preserve channels, fixed by others."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SHAPES = {"a": (4, 1, 1), "b": (4, 1, 1), "c": (4, 1, 1)}
 
 
 def chains(between, shapes=SHAPES, **constants):
-    """Of a network x → Conv → a → `between` → Conv → y."""
+    """Return the chains of a network x → Conv → a → `between` → Conv → y."""
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 3, 6, 6] x) => (float[N, 5, H, W] y)
         {{ [first] a = Conv (x, w) {between} [second] y = Conv (c, v) }}""")
@@ -23,7 +23,7 @@ def chains(between, shapes=SHAPES, **constants):
 
 
 ZERO, SIX = np.array(0, np.float32), np.array(6, np.float32)
-TIED = {
+PRESERVED = {
     "a Relu": "b = Relu (a) c = Relu (b)",
     "a pool": "b = MaxPool <kernel_shape = [2, 2]> (a) c = AveragePool <kernel_shape = [2, 2]> (b)",
     "a Clip from 0": "b = Relu (a) c = Clip (b, zero, six)",
@@ -36,14 +36,14 @@ FIXED = {
 }
 
 
-@pytest.mark.parametrize("kind", TIED)
-def test_channels_that_are_passed_on_share_a_slot(kind):
-    found = chains(TIED[kind], zero=ZERO, six=SIX)
+@pytest.mark.parametrize("kind", PRESERVED)
+def test_preserved_channels_share_a_slot(kind):
+    found = chains(PRESERVED[kind], zero=ZERO, six=SIX)
     slots = found.slots["a"].tolist()
     assert len(set(slots)) == 4
     assert found.slots["b"].tolist() == found.slots["c"].tolist() == slots
     assert not set(slots) & found.fixed
-    assert found.made["first"].tolist() == found.read["second"].tolist() == slots
+    assert found.outputs["first"].tolist() == found.inputs["second"].tolist() == slots
     assert len({found.component[s] for s in slots}) == 1
 
 
@@ -61,6 +61,6 @@ def test_inputs_and_outputs_are_fixed():
 
 def test_a_ceiling_has_the_slots_of_its_channels():
     found = chains("b = Relu (a) [cap] c = Clip (b, zero, six)", zero=ZERO, six=SIX)
-    assert list(found.capped) == ["cap"]
-    assert found.capped["cap"].shape == (4, 1, 1)
-    assert found.capped["cap"].ravel().tolist() == found.slots["c"].tolist()
+    assert list(found.clips) == ["cap"]
+    assert found.clips["cap"].shape == (4, 1, 1)
+    assert found.clips["cap"].ravel().tolist() == found.slots["c"].tolist()

@@ -54,7 +54,7 @@ def test_only_floating_outputs_count():
     labels, scores = rng.integers(0, 9, (4, 1)), rng.standard_normal((4, 3)).astype(np.float32)
     metric = metric_of(["label", "score"], [[labels, scores]], 4)
     assert (metric.outputs, metric.weights, metric.elements) == (("score",), (1.0,), 3)
-    with pytest.raises(CalibrationError, match="no output of a floating-point type"):
+    with pytest.raises(CalibrationError, match="no floating-point output"):
         metric_of(["label"], [[labels]], 4)
 
 

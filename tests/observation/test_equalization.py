@@ -1,4 +1,4 @@
-"""Channel ranges evened out: the network computes the same, its ranges are even, and what must not change does not."""
+"""Equalization: the network's function is unchanged, channel ranges are evened out, fixed channels are left alone."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -161,7 +161,7 @@ def test_the_network_computes_the_same(monkeypatch, ort_run, name, exponent):
     assert after.model != it.model
     onnx.checker.check_model(after.model, full_check=True)
     assert unchanged_outputs(ort_run, it.model, after.model, it.feeds)
-    # On samples that it was not fitted to, too, with values that go over the ceilings.
+    # Also on other samples, with values above the ceilings.
     other = {"x": 5 * np.random.default_rng(9).standard_normal(it.feeds["x"].shape, np.float32)}
     assert unchanged_outputs(ort_run, it.model, after.model, other)
     assert [x.name for x in after.layers] == [x.name for x in it.network.layers]
@@ -182,7 +182,7 @@ def ort_values(model, feeds, level):
     return RUNTIME.session(model, level).run(feeds)
 
 
-# Tensors whose channels are free, and whether only depthwise convolutions read them.
+# Tensors of free channels, and whether all of their consumers are depthwise convolutions.
 FREE = {
     "mobile": {"a1": True, "a2": False, "a3": True, "a4": False},
     "residual stream": {"s2": False, "a2": False, "a4": False},
@@ -197,8 +197,8 @@ FREE = {
 @pytest.mark.parametrize("config", [NARROW, WIDE], ids=["narrow", "wide"])
 @pytest.mark.parametrize("name", NETS)
 def test_ranges_of_channels_come_closer(name, config):
-    """A range R becomes R^(1-e)·top^e. Where only depthwise convolutions read e is 1, for any width of activations:
-    their channels have scales of their own, and so have those of the layer before them.
+    """A range R becomes R^(1-e)·top^e. In front of depthwise convolutions only, e is 1 for any activation width, since
+    both sides have one scale per channel.
     """
     it = case(name, config)
     chains, after = it.chains(), it.equalized()
@@ -229,7 +229,7 @@ def test_ranges_are_means_over_samples_of_peaks(ort_run):
     assert found["z3"].shape == (6, 1, 1)
 
 
-def test_wide_activations_leave_alone_what_weights_would_pay_for(ort_run):
+def test_wide_activations_are_not_equalized_at_the_weights_expense(ort_run):
     it = case("mobile", WIDE)
     assert exponent_for(WIDE) == exponent_for(Config(activation_bits=6)) == 0
     assert exponent_for(NARROW) > 0
@@ -255,27 +255,28 @@ def test_each_channel_has_a_ceiling_of_its_own(ort_run):
             assert ceiling.shape == (1, {"a2": 8, "a3": 6, "a4": 6}[node.output[0]], 1, 1)
             factors[node.output[0]] = ceiling.ravel() / 6
     assert all(len(np.unique(f)) > 1 for f in factors.values())
-    # Evened out means: a row made larger by what the column that reads it is made smaller.
-    for layer, reader, factor in (("z2", "z3", factors["a2"]), ("z4", "y", factors["a4"])):
-        made = weight(after.model, layer) / weight(it.model, layer)
-        np.testing.assert_allclose(made[:, 0, 0, 0] * it_read(it, after, layer), factor, rtol=1e-4)
-        read = weight(after.model, reader) / weight(it.model, reader)
-        rows = it_made(it, after, reader)
-        np.testing.assert_allclose(read[:, :, 0, 0] / rows[:, None], np.tile(1 / factor, (len(read), 1)), rtol=1e-4)
+    # A row is scaled up by the factor that its consumer's column is scaled down by.
+    for layer, consumer, factor in (("z2", "z3", factors["a2"]), ("z4", "y", factors["a4"])):
+        rows = weight(after.model, layer) / weight(it.model, layer)
+        np.testing.assert_allclose(rows[:, 0, 0, 0] * input_factors(it, after, layer), factor, rtol=1e-4)
+        columns = weight(after.model, consumer) / weight(it.model, consumer)
+        outputs = output_factors(it, after, consumer)
+        expected = np.tile(1 / factor, (len(columns), 1))
+        np.testing.assert_allclose(columns[:, :, 0, 0] / outputs[:, None], expected, rtol=1e-4)
 
 
-def it_read(it, after, layer):
-    """What the input channels of a depthwise `layer` were scaled by: its own input's factor."""
+def input_factors(it, after, layer):
+    """Return the factors of the input channels of a depthwise `layer`."""
     source = {"z2": "a1", "z4": "a3"}[layer]
     return peaks_ratio(it, after, source)
 
 
-def it_made(it, after, layer):
+def output_factors(it, after, layer):
     return {"z3": lambda: peaks_ratio(it, after, "z3"), "y": lambda: np.ones(4)}[layer]()
 
 
 def peaks_ratio(it, after, tensor):
-    """The factor of each channel of `tensor`, from what it computes."""
+    """Return the factor of each channel of `tensor`, from its values."""
     feeds = {k: v[:2] for k, v in it.feeds.items()}
     old, new = (RUNTIME.session(with_outputs(m, [tensor]), "none").run(feeds)[0] for m in (it.model, after.model))
     return np.abs(new).max(axis=(0, 2, 3)) / np.abs(old).max(axis=(0, 2, 3))
@@ -348,11 +349,11 @@ FIXED = {
 
 @pytest.mark.parametrize("kind", FIXED)
 def test_what_must_not_change_does_not(ort_run, kind):
-    """With the exponent of narrow activations; nothing here is free, so that the same network comes back."""
+    """With the exponent of narrow activations; no channel here is free, so the network itself is returned."""
     nodes, output, weights = FIXED[kind]
     outputs = "float[A, B] y" if output == "rank 2" else "float[A, B, C, D] y" + (f", {output}" if output else "")
     if "m = ReduceMean (x)" in nodes:
-        # In an order of execution.
+        # Keep the nodes in an order of execution.
         body, late = nodes.split(" m = ReduceMean")
         nodes = f"m = ReduceMean{late} {body}"
     weights = {"w1": (6, 3, 1, 1), "w2": (4, 6, 1, 1), **weights}
@@ -372,7 +373,7 @@ def test_an_excluded_layer_is_left_alone():
     assert it.equalized() is it.network
 
 
-def test_channels_of_a_pad_and_of_a_concat_are_tied_one_to_one():
+def test_channels_of_a_pad_and_of_a_concat_share_slots_one_to_one():
     chains = case("pad and slice").chains()
     half, short, third = (chains.slots[n].tolist() for n in ("half", "short", "a3"))
     assert short == third
@@ -384,7 +385,7 @@ def test_channels_of_a_pad_and_of_a_concat_are_tied_one_to_one():
     assert len(set(joined.slots["p"].tolist())) == 12
 
 
-def test_an_add_ties_the_whole_stream():
+def test_an_add_unites_the_whole_stream():
     chains = case("residual stream").chains()
     stream = chains.slots["s2"].tolist()
     assert all(chains.slots[n].tolist() == stream for n in ("a1", "z3", "s1", "z5"))
@@ -465,9 +466,9 @@ def quantized():
 
 
 def test_ceilings_become_a_min_of_integers(quantized):
-    """Those that the quantizer's own saturation does not imply."""
+    """Only ceilings that the quantizer's own saturation does not imply remain."""
     _, result = quantized
-    makers = {o: n.op_type for n in result.model.graph.node for o in n.output}
+    producers = {o: n.op_type for n in result.model.graph.node for o in n.output}
     tensors = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
     mins = [n for n in result.model.graph.node if n.op_type == "Min"]
     assert mins
@@ -476,18 +477,18 @@ def test_ceilings_become_a_min_of_integers(quantized):
         assert ceiling.dtype == np.uint8
         assert ceiling.shape in ((1, 8, 1, 1), (1, 6, 1, 1))
         assert len(np.unique(ceiling)) > 1
-        assert makers[node.input[0]] in ("QuantizeLinear", "Clip")
-    assert not {"Relu", "Clip"} & {n.op_type for n in result.model.graph.node if makers.get(n.input[0]) == "Conv"}
+        assert producers[node.input[0]] in ("QuantizeLinear", "Clip")
+    assert not {"Relu", "Clip"} & {n.op_type for n in result.model.graph.node if producers.get(n.input[0]) == "Conv"}
 
 
 def test_the_quantized_network_fuses(quantized):
     _, result = quantized
     kernels = operators(RUNTIME.optimized(result.model, "all"))
-    # The last convolution gives the graph's output, which is not quantized.
+    # The last convolution produces the graph output, which is not quantized.
     assert kernels["QLinearConv"] == 4
     assert kernels["Conv"] + kernels["FusedConv"] == 1
     assert kernels["Min"] == operators(result.model)["Min"]
-    # Only the input is quantized, and only what the last convolution reads is decoded, with its weights.
+    # Only the input is quantized, and only the inputs of the last convolution are dequantized.
     assert kernels["QuantizeLinear"] == 1
     assert kernels["DequantizeLinear"] <= 2
     assert not kernels["Relu"]
@@ -497,7 +498,7 @@ def test_levels_agree_up_to_ties(ort_run, quantized):
     it, result = quantized
     (basic,), (default,) = (ort_run(result.model, it.feeds, level) for level in ("basic", "all"))
     span = np.abs(basic).max()
-    # Most values are the same; a tie rounded the other way moves a few by one step of a 4-bit activation.
+    # Most values agree; a tie rounded the other way moves a few by one step of a 4-bit activation.
     assert np.mean(np.abs(basic - default) < 1e-5 * span) > 0.9
     assert deviation([default], [basic]) < 0.05
 

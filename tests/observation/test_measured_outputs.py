@@ -1,4 +1,4 @@
-"""What distortion is measured of: the outputs, logits in place of what saturates, floats in front of a cast."""
+"""Measured tensors: outputs, logits in place of saturating outputs, floats in front of a Cast."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from rdoq_onnx.observation.measured_outputs import measured_outputs
 from tests.observation.test_observe import network
 
 
-def test_outputs_that_saturate_are_measured_in_front_but_for_maps():
+def test_logits_of_saturating_outputs_are_measured_except_for_maps():
     image, kernel = "(float[N, 2, 4, 4] x) => (float[N, 3, 4, 4] y)", (3, 2, 1, 1)
     cases = {
         "z": network("z = MatMul (x, w) y = Sigmoid (z)"),
@@ -24,7 +24,7 @@ def test_outputs_that_saturate_are_measured_in_front_but_for_maps():
 @pytest.mark.parametrize(("nodes", "expected"), [
     ("z = Neg (x) y = Softmax (z)", ["z"]),
     ("z = Neg (x) s = Sigmoid (z) y = Transpose (s)", ["z"]),
-    ("z = Neg (x) s = Softmax (z) y = Neg (s)", ["y"]),  # what is done to it counts
+    ("z = Neg (x) s = Softmax (z) y = Neg (s)", ["y"]),  # its output is processed further
     ("z = Neg (x) y = Cast <to = 10> (z)", ["z"]),
     ("z = Neg (x) y = Cast <to = 7> (z)", ["y"]),
     ("z = Neg (x) s = Softmax (z) y = Cast <to = 10> (s)", ["z"]),

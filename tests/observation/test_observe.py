@@ -1,4 +1,4 @@
-"""What one pass over the samples tells: ranges, sizes, how samples batch; and what it refuses."""
+"""One pass over the samples: ranges, sizes, batching, and what is rejected."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_ranges_sizes_and_power(x):
     assert found.sizes == {"t": 6, "z": 4}
     assert found.metric.outputs == ("y",)
     assert found.metric.elements == 4
-    assert found.batching.rides
+    assert found.batching.stackable
 
 
 def test_ranges_are_those_of_all_batches(monkeypatch, x):
@@ -55,7 +55,7 @@ def test_ranges_are_those_of_all_batches(monkeypatch, x):
     np.testing.assert_allclose(found.ranges["x"], np.array([-40, 70]) * (1 + margin(9)))
 
 
-def test_an_end_that_samples_agree_on_is_a_bound(x):
+def test_an_end_shared_by_samples_is_a_bound(x):
     ceiling = np.array(0.5, np.float32)
     found = seen(network("t = Clip (x, zero, six) y = MatMul (t, w)", zero=np.array(0, np.float32), six=ceiling), x)
     assert found.ranges["t"] == (0.0, 0.5)
@@ -72,11 +72,11 @@ def test_an_output_that_is_not_finite_is_refused(x):
     x[4, 2] = -1
     net = network("a = Abs (x) z = MatMul (a, w) l = Log (x) s = ReduceSum <keepdims = 1> (l, one) y = Add (z, s)",
                   one=np.array([1]))  # fmt: skip
-    refused(net, np.where(x == 0, 1, x), "output 'y' of the float model is not finite on the samples given")
+    refused(net, np.where(x == 0, 1, x), "output 'y' of the float model is not finite on the given samples")
 
 
 def test_an_activation_that_is_not_finite_is_refused(x):
-    """Though the output is: the arc tangent of infinity is."""
+    """The output is finite, as is the arc tangent of infinity."""
     x[7, 0] = 0
     net = network("r = Reciprocal (x) z = MatMul (r, w) y = Atan (z)")
     message = refused(net, np.abs(x), "is not finite")
@@ -88,12 +88,12 @@ def test_a_model_that_does_not_run_on_the_samples_is_refused(x):
     refused(net, x, "the float model does not run on the samples")
 
 
-def test_sizes_that_cannot_be_guessed_come_with_the_mend(x):
+def test_sizes_that_cannot_be_guessed_come_with_the_fix(x):
     net = network("r = Reshape (x, bad) y = MatMul (r, w)", bad=np.array([5, 6]))
-    with pytest.raises(CalibrationError, match=r"synthetic samples \('x' \[64, .*give real ones: --calibration"):
+    with pytest.raises(CalibrationError, match=r"synthetic samples \('x' \[64, .*give real samples with --calibration"):
         observe(net, samples_for(net.model, None, Config()), RUNTIME)
 
 
 def test_a_model_without_floating_point_outputs_is_refused(x):
     net = network("z = MatMul (x, w) y = ArgMax <axis = 1> (z)", "(float[N, 6] x) => (int64[N, 1] y)")
-    refused(net, x, "no output of a floating-point type")
+    refused(net, x, "no floating-point output")

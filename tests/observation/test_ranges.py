@@ -1,4 +1,4 @@
-"""Ends of tensors, found by the graph that makes them, against numpy."""
+"""Ranges of tensors, computed inside the graph, against numpy."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ RUNTIME = Runtime("cpu", 1)
 
 
 def values_of(opset, x):
-    """What the graph gives for x, its root, and that in one dimension."""
+    """Return the outputs for x, its root, and the root in one dimension."""
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": {opset}]>
     g (float[N, 2, 3] x) => (float[N, 2, 3] y) <int64[1] flat = {{-1}}>
     {{ y = Sqrt (x) z = Reshape (y, flat) }}""")
@@ -41,7 +41,7 @@ def test_a_single_value_that_is_not_finite_is_named(bad):
 
 def test_a_margin_is_no_wider_than_samples_differ():
     ends = np.array([[-1.0, -2.0, -2.0], [5.0, 9.0, 8.0]])
-    assert widened(ends, 0.1) == (-2.0, 9.0 + 0.9)  # the lower end is agreed on
+    assert widened(ends, 0.1) == (-2.0, 9.0 + 0.9)  # two samples share the lower end
     assert widened(ends, 0.9) == (-2.0, 9.0 + 4.0)
     assert margin(4) > margin(8) > margin(31) > 0
     assert margin(32) == margin(1000) == 0

@@ -1,4 +1,4 @@
-"""The float network runs once for all that is measured exactly, as far as its tensors may be kept."""
+"""The float network runs once for all exact measurements, as far as memory allows to cache its tensors."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from rdoq_onnx.observation.batching import Batching
-from rdoq_onnx.probing.prefix import KEPT
+from rdoq_onnx.probing.prefix import CACHE_BYTES
 from rdoq_onnx.system.runtime import Runtime, Session
 from tests.cases import Case
 from tests.system.test_runtime import needs_cuda
@@ -29,39 +29,39 @@ def case(count=SAMPLES):
 
 
 def curves(prober, candidates):
-    """Exact curves of every layer and activation, and of whole layers."""
-    found = []
+    """Measure exact curves of every layer and activation, and of whole layers."""
+    result = []
     for each in candidates.layers:
-        found += [measure(each.layer, each.variants[0], each.mean) for measure in (prober.layer, prober.whole_layer)]
-    found += [prober.activation(each.activation, each.flat) for each in candidates.activations]
-    return found
+        result += [measure(each.layer, each.variants[0], each.mean) for measure in (prober.layer, prober.whole_layer)]
+    result += [prober.activation(each.activation, each.flat) for each in candidates.activations]
+    return result
 
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """The samples of each run from the network's inputs."""
-    seen = []
+    """Record the number of samples of each run from the network's inputs."""
+    counts = []
 
     def counted(self, feeds, names=None, bound=Session.bound):
         if "x" in feeds:
-            seen.append(len(feeds["x"]))
+            counts.append(len(feeds["x"]))
         return bound(self, feeds, names)
 
     monkeypatch.setattr(Session, "bound", counted)
-    return seen
+    return counts
 
 
 @pytest.fixture(scope="module")
 def measured():
     this = case()
-    return this, curves(replace(this.prober, memory=KEPT), this.candidates)
+    return this, curves(replace(this.prober, memory=CACHE_BYTES), this.candidates)
 
 
-ONE = 4 * (6 * 6)  # bytes of one sample of x, z, a, its branch for v, b and y, which are read somewhere
+ONE = 4 * (6 * 6)  # bytes of one sample of x, z, a, its branch for v, b and y, which have consumers
 
 
-@pytest.mark.parametrize(("memory", "kept"), [(0, 0), (ONE * SIZE, 1), (ONE * 2 * SIZE, 2), (KEPT, 3)])
-def test_each_sample_runs_once_where_there_is_room_and_curves_are_the_same(measured, forwards, memory, kept):
+@pytest.mark.parametrize(("memory", "cached"), [(0, 0), (ONE * SIZE, 1), (ONE * 2 * SIZE, 2), (CACHE_BYTES, 3)])
+def test_cached_samples_run_once_and_curves_stay_the_same(measured, forwards, memory, cached):
     this, expected = measured
     found = curves(replace(this.prober, memory=memory), this.candidates)
     for one, other in zip(expected, found, strict=True):
@@ -69,10 +69,10 @@ def test_each_sample_runs_once_where_there_is_room_and_curves_are_the_same(measu
     batches, parts = 3, len(expected)
     assert len(this.network.layers) == 2
     assert parts == 4 + len(this.network.activations)
-    assert len(forwards) == kept + (batches - kept) * parts
+    assert len(forwards) == cached + (batches - cached) * parts
 
 
-def test_what_is_kept_does_not_grow_with_the_samples(forwards):
+def test_the_cache_does_not_grow_with_the_samples(forwards):
     this = case(count=44)
     curves(this.prober, this.candidates)
     first, again = forwards[:8], forwards[8:]  # 32 samples and 12

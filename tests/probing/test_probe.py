@@ -1,4 +1,4 @@
-"""Exact curves against the plain reading of Eq. 7 and 8: change the model, run it, compare outputs."""
+"""Exact curves against Eq. 7 and 8 taken literally: change the model, run it, compare outputs."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def named(model):
 
 
 def network(rng, kind):
-    """A layer between an input and a curved output that mixes all of its channels."""
+    """Return a layer between an input and a nonlinear output that mixes all of its channels, and samples."""
     text = f"""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 4, 6, 6] x) => (float[N, 1, 1, 1] y, float[N, A, B, C] t)
     {{ {LAYERS[kind]} t = Tanh (z) u = Mul (t, t) y = ReduceMean <axes = [1, 2, 3]> (u) }}"""
@@ -84,15 +84,15 @@ def test_activations_against_a_changed_input(ort_run):
         assert value == pytest.approx(expected, rel=1e-3)
 
 
-def test_stacking_perturbations_changes_nothing():
+def test_stacking_perturbations_does_not_change_curves():
     model, samples = network(np.random.default_rng(5), "conv")
     stacked, alone = Case(model, samples), Case(model, samples, batching=Batching(1, False))
-    assert stacked.batching.rides
+    assert stacked.batching.stackable
     arguments = stacked.network.layers[0], stacked.candidates.layers[0].variants[0]
     np.testing.assert_allclose(stacked.prober.layer(*arguments), alone.prober.layer(*arguments), rtol=1e-4)
 
 
-def test_a_corrected_bias_takes_up_the_mean():
+def test_a_corrected_bias_absorbs_the_mean():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 5] x) => (float[N, 6] y) { y = MatMul (x, w) }""")
     rng = np.random.default_rng(7)
@@ -107,7 +107,7 @@ def test_a_corrected_bias_takes_up_the_mean():
 
 
 def shared_weight(nodes, seed):
-    """A weight, a network of `nodes` that share it, and samples."""
+    """Return a weight, a network of `nodes` that share it, and samples."""
     text = f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x) => (float[N, 6] y) {{ {nodes} }}'
     rng = np.random.default_rng(seed)
     model = named(parser.parse_model(text))
@@ -141,7 +141,7 @@ def test_a_weight_shared_by_two_layers_one_behind_the_other():
     np.testing.assert_allclose(found, [np.square(moved).mean()], rtol=1e-3)
 
 
-RIDERS = {
+OTHER_TENSORS = {
     "an output that the layer does not reach": (
         "(float[N, 6] y, float[N, 4] t) { z = MatMul (x, w) y = Tanh (z) r = Relu (x) t = MatMul (r, v) }"
     ),
@@ -160,11 +160,11 @@ RIDERS = {
 }
 
 
-@pytest.mark.parametrize("kind", RIDERS)
-def test_what_rides_beside_the_perturbed_tensor(kind):
-    """Samples one by one, one perturbation in each run, give what many give together."""
+@pytest.mark.parametrize("kind", OTHER_TENSORS)
+def test_tensors_beside_the_perturbed_one(kind):
+    """Curves of stacked samples and perturbations equal those of one sample and one perturbation per run."""
     model = named(
-        parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x) => {RIDERS[kind]}')
+        parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 6] x) => {OTHER_TENSORS[kind]}')
     )
     rng = np.random.default_rng(9)
     shapes = {"w": (6, 6), "v": (6, 4), "m": (3, 3)}
@@ -174,7 +174,7 @@ def test_what_rides_beside_the_perturbed_tensor(kind):
     model.graph.initializer.extend(numpy_helper.from_array(np.array(v), n) for n, v in values.items() if n in read)
     samples = {"x": rng.standard_normal((6, 6)).astype(np.float32)}
     stacked = Case(model, samples, widths=(2, 4), batching=Batching(4, True))
-    assert stacked.seen.batching.rides
+    assert stacked.seen.batching.stackable
     alone = replace(stacked.prober, batching=Batching(1, False))
     for each in stacked.candidates.layers:
         arguments = each.layer, each.variants[0], each.mean
@@ -184,7 +184,7 @@ def test_what_rides_beside_the_perturbed_tensor(kind):
 
 
 def test_a_scalar_that_decides_which_branch_runs():
-    """It is a constant of every run, and no batch of it can be made; the branch mixes the samples."""
+    """It is the same in every run and cannot be batched; the branch mixes the samples."""
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 6] x, bool c) => (float[N, 6] y) { z = MatMul (x, w) y = If (c) <
         then_branch = g1 () => (float[N, 6] t) { m = ReduceMean (z) t = Add (z, m) },
@@ -192,14 +192,14 @@ def test_a_scalar_that_decides_which_branch_runs():
     rng = np.random.default_rng(3)
     model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal((6, 6), np.float32), "w"))
     case = Case(model, {"x": rng.standard_normal((5, 6), np.float32), "c": np.array(True)}, widths=(0, 4))
-    assert not case.batching.rides
+    assert not case.batching.stackable
     found = case.probe()
     assert (found.weights[0][0][0] > found.weights[0][0][1]).all()
     assert np.isfinite(list(found.activations[0].values())).all()
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_powers_are_the_curves_of_a_network_that_is_one_layer(kind):
+def test_powers_are_the_curves_of_a_single_layer_network(kind):
     model, samples = network(np.random.default_rng(3), kind)
     del model.graph.node[1:], model.graph.output[0]
     model.graph.output[0].name = "z"
