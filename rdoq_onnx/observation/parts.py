@@ -11,7 +11,7 @@ seems to matter, though large ones do. A map of Sigmoids (made by a convolution)
 always on the slope, and what becomes of the rest, far out, says nothing of the map.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,6 +78,16 @@ def find_parts(model: onnx.ModelProto) -> tuple[Part, ...]:
     return (*parts.values(), *several)
 
 
+def whole(outputs: Iterable[str]) -> tuple[Part, ...]:
+    """Each of `outputs` as a part of its own, measured as it is."""
+    return tuple(Part(name, (Piece(name, name, name, "whole"),)) for name in outputs)
+
+
+def measured_tensors(parts: Sequence[Part]) -> list[str]:
+    """The tensors that distortion is measured of."""
+    return list(dict.fromkeys(piece.measured for part in parts for piece in part.pieces))
+
+
 class Outputs:
     """Where the values of each output come from."""
 
@@ -91,8 +101,8 @@ class Outputs:
         """The tensors that `output` is measured by; none if it is a constant or a copy of an input."""
         end = self.end(output)
         if end in self._selected:
-            leaves = dict.fromkeys(leaf for cut in self._cuts(end) for leaf in self._parted(cut))
-            return [self._piece(leaf, output, "selected") for leaf in leaves]
+            cuts = dict.fromkeys(leaf for cut in self._cuts(end) for leaf in self._parted(cut))
+            return [self._piece(cut, output, "selected") for cut in cuts]
         leaves = self.leaves(end)
         computed = [leaf for leaf in leaves if self._is_computed(leaf)]
         if not computed:
@@ -118,7 +128,8 @@ class Outputs:
 
     def is_cache(self, output: str) -> bool:
         """Whether the next call reads `output` back: it carries an input on, or is named as what becomes of one."""
-        if any(leaf in self._graph.inputs for leaf in self.leaves(self.end(output))[:-1]):
+        leaves = self.leaves(self.end(output))
+        if len(leaves) == 2 and leaves[0] in self._graph.inputs:
             return True
         names = {output.replace("present", past) for past in ("past", "past_key_values")} - {output}
         return bool(names & self._states) or any(output == name + end for name in self._states for end in _NEXT)
@@ -159,11 +170,16 @@ class Outputs:
             if node is None or name in seen or name in self._fixed:
                 continue
             seen.add(name)
-            if name in self._selected or node.op_type in _COMPARISONS:
+            if name in self._selected or self._compares(name):
                 pending += [i for i in node.input if i]
             else:
                 cuts[name] = None
         return list(cuts)
+
+    def _compares(self, tensor: str) -> bool:
+        """Whether `tensor` is the result of a comparison, moved or not."""
+        source = self.leaves(tensor)[0]
+        return source in self._graph.producer and self._graph.producer[source].op_type in _COMPARISONS
 
     def _parted(self, tensor: str) -> list[str]:
         leaves = self.leaves(tensor)
