@@ -29,8 +29,8 @@ from rdoq_onnx.gradients.plan import rows_of
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.observation.batching import separated
 from rdoq_onnx.observation.inputs import samples_for
-from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import Observation, observe
+from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.refinement.judge import JUDGING
 from rdoq_onnx.refinement.plan import EFFORTS
 from rdoq_onnx.report.wording import pin_of, step_name
@@ -59,12 +59,13 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     normal = read_normalized(model)[1]
     network = analyse(normal, config.selection)
     samples = separated(network, samples_for(normal, calibration, config), runtime)
-    aimed = aimed_at(network, measured_outputs(network.model))
+    parts = find_parts(network.model)
+    aimed = aimed_at(network, measured_tensors(parts))
     few = samples.some(TIMED)
     begin = time.perf_counter()
-    observation = observe(aimed, few, runtime)
+    observation = observe(aimed, parts, few, runtime)
     loaded = time.perf_counter()
-    observe(aimed, few, runtime)
+    observe(aimed, parts, few, runtime)
     again = time.perf_counter() - loaded
     load = max(loaded - begin - again, again / 4)
     seconds = _seconds(network, config, observation, len(samples), again / len(few), load)

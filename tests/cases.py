@@ -13,6 +13,7 @@ from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.observation.batching import separated
 from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.observation.observe import observe
+from rdoq_onnx.observation.parts import whole
 from rdoq_onnx.probing.probe import Prober, exact
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
@@ -37,7 +38,7 @@ class Case:
         self.model = read_normalized(model)[1]
         self.network = analyse(self.model, config.selection)
         self.samples = separated(self.network, samples_for(self.model, calibration, config), RUNTIME)
-        self.seen = observe(self.network, self.samples, RUNTIME)
+        self.seen = observe(self.network, whole(o.name for o in self.network.model.graph.output), self.samples, RUNTIME)
         self.batching = batching or self.seen.batching
         with workers(2) as pool:
             moments = collect(self.network, self.samples, self.batching.size, RUNTIME, pool, ignore)

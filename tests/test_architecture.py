@@ -51,6 +51,8 @@ TESTED_ELSEWHERE = {
     "version": "tests/test_cli.py",
     "pipeline": "tests/refinement/test_search.py",
     "observation/inputs": "tests/observation/test_observe.py",
+    "emission/naming": "tests/emission/test_tools.py",
+    "passes/zeros": "tests/passes/test_insert_qdq.py",
     "passes/__init__": "tests/passes/normalization/test_normalize.py",
     "passes/normalization/hoist_weights": "tests/analysis/test_weight_only.py",
     "passes/normalization/inline_functions": "tests/passes/normalization/test_widen_floats.py",

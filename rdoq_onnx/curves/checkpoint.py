@@ -28,6 +28,7 @@ from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.observation.batching import Batching
 from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.observation.observe import Observation
+from rdoq_onnx.observation.parts import Part, Piece
 from rdoq_onnx.observation.tail_model import ExtremeValues, Tail
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.system import io
@@ -45,8 +46,8 @@ CLASSES = {
     c.__name__: c
     for c in (
         *(Activation, ActivationCandidates, Affine, Batching, Candidates, Curves, Distortions, Layer, LayerCandidates),
-        *(ExtremeValues, FloatFallback, Linear, MeasuredActivation, MeasuredLayer, Metric, Observation, Tail, Use),
-        WeightCodes,
+        *(ExtremeValues, FloatFallback, Linear, MeasuredActivation, MeasuredLayer, Metric, Observation, Part, Piece),
+        *(Tail, Use, WeightCodes),
     )
 }
 

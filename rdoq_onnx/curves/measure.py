@@ -20,8 +20,8 @@ from rdoq_onnx.curves.select import Measured, select
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.gradients.plan import draws
 from rdoq_onnx.observation.equalization import equalize, exponent_for
-from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
+from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
@@ -47,8 +47,9 @@ def measure_network(
         source, plain, some = network.model, network, split.fitting.some(EQUALIZING)
         equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
         network = analyse(equalized, config.selection)
-        aimed = aimed_at(network, measured_outputs(network.model))
-        observation = steps.step("observe", 1, lambda _: observe(aimed, split.seen, runtime))
+        parts = find_parts(network.model)
+        aimed = aimed_at(network, measured_tensors(parts))
+        observation = steps.step("observe", 1, lambda _: observe(aimed, parts, split.seen, runtime))
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
         candidates = bench.candidates()
         if config.measure == "probe":
@@ -64,7 +65,8 @@ def measure_network(
 
 def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
     """Return a measurement without curves, for a network in which the search has nothing to quantize."""
-    observation = observe(aimed_at(network, measured_outputs(network.model)), samples, runtime)
+    parts = find_parts(network.model)
+    observation = observe(aimed_at(network, measured_tensors(parts)), parts, samples, runtime)
     curves = curves_of(network, observation, (), [], [])
     return Measurement(network.model, network, observation, (), (), curves, FloatFallback({}, {}), {})
 

@@ -1,70 +1,100 @@
-"""Distortion of a network's outputs (Eq. 7 and 8): δ = E_x ‖F̃(perturbed) - F(x)‖² / D.
+"""The distortion of a network's outputs (Eq. 7 and 8): δ = E_x ‖F̃(perturbed) - F(x)‖² / D.
 
-D is the number of output elements per sample. Each of several outputs is first divided by its root mean square over
-the calibration samples, so that none dominates. Outputs that are not floating point are ignored.
+D is the number of measured elements of one sample. Where the outputs have several parts (parts.py), a tensor t of part
+p is multiplied by w_t first, so that each part weighs the same, whatever its unit and its size:
+
+    w_t² = D / (P · T_p · E‖y_t‖²),    P parts, T_p tensors in part p.
+
+Tensors that are not floating point, or have no elements, are left out.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.errors import CalibrationError
+from rdoq_onnx.observation.parts import Part
 
 Array = NDArray[Any]
+Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Metric:
     """How outputs are compared.
 
-    outputs: names of the compared outputs. weights: factor of each. elements: D. power: E‖y‖² / D of the weighted
-    outputs, i.e. the δ at 0 dB; 1 if all outputs are 0.
+    parts: what they consist of. weights: w of each tensor, in the order of `outputs`. elements: D. power: E‖y‖² / D of
+    the weighted tensors, i.e. the δ at 0 dB; 1 if all are 0.
     """
 
-    outputs: tuple[str, ...]
+    parts: tuple[Part, ...]
     weights: tuple[float, ...]
     elements: int
     power: float
 
-    def errors(self, values: Sequence[Array], reference: Sequence[Array], samples: int) -> NDArray[np.float64]:
-        """Return ‖values - reference‖² / D of each sample, [samples]; axis 0 of every output runs over the samples."""
-        total = np.zeros(samples)
-        for value, expected, weight in zip(values, reference, self.weights, strict=True):
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the measured tensors."""
+        return tuple(piece.measured for part in self.parts for piece in part.pieces)
+
+    def errors(self, values: Sequence[Array], reference: Sequence[Array], samples: int) -> Float:
+        """Return ‖values - reference‖² / D of each sample, [samples]; axis 0 of every tensor runs over the samples."""
+        total: Float = self.part_errors(values, reference, samples).sum(axis=1)
+        return total
+
+    def part_errors(self, values: Sequence[Array], reference: Sequence[Array], samples: int) -> Float:
+        """Return what each part adds to `errors`, [samples, parts]."""
+        total = np.zeros((samples, len(self.parts)))
+        columns = (k for k, part in enumerate(self.parts) for _ in part.pieces)
+        for value, expected, weight, column in zip(values, reference, self.weights, columns, strict=True):
             difference = (value.astype(np.float64) - expected) * weight
-            total += np.square(difference).reshape(samples, -1).sum(axis=1)
+            total[:, column] += np.square(difference).reshape(samples, -1).sum(axis=1)
         return total / self.elements
 
+    def of_part(self, index: int) -> "Metric":
+        """The same for one part alone: what it adds to δ."""
+        first = sum(len(part.pieces) for part in self.parts[:index])
+        part = self.parts[index]
+        weights = self.weights[first : first + len(part.pieces)]
+        return replace(self, parts=(part,), weights=weights, power=self.power / len(self.parts))
 
-def metric_of(names: Sequence[str], batches: Iterable[Sequence[Array]], samples: int) -> Metric:
-    """Build the metric from a network's outputs on each of `batches`, `samples` in total.
+
+def metric_of(parts: Sequence[Part], batches: Iterable[Mapping[str, Array]], samples: int) -> Metric:
+    """Build the metric from the values of the parts' tensors on each of `batches`, `samples` in total.
 
     Raises CalibrationError if there is no floating-point output to compare, or one is not finite.
     """
-    power, count = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-    floating: list[str] = []
-    for outputs in batches:
-        floating = [name for name, value in zip(names, outputs, strict=True) if np.asarray(value).dtype.kind == "f"]
-        for name, value in zip(names, outputs, strict=True):
-            if name in floating:
-                power[name] += float(np.square(value.astype(np.float64)).sum())
-                count[name] += value.size
-    if not floating:
+    power: dict[str, float] = {}
+    count: dict[str, int] = {}
+    for values in batches:
+        for name, value in values.items():
+            if np.asarray(value).dtype.kind == "f":
+                power[name] = power.get(name, 0.0) + float(np.square(value.astype(np.float64)).sum())
+                count[name] = count.get(name, 0) + value.size
+    kept = _measurable(parts, count)
+    if not kept:
         raise CalibrationError(
             "the model has no floating-point output, so there is no distortion to measure; "
             "export it with its scores as an output (scikit-learn: zipmap=False)"
         )
-    weights = []
-    for name in floating:
-        if not np.isfinite(power[name]):
-            raise CalibrationError(f"output {name!r} of the float model is not finite on the given samples")
-        rms = (power[name] / max(count[name], 1)) ** 0.5
-        weights.append(1.0 / rms if len(floating) > 1 and rms > 0 else 1.0)
-    elements = sum(count[name] // samples for name in floating)
-    total = sum(power[name] * weight**2 for name, weight in zip(floating, weights, strict=True))
-    return Metric(tuple(floating), tuple(weights), elements, total / max(samples * elements, 1) or 1.0)
+    pieces = [(piece, len(part.pieces)) for part in kept for piece in part.pieces]
+    for piece, _ in pieces:
+        if not np.isfinite(power[piece.measured]):
+            raise CalibrationError(f"output {piece.output!r} of the float model is not finite on the given samples")
+    elements = sum(count[piece.measured] // samples for piece, _ in pieces)
+    shares = [power[piece.measured] / samples * len(kept) * several / elements for piece, several in pieces]
+    weights = [1.0 / share**0.5 if len(pieces) > 1 and share > 0 else 1.0 for share in shares]
+    total = sum(power[piece.measured] * weight**2 for (piece, _), weight in zip(pieces, weights, strict=True))
+    return Metric(kept, tuple(weights), elements, total / max(samples * elements, 1) or 1.0)
+
+
+def _measurable(parts: Sequence[Part], count: Mapping[str, int]) -> tuple[Part, ...]:
+    """`parts` without what is not floating point or has no elements."""
+    kept = (replace(part, pieces=tuple(p for p in part.pieces if count.get(p.measured))) for part in parts)
+    return tuple(part for part in kept if part.pieces)
 
 
 def sqnr_db(signal: float, noise: float) -> float:

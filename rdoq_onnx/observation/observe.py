@@ -1,6 +1,6 @@
 """Forward pass of the float network over the samples: sizes, ranges, output power and batching."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from rdoq_onnx.calibration.split import FEW_SAMPLES
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.batching import Batching, find_batching, observed_tensors
 from rdoq_onnx.observation.distortion import Metric, metric_of
+from rdoq_onnx.observation.parts import Part
 from rdoq_onnx.observation.ranges import ends_of, margin, widened, with_ends
 from rdoq_onnx.observation.tail_model import FEW_VALUES, ExtremeValues
 from rdoq_onnx.system.runtime import Runtime
@@ -47,8 +48,8 @@ class Observation:
         return min(low, least), max(high, greatest)
 
 
-def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation:
-    """Run the float network over all `samples`.
+def observe(network: Network, parts: Sequence[Part], samples: Samples, runtime: Runtime) -> Observation:
+    """Run the float `network`, whose outputs are the tensors measured of `parts`, over all `samples`.
 
     Raises CalibrationError if the network does not run on them or its outputs are not finite.
     """
@@ -62,16 +63,16 @@ def observe(network: Network, samples: Samples, runtime: Runtime) -> Observation
     model = with_outputs(network.model, [*dict.fromkeys([*outputs, *few])])
     session = runtime.session(with_ends(model, activations), "all")
 
-    def run() -> Iterator[list[Array]]:
+    def run() -> Iterator[dict[str, Array]]:
         for count, feeds in samples.counted_batches(batching.size):
             values = dict(zip(session.outputs, session.run(feeds), strict=True))
             for name in activations:
                 ends[name].append(ends_of(name, values, count if batching.stackable else 1))
             for name, parts in few.items():
                 parts.append(values[name].reshape(-1))
-            yield [np.asarray(values[o]) for o in outputs]
+            yield {name: np.asarray(values[name]) for name in outputs}
 
-    metric = metric_of(outputs, run(), len(samples))
+    metric = metric_of(parts, run(), len(samples))
     share = margin(len(samples))
     ranges = {name: widened(np.concatenate(parts, axis=1), share) for name, parts in ends.items()}
     extremes = {name: ExtremeValues.of(np.concatenate(parts)) for name, parts in few.items()}

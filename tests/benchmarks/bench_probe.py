@@ -19,8 +19,8 @@ from rdoq_onnx.candidates.candidates import integer_limit
 from rdoq_onnx.candidates.quantizer import quantize_rows
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.measurement import aimed_at
-from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
+from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.probing.probe import Prober
 
 TABLES = {"alone": ((4,), (8,)), "anchors": ((0, 1, 2, 3), tuple(range(1, 9)))}
@@ -30,8 +30,9 @@ COLUMNS = (-15, -6, 8, 10, 10, 7, 10)
 def measured(subject: Subject, table: str, count: int, rounds: int) -> tuple[str, ...]:
     """Measure a row of `table`."""
     normal, samples = subject.loaded(count)
-    network = aimed_at(analyse(normal, Config().selection), measured_outputs(normal))
-    observation = observe(network, samples, RUNTIME)
+    parts = find_parts(normal)
+    network = aimed_at(analyse(normal, Config().selection), measured_tensors(parts))
+    observation = observe(network, parts, samples, RUNTIME)
     widths, precisions = TABLES[table]
     limit = integer_limit(network)
     codes = [[quantize_rows(network.rows(x), b, limit) for b in widths] for x in network.layers]

@@ -41,8 +41,8 @@ from rdoq_onnx.gradients.backward import Backward, full_batches, static
 from rdoq_onnx.gradients.batch_sizes import reverse_batch
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.observation.inputs import samples_for
-from rdoq_onnx.observation.measured_outputs import measured_outputs
 from rdoq_onnx.observation.observe import observe
+from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.system.progress import Progress
@@ -87,8 +87,9 @@ def subjects() -> dict[str, Subject]:
 def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     """Compare forward and reverse in one run, with all tensors that the measurement fetches, with forward alone."""
     normal, samples = subject.loaded(count or 32)
-    network = aimed_at(analyse(normal, Config().selection), measured_outputs(normal))
-    observation = observe(network, samples, RUNTIME)
+    parts = find_parts(normal)
+    network = aimed_at(analyse(normal, Config().selection), measured_tensors(parts))
+    observation = observe(network, parts, samples, RUNTIME)
     for batch in dict.fromkeys((reverse_batch(network, observation, RUNTIME, len(samples)), 8)):
         with workers(1) as pool:
             plan = ReversePlan(network, samples, observation.metric, RUNTIME, pool, batch, 0)

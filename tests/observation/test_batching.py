@@ -9,6 +9,7 @@ from rdoq_onnx.observation import batching
 from rdoq_onnx.observation.batching import _MAX_BATCH, Batching, separated
 from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.observation.observe import observe
+from rdoq_onnx.observation.parts import whole
 from tests.observation.test_observe import RUNTIME, network, seen
 
 
@@ -64,7 +65,7 @@ def test_a_fixed_batch_is_kept(x):
 def test_one_sample_is_too_few_to_tell(x):
     net = network("y = MatMul (x, w)")
     samples = samples_for(net.model, {"x": x}, Config()).take(slice(0, 1))
-    assert observe(net, samples, RUNTIME).batching == Batching(1, False)
+    assert observe(net, whole(o.name for o in net.model.graph.output), samples, RUNTIME).batching == Batching(1, False)
 
 
 FIXED = "(float[3, 6] x) => (float[3, 4] y)"
@@ -78,7 +79,7 @@ def test_rows_of_a_fixed_axis_that_mix_are_one_sample(kind, x):
     assert (len(samples), samples.rows, samples.batch) == (3, 3, 1)
     np.testing.assert_array_equal(samples.feeds([2, 0])["x"], x[[6, 7, 8, 0, 1, 2]])
     assert [n for n, _ in samples.counted_batches(8)] == [1, 1, 1]
-    assert observe(net, samples, RUNTIME).metric.elements == 12
+    assert observe(net, whole(o.name for o in net.model.graph.output), samples, RUNTIME).metric.elements == 12
 
 
 def test_rows_of_a_fixed_batch_stay_samples(x):

@@ -5,6 +5,11 @@ import pytest
 
 from rdoq_onnx.errors import CalibrationError
 from rdoq_onnx.observation.distortion import metric_of, sqnr_db
+from rdoq_onnx.observation.parts import Part, Piece, whole
+
+
+def metric_from(names, batches, samples):
+    return metric_of(whole(names), [dict(zip(names, values, strict=True)) for values in batches], samples)
 
 
 def outputs(rng, *shapes, dtype=np.float32):
@@ -14,64 +19,76 @@ def outputs(rng, *shapes, dtype=np.float32):
 def test_one_output_is_the_mean_squared_error():
     rng = np.random.default_rng(0)
     reference, changed = outputs(rng, (6, 3, 2), (6, 3, 2))
-    metric = metric_of(["y"], [[reference]], 6)
+    metric = metric_from(["y"], [[reference]], 6)
     assert (metric.outputs, metric.weights, metric.elements) == (("y",), (1.0,), 6)
     assert metric.power == pytest.approx(np.mean(reference**2), rel=1e-6)
     by_hand = ((changed - reference) ** 2).reshape(6, -1).mean(axis=1)
     np.testing.assert_allclose(metric.errors([changed], [reference], 6), by_hand, rtol=1e-6)
 
 
-def test_outputs_count_by_their_own_size():
-    """A hundred times larger values in one output weigh the same: relative errors, over all D elements."""
+def test_parts_weigh_the_same_whatever_their_size_and_unit():
     rng = np.random.default_rng(1)
-    small, large = outputs(rng, (4, 5), (4, 3))
-    metric = metric_of(["a", "b"], [[small, 100 * large]], 4)
-    assert metric.elements == 8
-    rms = np.sqrt(np.mean(small**2)), np.sqrt(np.mean((100 * large) ** 2))
-    np.testing.assert_allclose(metric.weights, [1 / rms[0], 1 / rms[1]], rtol=1e-6)
+    small, large = outputs(rng, (4, 5), (4, 3000))
+    metric = metric_from(["a", "b"], [[small, 100 * large]], 4)
+    assert metric.elements == 3005
     assert metric.power == pytest.approx(1)
-    noise = outputs(rng, (4, 5), (4, 3))
-    got = metric.errors([small + noise[0], 100 * large + 100 * noise[1]], [small, 100 * large], 4)
-    by_hand = ((noise[0] / rms[0]) ** 2).sum(axis=1) + ((100 * noise[1] / rms[1]) ** 2).sum(axis=1)
-    np.testing.assert_allclose(got, by_hand / 8, rtol=1e-3)
+    noise = outputs(rng, (4, 5), (4, 3000))
+    values, reference = [small + noise[0], 100 * (large + noise[1])], [small, 100 * large]
+    got = metric.part_errors(values, reference, 4)
+    by_hand = [(n**2).sum(axis=1) / (r**2).sum() * 4 / 2 for n, r in zip(noise, (small, large), strict=True)]
+    np.testing.assert_allclose(got.T, by_hand, rtol=1e-3)
+    np.testing.assert_allclose(metric.errors(values, reference, 4), np.sum(by_hand, axis=0), rtol=1e-3)
+    for k in range(2):
+        alone = metric.of_part(k)
+        np.testing.assert_allclose(alone.errors(values[k : k + 1], reference[k : k + 1], 4), got[:, k])
+
+
+def test_the_tensors_of_a_part_share_its_weight():
+    rng = np.random.default_rng(1)
+    logits, key, value = outputs(rng, (4, 5), (4, 30), (4, 70))
+    parts = (*whole(["logits"]), Part("caches", tuple(Piece(n, n, n, "whole") for n in ("key", "value"))))
+    metric = metric_of(parts, [{"logits": logits, "key": key, "value": 9 * value}], 4)
+    silent = [np.zeros_like(v) for v in (logits, key, value)]
+    found = metric.part_errors(silent, [logits, key, 9 * value], 4).mean(axis=0)
+    np.testing.assert_allclose(found, [0.5, 0.5], rtol=1e-6)
 
 
 def test_a_silent_output_has_no_power_to_compare_with():
-    assert metric_of(["y"], [[np.zeros((2, 3), np.float32)]], 2).power == 1
+    assert metric_from(["y"], [[np.zeros((2, 3), np.float32)]], 2).power == 1
 
 
 def test_batches_make_one_metric():
     rng = np.random.default_rng(2)
     a, b = outputs(rng, (7, 5), (7, 3))
-    whole = metric_of(["a", "b"], [[a, b]], 7)
-    parts = metric_of(["a", "b"], [[a[:4], b[:4]], [a[4:], b[4:]]], 7)
-    assert parts.elements == whole.elements
-    np.testing.assert_allclose(parts.weights, whole.weights)
+    once = metric_from(["a", "b"], [[a, b]], 7)
+    parts = metric_from(["a", "b"], [[a[:4], b[:4]], [a[4:], b[4:]]], 7)
+    assert parts.elements == once.elements
+    np.testing.assert_allclose(parts.weights, once.weights)
 
 
 def test_only_floating_outputs_count():
     rng = np.random.default_rng(3)
     labels, scores = rng.integers(0, 9, (4, 1)), rng.standard_normal((4, 3)).astype(np.float32)
-    metric = metric_of(["label", "score"], [[labels, scores]], 4)
+    metric = metric_from(["label", "score"], [[labels, scores]], 4)
     assert (metric.outputs, metric.weights, metric.elements) == (("score",), (1.0,), 3)
     with pytest.raises(CalibrationError, match="no floating-point output"):
-        metric_of(["label"], [[labels]], 4)
+        metric_from(["label"], [[labels]], 4)
 
 
 def test_an_output_of_zeros_keeps_its_unit():
-    metric = metric_of(["a", "b"], [[np.zeros((2, 3), np.float32), np.full((2, 3), 2, np.float32)]], 2)
-    assert metric.weights == (1.0, 0.5)
+    metric = metric_from(["a", "b"], [[np.zeros((2, 3), np.float32), np.full((2, 3), 2, np.float32)]], 2)
+    assert metric.weights == (1.0, pytest.approx(0.5))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_outputs_that_are_not_finite(value):
     with pytest.raises(CalibrationError, match="'y' of the float model is not finite"):
-        metric_of(["y"], [[np.array([[1, value]], np.float32)]], 1)
+        metric_from(["y"], [[np.array([[1, value]], np.float32)]], 1)
 
 
 def test_errors_are_summed_in_double_precision():
     reference = np.full((1, 4), 1e8, np.float32)
-    metric = metric_of(["y"], [[reference]], 1)
+    metric = metric_from(["y"], [[reference]], 1)
     assert metric.errors([reference + 8], [reference], 1) == pytest.approx([64])
 
 

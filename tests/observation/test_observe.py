@@ -12,6 +12,7 @@ from rdoq_onnx.observation import batching
 from rdoq_onnx.observation.batching import Batching
 from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.observation.observe import observe
+from rdoq_onnx.observation.parts import whole
 from rdoq_onnx.observation.ranges import margin
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.system.runtime import Runtime
@@ -28,7 +29,8 @@ def network(nodes, signature="(float[N, 6] x) => (float[N, 4] y)", shape=(6, 4),
 
 def seen(net, x):
     arrays = x if isinstance(x, dict) else {"x": x}
-    return observe(net, samples_for(net.model, arrays, Config()), RUNTIME)
+    parts = whole(o.name for o in net.model.graph.output)
+    return observe(net, parts, samples_for(net.model, arrays, Config()), RUNTIME)
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_a_model_that_does_not_run_on_the_samples_is_refused(x):
 def test_sizes_that_cannot_be_guessed_come_with_the_fix(x):
     net = network("r = Reshape (x, bad) y = MatMul (r, w)", bad=np.array([5, 6]))
     with pytest.raises(CalibrationError, match=r"synthetic samples \('x' \[64, .*give real samples with --calibration"):
-        observe(net, samples_for(net.model, None, Config()), RUNTIME)
+        observe(net, whole(o.name for o in net.model.graph.output), samples_for(net.model, None, Config()), RUNTIME)
 
 
 def test_a_model_without_floating_point_outputs_is_refused(x):

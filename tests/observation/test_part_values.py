@@ -1,0 +1,61 @@
+"""Parts read out of outputs: just the elements that each of them fills, whatever moves them there."""
+
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from rdoq_onnx.observation.part_values import PartReader
+from rdoq_onnx.observation.parts import find_parts
+from rdoq_onnx.system.runtime import Runtime
+
+RUNTIME = Runtime("cpu", 1)
+SIZES = (3, 5)  # of axis 0, in turn: masks are made for each
+
+
+def model(nodes, signature):
+    found = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {signature} {{ {nodes} }}')
+    constants = {
+        "w": np.arange(16, dtype=np.float32).reshape(4, 4), "v": np.ones((4, 2), np.float32), "k": np.float32(3),
+        "two": np.array([2]), "sizes": np.array([4, 2]),
+    }  # fmt: skip
+    found.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items())
+    return found
+
+
+def test_joined_tensors_are_found_behind_what_moves_and_scales_them(ort_run):
+    net = model(
+        """a = MatMul (x, w) b = MatMul (x, v) s = Mul (a, k) j = Concat <axis = 1> (s, x, b)
+        t = Transpose <perm = [1, 0]> (j) u = Transpose <perm = [1, 0]> (t) y = Add (u, k)""",
+        "(float[N, 4] x) => (float[N, 10] y)",
+    )
+    reader = PartReader(net, find_parts(net), RUNTIME)
+    assert reader.outputs == ["y"]
+    for count in SIZES:
+        x = np.random.default_rng(count).standard_normal((count, 4)).astype(np.float32)
+        (y,) = ort_run(net, {"x": x})
+        (first,), (second,) = reader.read({"y": y}, {"x": x}, count)
+        np.testing.assert_array_equal(first, y[:, :4])
+        np.testing.assert_array_equal(second, y[:, 8:])
+
+
+def test_a_part_of_a_split_output_is_read_from_its_side(ort_run):
+    net = model(
+        """a = MatMul (x, w) b = MatMul (x, v) j = Concat <axis = 1> (b, a) y, z = Split <axis = 1> (j, sizes)""",
+        "(float[N, 4] x) => (float[N, 4] y, float[N, 2] z)",
+    )
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    y, z = ort_run(net, {"x": x})
+    found = dict(zip((p.name for p in find_parts(net)), PartReader(net, find_parts(net), RUNTIME).read(
+        {"y": y, "z": z}, {"x": x}, 6
+    ), strict=True))  # fmt: skip
+    np.testing.assert_array_equal(found["b"][0], y[:, :2])
+    np.testing.assert_array_equal(found["a"][0], y[:, 2:])
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_what_is_selected_from_is_read_in_front(count, ort_run):
+    net = model("s = MatMul (x, w) y, i = TopK (s, two)", "(float[N, 4] x) => (float[N, 2] y, int64[N, 2] i)")
+    reader = PartReader(net, find_parts(net), RUNTIME)
+    assert reader.outputs == ["s"]
+    values = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
+    np.testing.assert_array_equal(reader.read({"s": values}, {}, count)[0][0], values)
