@@ -137,9 +137,7 @@ def _quantize_bias(graph: Graph, node: Node, weight: QuantizedWeight, zeros: Zer
     node.inputs[2] = surgeon.append(graph, "DequantizeLinear", inputs, f"{stem}_DequantizeLinear", attrs={"axis": 0})
 
 
-def _quantize_activation(
-    graph: Graph, activation: Activation, quantizer: Affine, tensors: dict[str, Tensor]
-) -> None:
+def _quantize_activation(graph: Graph, activation: Activation, quantizer: Affine, tensors: dict[str, Tensor]) -> None:
     byte = np.int8 if quantizer.signed else np.uint8
     codes = (
         _initializer(graph, f"{activation.tensor}_scale", np.array(quantizer.scale, np.float32)),
@@ -171,8 +169,10 @@ def _insert(
     def build(source: Tensor) -> Tensor:
         stem = source.name
         if highest is not None and _clips_before(quantizer):
-            bounds = [_initializer(graph, f"{stem}_{n}", np.array(v, np.float32))
-                      for n, v in zip(("least", "greatest"), quantizer.range, strict=True)]  # fmt: skip
+            bounds = [
+                _initializer(graph, f"{stem}_{n}", np.array(v, np.float32))
+                for n, v in zip(("least", "greatest"), quantizer.range, strict=True)
+            ]
             source = surgeon.append(graph, "Clip", [source, *bounds], f"{stem}_Clip", like=tensor)
         q = surgeon.append(graph, "QuantizeLinear", [source, *codes], f"{stem}_QuantizeLinear")
         if highest is not None and not quantizer.signed and highest.min() < 255:

@@ -124,9 +124,7 @@ def emit(
     return emit_model(allocation, {}, storage, keep_channels).model
 
 
-def _sides(
-    bits: float, weight_bits: float | None, activation_bits: float | None, weights_only: bool
-) -> dict[str, Any]:
+def _sides(bits: float, weight_bits: float | None, activation_bits: float | None, weights_only: bool) -> dict[str, Any]:
     """Return the budget of each side under its name in Config and Budgets."""
     return {
         "weight_bits": bits if weight_bits is None else weight_bits,

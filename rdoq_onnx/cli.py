@@ -49,6 +49,7 @@ class Files:
 
     def at(self, bits: str) -> "Files":
         """Return the files of the budget `bits`, which replaces {bits}."""
+
         def filled(path: str | None) -> str | None:
             return None if path is None else path.replace(BITS, bits)
 
@@ -62,8 +63,14 @@ class Files:
 @click.argument("input", metavar="INPUT")
 @click.argument("output", metavar="OUTPUT", required=False)
 @declared
-@click.option("--config", metavar="FILE", is_eager=True, expose_value=False, callback=lambda *args: _defaults(*args),
-              help="Take options from a TOML file.  [default: [tool.rdoq-onnx] of ./pyproject.toml]")
+@click.option(
+    "--config",
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=lambda *args: _defaults(*args),
+    help="Take options from a TOML file.  [default: [tool.rdoq-onnx] of ./pyproject.toml]",
+)
 @click.version_option(__version__, message="%(version)s")
 @click.pass_obj
 def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
@@ -218,8 +225,9 @@ def _check_files(files: Files, budgets: Sequence[str]) -> None:
             if each.calibration is not None and Path(path).resolve() == Path(each.calibration).resolve():
                 raise ConfigError(f"{path}: is the --calibration file; give another output path")
         if len({Path(f).resolve() for f in written}) < len(written):
-            raise ConfigError("OUTPUT, --modified, --json, --report and --curves must be different files; "
-                              "give each its own path")  # fmt: skip
+            raise ConfigError(
+                "OUTPUT, --modified, --json, --report and --curves must be different files; give each its own path"
+            )
 
 
 def _write(result: Result, files: Files, typed: Sequence[str]) -> None:

@@ -32,8 +32,10 @@ def read_options(table: Mapping[str, Any], source: str, kinds: Mapping[str, Kind
 
     kinds: all options. Raises ConfigError on a key that is not an option, or a value of the wrong kind.
     """
-    return {key.replace("-", "_"): _typed(value, f"{source}: {key}", _kind(key, source, kinds))
-            for key, value in table.items()}  # fmt: skip
+    return {
+        key.replace("-", "_"): _typed(value, f"{source}: {key}", _kind(key, source, kinds))
+        for key, value in table.items()
+    }
 
 
 def _kind(key: str, source: str, kinds: Mapping[str, Kind]) -> Kind:

@@ -13,44 +13,88 @@ from rdoq_onnx.errors import ConfigError
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--bits", default="8", metavar="B",
+    click.option(
+        "--bits",
+        default="8",
+        metavar="B",
         help="Average bits per weight and per activation element, 1 to 8; fractions are allowed. A list such as 2,3,4, "
-        "with {bits} in OUTPUT, writes one file per budget from one measurement."),
+        "with {bits} in OUTPUT, writes one file per budget from one measurement.",
+    ),
     click.option("--weight-bits", metavar="B", help="The same for weights only, 0 to 8.  [default: --bits]"),
-    click.option("--activation-bits", metavar="B|none",
-        help="The same for activations only, 1 to 8; none keeps them in float.  [default: --bits]"),
+    click.option(
+        "--activation-bits",
+        metavar="B|none",
+        help="The same for activations only, 1 to 8; none keeps them in float.  [default: --bits]",
+    ),
     click.option("--joint", is_flag=True, help="Spend --bits as one budget over weights and activations."),
-    click.option("--size", metavar="BYTES",
-        help="Total size of the weights at their widths, instead of --weight-bits: 1.5MB, 800kB."),
-    click.option("--layer-limit", metavar="BYTES",
-        help="Maximum size of any layer's weights, e.g. an on-chip buffer."),
-    click.option("--sqnr", type=float, metavar="DB",
-        help="Find the fewest bits that give the emitted model an output SQNR of at least DB decibels."),
-    click.option("--top1-agreement", type=float, metavar="PERCENT",
-        help="Find the fewest bits with which at least this percentage of the samples keep their top class."),
-    click.option("--widths", default="0-8", metavar="LIST",
+    click.option(
+        "--size",
+        metavar="BYTES",
+        help="Total size of the weights at their widths, instead of --weight-bits: 1.5MB, 800kB.",
+    ),
+    click.option("--layer-limit", metavar="BYTES", help="Maximum size of any layer's weights, e.g. an on-chip buffer."),
+    click.option(
+        "--sqnr",
+        type=float,
+        metavar="DB",
+        help="Find the fewest bits that give the emitted model an output SQNR of at least DB decibels.",
+    ),
+    click.option(
+        "--top1-agreement",
+        type=float,
+        metavar="PERCENT",
+        help="Find the fewest bits with which at least this percentage of the samples keep their top class.",
+    ),
+    click.option(
+        "--widths",
+        default="0-8",
+        metavar="LIST",
         help="Widths allowed for weight channels, in bits, such as 0-8 or 2,4,8. Beside quantized activations 8 "
-        "means 7."),
-    click.option("--pin", multiple=True, metavar="PATTERN=BITS",
+        "means 7.",
+    ),
+    click.option(
+        "--pin",
+        multiple=True,
+        metavar="PATTERN=BITS",
         help="Fix the width of layers and activations by name or regular expression; NAME[0:16] selects channels 0 to "
-        "15 of a layer; repeatable."),
-    click.option("--exclude", multiple=True, metavar="PATTERN",
-        help="Keep layers in float by name or regular expression; repeatable."),
-    click.option("--exclude-op", multiple=True, metavar="TYPE",
-        help="Keep layers of this type, such as Gemm, in float; repeatable."),
-    click.option("--calibration", metavar="PATH",
+        "15 of a layer; repeatable.",
+    ),
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
+        help="Keep layers in float by name or regular expression; repeatable.",
+    ),
+    click.option(
+        "--exclude-op",
+        multiple=True,
+        metavar="TYPE",
+        help="Keep layers of this type, such as Gemm, in float; repeatable.",
+    ),
+    click.option(
+        "--calibration",
+        metavar="PATH",
         help="Samples: an .npz with one array per input, or an .npy, with the samples on axis 0; a folder of images, "
         ".npy, .npz or test_data_set_*/input_*.pb files; or module:function, which returns feeds.  "
-        "[default: synthetic]"),
-    click.option("--samples", type=int, metavar="N",
+        "[default: synthetic]",
+    ),
+    click.option(
+        "--samples",
+        type=int,
+        metavar="N",
         help="Use N samples, evenly spaced, at least 2; a seventh of them verifies the result.  "
-        "[default: all, or 64 synthetic ones]"),
-    click.option("--image-mean", metavar="LIST",
-        help="Images become (x * scale - mean) / std; one number per channel, or one for all.  [default: ImageNet's]"),
+        "[default: all, or 64 synthetic ones]",
+    ),
+    click.option(
+        "--image-mean",
+        metavar="LIST",
+        help="Images become (x * scale - mean) / std; one number per channel, or one for all.  [default: ImageNet's]",
+    ),
     click.option("--image-std", metavar="LIST", help="See --image-mean.  [default: ImageNet's]"),
     click.option("--image-scale", type=float, metavar="X", help="See --image-mean.  [default: 1/255]"),
-    click.option("--measure", default="taylor", metavar="taylor|probe",
-        help="First-order curves, or exact ones, which is slow."),
+    click.option(
+        "--measure", default="taylor", metavar="taylor|probe", help="First-order curves, or exact ones, which is slow."
+    ),
     click.option(
         "--effort",
         default="default",
@@ -58,29 +102,55 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         metavar="fast|default|best",
         help="How much to refine the first allocation.",
     ),
-    click.option("--target", default="onnxruntime", metavar="NAME",
-        help="Runtime that will run the file: onnxruntime, openvino or tensorrt."),
-    click.option("--storage", metavar="packed|native|int8",
+    click.option(
+        "--target",
+        default="onnxruntime",
+        metavar="NAME",
+        help="Runtime that will run the file: onnxruntime, openvino or tensorrt.",
+    ),
+    click.option(
+        "--storage",
+        metavar="packed|native|int8",
         help="Store weights at exactly their bits, decoded at load; as INT2, INT4 and INT8; or as INT8.  "
-        "[default: packed, openvino: native, tensorrt: int8]"),
-    click.option("--keep-channels", is_flag=True,
-        help="Keep 0-bit channels instead of folding them into the biases behind them."),
+        "[default: packed, openvino: native, tensorrt: int8]",
+    ),
+    click.option(
+        "--keep-channels", is_flag=True, help="Keep 0-bit channels instead of folding them into the biases behind them."
+    ),
     click.option("--seed", type=int, default=0, metavar="N", help="Seed of everything random, 0 or more."),
-    click.option("--provider", default="auto", metavar="auto|cpu|cuda",
-        help="Execution provider for the measurement; auto takes CUDA if a small model runs there."),
-    click.option("--threads", type=int, default=0, metavar="N",
-        help="Threads of ONNX Runtime, numpy and BLAS; 0 for all cores."),
-    click.option("--curves", metavar="FILE",
-        help="Checkpoint the measurement in FILE as it proceeds; skip what FILE already holds."),
-    click.option("--modified", metavar="FILE",
-        help="Also write the modified network F~, with an Add at each perturbed tensor, as ONNX."),
+    click.option(
+        "--provider",
+        default="auto",
+        metavar="auto|cpu|cuda",
+        help="Execution provider for the measurement; auto takes CUDA if a small model runs there.",
+    ),
+    click.option(
+        "--threads", type=int, default=0, metavar="N", help="Threads of ONNX Runtime, numpy and BLAS; 0 for all cores."
+    ),
+    click.option(
+        "--curves",
+        metavar="FILE",
+        help="Checkpoint the measurement in FILE as it proceeds; skip what FILE already holds.",
+    ),
+    click.option(
+        "--modified",
+        metavar="FILE",
+        help="Also write the modified network F~, with an Add at each perturbed tensor, as ONNX.",
+    ),
     click.option("--json", metavar="FILE", help="Also write the report as JSON."),
     click.option("--report", metavar="FILE", help="Also write the report as one HTML file with plots."),
-    click.option("--min-sqnr", type=float, metavar="DB",
-        help="Write nothing and exit with 4 if the output SQNR is below DB decibels."),
+    click.option(
+        "--min-sqnr",
+        type=float,
+        metavar="DB",
+        help="Write nothing and exit with 4 if the output SQNR is below DB decibels.",
+    ),
     click.option("--max-bytes", metavar="BYTES", help="Write nothing and exit with 4 if the file would be larger."),
-    click.option("--dry-run", is_flag=True,
-        help="List layers, activations, what stays in float and the estimated time; write nothing."),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="List layers, activations, what stays in float and the estimated time; write nothing.",
+    ),
     click.option("--quiet", is_flag=True, help="Print errors only."),
     click.option("--verbose", is_flag=True, help="Also list layers and activations with their widths."),
 )

@@ -99,10 +99,18 @@ class Job:
         self.store.flush()
         if goal is not None:
             progress.note(goal.check(emission.model))
-        report = make_report(Outcome(
-            self.source, self.original, self.samples, emission, allocation, verification, refined.steps,
-            progress.seconds,
-        ))  # fmt: skip
+        report = make_report(
+            Outcome(
+                self.source,
+                self.original,
+                self.samples,
+                emission,
+                allocation,
+                verification,
+                refined.steps,
+                progress.seconds,
+            )
+        )
         return Result(emission.model, report, allocation, config, alone)
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:
@@ -124,8 +132,6 @@ class Job:
         return refined
 
 
-def run(
-    model: Model, calibration: Any, config: Config, progress: Progress, curves: str | Path | None = None
-) -> Result:
+def run(model: Model, calibration: Any, config: Config, progress: Progress, curves: str | Path | None = None) -> Result:
     """Run all steps for one budget; arguments as for `Job.of`."""
     return Job.of(model, calibration, config, progress, curves).result(config)

@@ -64,7 +64,17 @@ TARGETS: dict[TargetName, Target] = {
     for t in (
         Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True),
         Target("openvino", False, 64, True, ("native", "int8"), False, sums=True, closed=("Scan",)),
-        Target("tensorrt", True, 127, False, ("int8",), False, ("ConvTranspose",), folds=False, saturates=False,
-               weight_only=False),
+        Target(
+            "tensorrt",
+            True,
+            127,
+            False,
+            ("int8",),
+            False,
+            ("ConvTranspose",),
+            folds=False,
+            saturates=False,
+            weight_only=False,
+        ),
     )
-}  # fmt: skip
+}

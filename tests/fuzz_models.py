@@ -49,15 +49,41 @@ SMALL = (
          else_branch = g2 () => (float[2, 4] s) { s = Gemm (a, w3) }> }""",
     """(float[N, 3, 5] x) => (float[N, 2, 11] y)
        { a = ConvTranspose <strides = [2]> (x, k4) b = Sigmoid (a) y = Mul (a, b) }""",
-)  # fmt: skip
+)
 WEIGHTS = {
-    "w1": (6, 4), "b1": (4,), "w2": (3, 4), "b2": (3,), "w3": (4, 4), "w4": (4, 4), "t": (7, 4),
-    "k1": (4, 2, 3, 3), "k2": (4, 1, 3, 3), "k3": (3, 4, 2, 2), "k4": (3, 2, 3),
-}  # fmt: skip
+    "w1": (6, 4),
+    "b1": (4,),
+    "w2": (3, 4),
+    "b2": (3,),
+    "w3": (4, 4),
+    "w4": (4, 4),
+    "t": (7, 4),
+    "k1": (4, 2, 3, 3),
+    "k2": (4, 1, 3, 3),
+    "k3": (3, 4, 2, 2),
+    "k4": (3, 2, 3),
+}
 ODD_NUMBERS = (0, 1, -1, 2, 3, 7, -7, 64, 1 << 40, 1 << 31, -(1 << 31), (1 << 63) - 1, -(1 << 63))
 ODD_NAMES = ("", "x", "y", "a", "w1", "../../etc/passwd", "\u2603", "n" * 5000, "a\nb", "%s{0}", "'")
-OPS = ("Relu", "Conv", "MatMul", "Gemm", "Identity", "Constant", "If", "Reshape", "Transpose", "Cast", "QuantizeLinear",
-       "BatchNormalization", "Dropout", "Concat", "Split", "LSTM", "Nonsense")  # fmt: skip
+OPS = (
+    "Relu",
+    "Conv",
+    "MatMul",
+    "Gemm",
+    "Identity",
+    "Constant",
+    "If",
+    "Reshape",
+    "Transpose",
+    "Cast",
+    "QuantizeLinear",
+    "BatchNormalization",
+    "Dropout",
+    "Concat",
+    "Split",
+    "LSTM",
+    "Nonsense",
+)
 
 
 def small_models() -> list[ModelProto]:
@@ -266,9 +292,24 @@ def _opsets(model: ModelProto, rng: np.random.Generator) -> None:
 
 
 FIELDS: tuple[Callable[[ModelProto, np.random.Generator], None], ...] = (
-    _rename_input, _rename_output, _drop_node, _double_node, _other_operator, _attribute, _new_attribute, _dims,
-    _values, _type, _external, _drop_initializer, _double_initializer, _interface, _more_outputs, _versions, _opsets,
-)  # fmt: skip
+    _rename_input,
+    _rename_output,
+    _drop_node,
+    _double_node,
+    _other_operator,
+    _attribute,
+    _new_attribute,
+    _dims,
+    _values,
+    _type,
+    _external,
+    _drop_initializer,
+    _double_initializer,
+    _interface,
+    _more_outputs,
+    _versions,
+    _opsets,
+)
 
 
 # --- runs ---

@@ -53,6 +53,7 @@ def shaped(*dims: int, data: bytes | None = None) -> ModelProto:
 
 def nested(depth: int) -> ModelProto:
     """An If in an If, and so on; from about 33 on protobuf itself does not read it."""
+
     def body(node: NodeProto) -> GraphProto:
         return helper.make_graph([node], "body", [], [onnx.ValueInfoProto(name=node.output[0])])
 
@@ -89,19 +90,25 @@ CASES: dict[str, Case] = {
     "tensor larger than its data": ("too small", lambda _: shaped(1 << 20, 4)),
     "input of 2^40 columns": ("GB", lambda _: small("y = MatMul (x, w)", f"(float[N, {1 << 40}, 4] x) => (float y)")),
     "Pad to 2^40": ("GB", lambda _: small("p = Pad (x, n) y = MatMul (p, w)", n=[1 << 40, 0, 0, 0])),
-    "ConstantOfShape of 2^40": ("GB", lambda _: small(
-        "c = ConstantOfShape (n) m = Add (c, x) y = MatMul (m, w)", n=[1 << 40, 4])),
+    "ConstantOfShape of 2^40": (
+        "GB",
+        lambda _: small("c = ConstantOfShape (n) m = Add (c, x) y = MatMul (m, w)", n=[1 << 40, 4]),
+    ),
     "Expand to 2^40": ("GB", lambda _: small("m = Expand (x, n) y = MatMul (m, w)", n=[1 << 40, 1, 4])),
     "40 Concats, each of itself": ("GB", lambda _: small(f"t0 = MatMul (x, w) {CONCATS} y = Relu (t40)")),
-    "40 Concats of a weight": ("computed from constants", lambda _: small(
-        f"t0 = Transpose (w) {CONCATS} y = MatMul (x, t40)")),
+    "40 Concats of a weight": (
+        "computed from constants",
+        lambda _: small(f"t0 = Transpose (w) {CONCATS} y = MatMul (x, t40)"),
+    ),
     "cycle": ("topologically sorted", lambda _: small("a = MatMul (b, w) b = Relu (a) y = Add (a, x)")),
     "node that reads itself": ("topologically sorted", lambda _: small("y = Add (y, x)")),
     "nested 30 deep": ("nested over", lambda _: nested(30)),
     "two nodes make one tensor": ("single static assignment", lambda _: doubled("y = MatMul (x, w)")),
     "two initializers of a name": ("not unique", lambda _: two_initializers()),
     "zero-length weight": ("empty", lambda _: shaped(4, 0, data=b"")),
-    "zero-length input": ("does not run on synthetic samples", lambda _: small(
-        "y = MatMul (x, w)", "(float[N, 0, 4] x) => (float y)")),
+    "zero-length input": (
+        "does not run on synthetic samples",
+        lambda _: small("y = MatMul (x, w)", "(float[N, 0, 4] x) => (float y)"),
+    ),
     "negative size of a weight": ("Negative", lambda _: shaped(-4, -4)),
-}  # fmt: skip
+}

@@ -23,9 +23,17 @@ COUNT = 8
 
 def test_public_names() -> None:
     assert rdoq_onnx.__all__ == [
-        "Allocation", "Measurement", "RdoqError", "Report", "Result", "__version__",
-        "allocate", "emit", "measure", "quantize",
-    ]  # fmt: skip
+        "Allocation",
+        "Measurement",
+        "RdoqError",
+        "Report",
+        "Result",
+        "__version__",
+        "allocate",
+        "emit",
+        "measure",
+        "quantize",
+    ]
     for name in rdoq_onnx.__all__:
         value = getattr(rdoq_onnx, name)
         assert isinstance(value, str) or value.__doc__, f"{name} has no docstring"

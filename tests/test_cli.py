@@ -72,8 +72,12 @@ def spawn(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = Non
     """The command in a process of its own, far from the repository."""
     done = subprocess.run(
         [sys.executable, "-m", "rdoq_onnx", *map(str, arguments)],
-        cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return Run(done.returncode, done.stdout, done.stderr)
 
 
@@ -104,8 +108,19 @@ class Done:
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Done:
     folder = tmp_path_factory.mktemp("done")
     output, modified, report = folder / "out.onnx", folder / "modified.onnx", folder / "report.json"
-    run = spawn(request.param, output, "--bits", "4", *FEW, "--keep-channels", "--modified", modified,
-                "--json", report, cwd=folder)  # fmt: skip
+    run = spawn(
+        request.param,
+        output,
+        "--bits",
+        "4",
+        *FEW,
+        "--keep-channels",
+        "--modified",
+        modified,
+        "--json",
+        report,
+        cwd=folder,
+    )
     assert run.code == 0, run.err
     return Done(run, request.param, output, modified, json.loads(report.read_text()))
 
@@ -195,7 +210,9 @@ def test_main_job_writes_a_model_that_still_works(done: Done, ort_run: OrtRun) -
 
 def test_json_has_the_keys_of_the_contract(done: Done) -> None:
     assert keys(done.report) == {
-        "version": None, "input": None, "output": None,
+        "version": None,
+        "input": None,
+        "output": None,
         "bits": {"weights": None, "activations": None},
         "weights": {"channels": None, "elements": None, "payload_bytes": None, "histogram": None},
         "activations": {"tensors": None, "elements": None, "histogram": None},
@@ -203,8 +220,10 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "file_bytes": {"input": None, "output": None},
         "seconds": None,
         "calibration": {"source": None, "samples": None},
-        "layers": None, "weight_only": None, "skipped": None,
-    }  # fmt: skip
+        "layers": None,
+        "weight_only": None,
+        "skipped": None,
+    }
     assert {tuple(layer) for layer in done.report["layers"]} == {("name", "op", "channels", "bits", "activation_bits")}
     assert {tuple(skip) for skip in done.report["skipped"]} <= {("node", "reason")}
 
@@ -547,9 +566,7 @@ def test_gate_that_is_missed(main: Main, tmp_path: Path) -> None:
     ],
     ids=["no folder", "a folder", "proc", "device", "long name"],
 )
-def test_unwritable_output(
-    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str
-) -> None:
+def test_unwritable_output(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str) -> None:
     if output.startswith("/") and not Path(output).parent.is_dir():
         pytest.skip(f"no {Path(output).parent} here")
     monkeypatch.chdir(tmp_path)

@@ -74,9 +74,12 @@ def test_which_file_is_read_and_what_takes_precedence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, text in {
-        "pyproject.toml": "[tool.rdoq-onnx]\nwidths = 'from the project'", "own.toml": "widths = 'from its own file'",
-        "broken.toml": "widths =", "unknown.toml": "bitz = 4", "input.toml": "input = 'x'",
-    }.items():  # fmt: skip
+        "pyproject.toml": "[tool.rdoq-onnx]\nwidths = 'from the project'",
+        "own.toml": "widths = 'from its own file'",
+        "broken.toml": "widths =",
+        "unknown.toml": "bitz = 4",
+        "input.toml": "input = 'x'",
+    }.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit) as end:
         cli.main(["in.onnx", "out.onnx", *arguments])

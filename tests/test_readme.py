@@ -75,8 +75,13 @@ def test_ci_snippets_run_as_shell(checkout: Path) -> None:
 def test_completion_is_what_the_readme_says() -> None:
     (line,) = re.findall(r'^eval "\$\(.*\)"$', README, re.MULTILINE)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-c", f"{line}; complete -p rdoq-onnx"], env={**os.environ, "PATH": path},
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", f"{line}; complete -p rdoq-onnx"],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "_rdoq_onnx_completion" in done.stdout
     asked = {"_RDOQ_ONNX_COMPLETE": "bash_complete", "COMP_WORDS": "rdoq-onnx --top1", "COMP_CWORD": "1"}
     words = subprocess.run(["rdoq-onnx"], env={**os.environ, "PATH": path, **asked}, capture_output=True, text=True)

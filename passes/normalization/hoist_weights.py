@@ -53,8 +53,11 @@ def _weights(body: GraphProto) -> dict[str, TensorProto]:
     ends = {v.name for v in (*body.input, *body.output)}
     stored = {t.name: t for t in body.initializer}
     stored.update({n.output[0]: t for n in body.node if (t := _constant(n)) is not None})
-    return {name: t for name, t in stored.items()
-            if t.data_type == TensorProto.FLOAT and len(t.dims) > 1 and name not in ends}  # fmt: skip
+    return {
+        name: t
+        for name, t in stored.items()
+        if t.data_type == TensorProto.FLOAT and len(t.dims) > 1 and name not in ends
+    }
 
 
 def _constant(node: NodeProto) -> TensorProto | None:

@@ -85,8 +85,7 @@ def float32_interface(model: ModelProto) -> ModelProto:
 def _ends(graph: GraphProto, kinds: Set[int]) -> list[ValueInfoProto]:
     """Inputs and outputs of these types, without weights listed as inputs."""
     weights = {t.name for t in graph.initializer}
-    return [v for v in (*graph.input, *graph.output)
-            if v.type.tensor_type.elem_type in kinds and v.name not in weights]  # fmt: skip
+    return [v for v in (*graph.input, *graph.output) if v.type.tensor_type.elem_type in kinds and v.name not in weights]
 
 
 def _other_floats(graph: GraphProto) -> Set[int]:

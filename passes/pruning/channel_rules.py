@@ -37,9 +37,7 @@ class Channels:
     trailing: int
 
 
-def propagate(
-    node: onnx.NodeProto, inputs: Mapping[str, Channels], graph: Graph, shapes: Shapes
-) -> Channels | None:
+def propagate(node: onnx.NodeProto, inputs: Mapping[str, Channels], graph: Graph, shapes: Shapes) -> Channels | None:
     """The channels of the only output of `node`; None if they are unknown.
 
     inputs: the known channels of its inputs, at least one. The result has the slots of the first; except for a Concat,

@@ -1,7 +1,7 @@
 """Weighted layers as an emitted file stores them: weights as integers and scales or floats, and biases.
 
-    weight   INT8 ─ DequantizeLinear    or    INT8 ─ Cast ─ Mul    or    FLOAT
-    bias     INT32 ─ DequantizeLinear (weight scale x activation scale)    or    FLOAT    or    none
+weight   INT8 ─ DequantizeLinear    or    INT8 ─ Cast ─ Mul    or    FLOAT
+bias     INT32 ─ DequantizeLinear (weight scale x activation scale)    or    FLOAT    or    none
 """
 
 from dataclasses import dataclass

@@ -114,8 +114,7 @@ def _segments(curves: Curves, units: NDArray[np.int64], choice: NDArray[np.int64
     least = int(np.diff(curves.widths).min(initial=MAX_BITS))
     units = units[curves.elements[units] * least <= room]
     blocks = [
-        _block_segments(curves, units[start : start + BLOCK], choice, room)
-        for start in range(0, units.size, BLOCK)
+        _block_segments(curves, units[start : start + BLOCK], choice, room) for start in range(0, units.size, BLOCK)
     ]
     return _Segments(
         np.concatenate([np.zeros(0, np.int32), *(block.unit for block in blocks)]),
@@ -125,9 +124,7 @@ def _segments(curves: Curves, units: NDArray[np.int64], choice: NDArray[np.int64
     )
 
 
-def _block_segments(
-    curves: Curves, units: NDArray[np.int64], choice: NDArray[np.int64], room: int
-) -> _Segments:
+def _block_segments(curves: Curves, units: NDArray[np.int64], choice: NDArray[np.int64], room: int) -> _Segments:
     """Return the segments of one block of units."""
     now, widths = choice[units], curves.widths
     points = np.ascontiguousarray(curves.distortion[units].T)

@@ -60,9 +60,7 @@ def _frontier(allocation: Allocation, budgets: Budgets, side: Side) -> Frontier:
 
     points = [at(float(b), allocate_bits) for b in GRID]
     uniform = [at(b, lambda measured, each: uniform_bits(measured, each, side)) for b in UNIFORM]
-    return Frontier(
-        side, _distinct(points), _distinct(uniform), Point(average(allocation, side), allocation.predicted)
-    )
+    return Frontier(side, _distinct(points), _distinct(uniform), Point(average(allocation, side), allocation.predicted))
 
 
 def with_budget(settings: Settings, side: Side, bits: float) -> Settings:

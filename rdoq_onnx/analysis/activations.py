@@ -63,9 +63,7 @@ def _moved(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
                 moved.update(dict.fromkeys(new))
                 pending += new
     layer_inputs = set(feeds)
-    return tuple(
-        t for t in moved if t in layer_inputs or any(n.op_type in FUSES for n in graph.consumers.get(t, []))
-    )
+    return tuple(t for t in moved if t in layer_inputs or any(n.op_type in FUSES for n in graph.consumers.get(t, [])))
 
 
 def _parts(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:

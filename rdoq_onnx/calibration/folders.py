@@ -19,6 +19,7 @@ from rdoq_onnx.errors import CalibrationError
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
 _KINDS = {"images": IMAGES, "arrays (.npy, .npz)": frozenset({".npy", ".npz"}), "tensors (.pb)": frozenset({".pb"})}
 
+
 def folder_arrays(folder: Path, specs: Sequence[InputSpec], limit: int | None) -> dict[str, Rows]:
     """Read the samples in `folder` and below, in path order; at most `limit` images, evenly spaced.
 

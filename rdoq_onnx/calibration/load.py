@@ -62,8 +62,10 @@ def load_samples(
     extra = {name: stored[name][...] for name in EXTRA_ARRAYS if name in stored and name not in inputs}
     converted = {s.name: _convert_input(label, inputs[s.name], s, extra, pixels, s.name in fixed) for s in specs}
     if pixels.is_set and not any(_holds_images(inputs[s.name], s) for s in specs):
-        raise CalibrationError(f"{label} holds no images as bytes, so --image-mean, --image-std and --image-scale "
-                               "do not apply; leave them out")  # fmt: skip
+        raise CalibrationError(
+            f"{label} holds no images as bytes, so --image-mean, --image-std and --image-scale "
+            "do not apply; leave them out"
+        )
     samples = replace(
         samples,
         arrays={n: converted[n] for n in samples.arrays},
@@ -134,15 +136,18 @@ def _by_input(label: str, stored: Mapping[str, Rows], specs: Sequence[InputSpec]
 
 def _check_rank(label: str, rows: Rows, spec: InputSpec) -> None:
     if len(rows.shape) != len(spec.shape):
-        raise CalibrationError(f"{label}: {spec.name!r} has shape {_shape(rows.shape)}, but the model expects "
-                               f"{_shape(spec.shape)}; give that many dimensions")  # fmt: skip
+        raise CalibrationError(
+            f"{label}: {spec.name!r} has shape {_shape(rows.shape)}, but the model expects "
+            f"{_shape(spec.shape)}; give that many dimensions"
+        )
 
 
 def _count(label: str, inputs: Mapping[str, Rows], specs: Sequence[InputSpec]) -> tuple[int, frozenset[str]]:
     """The number of samples, and the names of the constants: arrays that fill their input whole, not row by row."""
     batch = model_batch(specs)
-    filled = {s.name: s.shape[0] if s.shape else None for s in specs
-              if not s.shape or s.shape[0] == inputs[s.name].shape[0]}  # fmt: skip
+    filled = {
+        s.name: s.shape[0] if s.shape else None for s in specs if not s.shape or s.shape[0] == inputs[s.name].shape[0]
+    }
     counts = {name: rows.shape[0] for name, rows in inputs.items() if name not in filled}
     if len(set(counts.values())) > 1:
         raise CalibrationError(
@@ -163,8 +168,10 @@ def _convert_input(
         rows = _as_images(where, rows, spec, pixels.or_stored(extra))
     expected = spec.shape if constant else (None, *spec.shape[1:])
     if any(size not in (None, actual) for size, actual in zip(expected, rows.shape, strict=True)):
-        raise CalibrationError(f"{where} has shape {_shape(rows.shape)}, but the model expects "
-                               f"{_shape(spec.shape)}; resize, crop or transpose it")  # fmt: skip
+        raise CalibrationError(
+            f"{where} has shape {_shape(rows.shape)}, but the model expects "
+            f"{_shape(spec.shape)}; resize, crop or transpose it"
+        )
     return Converted(rows, rows.shape[1:], spec.dtype, lambda block: _checked(where, block, spec.dtype))
 
 

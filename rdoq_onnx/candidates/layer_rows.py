@@ -98,9 +98,13 @@ def _compensated(
 
 
 def _refitted(
-    blocks: Blocks, rows: NDArray[np.float32], integers: NDArray[np.int8], compensator: Compensator, scales: Float,
+    blocks: Blocks,
+    rows: NDArray[np.float32],
+    integers: NDArray[np.int8],
+    compensator: Compensator,
+    scales: Float,
     floor: Float,
-) -> Float:  # fmt: skip
+) -> Float:
     """Return the scales [units, W] of least error for integers [units, W, K]."""
     count = integers.shape[1]
     grouped = integers.reshape(blocks.linear.group, -1, integers.shape[2])

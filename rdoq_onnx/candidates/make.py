@@ -64,5 +64,3 @@ def make_candidates(
         LayerCandidates(layer, moments[k].mean, tuple(variants[k])) for k, layer in enumerate(network.layers)
     )
     return Candidates(widths, weights, quantizers)
-
-

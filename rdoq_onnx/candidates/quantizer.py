@@ -92,5 +92,3 @@ def scale_floor(rows: FloatArray, least_scale: NDArray[np.float64] | None) -> ND
     peak = np.abs(rows).max(axis=1)
     usable: NDArray[np.float64] = np.maximum(peak / 2**20, TINY)
     return usable if least_scale is None else np.maximum(usable, least_scale)
-
-

@@ -16,9 +16,7 @@ Float = NDArray[np.float64]
 _BIAS_LIMIT = 2.0**29
 
 
-def scale_floors(
-    network: Network, ranges: Mapping[str, tuple[float, float]]
-) -> list[Float | None]:
+def scale_floors(network: Network, ranges: Mapping[str, tuple[float, float]]) -> list[Float | None]:
     """Return the least scale of each channel whose bias then fits INT32 in integer kernels; None without a bias."""
     sources = {feed: a.tensor for a in network.activations for feed in a.feeds}
     graph = Graph(network.model)

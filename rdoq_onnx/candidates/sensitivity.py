@@ -52,9 +52,8 @@ class _Sums(ABC):
         self._plan, self._layers, self._moments, self._backward = plan, layers, moments, backward
         shapes = declared_shapes(backward.reverse.model.graph.output)
         self._kept = [
-            k for k, layer in enumerate(layers)
-            if not backward.lost(layer) and _positions(layer, backward, shapes) > 1
-        ]  # fmt: skip
+            k for k, layer in enumerate(layers) if not backward.lost(layer) and _positions(layer, backward, shapes) > 1
+        ]
         self.totals: dict[int, Float] = {}
 
     @abstractmethod

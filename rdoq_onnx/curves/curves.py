@@ -89,9 +89,7 @@ def hull_slopes(widths: NDArray[np.int64], points: NDArray[np.float64]) -> NDArr
     return slopes
 
 
-def _check_axes(
-    widths: NDArray[np.int64], elements: NDArray[np.int64], distortion: NDArray[np.float64]
-) -> None:
+def _check_axes(widths: NDArray[np.int64], elements: NDArray[np.int64], distortion: NDArray[np.float64]) -> None:
     """Raise ValueError unless widths, elements and the shape of the distortions fit together."""
     if widths.ndim != 1 or widths.dtype != np.int64 or widths.size == 0:
         raise ValueError(f"widths must be one or more int64, got {widths.dtype} {widths.shape}")

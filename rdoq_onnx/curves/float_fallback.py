@@ -42,9 +42,12 @@ def doubtful(network: Network, measured: Distortions, power: float) -> list[int]
 
 
 def checked(
-    candidates: Candidates, measured: Distortions, doubts: Mapping[int, Sequence[Affine]], prober: Prober,
+    candidates: Candidates,
+    measured: Distortions,
+    doubts: Mapping[int, Sequence[Affine]],
+    prober: Prober,
     advance: Advance,
-) -> tuple[Candidates, Distortions]:  # fmt: skip
+) -> tuple[Candidates, Distortions]:
     """Replace the curves of the activations `doubts` by exact ones; `advance(1)` after each.
 
     Each keeps the best quantizer of each width, and at full width all of them, including the coarse clips that `doubts`
@@ -95,14 +98,22 @@ def in_float(network: Network, fallback: FloatFallback) -> Network:
     skipped = [layer for layer in network.layers if layer.name in fallback.layers]
     skips = [s for layer in skipped for s in _layer_skips(layer, fallback.layers[layer.name], graph)]
     layer_nodes = {s.node for s in skips}
-    skips += [s for a in network.activations if a.tensor in fallback.tensors
-              for s in _activation_skips(a, fallback.tensors[a.tensor], graph)
-              if s.node not in layer_nodes]  # fmt: skip
+    skips += [
+        s
+        for a in network.activations
+        if a.tensor in fallback.tensors
+        for s in _activation_skips(a, fallback.tensors[a.tensor], graph)
+        if s.node not in layer_nodes
+    ]
     layers = tuple(layer for layer in network.layers if layer.name not in fallback.layers)
     inputs = {u.data for layer in layers for u in layer.uses}
     float_inputs = {f for a in network.activations if a.tensor in fallback.tensors for f in a.feeds}
-    float_outputs = {after_clamps(u.output, graph) for layer in network.layers for u in layer.uses
-                     if layer.name in fallback.layers or u.data in float_inputs}  # from float kernels
+    float_outputs = {
+        after_clamps(u.output, graph)
+        for layer in network.layers
+        for u in layer.uses
+        if layer.name in fallback.layers or u.data in float_inputs
+    }  # from float kernels
     kept = [
         replace(a, feeds=tuple(f for f in a.feeds if f in inputs))
         for a in network.activations

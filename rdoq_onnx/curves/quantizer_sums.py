@@ -69,9 +69,7 @@ def rounding_sums(
     return sums
 
 
-def one_by_one(
-    quantizers: Sequence[Affine], a: NDArray[np.float32], rows: NDArray[np.float32]
-) -> NDArray[np.float64]:
+def one_by_one(quantizers: Sequence[Affine], a: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return ⟨g, Q(a) - a⟩ for each g of `rows` [R, E] and each quantizer, [R, quantizers]."""
     products = np.zeros((len(rows), len(quantizers)))
     for start in range(0, a.size, _CACHED):

@@ -69,9 +69,9 @@ class Bench:
             )
         offered = tuple(sorted({min(w, widest(network)) for w in self.config.widths}))
         reach, few = {a.tensor: self.observation.reach(a.tensor) for a in network.activations}, self.observation.few
-        return self.keep.step("candidates", 1, lambda _: make_candidates(
-            network, offered, reach, moments, self.pool, uncertain=few
-        ))  # fmt: skip
+        return self.keep.step(
+            "candidates", 1, lambda _: make_candidates(network, offered, reach, moments, self.pool, uncertain=few)
+        )
 
     def clipped(self, candidates: Candidates) -> Candidates:
         """Replace the quantizers of each activation by fewer, finer ones around the best on some samples."""
@@ -101,10 +101,17 @@ class Bench:
         measuring, judging = self.split.measuring, self.split.judging
         together = len(judging) == len(measuring)
         network = self.network if together else replace(self.network, activations=())
-        measured = self.keep.step("taylor", len(measuring), lambda advance: self._first_order(
-            network, candidates if together else replace(candidates, activations=()), measuring, advance,
-            self.keep.unfinished("taylor"),
-        ))  # fmt: skip
+        measured = self.keep.step(
+            "taylor",
+            len(measuring),
+            lambda advance: self._first_order(
+                network,
+                candidates if together else replace(candidates, activations=()),
+                measuring,
+                advance,
+                self.keep.unfinished("taylor"),
+            ),
+        )
         if not together:
             own = self.keep.step(
                 "taylor, activations", len(judging), lambda advance: self._activations(candidates, judging, advance)
@@ -150,9 +157,13 @@ class Bench:
         return self._first_order(replace(self.network, layers=()), candidates, samples, advance)
 
     def _first_order(
-        self, network: Network, candidates: Candidates, samples: Samples, advance: Advance,
+        self,
+        network: Network,
+        candidates: Candidates,
+        samples: Samples,
+        advance: Advance,
         unfinished: Unfinished | None = None,
-    ) -> Distortions:  # fmt: skip
+    ) -> Distortions:
         plan = self._plan(network, samples)
         return with_memory(
             lambda batch: first_order(replace(plan, batch=batch), candidates, advance, unfinished),
@@ -162,9 +173,7 @@ class Bench:
 
     def _plan(self, network: Network, samples: Samples) -> ReversePlan:
         batch = reverse_batch(network, self.observation, self.runtime, len(samples))
-        return ReversePlan(
-            network, samples, self.observation.metric, self.runtime, self.pool, batch, self.config.seed
-        )
+        return ReversePlan(network, samples, self.observation.metric, self.runtime, self.pool, batch, self.config.seed)
 
     def check(self) -> Prober:
         """Return a prober for what first order may misjudge."""

@@ -28,6 +28,7 @@ def check_storage(target: TargetName, storage: Storage | None, runtime: Runtime)
             f"--storage native: needs ONNX Runtime {first}, found {installed}; upgrade it or use --storage int8"
         )
 
+
 _ABOUT = "Nodes behind packed_* decode weights (to INT8), scales and biases. All constant: folded at load."
 
 

@@ -188,10 +188,13 @@ def full_batches(samples: Samples, size: int) -> Iterator[tuple[int, dict[str, A
     """Yield (real samples, feeds of `size` samples) per batch; copies of the last sample fill the last batch."""
     for count, feeds in samples.counted_batches(size):
         missing = size - count
-        yield count, {
-            k: np.concatenate([v, np.repeat(v[-1:], missing, 0)]) if missing and k not in samples.constants else v
-            for k, v in feeds.items()
-        }
+        yield (
+            count,
+            {
+                k: np.concatenate([v, np.repeat(v[-1:], missing, 0)]) if missing and k not in samples.constants else v
+                for k, v in feeds.items()
+            },
+        )
 
 
 def _signs(seed: int, sample: int, count: int) -> NDArray[np.float32]:

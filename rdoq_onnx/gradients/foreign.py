@@ -49,8 +49,9 @@ def foreign(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str, str]] 
 
 
 def _single_node(tape: Tape, node: NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    constants = [tape.constants[name] for name in inputs
-                 if name in tape.constants and np.prod(tape.shapes[name]) <= SMALL]  # fmt: skip
+    constants = [
+        tape.constants[name] for name in inputs if name in tape.constants and np.prod(tape.shapes[name]) <= SMALL
+    ]
     folded = {t.name for t in constants}
     read = [name for name in inputs if name not in folded]
     values = [helper.make_tensor_value_info(n, tape.dtypes[n], tape.shapes[n]) for n in (*read, *outputs)]

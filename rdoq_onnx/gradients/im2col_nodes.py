@@ -40,9 +40,7 @@ def outputs(tape: Tape, linear: Linear, z: str, samples: int) -> str:
     return _per_sample(tape, z, shape[0], linear.group, shape[1] // linear.group, samples)
 
 
-def gradient(
-    tape: Tape, layer: Layer, adjoints: Mapping[str, str], mean: NDArray[Any], samples: int
-) -> str:
+def gradient(tape: Tape, layer: Layer, adjoints: Mapping[str, str], mean: NDArray[Any], samples: int) -> str:
     """Append g (X - E[x])ᵀ summed over all uses of `layer`, [samples, G, O, K]; mean [G, K]."""
     terms = []
     for use in layer.uses:
@@ -86,10 +84,13 @@ def _patches(tape: Tape, linear: Linear, x: str) -> str:
     ends = (taps, 1) if linear.op_type == "Conv" else (1, taps)
     one_tap_each = np.eye(taps).reshape(*ends, *kernel)
     settings: dict[str, Any] = {
-        "strides": linear.strides, "dilations": linear.dilations, "auto_pad": linear.auto_pad,
+        "strides": linear.strides,
+        "dilations": linear.dilations,
+        "auto_pad": linear.auto_pad,
         "pads": linear.pads if linear.auto_pad == "NOTSET" else (),
-        "output_padding": linear.output_padding, "output_shape": linear.output_shape,
-    }  # fmt: skip
+        "output_padding": linear.output_padding,
+        "output_shape": linear.output_shape,
+    }
     channels = tape.reshape(x, [shape[0] * shape[1], 1, *shape[2:]])
     attributes = {name: value for name, value in settings.items() if value}
     return tape.op(linear.op_type, channels, tape.constant(one_tap_each, x), **attributes)

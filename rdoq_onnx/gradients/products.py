@@ -99,8 +99,10 @@ def _conv_adjoint(tape: Tape, g: str, x: str, w: Array, group: int, window: _Win
     Strided depthwise convolutions are the exception: there a Conv over inserted zeros is faster in ONNX Runtime.
     """
     begin = [r - b for r, b in zip(window.reach, window.begins, strict=True)]
-    end = [n - (t - 1) * s - 1 - b + r for n, t, s, b, r in
-           zip(window.source, window.target, window.strides, begin, window.reach, strict=True)]  # fmt: skip
+    end = [
+        n - (t - 1) * s - 1 - b + r
+        for n, t, s, b, r in zip(window.source, window.target, window.strides, begin, window.reach, strict=True)
+    ]
     if min(*begin, *end) < 0 or (max(window.strides) > 1 and group != w.shape[0]):
         return _conv_transposed(tape, g, x, w, group, window)
     if max(window.strides) > 1:
@@ -115,13 +117,21 @@ def _conv_adjoint(tape: Tape, g: str, x: str, w: Array, group: int, window: _Win
 
 
 def _conv_transposed(tape: Tape, g: str, x: str, w: Array, group: int, window: _Window) -> str:
-    ends = [(t - 1) * s + r + 1 - b - n for n, t, s, b, r in
-            zip(window.source, window.target, window.strides, window.begins, window.reach, strict=True)]  # fmt: skip
+    ends = [
+        (t - 1) * s + r + 1 - b - n
+        for n, t, s, b, r in zip(window.source, window.target, window.strides, window.begins, window.reach, strict=True)
+    ]
     return tape.op(
-        "ConvTranspose", g, tape.constant(w, x), group=group, kernel_shape=window.kernel,
-        strides=window.strides, dilations=window.dilations,
-        pads=[*window.begins, *(max(e, 0) for e in ends)], output_padding=[max(-e, 0) for e in ends],
-    )  # fmt: skip
+        "ConvTranspose",
+        g,
+        tape.constant(w, x),
+        group=group,
+        kernel_shape=window.kernel,
+        strides=window.strides,
+        dilations=window.dilations,
+        pads=[*window.begins, *(max(e, 0) for e in ends)],
+        output_padding=[max(-e, 0) for e in ends],
+    )
 
 
 @rule("ConvTranspose")
@@ -149,10 +159,16 @@ def _conv_transpose(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     return only(
         node,
         tape.op(
-            "Conv", g, node.input[1], group=attribute(node, "group", 1), kernel_shape=w.shape[2:],
-            strides=strides, dilations=dilations, pads=[*begins, *(max(e, 0) for e in ends)],
+            "Conv",
+            g,
+            node.input[1],
+            group=attribute(node, "group", 1),
+            kernel_shape=w.shape[2:],
+            strides=strides,
+            dilations=dilations,
+            pads=[*begins, *(max(e, 0) for e in ends)],
         ),
-    )  # fmt: skip
+    )
 
 
 @rule("AveragePool")

@@ -131,8 +131,10 @@ def _tape(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], dtypes:
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
 
     def run_node(node: NodeProto, feeds: Mapping[str, Array]) -> Array:
-        inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-                  for n, a in feeds.items()]  # fmt: skip
+        inputs = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in feeds.items()
+        ]
         graph = helper.make_graph([node], "node", inputs, [ValueInfoProto(name=n) for n in node.output])
         single = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
         return np.asarray(run(single, feeds, list(node.output))[0])

@@ -79,9 +79,11 @@ def after_clamps(tensor: str, graph: Graph) -> str:
 
     Each clamp in the chain is the only consumer of its input.
     """
-    return downstream(tensor, graph, lambda node: (
-        node.op_type in CLAMPS and all(not i or i in graph.constants for i in node.input[1:])
-    ))  # fmt: skip
+    return downstream(
+        tensor,
+        graph,
+        lambda node: node.op_type in CLAMPS and all(not i or i in graph.constants for i in node.input[1:]),
+    )
 
 
 def downstream(tensor: str, graph: Graph, passes: Callable[[onnx.NodeProto], bool]) -> str:

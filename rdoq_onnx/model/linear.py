@@ -47,9 +47,7 @@ class Linear:
     @property
     def matrix(self) -> "Linear":
         """Only what determines how the weight unfolds into rows, without where these are applied."""
-        return replace(
-            self, strides=(), dilations=(), pads=(), auto_pad="NOTSET", output_padding=(), output_shape=()
-        )
+        return replace(self, strides=(), dilations=(), pads=(), auto_pad="NOTSET", output_padding=(), output_shape=())
 
     @property
     def axis(self) -> int:

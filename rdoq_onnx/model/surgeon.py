@@ -23,10 +23,24 @@ from rdoq_onnx.model.graft import Origin, import_opsets, skeleton, tensor_proto
 from rdoq_onnx.model.protos import all_names, copy_fields
 
 __all__ = [
-    "Constant", "Graph", "Node", "Tensor", "Variable",
-    "append", "bypass", "constant", "edit", "exposed", "freeze", "fresh", "in_body", "insert_after",
-    "standard", "values",
-]  # fmt: skip
+    "Constant",
+    "Graph",
+    "Node",
+    "Tensor",
+    "Variable",
+    "append",
+    "bypass",
+    "constant",
+    "edit",
+    "exposed",
+    "freeze",
+    "fresh",
+    "in_body",
+    "insert_after",
+    "standard",
+    "values",
+]
+
 
 def edit(model: ModelProto, change: Callable[[Graph], None]) -> ModelProto:
     """Apply `change` to the graph of `model` and return the result as a new model; `model` is not altered.

@@ -73,9 +73,7 @@ def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict
     return {name: total / len(samples) for name, total in sums.items()}
 
 
-def slot_factors(
-    chains: Chains, network: Network, ranges: Mapping[str, Float], exponent: float
-) -> dict[int, float]:
+def slot_factors(chains: Chains, network: Network, ranges: Mapping[str, Float], exponent: float) -> dict[int, float]:
     """Return r of each free slot, which raises its range towards the widest of its component by `exponent`, 0 to 1.
 
     Only the ranges of tensors that will be quantized count. If all consumers of a component are depthwise
@@ -92,10 +90,7 @@ def slot_factors(
         group = chains.component[slot]
         top[group] = max(top.get(group, 0.0), value)
     costly = {
-        chains.component[int(s)]
-        for name, slots in chains.inputs.items()
-        if not _depthwise(layers[name])
-        for s in slots
+        chains.component[int(s)] for name, slots in chains.inputs.items() if not _depthwise(layers[name]) for s in slots
     }
     factors = {}
     for slot, value in spread.items():
@@ -108,5 +103,3 @@ def slot_factors(
 
 def _depthwise(layer: Layer) -> bool:
     return layer.linear.op_type == "Conv" and layer.linear.shape[1] == 1 and layer.linear.group > 1
-
-

@@ -77,5 +77,3 @@ def observe(network: Network, parts: Sequence[Part], samples: Samples, runtime: 
     ranges = {name: widened(np.concatenate(parts, axis=1), share) for name, parts in ends.items()}
     extremes = {name: ExtremeValues.of(np.concatenate(parts)) for name, parts in few.items()}
     return Observation(ranges, sizes, metric, batching, len(samples), extremes)
-
-

@@ -90,4 +90,3 @@ def _masks(
         value: np.asarray(session.run({**marked, value: np.ones_like(marked[value])}, [end])[0] != before)
         for value in values
     }
-

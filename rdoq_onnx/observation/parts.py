@@ -242,4 +242,3 @@ def _behind(tensor: str, passed: frozenset[str], producer: Mapping[str, onnx.Nod
 def _is_map(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) -> bool:
     source = _behind(node.input[0], _RESHAPES | {"Add"}, producer)  # a bias
     return node.op_type == "Sigmoid" and source is not None and source.op_type in _SPATIAL
-

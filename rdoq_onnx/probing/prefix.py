@@ -49,9 +49,14 @@ class Prefix:
 
     @classmethod
     def of(
-        cls, network: Network, ends: tuple[str, ...], samples: Samples, batching: Batching, runtime: Runtime,
+        cls,
+        network: Network,
+        ends: tuple[str, ...],
+        samples: Samples,
+        batching: Batching,
+        runtime: Runtime,
         memory: int,
-    ) -> "Prefix":  # fmt: skip
+    ) -> "Prefix":
         graph = Graph(network.model)
         integers, others = _types(network.model)
         names = [*ends, *_starts(network), *_consumed(graph, integers, others)]
@@ -61,9 +66,16 @@ class Prefix:
         shapes = [[_outline(value) for value in session.run(feeds)] for feeds in trials]
         shared = (n for n, one, two in zip(session.outputs, *shapes, strict=True) if one.shape == two.shape)
         return cls(
-            graph, ends, integers, session, samples, batching, dict(zip(session.outputs, shapes[0], strict=True)),
-            frozenset(shared if batching.stackable else ()), memory,
-        )  # fmt: skip
+            graph,
+            ends,
+            integers,
+            session,
+            samples,
+            batching,
+            dict(zip(session.outputs, shapes[0], strict=True)),
+            frozenset(shared if batching.stackable else ()),
+            memory,
+        )
 
     def batches(self, names: list[str]) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
         """Yield (number of samples, the tensors `names` and possibly others), batch by batch."""

@@ -126,9 +126,7 @@ class Prober:
 
     @cached_property
     def _prefix(self) -> Prefix:
-        return Prefix.of(
-            self.network, self.metric.outputs, self.samples, self.batching, self.runtime, self.memory
-        )
+        return Prefix.of(self.network, self.metric.outputs, self.samples, self.batching, self.runtime, self.memory)
 
     def _suffix(self, kind: str, tensors: Sequence[str]) -> Suffix:
         return Suffix.of(self._prefix, kind, tensors, self.runtime)

@@ -42,14 +42,16 @@ class Suffix:
         ranks = frozenset(outlines[name].ndim for name in repeated)
         model = onnx.ModelProto()
         copy_fields(graph.model, model, skip={"graph"})
-        model.graph.CopyFrom(helper.make_graph(
-            [*_entrances(edge, repeated, outlines), *nodes],
-            "suffix",
-            [free_input(_fed(name), outlines[name]) for name in edge]
-            + [helper.make_tensor_value_info(_counts(rank), TensorProto.INT64, [rank]) for rank in sorted(ranks)],
-            [o for o in graph.model.graph.output if o.name in prefix.ends],
-            value_info=[free_input(name, outlines[name]) for name in tensors],
-        ))  # fmt: skip
+        model.graph.CopyFrom(
+            helper.make_graph(
+                [*_entrances(edge, repeated, outlines), *nodes],
+                "suffix",
+                [free_input(_fed(name), outlines[name]) for name in edge]
+                + [helper.make_tensor_value_info(_counts(rank), TensorProto.INT64, [rank]) for rank in sorted(ranks)],
+                [o for o in graph.model.graph.output if o.name in prefix.ends],
+                value_info=[free_input(name, outlines[name]) for name in tensors],
+            )
+        )
         modified = (InsertAdds(tensors, ()) if kind == "a" else InsertAdds((), tensors))(model)
         del modified.graph.initializer[:]  # default zeros: an input with a default cannot be bound
         read = {*reads(nodes), *prefix.ends}
@@ -57,9 +59,13 @@ class Suffix:
         parameters = {t: parameter(kind, t) for t in tensors}
         ends = {*repeated, *tensors, *prefix.ends}
         return cls(
-            runtime.session(modified, "all"), tuple(edge), parameters, prefix.ends, ranks,
+            runtime.session(modified, "all"),
+            tuple(edge),
+            parameters,
+            prefix.ends,
+            ranks,
             sum(outlines[name].nbytes for name in ends),
-        )  # fmt: skip
+        )
 
     def run(self, tensors: Mapping[str, Tensor], perturbations: Mapping[str, Array], repeats: int) -> list[Array]:
         """Return the outputs of F̃ under `repeats` perturbations of each tensor; both are stacked along axis 0."""

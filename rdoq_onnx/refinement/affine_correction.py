@@ -118,13 +118,14 @@ def fitted_layers(allocation: Allocation, share: float) -> list[int]:
     nodes, layers = {n.name: n for n in graph.nodes}, {layer.name for layer in network.layers}
     last = _last(graph, layers, allocation.measurement.observation.metric.outputs)
     return [
-        k for k, layer in enumerate(network.layers)
+        k
+        for k, layer in enumerate(network.layers)
         if (k < share * len(network.layers) or layer.name in last)
         and len(layer.uses) == 1
         and layer.linear.op_type != "ConvTranspose"
         and all(name in graph.initializers for name in nodes[layer.name].input[2:] if name)
         and attribute(nodes[layer.name], "beta", 1.0)  # with beta 0 the shift is in an Add behind the layer
-    ]  # fmt: skip
+    ]
 
 
 def _last(graph: Graph, layers: Collection[str], outputs: Sequence[str]) -> set[str]:

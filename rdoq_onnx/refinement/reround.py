@@ -54,15 +54,11 @@ def rerounded(
     return replace(allocation, measurement=replace(measurement, layers=tuple(measured)))
 
 
-def remeasured(
-    allocation: Allocation, seed: int, samples: Samples, runtime: Runtime, workers: Workers
-) -> Measurement:
+def remeasured(allocation: Allocation, seed: int, samples: Samples, runtime: Runtime, workers: Workers) -> Measurement:
     """Measure first-order curves around the network with the quantized weights of `allocation`."""
     measurement = allocation.measurement
     network, observation = measurement.network, measurement.observation
-    weights = [
-        (layer, layer.linear.tensor(codes.values), shift) for layer, codes, shift in chosen_weights(allocation)
-    ]
+    weights = [(layer, layer.linear.tensor(codes.values), shift) for layer, codes, shift in chosen_weights(allocation)]
     candidates = _as_candidates(measurement)
     around = run_passes([ReplaceWeights(weights)], measurement.aimed.model)
     size = reverse_batch(network, observation, runtime, len(samples))

@@ -29,9 +29,9 @@ def staged(
     for stage in _stages(model, stops):
         session = runtime.session(stage.model(model, live[0]), "all")
         for tensors in live:
-            tensors.update(zip(
-                stage.outputs, session.run({n: tensors[n] for n in stage.inputs}, stage.outputs), strict=True
-            ))  # fmt: skip
+            tensors.update(
+                zip(stage.outputs, session.run({n: tensors[n] for n in stage.inputs}, stage.outputs), strict=True)
+            )
             # Freed now, so that the next batch can use the memory.
             for name in tensors.keys() - {stage.stop, *stage.needed}:
                 del tensors[name]
@@ -56,11 +56,12 @@ class _Stage:
     def model(self, whole: onnx.ModelProto, tensors: Feeds) -> onnx.ModelProto:
         read = set(reads(self.nodes))
         graph = helper.make_graph(
-            self.nodes, "stage",
+            self.nodes,
+            "stage",
             [free_input(name, tensors[name]) for name in self.inputs],
             [onnx.ValueInfoProto(name=name) for name in self.outputs],
             [t for t in whole.graph.initializer if t.name in read],
-        )  # fmt: skip
+        )
         return helper.make_model(graph, ir_version=whole.ir_version, opset_imports=whole.opset_import)
 
 

@@ -117,8 +117,9 @@ def _units(allocation: Allocation, config: Config) -> list[_Unit]:
     ]
     activations = [
         _Unit("activation", a.tensor, np.array([measurement.channels + k]), "both" if config.joint else "activations")
-        for k, a in enumerate(measurement.network.activations) if not a.fusion
-    ]  # fmt: skip
+        for k, a in enumerate(measurement.network.activations)
+        if not a.fusion
+    ]
     return [*layers, *activations]
 
 

@@ -26,17 +26,39 @@ def frontier(data: Frontier) -> go.Figure:
     hover = "%{x:.2f} bits, δ %{y:.3g}<extra>%{fullData.name}</extra>"
     colour = ACTIVATIONS if data.side == "activations" else WEIGHTS
     traces = [
-        go.Scatter(x=[p.bits for p in points], y=[p.distortion for p in points], name="mixed widths",
-                   mode="lines", line={"color": colour, "width": 2.5}, hovertemplate=hover),
-        go.Scatter(x=[p.bits for p in uniform], y=[p.distortion for p in uniform], name="one width everywhere",
-                   mode="markers+lines", line={"color": UNIFORM, "dash": "dot"}, marker={"size": 8, "symbol": "square"},
-                   hovertemplate=hover),
-        go.Scatter(x=[data.chosen.bits], y=[data.chosen.distortion], name="this run", mode="markers",
-                   marker={"color": CHOSEN, "size": 14, "symbol": "star"}, hovertemplate=hover),
-    ]  # fmt: skip
+        go.Scatter(
+            x=[p.bits for p in points],
+            y=[p.distortion for p in points],
+            name="mixed widths",
+            mode="lines",
+            line={"color": colour, "width": 2.5},
+            hovertemplate=hover,
+        ),
+        go.Scatter(
+            x=[p.bits for p in uniform],
+            y=[p.distortion for p in uniform],
+            name="one width everywhere",
+            mode="markers+lines",
+            line={"color": UNIFORM, "dash": "dot"},
+            marker={"size": 8, "symbol": "square"},
+            hovertemplate=hover,
+        ),
+        go.Scatter(
+            x=[data.chosen.bits],
+            y=[data.chosen.distortion],
+            name="this run",
+            mode="markers",
+            marker={"color": CHOSEN, "size": 14, "symbol": "star"},
+            hovertemplate=hover,
+        ),
+    ]
     kind = "element" if data.side == "both" else "weight" if data.side == "weights" else "activation element"
-    return _figure(traces, 360, xaxis={"title": f"average bits per {kind}"},
-                   yaxis={"title": "predicted distortion δ", **_log([p.distortion for p in (*points, *uniform)])})
+    return _figure(
+        traces,
+        360,
+        xaxis={"title": f"average bits per {kind}"},
+        yaxis={"title": "predicted distortion δ", **_log([p.distortion for p in (*points, *uniform)])},
+    )
 
 
 def channel_map(result: Result) -> go.Figure:
@@ -65,22 +87,34 @@ def channel_map(result: Result) -> go.Figure:
     values = np.concatenate(cells).astype(np.float32)
     scale = [(edge, colour) for k, colour in enumerate(WIDTHS) for edge in (k / len(WIDTHS), (k + 1) / len(WIDTHS))]
     trace = go.Heatmap(
-        z=values[:, :, 0], y=names, customdata=values[:, :, 1:], hoverongaps=False,
-        xgap=0.5 if across <= 80 else 0, ygap=1,
-        zmin=-0.5, zmax=MAX_BITS + 0.5, colorscale=scale,
+        z=values[:, :, 0],
+        y=names,
+        customdata=values[:, :, 1:],
+        hoverongaps=False,
+        xgap=0.5 if across <= 80 else 0,
+        ygap=1,
+        zmin=-0.5,
+        zmax=MAX_BITS + 0.5,
+        colorscale=scale,
         colorbar={"title": {"text": "bits"}, "tickvals": list(range(MAX_BITS + 1)), "thickness": 14, "outlinewidth": 0},
         hovertemplate="%{y}<br>channel %{customdata[0]}: %{z} bits, δ %{customdata[1]:.3g}<extra></extra>",
-    )  # fmt: skip
+    )
     height = max(220, 90 + len(names) * (18 if len(names) <= _NAMED else 9 if len(names) <= 120 else 6))
     step = max(1, -(-len(ticks) * 13 // height))
     shown = ticks[::step]
     return _figure(
-        [trace], height,
+        [trace],
+        height,
         xaxis={"title": "channels, widest first", "showgrid": False, "zeroline": False},
-        yaxis={"autorange": "reversed", "type": "category", "showgrid": False,
-               "tickvals": [names[k] for k, _ in shown], "ticktext": [name for _, name in shown],
-               "tickfont": {"size": 11}},
-    )  # fmt: skip
+        yaxis={
+            "autorange": "reversed",
+            "type": "category",
+            "showgrid": False,
+            "tickvals": [names[k] for k, _ in shown],
+            "ticktext": [name for _, name in shown],
+            "tickfont": {"size": 11},
+        },
+    )
 
 
 def shares(result: Result) -> go.Figure:
@@ -106,23 +140,51 @@ def shares(result: Result) -> go.Figure:
     feeders = [html.escape(activations[fed[j]]) if j in fed else "" for j in range(len(names))]
     x = list(range(len(names)))
     traces = [
-        go.Bar(x=x, y=spent, name="size of weights", marker={"color": WEIGHTS}, yaxis="y", customdata=labels,
-               hovertemplate="%{customdata}<br>%{y:.3g} kB of weights<extra></extra>"),
-        go.Bar(x=x, y=[100 * float(distortions[p].sum()) / total for p in parts], name="distortion of weights",
-               marker={"color": CHOSEN}, yaxis="y2", customdata=labels,
-               hovertemplate="%{customdata}<br>weights: %{y:.3g} % of the distortion<extra></extra>"),
-        go.Bar(x=x, y=feeding, name="distortion of the input activation", marker={"color": ACTIVATIONS},
-               yaxis="y2", customdata=feeders,
-               hovertemplate="%{customdata}<br>%{y:.3g} % of the distortion<extra></extra>"),
-    ]  # fmt: skip
+        go.Bar(
+            x=x,
+            y=spent,
+            name="size of weights",
+            marker={"color": WEIGHTS},
+            yaxis="y",
+            customdata=labels,
+            hovertemplate="%{customdata}<br>%{y:.3g} kB of weights<extra></extra>",
+        ),
+        go.Bar(
+            x=x,
+            y=[100 * float(distortions[p].sum()) / total for p in parts],
+            name="distortion of weights",
+            marker={"color": CHOSEN},
+            yaxis="y2",
+            customdata=labels,
+            hovertemplate="%{customdata}<br>weights: %{y:.3g} % of the distortion<extra></extra>",
+        ),
+        go.Bar(
+            x=x,
+            y=feeding,
+            name="distortion of the input activation",
+            marker={"color": ACTIVATIONS},
+            yaxis="y2",
+            customdata=feeders,
+            hovertemplate="%{customdata}<br>%{y:.3g} % of the distortion<extra></extra>",
+        ),
+    ]
     few = len(names) <= _NAMED
     return _figure(
-        traces, 520, barmode="stack", bargap=0.15,
-        xaxis={"anchor": "y2", "tickvals": x if few else None, "ticktext": [_short(n) for n in names] if few else None,
-               "tickangle": -50, "title": "" if few else "layers, in graph order", "showgrid": False},
+        traces,
+        520,
+        barmode="stack",
+        bargap=0.15,
+        xaxis={
+            "anchor": "y2",
+            "tickvals": x if few else None,
+            "ticktext": [_short(n) for n in names] if few else None,
+            "tickangle": -50,
+            "title": "" if few else "layers, in graph order",
+            "showgrid": False,
+        },
         yaxis={"domain": [0.55, 1], "title": "kB of weights"},
         yaxis2={"domain": [0, 0.45], "title": "% of distortion"},
-    )  # fmt: skip
+    )
 
 
 def additivity(result: Result) -> go.Figure | None:
@@ -136,22 +198,52 @@ def additivity(result: Result) -> go.Figure | None:
     hover = "%{customdata}<br>predicted δ %{x:.3g}, measured %{y:.3g}<extra></extra>"
     groups = (
         ("layers", WEIGHTS, weights, alone.layers, [layer.name for layer in report.layers], 8, "circle"),
-        ("activations", ACTIVATIONS, activations, alone.activations,
-         [a.tensor for a in measurement.network.activations], 8, "diamond"),
-        ("sum, each alone", UNIFORM, [report.predicted], [sum(alone.layers) + sum(alone.activations)],
-         ["sum over all, each quantized alone"], 12, "square"),
+        (
+            "activations",
+            ACTIVATIONS,
+            activations,
+            alone.activations,
+            [a.tensor for a in measurement.network.activations],
+            8,
+            "diamond",
+        ),
+        (
+            "sum, each alone",
+            UNIFORM,
+            [report.predicted],
+            [sum(alone.layers) + sum(alone.activations)],
+            ["sum over all, each quantized alone"],
+            12,
+            "square",
+        ),
         ("all at once", CHOSEN, [report.predicted], [report.measured], ["the emitted model"], 15, "star"),
-    )  # fmt: skip
+    )
     kept = [(n, c, *_positive(x, y, names), size, symbol) for n, c, x, y, names, size, symbol in groups]
     ends = [v for _, _, x, y, *_ in kept for v in (*x, *y)] or [1.0]
     line = [min(ends) / 1.5, max(ends) * 1.5]
-    traces = [go.Scatter(x=line, y=line, mode="lines", line={"color": UNIFORM, "dash": "dash", "width": 1},
-                         name="predicted = measured", hoverinfo="skip")]  # fmt: skip
+    traces = [
+        go.Scatter(
+            x=line,
+            y=line,
+            mode="lines",
+            line={"color": UNIFORM, "dash": "dash", "width": 1},
+            name="predicted = measured",
+            hoverinfo="skip",
+        )
+    ]
     traces += [
-        go.Scatter(x=x, y=y, mode="markers", name=name, customdata=[html.escape(t) for t in names],
-                   marker={"color": colour, "size": size, "symbol": symbol, "opacity": 0.9}, hovertemplate=hover)
-        for name, colour, x, y, names, size, symbol in kept if x
-    ]  # fmt: skip
+        go.Scatter(
+            x=x,
+            y=y,
+            mode="markers",
+            name=name,
+            customdata=[html.escape(t) for t in names],
+            marker={"color": colour, "size": size, "symbol": symbol, "opacity": 0.9},
+            hovertemplate=hover,
+        )
+        for name, colour, x, y, names, size, symbol in kept
+        if x
+    ]
     axis = {**_log(line), "range": [math.log10(v) for v in line]}
     return _figure(traces, 440, xaxis={**axis, "title": "predicted δ"}, yaxis={**axis, "title": "measured δ"})
 
@@ -169,10 +261,15 @@ def histogram(result: Result) -> go.Figure:
             filled = [float(elements[rows][bits[rows] == w].sum()) for w in widths]
             unit = "channels" if name == "weights" else "tensors"
             traces.append(
-                go.Bar(x=widths, y=[100 * f / sum(filled) for f in filled], name=name, marker={"color": colour},
-                       customdata=counts, hovertemplate=f"%{{x}} bits: %{{y:.1f}} % of {name}, "
-                       f"%{{customdata}} {unit}<extra></extra>")
-            )  # fmt: skip
+                go.Bar(
+                    x=widths,
+                    y=[100 * f / sum(filled) for f in filled],
+                    name=name,
+                    marker={"color": colour},
+                    customdata=counts,
+                    hovertemplate=f"%{{x}} bits: %{{y:.1f}} % of {name}, %{{customdata}} {unit}<extra></extra>",
+                )
+            )
     x, y = {"title": "bits", "dtick": 1, "showgrid": False}, {"title": "% of elements"}
     return _figure(traces, 360, barmode="group", bargap=0.25, xaxis=x, yaxis=y)
 
@@ -182,9 +279,15 @@ def sizes(result: Result) -> go.Figure:
     report = result.report
     names = ["weight data", "after", "before"]
     values = [report.payload_bits / 8000, report.output_bytes / 1000, report.input_bytes / 1000]
-    trace = go.Bar(x=values, y=names, orientation="h", marker={"color": [UNIFORM, WEIGHTS, ACTIVATIONS]},
-                   text=[f"{v:,.1f} kB" for v in values], textposition="auto",
-                   hovertemplate="%{y}: %{x:,.1f} kB<extra></extra>")  # fmt: skip
+    trace = go.Bar(
+        x=values,
+        y=names,
+        orientation="h",
+        marker={"color": [UNIFORM, WEIGHTS, ACTIVATIONS]},
+        text=[f"{v:,.1f} kB" for v in values],
+        textposition="auto",
+        hovertemplate="%{y}: %{x:,.1f} kB<extra></extra>",
+    )
     return _figure([trace], 220, xaxis={"title": "kB"}, yaxis={"showgrid": False}, showlegend=False)
 
 

@@ -41,8 +41,9 @@ def html_report(result: Result, output: str, command: str = "") -> str:
         "VERSION": html.escape(__version__),
         "CARDS": _cards(result),
         "ADVICE": _advice(result),
-        "FRONTIERS": "".join(f"<figure><h3>{_SIDES[f.side]}</h3><div id='frontier-{f.side}'></div></figure>"
-                             for f in traced),
+        "FRONTIERS": "".join(
+            f"<figure><h3>{_SIDES[f.side]}</h3><div id='frontier-{f.side}'></div></figure>" for f in traced
+        ),
         "ADDITIVITY": _additivity(result),
         "LAYERS": _layers(result),
         "FLOAT": _float(result),
@@ -52,7 +53,7 @@ def html_report(result: Result, output: str, command: str = "") -> str:
         # A "</script>" within the data would end the script.
         "FIGURES": "{" + data.replace("</", "<\\/") + "}",
         "PLOTLY": plotly.offline.get_plotlyjs(),
-    }  # fmt: skip
+    }
     return re.sub("@([A-Z]+)@", lambda slot: parts[slot[1]], PAGE)  # in one pass: values may contain an @NAME@
 
 
@@ -63,11 +64,14 @@ def _cards(result: Result) -> str:
         (f"{report.sqnr_db:.2f} dB", "output SQNR", f"on {report.held_out} held-out samples"),
         (f"{report.weight_bits:.2f}", "bits per weight", f"{report.weight_elements:,} weights"),
         (activations, "bits per activation element", f"{report.activation_elements:,} elements per sample"),
-        (human_bytes(report.output_bytes), "file", f"from {human_bytes(report.input_bytes)}, "
-         f"{report.input_bytes / max(report.output_bytes, 1):.1f} × smaller"),
+        (
+            human_bytes(report.output_bytes),
+            "file",
+            f"from {human_bytes(report.input_bytes)}, {report.input_bytes / max(report.output_bytes, 1):.1f} × smaller",
+        ),
         (f"{report.measured:.3g}", "measured distortion δ", f"{report.predicted:.3g} predicted"),
         (percent(report.optimality_gap), "optimality gap at most", "of the predicted distortion"),
-    ]  # fmt: skip
+    ]
     return "".join(
         f"<div class='card'><b>{html.escape(value)}</b><span>{name}</span><small>{html.escape(aside)}</small></div>"
         for value, name, aside in cards
@@ -103,8 +107,19 @@ def _layers(result: Result) -> str:
         own = float(distortions[rows].sum())
         fed = "float" if layer.activation_bits is None else str(layer.activation_bits)
         exact = f"{alone.layers[k]:.3g}" if alone else ""
-        lines.append((layer.name, layer.op, str(len(layer.bits)), f"{layer.mean_bits:.2f}", fed, f"{own:.3g}", exact,
-                      f"{100 * own / total:.1f} %", pin_of(layer.name, layer.mean_bits)))  # fmt: skip
+        lines.append(
+            (
+                layer.name,
+                layer.op,
+                str(len(layer.bits)),
+                f"{layer.mean_bits:.2f}",
+                fed,
+                f"{own:.3g}",
+                exact,
+                f"{100 * own / total:.1f} %",
+                pin_of(layer.name, layer.mean_bits),
+            )
+        )
     units = zip(measurement.network.activations, result.allocation.activation_bits, strict=True)
     for k, (activation, bits) in enumerate(units):
         own = float(distortions[measurement.channels + k])
@@ -156,10 +171,12 @@ def _table(head: Iterable[str], lines: Iterable[Iterable[str]], code: int | None
     top = "".join(f"<th>{h}</th>" for h in head)
     top = f"<thead><tr>{top}</tr></thead>" if top else ""
     body = "".join(
-        "<tr>" + "".join(
+        "<tr>"
+        + "".join(
             f"<td><code>{html.escape(c)}</code></td>" if k == code and c else f"<td>{html.escape(c)}</td>"
             for k, c in enumerate(line)
-        ) + "</tr>"
+        )
+        + "</tr>"
         for line in lines
-    )  # fmt: skip
+    )
     return f"<div class='scroll'><table>{top}<tbody>{body}</tbody></table></div>"

@@ -139,10 +139,13 @@ class Report:
         quality = [
             ("output SQNR", f"{self.sqnr_db:.2f} dB on {self.held_out} held-out samples"),
             ("distortion", f"{self.measured:.4g} measured, {self.predicted:.4g} predicted"),
-            ("file", f"{human_bytes(self.output_bytes)}, {percent(self.output_bytes / max(self.input_bytes, 1))} of "
-                     f"{human_bytes(self.input_bytes)}"),
+            (
+                "file",
+                f"{human_bytes(self.output_bytes)}, {percent(self.output_bytes / max(self.input_bytes, 1))} of "
+                f"{human_bytes(self.input_bytes)}",
+            ),
             ("weight data", f"{human_bytes(-(-self.payload_bits // 8))} at these widths, storage {self.storage}"),
-        ]  # fmt: skip
+        ]
         gap = "optimality gap", f"at most {percent(self.optimality_gap)} of the predicted distortion"
         runtime = [("integer kernels", kernel_words(self.kernels)), ("time", times(self.seconds))]
         return [quality, self._widths(), [*map(_gain, self.steps), gap], runtime]
@@ -194,9 +197,7 @@ def make_report(outcome: Outcome) -> Report:
     measurement = allocation.measurement
     network, channels = measurement.network, measurement.channels
     feeding = {
-        f: bits
-        for a, bits in zip(network.activations, allocation.activation_bits, strict=True)
-        for f in a.feeds
+        f: bits for a, bits in zip(network.activations, allocation.activation_bits, strict=True) for f in a.feeds
     }
     layers = tuple(
         LayerReport(x.name, x.linear.op_type, tuple(bits.tolist()), feeding.get(x.uses[0].data))

@@ -104,9 +104,14 @@ def print_frontier(out: Console, results: Mapping[str, Result]) -> None:
         report = result.report
         activations = "float" if report.activation_bits is None else f"{report.activation_bits:.2f}"
         table.add_row(
-            bits, f"{report.weight_bits:.2f}", activations, human_bytes(report.output_bytes),
-            f"{report.predicted:.4g}", f"{report.measured:.4g}", f"{report.sqnr_db:.2f} dB",
-        )  # fmt: skip
+            bits,
+            f"{report.weight_bits:.2f}",
+            activations,
+            human_bytes(report.output_bytes),
+            f"{report.predicted:.4g}",
+            f"{report.measured:.4g}",
+            f"{report.sqnr_db:.2f} dB",
+        )
     out.print(table)
 
 

@@ -37,8 +37,10 @@ _CUDA = "CUDAExecutionProvider"
 # Products in float32, not TF32 with its 10-bit mantissa; kernels chosen by heuristics, not by timing; no more memory
 # than requested.
 _CUDA_OPTIONS = {
-    "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested",
-}  # fmt: skip
+    "use_tf32": "0",
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "arena_extend_strategy": "kSameAsRequested",
+}
 _ARENA = {"arena_extend_strategy": 1}  # grow by the requested size, not by powers of two
 _FATAL_ONLY = 4
 _NO_MEMORY = ("Failed to allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")

@@ -82,9 +82,11 @@ class Reference:
 
     def runs(self, measurement: Measurement) -> FloatRuns:
         """Return the float outputs of each batch."""
-        return self.floats if self.floats is not None else float_runs(
-            self.original, measurement, self.samples, self.runtime
-        )  # fmt: skip
+        return (
+            self.floats
+            if self.floats is not None
+            else float_runs(self.original, measurement, self.samples, self.runtime)
+        )
 
 
 def verify(emission: Emission, allocation: Allocation, reference: Reference) -> Verification:
@@ -163,9 +165,7 @@ def _compared(
     return _Compared(measured / len(samples), signal, gap, dict(zip(runs, errors, strict=True)))
 
 
-def check_gates(
-    emission: Emission, verification: Verification, min_sqnr: float | None, max_bytes: int | None
-) -> None:
+def check_gates(emission: Emission, verification: Verification, min_sqnr: float | None, max_bytes: int | None) -> None:
     """Raise VerificationError if the file exceeds `max_bytes` bytes or its SQNR is below `min_sqnr` dB."""
     size = model_bytes(emission.model)
     if max_bytes is not None and size > max_bytes:

@@ -63,10 +63,13 @@ def test_layer_and_its_channels(kind):
 
 
 def test_layer_keeps_the_attributes_that_matter():
-    network = find("""g (float[1, 4, 8, 8] x) => (float z, float u)
+    network = find(
+        """g (float[1, 4, 8, 8] x) => (float z, float u)
         { z = Conv <strides = [2, 1], pads = [1, 0, 1, 0], dilations = [1, 2]> (x, w)
           f = Flatten <axis = 3> (x) u = Gemm <transA = 1, alpha = 0.5> (f, v) }""",
-        w=(6, 4, 3, 3), v=(32, 5))  # fmt: skip
+        w=(6, 4, 3, 3),
+        v=(32, 5),
+    )
     conv, gemm = (layer.uses[0].linear for layer in network.layers)
     assert (conv.strides, conv.pads, conv.dilations, conv.group) == ((2, 1), (1, 0, 1, 0), (1, 2), 1)
     assert (gemm.trans_a, gemm.trans_b, gemm.alpha) == (True, False, 0.5)
@@ -97,10 +100,14 @@ def test_weight_through_constant_operators(ort_run, kind):
 
 
 def test_network_input_and_outputs_of_activation_functions():
-    network = find("""g (float[1, 4, 8, 8] x) => (float y)
+    network = find(
+        """g (float[1, 4, 8, 8] x) => (float y)
         { z1 = Conv (x, w1) a1 = Relu (z1) z2 = Conv (a1, w2) a2 = Clip (z2, low, high)
           z3 = Conv (a2, w3) s = Sigmoid (z3) a3 = Mul (z3, s) y = Conv (a3, w4) }""",
-        low=np.float32(0), high=np.float32(6), **{f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3, 4)})  # fmt: skip
+        low=np.float32(0),
+        high=np.float32(6),
+        **{f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3, 4)},
+    )
     # z3 has two consumers, so no Relu or Clip can absorb it; its convolution still needs a quantized output.
     assert tensors(network) == (["x", "a1", "a2", "a3"], ["z3"])
 
@@ -126,9 +133,12 @@ MOVE_NOT = {
 
 @pytest.mark.parametrize("kind", [*MOVERS, *MOVE_NOT])
 def test_activation_is_quantized_before_movement_operators(kind):
-    network = find(f"""g (float[1, 4, 8, 8] x) => (float y)
+    network = find(
+        f"""g (float[1, 4, 8, 8] x) => (float y)
         {{ z = Conv (x, w1) a = Relu (z) {(MOVERS | MOVE_NOT)[kind]} y = Conv (m, w2) }}""",
-        w1=(4, 4, 1, 1), w2=(4, 4, 1, 1))  # fmt: skip
+        w1=(4, 4, 1, 1),
+        w2=(4, 4, 1, 1),
+    )
     if kind in MOVERS:
         assert tensors(network) == (["x", "a"], [])
         assert network.activations[1] == Activation("a", feeds=("m",), moved=("m",))
@@ -137,36 +147,49 @@ def test_activation_is_quantized_before_movement_operators(kind):
 
 
 def test_flatten_before_a_classifier():
-    network = find("""g (float[2, 4, 8, 8] x) => (float y)
+    network = find(
+        """g (float[2, 4, 8, 8] x) => (float y)
         { z = Conv (x, w1) a = Relu (z) p = GlobalAveragePool (a) f = Flatten (p) y = Gemm (f, w2) }""",
-        w1=(4, 4, 1, 1), w2=(4, 3))  # fmt: skip
+        w1=(4, 4, 1, 1),
+        w2=(4, 3),
+    )
     assert tensors(network) == (["x", "p"], ["a"])
     assert network.activations[2].feeds == ("f",)
 
 
 def test_what_a_body_captures_is_not_constant():
     """An If whose condition is constant, and whose branches read the input."""
-    network = find("""g (float[N, 4] x) => (float[N, 3] y) {
+    network = find(
+        """g (float[N, 4] x) => (float[N, 3] y) {
         a = If (p) <then_branch = b1 () => (float[N, 4] t) { t = Relu (x) },
                     else_branch = b2 () => (float[N, 4] s) { s = Abs (x) }>
-        y = MatMul (a, w) }""", p=np.array(True), w=(4, 3))
+        y = MatMul (a, w) }""",
+        p=np.array(True),
+        w=(4, 3),
+    )
     assert [layer.weight for layer in network.layers] == ["w"]
 
 
 def test_one_quantizer_however_many_consumers():
-    network = find("""g (float[1, 4, 8, 8] x) => (float y1, float y2, float y3)
+    network = find(
+        """g (float[1, 4, 8, 8] x) => (float y1, float y2, float y3)
         { z = Conv (x, w1) a = Relu (z) m = MaxPool <kernel_shape = [2, 2]> (a)
           y1 = Conv (a, w2) y2 = Conv (a, w3) y3 = Conv (m, w4) }""",
-        **{f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3, 4)})  # fmt: skip
+        **{f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3, 4)},
+    )
     assert [a.tensor for a in network.activations] == ["x", "a"]
     assert network.activations[1].feeds == ("a", "m")
 
 
 def test_concat_is_quantized_in_its_parts():
-    network = find("""g (float[1, 4, 8, 8] x) => (float y)
+    network = find(
+        """g (float[1, 4, 8, 8] x) => (float y)
         { z1 = Conv (x, w1) z2 = Conv (x, w2) a1 = Relu (z1) a2 = Relu (z2)
           c = Concat <axis = 1> (a1, a2) y = Conv (c, w3) }""",
-        w1=(4, 4, 1, 1), w2=(4, 4, 1, 1), w3=(4, 8, 1, 1))  # fmt: skip
+        w1=(4, 4, 1, 1),
+        w2=(4, 4, 1, 1),
+        w3=(4, 8, 1, 1),
+    )
     assert network.activations == (
         Activation("x", feeds=("x",)),
         Activation("c", feeds=("c",), parts=("a1", "a2")),
@@ -174,19 +197,28 @@ def test_concat_is_quantized_in_its_parts():
 
 
 def test_part_of_a_concat_with_other_consumers_keeps_its_own_quantizer():
-    network = find("""g (float[1, 4, 8, 8] x) => (float y, float u)
+    network = find(
+        """g (float[1, 4, 8, 8] x) => (float y, float u)
         { z1 = Conv (x, w1) z2 = Conv (x, w2) a1 = Relu (z1) a2 = Relu (z2)
           c = Concat <axis = 1> (a1, a2) y = Conv (c, w3) u = Conv (a1, w4) }""",
-        w1=(4, 4, 1, 1), w2=(4, 4, 1, 1), w3=(4, 8, 1, 1), w4=(4, 4, 1, 1))  # fmt: skip
+        w1=(4, 4, 1, 1),
+        w2=(4, 4, 1, 1),
+        w3=(4, 8, 1, 1),
+        w4=(4, 4, 1, 1),
+    )
     assert tensors(network) == (["x", "a1", "c"], [])
     assert network.activations[2].parts == ("a2",)
 
 
 def test_part_of_a_concat_with_a_consumer_other_than_a_layer():
-    network = find("""g (float[1, 4, 8, 8] x) => (float y, float u)
+    network = find(
+        """g (float[1, 4, 8, 8] x) => (float y, float u)
         { z1 = Conv (x, w1) z2 = Conv (x, w2) a1 = Relu (z1) a2 = Relu (z2)
           c = Concat <axis = 1> (a1, a2) y = Conv (c, w3) u = Tanh (a1) }""",
-        w1=(4, 4, 1, 1), w2=(4, 4, 1, 1), w3=(4, 8, 1, 1))  # fmt: skip
+        w1=(4, 4, 1, 1),
+        w2=(4, 4, 1, 1),
+        w3=(4, 8, 1, 1),
+    )
     assert tensors(network) == (["x", "c"], ["a1"])
     assert network.activations[2].parts == ("a2",)
 
@@ -223,23 +255,32 @@ def test_weights_only():
 
 
 def test_shared_weight_is_one_layer():
-    network = find("""g (float[2, 4] x) => (float[2, 4] y)
-        { z = MatMul (x, w) a = Tanh (z) y = MatMul (a, w) }""", w=(4, 4))  # fmt: skip
+    network = find(
+        """g (float[2, 4] x) => (float[2, 4] y)
+        { z = MatMul (x, w) a = Tanh (z) y = MatMul (a, w) }""",
+        w=(4, 4),
+    )
     (layer,) = network.layers
     assert [(u.data, u.output) for u in layer.uses] == [("x", "z"), ("a", "y")]
 
 
 def test_shared_kernel_at_two_strides_is_one_layer():
     """As in a filter bank, where each octave is the one above at half the rate."""
-    network = find("""g (float[1, 2, 16] x) => (float[1, 3, 14] y, float[1, 3, 7] z)
-        { y = Conv (x, w) z = Conv <strides = [2]> (x, w) }""", w=(3, 2, 3))  # fmt: skip
+    network = find(
+        """g (float[1, 2, 16] x) => (float[1, 3, 14] y, float[1, 3, 7] z)
+        { y = Conv (x, w) z = Conv <strides = [2]> (x, w) }""",
+        w=(3, 2, 3),
+    )
     (layer,) = network.layers
     assert [u.linear.strides for u in layer.uses] == [(), (2,)]
 
 
 def test_weight_used_in_two_ways_is_two_layers():
-    network = find("""g (float[4, 4] x) => (float[4, 4] y)
-        { z = Gemm (x, w) y = Gemm <transB = 1> (z, w) }""", w=(4, 4))  # fmt: skip
+    network = find(
+        """g (float[4, 4] x) => (float[4, 4] y)
+        { z = Gemm (x, w) y = Gemm <transB = 1> (z, w) }""",
+        w=(4, 4),
+    )
     assert [(layer.weight, layer.linear.axis) for layer in network.layers] == [("w", 1), ("w", 0)]
 
 
@@ -360,9 +401,13 @@ def test_bundled_transformer():
 
 
 def test_ranges_of_integer_inputs():
-    model = parse("""g (int64[2, 5] ids, int64[2, 5] kinds, int64[2] free) => (float y, float z, int64[2] f)
+    model = parse(
+        """g (int64[2, 5] ids, int64[2, 5] kinds, int64[2] free) => (float y, float z, int64[2] f)
         { flat = Flatten (ids) e = Gather (table, flat) k = Gather <axis = 1> (kinds_table, kinds)
-          y = Identity (e) z = Identity (k) f = Add (free, free) }""", table=(11, 4), kinds_table=(4, 3))  # fmt: skip
+          y = Identity (e) z = Identity (k) f = Add (free, free) }""",
+        table=(11, 4),
+        kinds_table=(4, 3),
+    )
     assert integer_ranges(model) == {"ids": 11, "kinds": 3}
 
 

@@ -32,27 +32,37 @@ def branches(network):
 BRANCHES = {
     "the Add in front of a LayerNormalization": (POST_NORM, POST_NORM_WEIGHTS, {"n": (["MatMul"], ["Add"])}),
     "the skip around a whole network": (
-        f"{MAPS} {{ z = Conv (x, w1) a = Relu (z) r = Conv (a, w2) y = Sub (x, r) }}", WEIGHTS,
-        {"x": (["Conv"], ["Sub"])}),
+        f"{MAPS} {{ z = Conv (x, w1) a = Relu (z) r = Conv (a, w2) y = Sub (x, r) }}",
+        WEIGHTS,
+        {"x": (["Conv"], ["Sub"])},
+    ),
     "a product with a gate": (
         f"{MAPS} {{ t = Tanh (x) p = GlobalAveragePool (t) h = Sigmoid (p) g = Mul (t, h) z = Conv (t, w1)"
-        " y = Add (g, z) }", {"w1": (4, 4, 1, 1)},
-        {"t": (["Conv"], ["GlobalAveragePool", "Mul"])}),
+        " y = Add (g, z) }",
+        {"w1": (4, 4, 1, 1)},
+        {"t": (["Conv"], ["GlobalAveragePool", "Mul"])},
+    ),
     "a layer after a movement operator": (
         "g (float[2, 3, 8] x, int64[2] d) => (float[2, 3, 8] y)"
         " { t = Tanh (x) v = Reshape (t, d) m = MatMul (v, w1) f = Shape (t) u = Reshape (m, f) y = Sub (t, u) }",
-        {"w1": (8, 8)}, {"t": (["Reshape"], ["Shape", "Sub"])}),
+        {"w1": (8, 8)},
+        {"t": (["Reshape"], ["Shape", "Sub"])},
+    ),
     "a Concat of what is made in float": (
         f"{MAPS} {{ t = Tanh (x) u = Sin (x) c = Concat <axis = 1> (t, u) z = Conv (c, w3)"
-        " m = ReduceMean <axes = [1], keepdims = 1> (c) y = Mul (z, m) }", {"w3": (4, 8, 1, 1)},
-        {"c": (["Conv"], ["ReduceMean"])}),
+        " m = ReduceMean <axes = [1], keepdims = 1> (c) y = Mul (z, m) }",
+        {"w3": (4, 8, 1, 1)},
+        {"c": (["Conv"], ["ReduceMean"])},
+    ),
     "a body": (
         """g (float[2, 4] x) => (float[2, 4] y, float[2, 4] u)
         { t = Tanh (x) y = MatMul (t, w1)
           u = If (p) <then_branch = b1 () => (float[2, 4] i) { i = Sin (t) },
                       else_branch = b2 () => (float[2, 4] j) { j = Cos (t) }> }""",
-        {"w1": (4, 4), "p": np.array(True)}, {"t": (["MatMul"], [])}),
-}  # fmt: skip
+        {"w1": (4, 4), "p": np.array(True)},
+        {"t": (["MatMul"], [])},
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", BRANCHES)
@@ -74,7 +84,7 @@ QUANTIZED = {
         {{ t = Tanh (x) a = Conv (t, w1) b = Relu (a) c = Concat <axis = 1> (t, b) d = Conv (c, w3)
            m = ReduceMean <axes = [1], keepdims = 1> (c) y = Mul (d, m) }}""",
     "the shape alone": f"{MAPS} {{ t = Tanh (x) z = Conv (t, w1) d = Shape (t) y = Expand (z, d) }}",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)

@@ -24,17 +24,37 @@ from rdoq_onnx.system import openvino_runtime
 from tests.conftest import ZOO, OrtRun, deviation
 
 SHAPES = {
-    "w": (16, 16), "table": (300, 16), "rw": (2, 32, 16), "rr": (2, 32, 32), "lw": (64, 16), "lr": (64, 16),
-    "gw": (1, 48, 16), "gr": (1, 48, 16), "s": (3, 16, 12), "left": (3, 12, 16), "k": (24, 16, 1), "tr": (16, 24, 1),
-    "g": (24, 16), "m": (16, 24), "tiny": (16, 4),
-}  # fmt: skip
+    "w": (16, 16),
+    "table": (300, 16),
+    "rw": (2, 32, 16),
+    "rr": (2, 32, 32),
+    "lw": (64, 16),
+    "lr": (64, 16),
+    "gw": (1, 48, 16),
+    "gr": (1, 48, 16),
+    "s": (3, 16, 12),
+    "left": (3, 12, 16),
+    "k": (24, 16, 1),
+    "tr": (16, 24, 1),
+    "g": (24, 16),
+    "m": (16, 24),
+    "tiny": (16, 4),
+}
 RNG = np.random.default_rng(0)
 WEIGHTS: dict[str, NDArray[np.generic]] = {n: RNG.standard_normal(s).astype(np.float32) for n, s in SHAPES.items()}
 WEIGHTS |= {
-    "zero": np.array([0]), "one": np.array([1]), "half": np.array([32]), "end": np.array([99]), "last": np.array([-1]),
-    "q": np.ones((16, 16), np.int8), "scale": np.array(0.1, np.float32), "nan": np.full((16, 24), np.nan, np.float32),
-    "trips": np.array(2), "yes": np.array(True), "vector": np.ones(16, np.float32),
-}  # fmt: skip
+    "zero": np.array([0]),
+    "one": np.array([1]),
+    "half": np.array([32]),
+    "end": np.array([99]),
+    "last": np.array([-1]),
+    "q": np.ones((16, 16), np.int8),
+    "scale": np.array(0.1, np.float32),
+    "nan": np.full((16, 24), np.nan, np.float32),
+    "trips": np.array(2),
+    "yes": np.array(True),
+    "vector": np.ones(16, np.float32),
+}
 
 
 def branch(nodes: str) -> str:
@@ -55,10 +75,12 @@ PYTORCH = """f = Slice (lw, zero, half, zero) l = Slice (lw, half, end, zero) fl
 FOUND = {  # nodes, which make b [N, 16]: operator, weight, and axes that have scales of their own
     "e = Gather (table, i) b = ReduceMean <axes = [1], keepdims = 0> (e)": {("Gather", "table", (0,))},
     'u = Unsqueeze (x, zero) h = RNN <hidden_size = 32, direction = "bidirectional"> (u, rw, rr) ' + added("h", "b"): {
-        ("RNN", "rw", (0, 1)), ("RNN", "rr", (0, 1))
+        ("RNN", "rw", (0, 1)),
+        ("RNN", "rr", (0, 1)),
     },
     "u = Unsqueeze (x, zero) h, p = GRU <hidden_size = 16> (u, gw, gr) b = Squeeze (p, zero)": {
-        ("GRU", "gw", (0, 1)), ("GRU", "gr", (0, 1))
+        ("GRU", "gw", (0, 1)),
+        ("GRU", "gr", (0, 1)),
     },
     "d = MatMul (x, s) " + added("d", "b"): {("MatMul", "s", (2,))},
     "f = Transpose (x) d = MatMul (left, f) " + added("d", "b"): {("MatMul", "left", (1,))},
@@ -73,7 +95,7 @@ FOUND = {  # nodes, which make b [N, 16]: operator, weight, and axes that have s
     "(float[16] x1, float[16] t) { x1 = Identity (x0) d = MatMul (row, m) " + added("d", to="row") + "}> (vector, x)": {
         ("MatMul", "m", (1,))
     },
-}  # fmt: skip
+}
 LEFT = {  # nodes: why they stay in float
     "e = DequantizeLinear (q, scale) b = MatMul (x, e)": "its weight comes from a DequantizeLinear",
     branch("d = DequantizeLinear (q, scale) t = MatMul (x, d)"): "its weight comes from a DequantizeLinear",
@@ -102,8 +124,11 @@ def found(nodes: str, config: Config | None = None) -> Network:
 
 def feeds(proto: onnx.ModelProto, count: int = 5) -> dict[str, NDArray[np.generic]]:
     rng = np.random.default_rng(1)
-    every = {"x": rng.standard_normal((count, 16)).astype(np.float32), "i": rng.integers(0, 300, (count, 3)),
-             "c": np.array(True)}  # fmt: skip
+    every = {
+        "x": rng.standard_normal((count, 16)).astype(np.float32),
+        "i": rng.integers(0, 300, (count, 3)),
+        "c": np.array(True),
+    }
     return {i.name: every[i.name] for i in proto.graph.input}
 
 
@@ -211,8 +236,14 @@ def test_a_run_reports_them(options: dict[str, object]) -> None:
     result = rdoq_onnx.quantize(proto, feeds(proto, 40), effort="fast", threads=1, **options)
     (entry,) = json.loads(result.report.to_json())["weight_only"]
     bits = 4 if "pins" in options else 8
-    assert entry == {"name": "Gather_0", "op": "Gather", "weight": "table", "elements": 4800, "bits": bits,
-                     "reason": "its rows are looked up"}  # fmt: skip
+    assert entry == {
+        "name": "Gather_0",
+        "op": "Gather",
+        "weight": "table",
+        "elements": 4800,
+        "bits": bits,
+        "reason": "its rows are looked up",
+    }
     assert result.report.skipped == ()
     rows = result.report.rows()
     assert ("weights outside the budget", "4,800 in 1 tensors") in rows

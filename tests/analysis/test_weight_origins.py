@@ -29,8 +29,8 @@ LOST = {
 
 def origins_of(nodes):
     """The origins of the input of the Sin."""
-    model = parser.parse_model(f'''<ir_version: 8, opset_import: ["": 17]>
-        g (float[3, 4] x) => (float[M] y) {{ {nodes} }}''')
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[3, 4] x) => (float[M] y) {{ {nodes} }}""")
     stored = {"w": np.ones((3, 4)), "v": np.ones((2, 4)), "u": np.ones((1, 3, 4)), "s": np.array(1.0)}
     stored = {name: value.astype(np.float32) for name, value in stored.items()}
     stored |= {"zero": np.array([0]), "one": np.array([1]), "q": np.ones((3, 4), np.int8)}

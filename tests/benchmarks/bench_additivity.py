@@ -54,14 +54,25 @@ def figure(results: list[Row]) -> go.Figure:
     for name, colour in COLOURS.items():
         own = [row for row in results if row[0] == name]
         for column, kind, symbol in ((3, "each alone", "circle-open"), (4, "all at once", "star")):
-            plot.add_scatter(x=[r[2] for r in own], y=[r[column] for r in own], mode="markers",
-                             name=f"{name}, {kind}", marker={"color": colour, "symbol": symbol, "size": 9})  # fmt: skip
+            plot.add_scatter(
+                x=[r[2] for r in own],
+                y=[r[column] for r in own],
+                mode="markers",
+                name=f"{name}, {kind}",
+                marker={"color": colour, "symbol": symbol, "size": 9},
+            )
     axis = {"type": "log", "dtick": 1, "exponentformat": "power", "gridcolor": "#d9dee6", "linecolor": "#9aa3b2"}
     plot.update_layout(
-        template=None, width=640, height=420, font={"color": "#6b7486"}, paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)", margin={"l": 60, "r": 10, "t": 10, "b": 50},
-        xaxis={**axis, "title": "predicted δ"}, yaxis={**axis, "title": "measured δ"},
-    )  # fmt: skip
+        template=None,
+        width=640,
+        height=420,
+        font={"color": "#6b7486"},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 60, "r": 10, "t": 10, "b": 50},
+        xaxis={**axis, "title": "predicted δ"},
+        yaxis={**axis, "title": "measured δ"},
+    )
     return plot
 
 

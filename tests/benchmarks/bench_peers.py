@@ -44,9 +44,14 @@ def peer(model: Model, setting: str, output: Path) -> None:
             return None if image is None else {name: image[None]}
 
     quantize_static(
-        str(prepared), str(output), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=PEER[setting],
-    )  # fmt: skip
+        str(prepared),
+        str(output),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=PEER[setting],
+    )
     bits = {"weights": float(setting[1]), "activations": 8.0}
     output.with_suffix(".json").write_text(json.dumps({"bits": bits}))
 
@@ -76,9 +81,15 @@ def rows(model: Model, folder: Path) -> Iterator[tuple[str, ...]]:
                 yield model.name, tool, setting, str(error)
                 continue
             yield (
-                model.name, tool, setting, f"{figures['sqnr_db']:.1f}", f"{figures['top1']['quantized']:.1f}",
-                f"{figures['agreement']:.1f}", f"{figures['bytes']['quantized'] / 1000:.0f}", f"{seconds:.0f}",
-            )  # fmt: skip
+                model.name,
+                tool,
+                setting,
+                f"{figures['sqnr_db']:.1f}",
+                f"{figures['top1']['quantized']:.1f}",
+                f"{figures['agreement']:.1f}",
+                f"{figures['bytes']['quantized'] / 1000:.0f}",
+                f"{seconds:.0f}",
+            )
 
 
 def main() -> None:

@@ -51,8 +51,15 @@ def measured(subject: Subject, table: str, count: int, rounds: int) -> tuple[str
     feeds = list(samples.batches(observation.batching.size))
     once = statistics.median(timed(lambda: [session.run(f) for f in feeds]) for _ in range(5))
     runs = sum(map(len, codes)) + sum(map(len, quantizers))
-    return (subject.name, table, str(runs), f"{turns.first:.2f} s", f"{turns.second:.2f} s",
-            f"{1 / turns.ratio:.2f}", f"{turns.first / once / runs:.2f}")  # fmt: skip
+    return (
+        subject.name,
+        table,
+        str(runs),
+        f"{turns.first:.2f} s",
+        f"{turns.second:.2f} s",
+        f"{1 / turns.ratio:.2f}",
+        f"{turns.first / once / runs:.2f}",
+    )
 
 
 def main() -> None:

@@ -44,8 +44,21 @@ def curves_rows(subject: Subject, folder: Path) -> Iterator[tuple[str, ...]]:
 
 def run(subject: Subject, calibration: Path, folder: Path, *options: str, bits: int = 4) -> tuple[float, int]:
     """Run the command line at `bits` weight bits and 8 activation bits; return (seconds, peak in bytes)."""
-    command = [sys.executable, "-m", "rdoq_onnx", subject.path, folder / "out.onnx", "--quiet",
-               "--calibration", calibration, "--weight-bits", bits, "--activation-bits", 8, *options]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "rdoq_onnx",
+        subject.path,
+        folder / "out.onnx",
+        "--quiet",
+        "--calibration",
+        calibration,
+        "--weight-bits",
+        bits,
+        "--activation-bits",
+        8,
+        *options,
+    ]
     begin = time.perf_counter()
     child = subprocess.Popen([*map(str, command)], cwd=Path(__file__).parent)
     _, status, usage = os.wait4(child.pid, 0)
@@ -59,8 +72,9 @@ def _repeated(values: np.ndarray, count: int) -> np.ndarray:
 
 
 TABLES: dict[str, Callable[[Subject, Path], Iterator[tuple[str, ...]]]] = {
-    "memory": memory_rows, "curves": curves_rows,
-}  # fmt: skip
+    "memory": memory_rows,
+    "curves": curves_rows,
+}
 
 
 def main() -> None:

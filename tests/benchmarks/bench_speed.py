@@ -97,8 +97,9 @@ def adjoint_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
         feeds = next(full_batches(samples, batch))[1]
         forward = RUNTIME.session(static(network.model, feeds), "all")
         signs = np.random.default_rng(0)
-        seeds = {i.name: signs.choice(np.float32([-1, 1]), i.shape)
-                 for i in both.handle.get_inputs() if i.name not in feeds}  # fmt: skip
+        seeds = {
+            i.name: signs.choice(np.float32([-1, 1]), i.shape) for i in both.handle.get_inputs() if i.name not in feeds
+        }
         turns = in_turns(lambda f=feeds, s=seeds, b=both: b.run({**f, **s}), lambda f=feeds, w=forward: w.run(f), 15)
         yield row(subject, f"adjoint, batch {batch}", turns.second, turns.first, turns.ratio, ADJOINT.get(subject.name))
 
@@ -116,9 +117,24 @@ def run_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     before = [forward() for _ in range(3)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        command = [sys.executable, "-m", "rdoq_onnx", subject.path, Path(folder, "out.onnx"), "--quiet",
-                   "--calibration", subject.calibration, "--samples", str(count),
-                   "--weight-bits", "4", "--activation-bits", "8", "--json", report]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "rdoq_onnx",
+            subject.path,
+            Path(folder, "out.onnx"),
+            "--quiet",
+            "--calibration",
+            subject.calibration,
+            "--samples",
+            str(count),
+            "--weight-bits",
+            "4",
+            "--activation-bits",
+            "8",
+            "--json",
+            report,
+        ]
         begin = time.perf_counter()
         child = subprocess.Popen([*map(str, command)], cwd=Path(__file__).parent)
         _, status, usage = os.wait4(child.pid, 0)
@@ -154,8 +170,15 @@ def equation7_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
     curves = np.array([measurement.curves.distortion[rows[k].start + unit, b] for k, unit, b in pairs])
     whole = statistics.fmean(runs) * measurement.channels * len(widths)
     ratio = whole / progress.seconds["taylor"]
-    yield row(subject, f"Eq. 7, {len(pairs)} runs, {len(judging)} samples", progress.seconds["taylor"], whole, ratio,
-              1000 if subject.name == "mobilenet_v2" else None, least=True)  # fmt: skip
+    yield row(
+        subject,
+        f"Eq. 7, {len(pairs)} runs, {len(judging)} samples",
+        progress.seconds["taylor"],
+        whole,
+        ratio,
+        1000 if subject.name == "mobilenet_v2" else None,
+        least=True,
+    )
     picked = np.array([b for _, _, b in pairs])
     groups = {"2 to 8 bits": (picked >= 2, 0.98), "0 and 1 bit": (picked < 2, 0.9)}
     for name, (some, bound) in groups.items():
@@ -170,8 +193,10 @@ def random_channels(measurement: Measurement, widths: Sequence[int]) -> list[tup
     starts = np.array([r.start for r in rows])
     channels = rng.choice(measurement.channels, min(PLAIN_RUNS, measurement.channels), replace=False)
     layers = np.searchsorted(starts, channels, side="right") - 1
-    return [(int(k), int(c - starts[k]), widths[n % len(widths)])
-            for n, (k, c) in enumerate(zip(layers, channels, strict=True))]  # fmt: skip
+    return [
+        (int(k), int(c - starts[k]), widths[n % len(widths)])
+        for n, (k, c) in enumerate(zip(layers, channels, strict=True))
+    ]
 
 
 def plain(
@@ -212,9 +237,14 @@ def graph_rows(subject: Subject, count: int) -> Iterator[tuple[str, ...]]:
 
     def run(provider: str) -> Report:
         return rdoq_onnx.quantize(
-            subject.path, subject.calibration, weight_bits=4, activation_bits=8, effort="fast", provider=provider,
+            subject.path,
+            subject.calibration,
+            weight_bits=4,
+            activation_bits=8,
+            effort="fast",
+            provider=provider,
             samples=count or min(subject.samples, 64),
-        ).report  # fmt: skip
+        ).report
 
     host = run("cpu")
     with patch.object(Runtime, "in_graph", True):
@@ -281,9 +311,12 @@ def timed(work: Callable[[], object]) -> float:
 
 
 TABLES: dict[str, Callable[[Subject, int], Iterator[tuple[str, ...]]]] = {
-    "adjoint": adjoint_rows, "runs": run_rows, "equation7": equation7_rows, "growth": growth_rows,
+    "adjoint": adjoint_rows,
+    "runs": run_rows,
+    "equation7": equation7_rows,
+    "growth": growth_rows,
     "graphs": graph_rows,
-}  # fmt: skip
+}
 
 
 def main() -> None:

@@ -55,9 +55,14 @@ def peer(bench: Bench, model: Model) -> Path:
             return None if image is None else {name: image[None]}
 
     quantize_static(
-        str(prepared), str(output), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-    )  # fmt: skip
+        str(prepared),
+        str(output),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
     return output
 
 

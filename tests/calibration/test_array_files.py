@@ -144,10 +144,19 @@ def test_read_arrays_refuses(tmp_path):
     with zipfile.ZipFile(tmp_path / "zip.npz", "w") as archive:
         archive.writestr("a.txt", "hello")
     (tmp_path / "folder").mkdir()
-    cases = {"objects.npz": "Python objects", "objects.npy": "Python objects", "none.npz": "archive with something",
-             "zip.npz": "archive with something", "cut.npz": "truncated", "cut.npy": "truncated",
-             "empty.npz": "not an .npz", "text.npz": "not an .npz", "code.npy": "not an .npz",
-             "missing.npz": "No such file", "folder": "directory"}  # fmt: skip
+    cases = {
+        "objects.npz": "Python objects",
+        "objects.npy": "Python objects",
+        "none.npz": "archive with something",
+        "zip.npz": "archive with something",
+        "cut.npz": "truncated",
+        "cut.npy": "truncated",
+        "empty.npz": "not an .npz",
+        "text.npz": "not an .npz",
+        "code.npy": "not an .npz",
+        "missing.npz": "No such file",
+        "folder": "directory",
+    }
     for name, found in cases.items():
         message = refusal(tmp_path / name)
         assert message.startswith(f"{tmp_path / name}: ")

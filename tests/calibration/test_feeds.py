@@ -33,8 +33,9 @@ def test_load_feeds_with_constants():
     assert (len(samples), samples.batch) == (3, 1)
     assert [b["input"].shape for b in samples.batches(2)] == [(1, 7)] * 3
     assert "'sr'" in refusal([feed | {"input": floats(1, 7), "sr": np.int64(k)} for k in range(2)], *SILERO)
-    assert "'state'" in refusal([feed | {"input": floats(1, 7), "state": np.full((2, 1, 4), k)} for k in range(2)],
-                                *SILERO)  # fmt: skip
+    assert "'state'" in refusal(
+        [feed | {"input": floats(1, 7), "state": np.full((2, 1, 4), k)} for k in range(2)], *SILERO
+    )
 
 
 def test_load_feeds_refuses():
@@ -68,9 +69,14 @@ def test_one_sample_without_the_batch_axis():
     np.testing.assert_array_equal(found["x"][...], x)
 
 
-@pytest.mark.parametrize(("shapes", "size"), [
-    ([(None, 3), (4, 3)], None), ([(1, 3), (4, 3)], 1), ([(4, 3), ()], 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [
+        ([(None, 3), (4, 3)], None),
+        ([(1, 3), (4, 3)], 1),
+        ([(4, 3), ()], 4),
+    ],
+)
 def test_batch_size_of_the_model(shapes, size):
     assert model_batch([spec("x", *shape) for shape in shapes]) == size
     with pytest.raises(ModelError, match="no input with samples on axis 0"):

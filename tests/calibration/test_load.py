@@ -1,6 +1,5 @@
 """Every rule by which samples are accepted, converted or refused."""
 
-
 import numpy as np
 import pytest
 from onnx import load
@@ -51,8 +50,7 @@ def test_load_takes_y_mean_and_std_where_the_model_has_them():
     given = {"y": floats(5, 3), "mean": floats(5, 2)}
     samples = load_samples(given, [spec("y", None, 3), spec("mean", None, 2)], None)
     assert list(samples.arrays) == ["y", "mean"]
-    np.testing.assert_array_equal(every(load_samples({"y": floats(5, 3)}, [spec("y", None, 3)], None))["y"],
-                                  given["y"])  # fmt: skip
+    np.testing.assert_array_equal(every(load_samples({"y": floats(5, 3)}, [spec("y", None, 3)], None))["y"], given["y"])
 
 
 def test_constants_and_batch():
@@ -96,8 +94,11 @@ def test_limit_spaces_evenly():
 
 def images():
     rng = np.random.default_rng(0)
-    return {"x": rng.integers(0, 256, (3, 4, 5, 3), np.uint8), "mean": np.array([0.4, 0.5, 0.6], np.float32),
-            "std": np.array([0.2, 0.3, 0.4])}  # fmt: skip
+    return {
+        "x": rng.integers(0, 256, (3, 4, 5, 3), np.uint8),
+        "mean": np.array([0.4, 0.5, 0.6], np.float32),
+        "std": np.array([0.2, 0.3, 0.4]),
+    }
 
 
 def test_images_are_normalized():
@@ -121,10 +122,20 @@ def test_images_refused():
     assert "[?,3,9,9]" in refusal(data, spec("input", None, 3, 9, 9))
 
 
-@pytest.mark.parametrize(("found", "wanted"), [
-    ("float64", "float32"), ("float16", "float32"), ("float32", "float16"), ("float32", "float64"), (">f4", "float32"),
-    ("int64", "int32"), ("uint8", "int64"), ("int64", "uint8"), ("bool", "bool"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        ("float64", "float32"),
+        ("float16", "float32"),
+        ("float32", "float16"),
+        ("float32", "float64"),
+        (">f4", "float32"),
+        ("int64", "int32"),
+        ("uint8", "int64"),
+        ("int64", "uint8"),
+        ("bool", "bool"),
+    ],
+)
 def test_dtypes_converted(found, wanted):
     array = np.array([[0, 1, 1]]).astype(found)
     got = every(load_samples({"x": array}, [spec("x", None, 3, dtype=wanted)], None))["x"]
@@ -132,18 +143,21 @@ def test_dtypes_converted(found, wanted):
     np.testing.assert_array_equal(got, array)
 
 
-@pytest.mark.parametrize(("array", "wanted", "said"), [
-    (np.array([[1e300]]), "float32", "too large for the input's float32"),
-    (np.array([[1e6]], np.float32), "float16", "too large for the input's float16"),
-    (np.array([[-1]]), "uint8", "-1 to 0, too wide for the input's uint8"),
-    (np.array([[2**63]], np.uint64), "int64", f"0 to {2**63}, too wide"),
-    (np.array([[1]]), "float32", "is int64, but the model expects float32"),
-    (np.array([[1.0]]), "int64", "is float64, but the model expects int64"),
-    (np.array([[True]]), "int64", "is bool, but the model expects int64"),
-    (np.array([["a"]]), "float32", "is <U1, but the model expects float32"),
-    (np.array([[np.nan]]), "float64", "NaN or infinity"),
-    (np.array([[np.inf]]), "float32", "NaN or infinity"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("array", "wanted", "said"),
+    [
+        (np.array([[1e300]]), "float32", "too large for the input's float32"),
+        (np.array([[1e6]], np.float32), "float16", "too large for the input's float16"),
+        (np.array([[-1]]), "uint8", "-1 to 0, too wide for the input's uint8"),
+        (np.array([[2**63]], np.uint64), "int64", f"0 to {2**63}, too wide"),
+        (np.array([[1]]), "float32", "is int64, but the model expects float32"),
+        (np.array([[1.0]]), "int64", "is float64, but the model expects int64"),
+        (np.array([[True]]), "int64", "is bool, but the model expects int64"),
+        (np.array([["a"]]), "float32", "is <U1, but the model expects float32"),
+        (np.array([[np.nan]]), "float64", "NaN or infinity"),
+        (np.array([[np.inf]]), "float32", "NaN or infinity"),
+    ],
+)
 def test_dtypes_and_values_refused(array, wanted, said):
     message = refusal({"x": array}, spec("x", None, 1, dtype=wanted))
     assert message.startswith("arrays: 'x' ")

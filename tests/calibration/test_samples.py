@@ -21,12 +21,15 @@ def test_input_specs():
     assert input_specs(model)[0] == X
 
 
-@pytest.mark.parametrize("value", [
-    helper.make_tensor_sequence_value_info("odd", TensorProto.FLOAT, [3]),
-    helper.make_tensor_value_info("odd", TensorProto.FLOAT, None),
-    helper.make_tensor_value_info("odd", TensorProto.STRING, [3]),
-    helper.make_tensor_value_info("odd", TensorProto.FLOAT8E4M3FN, [3]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        helper.make_tensor_sequence_value_info("odd", TensorProto.FLOAT, [3]),
+        helper.make_tensor_value_info("odd", TensorProto.FLOAT, None),
+        helper.make_tensor_value_info("odd", TensorProto.STRING, [3]),
+        helper.make_tensor_value_info("odd", TensorProto.FLOAT8E4M3FN, [3]),
+    ],
+)
 def test_input_specs_refuses(value):
     model = helper.make_model(helper.make_graph([], "g", [value], []))
     with pytest.raises(ModelError, match="'odd'"):
@@ -45,9 +48,16 @@ def test_samples():
     assert len(Samples("arrays", {})) == 0
 
 
-@pytest.mark.parametrize(("count", "fraction", "sizes"), [
-    (9, 2 / 3, (6, 3)), (2, 0.99, (1, 1)), (2, 0, (1, 1)), (50, 1, (49, 1)), (1, 0.5, (1, 0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "fraction", "sizes"),
+    [
+        (9, 2 / 3, (6, 3)),
+        (2, 0.99, (1, 1)),
+        (2, 0, (1, 1)),
+        (50, 1, (49, 1)),
+        (1, 0.5, (1, 0)),
+    ],
+)
 def test_split(count, fraction, sizes):
     samples = Samples("arrays", {"x": np.arange(count)})
     parts = samples.split(fraction, 1)
@@ -78,8 +88,12 @@ def test_digest():
     base = Samples("a", {"x": x, "y": x}).digest
     assert len(base) == 64
     assert Samples("b", {"y": x.copy(), "x": np.asfortranarray(x)}).digest == base
-    others = [{"x": x, "z": x}, {"x": x.reshape(3, 4), "y": x[:3]}, {"x": x, "y": x.view(np.int32)},
-              {"x": x, "y": x + 1}]  # fmt: skip
+    others = [
+        {"x": x, "z": x},
+        {"x": x.reshape(3, 4), "y": x[:3]},
+        {"x": x, "y": x.view(np.int32)},
+        {"x": x, "y": x + 1},
+    ]
     assert len({base, *(Samples("a", o).digest for o in others)}) == 5
 
 

@@ -8,9 +8,14 @@ from rdoq_onnx.errors import ModelError
 from tests.calibration.test_load import SILERO, X, spec
 
 
-@pytest.mark.parametrize(("shape", "made"), [
-    ((None, 3, 32, 40), (4, 3, 32, 40)), ((None, 1, None, None), (4, 1, 224, 224)), ((1, 16, 8, 3), (4, 16, 8, 3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "made"),
+    [
+        ((None, 3, 32, 40), (4, 3, 32, 40)),
+        ((None, 1, None, None), (4, 1, 224, 224)),
+        ((1, 16, 8, 3), (4, 16, 8, 3)),
+    ],
+)
 def test_synthetic_images(shape, made):
     images = synthetic([spec("x", *shape)], 4, 0).arrays["x"]
     assert images.shape == made
@@ -32,9 +37,14 @@ def test_synthetic_images_look_natural():
 
 
 def test_synthetic_others():
-    specs = [spec("f", None, 3, 4, 4), spec("h", None, 2, None, dtype="float16"), spec("i", None, 500, dtype="int32"),
-             spec("j", None, 500, dtype="uint8"), spec("b", None, 500, dtype="bool"),
-             spec("k", None, 9, dtype="int8")]  # fmt: skip
+    specs = [
+        spec("f", None, 3, 4, 4),
+        spec("h", None, 2, None, dtype="float16"),
+        spec("i", None, 500, dtype="int32"),
+        spec("j", None, 500, dtype="uint8"),
+        spec("b", None, 500, dtype="bool"),
+        spec("k", None, 9, dtype="int8"),
+    ]
     made = synthetic(specs, 6, 3, {"i": 10, "k": 1000})
     assert made.source == "synthetic"
     arrays = made.arrays

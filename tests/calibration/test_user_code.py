@@ -49,10 +49,15 @@ def test_a_function_may_return_any_other_source():
     assert len(load_samples("my_feeds:arrays", [X], None)) == 4
 
 
-@pytest.mark.parametrize(("name", "said"), [
-    ("my_feeds:broken", "failed with ValueError: two lines"), ("my_feeds:none", "no attribute 'none'"),
-    ("no_such_module:f", "No module named"), ("my_feeds:wrong", "a int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my_feeds:broken", "failed with ValueError: two lines"),
+        ("my_feeds:none", "no attribute 'none'"),
+        ("no_such_module:f", "No module named"),
+        ("my_feeds:wrong", "a int"),
+    ],
+)
 def test_failures_name_the_function(name, said):
     path = list(sys.path)
     with pytest.raises(CalibrationError) as caught:

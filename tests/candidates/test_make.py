@@ -101,9 +101,13 @@ def test_bias_fits_its_integer(ort_run, kind):
     weight = rng.standard_normal((4, 3)).astype(np.float32)
     weight[1], weight[2] = 0, 1e-12
     values = {
-        "m1": weight, "t1": weight.T.copy(), "w1": weight[:, :, None], "last": np.array([2]),
-        "b1": np.array([0.1, 7, 5, -0.1], np.float32), "w2": rng.standard_normal((4, 2)).astype(np.float32),
-    }  # fmt: skip
+        "m1": weight,
+        "t1": weight.T.copy(),
+        "w1": weight[:, :, None],
+        "last": np.array([2]),
+        "b1": np.array([0.1, 7, 5, -0.1], np.float32),
+        "w2": rng.standard_normal((4, 2)).astype(np.float32),
+    }
     read = {i for n in model.graph.node for i in n.input}
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in values.items() if k in read)
     samples = {"x": rng.standard_normal((24, 3), np.float32)}
@@ -117,9 +121,12 @@ def test_bias_fits_its_integer(ort_run, kind):
 
 
 def test_excluded_layers_have_no_candidates():
-    model = run_passes(NORMALIZE, parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    model = run_passes(
+        NORMALIZE,
+        parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[2, 2] x) => (float[2, 2] y) <float[2, 2] w = {1, 2, 3, 4}, float[2, 2] v = {1, 2, 3, 4}>
-    { [one] z = MatMul (x, w) a = Relu (z) [two] y = MatMul (a, v) }"""))  # fmt: skip
+    { [one] z = MatMul (x, w) a = Relu (z) [two] y = MatMul (a, v) }"""),
+    )
     network = analyse(model, Config(exclude=("one",)).selection)
     assert [x.name for x in network.layers] == ["two"]
     table = measure(model, {"x": np.eye(2, dtype=np.float32).repeat(4, axis=0)}, threads=1, exclude=("one",))

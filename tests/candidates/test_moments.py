@@ -42,16 +42,22 @@ def by_vector(x):
 LAYERS = {
     "conv": ("y = Conv (x, w)", (4, 5, 6), (3, 4, 3, 2), lambda x: windows(x, (3, 2))),
     "padding and strides": (
-        "y = Conv <pads = [1, 2, 1, 2], strides = [2, 1]> (x, w)", (4, 5, 6), (3, 4, 3, 2),
+        "y = Conv <pads = [1, 2, 1, 2], strides = [2, 1]> (x, w)",
+        (4, 5, 6),
+        (3, 4, 3, 2),
         lambda x: windows(x, (3, 2), (1, 2), (2, 1)),
     ),
     "groups": (
-        "y = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w)", (4, 5, 6), (6, 2, 3, 3),
+        "y = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w)",
+        (4, 5, 6),
+        (6, 2, 3, 3),
         lambda x: windows(x, (3, 3), (1, 1), group=2),
     ),
     "depthwise": ("y = Conv <group = 4> (x, w)", (4, 5, 6), (4, 1, 3, 3), lambda x: windows(x, (3, 3), group=4)),
     "transposed": (
-        "y = ConvTranspose <group = 2, strides = [2, 2]> (x, w)", (4, 5, 6), (4, 3, 1, 1),
+        "y = ConvTranspose <group = 2, strides = [2, 2]> (x, w)",
+        (4, 5, 6),
+        (4, 3, 1, 1),
         # A 1x1 kernel has each value as its input once, followed by three zeros, except at the far edges.
         lambda x: windows(np.kron(x, [[1, 0], [0, 0]])[..., :-1, :-1], (1, 1), group=2),
     ),
@@ -59,7 +65,7 @@ LAYERS = {
     "gemm with factors": ("y = Gemm <alpha = 0.5, transB = 1> (x, w)", (6,), (3, 6), lambda x: 0.5 * by_vector(x)),
     "matmul": ("y = MatMul (x, w)", (5, 6), (6, 3), by_vector),
     "matmul on the left": ("y = MatMul (w, x)", (5, 6), (3, 5), lambda x: by_vector(x.swapaxes(1, 2))),
-}  # fmt: skip
+}
 
 
 def build(nodes, sample, output_rank, weights, rng):

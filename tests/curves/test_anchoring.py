@@ -78,9 +78,7 @@ def test_stacking_widths_does_not_change_curves():
     stacked, alone = Case(model, samples), Case(model, samples, batching=Batching(1, False))
     assert stacked.batching.stackable
     arguments = stacked.network.layers[0], stacked.candidates.layers[0].variants[0]
-    np.testing.assert_allclose(
-        stacked.prober.whole_layer(*arguments), alone.prober.whole_layer(*arguments), rtol=1e-4
-    )
+    np.testing.assert_allclose(stacked.prober.whole_layer(*arguments), alone.prober.whole_layer(*arguments), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +179,12 @@ def test_channels_still_rank_as_exact_curves_do(digits, anchored):
     slightly worse; at 2 and 3 bits they rank as before.
     """
     measured, prober = digits
-    exact = np.concatenate([
-        prober.layer(each.layer, [each.codes[b] for b in range(WEIGHT_BITS + 1)], each.mean)
-        for each in measured.layers
-    ])
+    exact = np.concatenate(
+        [
+            prober.layer(each.layer, [each.codes[b] for b in range(WEIGHT_BITS + 1)], each.mean)
+            for each in measured.layers
+        ]
+    )
     low = slice(0, WEIGHT_BITS + 1)
     before, after = (m.curves.distortion[: measured.channels, low] for m in (measured, anchored))
     assert rank(after, exact) > 0.95
@@ -197,8 +197,14 @@ def rank(curves, exact):
 
 @pytest.mark.parametrize(
     ("exact", "first_order", "expected"),
-    [(3.0, [1.0, 1.0], 1.5), (0.5, [1.0, 1.0], 0.25), (100.0, [1.0, 1.0], 8.0), (0.0, [1.0, 1.0], 0.125),
-     (5.0, [0.0, 0.0], 1.0), (0.0, [0.0, 0.0], 1.0)],
-)  # fmt: skip
+    [
+        (3.0, [1.0, 1.0], 1.5),
+        (0.5, [1.0, 1.0], 0.25),
+        (100.0, [1.0, 1.0], 8.0),
+        (0.0, [1.0, 1.0], 0.125),
+        (5.0, [0.0, 0.0], 1.0),
+        (0.0, [0.0, 0.0], 1.0),
+    ],
+)
 def test_ratio_is_bounded(exact, first_order, expected):
     assert anchoring.ratio(exact, np.array(first_order)) == expected

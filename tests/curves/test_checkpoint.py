@@ -76,8 +76,16 @@ def test_outputs_of_the_float_network_are_kept(files, monkeypatch):
 
 
 def test_arrays_keep_their_dtype_and_memory_order(tmp_path):
-    arrays = [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.ones((2, 3))), np.array(3.5), np.zeros((0, 3)),
-              np.ones((4, 4))[::2], np.int8([1, 2]), np.array([True]), np.float64([7])]  # fmt: skip
+    arrays = [
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.ones((2, 3))),
+        np.array(3.5),
+        np.zeros((0, 3)),
+        np.ones((4, 4))[::2],
+        np.int8([1, 2]),
+        np.array([True]),
+        np.float64([7]),
+    ]
     binding = checkpoint.Binding("m", "s", {})
     Store(tmp_path / "c.curves", binding).put("a", tuple(arrays))
     with np.load(tmp_path / "c.curves") as members:
@@ -121,10 +129,13 @@ def refusal(files, **changed):
 def test_another_measurement_is_rejected_with_the_difference(files):
     Run(files, files / "c.curves", effort="fast")
     before = (files / "c.curves").read_bytes()
-    for field, value, said in (("seed", 1, "--seed 0, not 1"), ("exclude", ("u",), "--exclude none, not u"),
-                               ("widths", (2, 4), "--widths 0,1,2,3,4,5,6,7,8, not 2,4"),
-                               ("measure", "probe", "--measure taylor, not probe"),
-                               ("target", "openvino", "--target onnxruntime, not openvino")):  # fmt: skip
+    for field, value, said in (
+        ("seed", 1, "--seed 0, not 1"),
+        ("exclude", ("u",), "--exclude none, not u"),
+        ("widths", (2, 4), "--widths 0,1,2,3,4,5,6,7,8, not 2,4"),
+        ("measure", "probe", "--measure taylor, not probe"),
+        ("target", "openvino", "--target onnxruntime, not openvino"),
+    ):
         assert said in refusal(files, **{field: value})
     with pytest.raises(ConfigError, match="--effort fast, not default"):
         Run(files, files / "c.curves")
@@ -185,15 +196,32 @@ cli.main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize(("step", "times", "measure", "finished"), [
-    ("candidates", 0, "taylor", {"moments", "candidates"}), ("taylor, so far", 1, "taylor", {"clipping"}),
-    ("ties, so far", 3, "taylor", {"taylor"}), ("probe, so far", 1, "probe", {"candidates"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step", "times", "measure", "finished"),
+    [
+        ("candidates", 0, "taylor", {"moments", "candidates"}),
+        ("taylor, so far", 1, "taylor", {"clipping"}),
+        ("ties, so far", 3, "taylor", {"taylor"}),
+        ("probe, so far", 1, "probe", {"candidates"}),
+    ],
+)
 def test_a_run_killed_by_signal_9_is_resumed(files, monkeypatch, step, times, measure, finished):
     monkeypatch.setattr("rdoq_onnx.observation.batching._MAX_BATCH", 4)
     curves = files / "c.curves"
-    arguments = [files / "model.onnx", files / "out.onnx", "--calibration", files / "x.npy", "--threads", "1",
-                 "--weight-bits", "3", "--measure", measure, "--curves", curves]  # fmt: skip
+    arguments = [
+        files / "model.onnx",
+        files / "out.onnx",
+        "--calibration",
+        files / "x.npy",
+        "--threads",
+        "1",
+        "--weight-bits",
+        "3",
+        "--measure",
+        measure,
+        "--curves",
+        curves,
+    ]
     code = "import rdoq_onnx.observation.batching as o; o._MAX_BATCH = 4\n" + KILLED
     command = [sys.executable, "-c", code, step, str(times), *map(str, arguments)]
     # Not in the root: its source folder, which lacks passes/, would be found before the installed package.
@@ -247,8 +275,20 @@ def test_several_budgets_from_one_measurement(files, capsys):
     for bits in ("3", "6", "4.5"):
         alone = Run(files, effort="fast", weight_bits=float(bits), activation_bits=float(bits)).data
         assert (files / f"m{bits}.onnx").read_bytes() == alone
-    cli.main([*map(str, arguments), "--effort", "fast", "--bits", "2,5", "--json", str(files / "r{bits}.json"),
-              "--curves", str(files / "c.curves"), "--quiet"])  # fmt: skip
+    cli.main(
+        [
+            *map(str, arguments),
+            "--effort",
+            "fast",
+            "--bits",
+            "2,5",
+            "--json",
+            str(files / "r{bits}.json"),
+            "--curves",
+            str(files / "c.curves"),
+            "--quiet",
+        ]
+    )
     assert [json.loads((files / f"r{b}.json").read_text())["output"] for b in (2, 5)] == [
         str(files / f"m{b}.onnx") for b in (2, 5)
     ]

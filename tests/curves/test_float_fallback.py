@@ -89,9 +89,11 @@ def test_a_node_is_reported_once(logarithm):
 
 
 def test_no_quantizer_behind_a_convolution_of_float_inputs():
-    network = find("""g (float[1, 4, 6, 6] x) => (float y, float u)
+    network = find(
+        """g (float[1, 4, 6, 6] x) => (float y, float u)
         { z = Conv (x, w1) a = Relu (z) b = Conv (a, w2) y = Tanh (b) c = Conv (x, w3) u = Tanh (c) }""",
-        **{f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3)})  # fmt: skip
+        **{f"w{k}": (4, 4, 1, 1) for k in (1, 2, 3)},
+    )
     assert [a.tensor for a in network.activations] == ["x", "a", "b", "c"]
     remaining = in_float(network, FloatFallback({"a": 0.01}, {}))
     assert [a.tensor for a in remaining.activations] == ["x", "c"]

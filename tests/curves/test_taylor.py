@@ -1,6 +1,5 @@
 """First-order curves against exact ones and small perturbations, and their independence of batching."""
 
-
 import numpy as np
 import onnx
 import pytest

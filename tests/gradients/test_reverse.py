@@ -185,7 +185,7 @@ PIECES = {
     "slice steps": "y = Slice(c, from1, to7, axis2, steps2)",
     "slice backwards": "y = Slice(c, from7, to1, axis2, back)",
     "pad": "y = Pad(c, pads)",
-    "pad reflect": "y = Pad <mode = \"reflect\"> (c, pads)",
+    "pad reflect": 'y = Pad <mode = "reflect"> (c, pads)',
     "mean": "y = ReduceMean <axes = [2, 3], keepdims = 0> (c)",
     "sum": "y = ReduceSum(c, axis2)",
     "mean of all": "y = ReduceMean(c)",
@@ -197,13 +197,12 @@ PIECES = {
     "max pool ceil": "y = MaxPool <kernel_shape = [3, 2], strides = [2, 2], ceil_mode = 1> (c)",
     "average pool": "y = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 0, 1, 1]> (c)",
     "average pool full": "y = AveragePool <kernel_shape = [2, 3], pads = [1, 1, 1, 1], count_include_pad = 1> (c)",
-    "average pool same": "y = AveragePool <kernel_shape = [3, 3], strides = [2, 3], auto_pad = \"SAME_UPPER\"> (c)",
-    "resize nearest": "y = Resize <mode = \"nearest\"> (c, , scales)",
-    "resize linear": "y = Resize <mode = \"linear\"> (c, , scales)",
-    "resize corners": "y = Resize <mode = \"linear\", coordinate_transformation_mode = \"align_corners\">"
-    " (c, , , sizes)",
-    "resize down": "y = Resize <mode = \"nearest\", coordinate_transformation_mode = \"asymmetric\","
-    " nearest_mode = \"floor\"> (c, , down)",
+    "average pool same": 'y = AveragePool <kernel_shape = [3, 3], strides = [2, 3], auto_pad = "SAME_UPPER"> (c)',
+    "resize nearest": 'y = Resize <mode = "nearest"> (c, , scales)',
+    "resize linear": 'y = Resize <mode = "linear"> (c, , scales)',
+    "resize corners": 'y = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (c, , , sizes)',
+    "resize down": 'y = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric",'
+    ' nearest_mode = "floor"> (c, , down)',
     "broadcast": "t = GlobalAveragePool(c) u = Mul(c, t) w = Sub(t, u) z = Add(w, w4c) y = Div(z, six4c)",
     "divide": "t = Exp(c) u = Add(t, one) w = ReduceSum(u, axis2) y = Div(c, w)",
     "expand": "t = ReduceMean <axes = [1]> (c) y = Expand(t, wide)",
@@ -215,7 +214,7 @@ PIECES = {
     "sum of three": "t = Tanh(c) u = GlobalAveragePool(c) y = Sum(c, t, u)",
     "round": "t = Floor(c) y = Mul(c, t)",
     "depth to space": "y = DepthToSpace <blocksize = 2> (c)",
-}  # fmt: skip
+}
 CONSTANTS = (
     "float zero = {0}, float six = {6}, float one = {1}, float minus = {-0.5}, float three = {3}, "
     "float half = {0.7071}, int64[2] shape = {2, -1}, int64[1] axis1 = {1}, int64[2] two_two = {2, 2}, "
@@ -253,16 +252,18 @@ LAYERS = {
     "dilated stride": ("Conv <dilations = [2, 1], strides = [2, 2]> (x, w)", [2, 4, 12, 11], [6, 4, 3, 3]),
     "asymmetric": ("Conv <pads = [0, 2, 1, 0], strides = [1, 2]> (x, w)", [2, 4, 9, 8], [6, 4, 3, 2]),
     "wide padding": ("Conv <pads = [3, 3, 4, 2]> (x, w)", [2, 4, 9, 8], [6, 4, 2, 2]),
-    "same upper": ("Conv <auto_pad = \"SAME_UPPER\", strides = [2, 2]> (x, w)", [2, 4, 9, 8], [6, 4, 3, 2]),
-    "same lower": ("Conv <auto_pad = \"SAME_LOWER\", strides = [1, 2]> (x, w)", [2, 4, 9, 8], [6, 4, 2, 3]),
-    "valid": ("Conv <auto_pad = \"VALID\"> (x, w)", [2, 4, 9, 8], [6, 4, 3, 3]),
+    "same upper": ('Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w)', [2, 4, 9, 8], [6, 4, 3, 2]),
+    "same lower": ('Conv <auto_pad = "SAME_LOWER", strides = [1, 2]> (x, w)', [2, 4, 9, 8], [6, 4, 2, 3]),
+    "valid": ('Conv <auto_pad = "VALID"> (x, w)', [2, 4, 9, 8], [6, 4, 3, 3]),
     "conv 1d": ("Conv <strides = [3], pads = [2, 1]> (x, w)", [2, 4, 19], [6, 4, 5]),
     "conv 3d": ("Conv <strides = [1, 2, 1], pads = [1, 0, 1, 1, 0, 1]> (x, w)", [1, 2, 5, 6, 4], [3, 2, 3, 2, 3]),
     "transposed": ("ConvTranspose <strides = [2, 2], pads = [1, 0, 1, 1]> (x, w)", [2, 4, 5, 6], [4, 3, 3, 3]),
     "transposed to a shape": ("ConvTranspose <strides = [2], output_shape = [8]> (x, w)", [2, 4, 4], [4, 3, 3]),
     "transposed to a larger shape": ("ConvTranspose <strides = [2], output_shape = [10]> (x, w)", [2, 4, 4], [4, 3, 3]),
     "transposed groups": (
-        "ConvTranspose <group = 2, strides = [2, 3], output_padding = [1, 1]> (x, w)", [2, 4, 5, 6], [4, 3, 3, 2],
+        "ConvTranspose <group = 2, strides = [2, 3], output_padding = [1, 1]> (x, w)",
+        [2, 4, 5, 6],
+        [4, 3, 3, 2],
     ),
     "gemm": ("Gemm <transB = 1, alpha = 0.5> (x, w)", [3, 5], [4, 5]),
     "gemm transposed": ("Gemm <transA = 1> (x, w)", [5, 3], [5, 4]),
@@ -272,7 +273,7 @@ LAYERS = {
     "matmul vector": ("MatMul(x, w)", [2, 3, 5], [5]),
     "relu": ("Relu(x)", [2, 3, 5], []),
     "clip": ("Clip(x, low, high)", [2, 3, 5], []),
-}  # fmt: skip
+}
 
 
 def layer_model(layer: str) -> tuple[onnx.ModelProto, dict[str, Array]]:
@@ -315,7 +316,7 @@ def test_missing_rule_has_a_reason_and_the_rest_works() -> None:
             a = Conv(x, w1) b = Pad <mode = "edge"> (a, pads) c = Conv(b, w2) y = Relu(c) d = Tanh(a) o = Exp(d)
         }""",
         {"w1": [4, 3, 3, 3], "w2": [2, 4, 3, 3]},
-    )  # fmt: skip
+    )
     model.graph.node[1].name = "edges"
     feeds = {"x": sample([2, 3, 8, 8])}
     result = reverse(model, ["c", "a", "x", "d", "nowhere"], feeds)
@@ -352,7 +353,7 @@ def test_a_scan() -> None:
                 }> (b, a)
         }""",
         {"w": [5, 3]},
-    )  # fmt: skip
+    )
     assert_adjoint(model, ["a", "b", "x", "s"], {"s": sample([2, 3]), "x": sample([4, 2, 5])})
 
 
@@ -365,7 +366,7 @@ def test_a_loop() -> None:
             }> (three, yes, a)
         }""",
         {"w": [3, 3]},
-    )  # fmt: skip
+    )
     assert_adjoint(model, ["a", "x"], {"x": sample([2, 3])})
 
 
@@ -381,10 +382,17 @@ def test_recurrent_layers() -> None:
             y = Add(i, last)
         }""",
         {
-            "w1": [1, 24, 4], "r1": [1, 24, 6], "b1": [1, 48], "w2": [1, 18, 6], "r2": [1, 18, 6], "b2": [1, 36],
-            "w3": [1, 24, 6], "w4": [1, 6, 6], "b4": [1, 12],
+            "w1": [1, 24, 4],
+            "r1": [1, 24, 6],
+            "b1": [1, 48],
+            "w2": [1, 18, 6],
+            "r2": [1, 18, 6],
+            "b2": [1, 36],
+            "w3": [1, 24, 6],
+            "w4": [1, 6, 6],
+            "b4": [1, 12],
         },
-    )  # fmt: skip
+    )
     assert_adjoint(model, ["a", "c", "e", "x"], {"x": sample([5, 3, 4])})
 
 
@@ -394,7 +402,7 @@ def test_several_outputs_one_of_them_an_integer() -> None:
             c = Conv(x, w1) r = Relu(c) d = Conv(r, w2) p = Sigmoid(d) k = Add(i, i)
         }""",
         {"w1": [4, 3, 3, 3], "w2": [2, 4, 3, 3]},
-    )  # fmt: skip
+    )
     feeds = {"x": sample([2, 3, 8, 8]), "i": np.array([1, 2])}
     result = reverse(model, ["c", "r", "d", "p"], feeds, fetch=["d"])
     assert set(result.seeds) == {"p", "r"}
@@ -473,8 +481,9 @@ def test_opsets(opset: int) -> None:
             c = Conv(x, w) m = MaxPool <kernel_shape = [3, 3], strides = [1, 2]> (c) n = Softmax <axis = 1> (m)
             s = ReduceSum(n, axis2) y = Clip(s, zero, one)
         }}""",
-        {"w": [4, 3, 3, 3]}, opset,
-    )  # fmt: skip
+        {"w": [4, 3, 3, 3]},
+        opset,
+    )
     assert_adjoint(model, ["c", "m", "n"], {"x": sample([2, 3, 8, 8])})
 
 
@@ -531,8 +540,9 @@ def layer_tensors(model: onnx.ModelProto) -> list[str]:
     constants = {tensor.name for tensor in model.graph.initializer} | {v.name for v in model.graph.input}
     layers = [n for n in model.graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     layers = [n for n in layers if n.input[1] in constants]
-    return list(dict.fromkeys([*(n.output[0] for n in layers),
-                               *(n.input[0] for n in layers if n.input[0] not in constants)]))  # fmt: skip
+    return list(
+        dict.fromkeys([*(n.output[0] for n in layers), *(n.input[0] for n in layers if n.input[0] not in constants)])
+    )
 
 
 def directional(

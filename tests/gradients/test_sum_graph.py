@@ -163,9 +163,15 @@ def test_a_run_continues_where_another_ended():
 def test_the_same_bits_but_for_noise(provider, monkeypatch):
     def run(provider):
         return rdoq_onnx.quantize(
-            MODELS / "digits_cnn.onnx", MODELS / "digits_calib.npz", weight_bits=4, activation_bits=8, effort="fast",
-            samples=20, provider=provider, threads=2,
-        )  # fmt: skip
+            MODELS / "digits_cnn.onnx",
+            MODELS / "digits_calib.npz",
+            weight_bits=4,
+            activation_bits=8,
+            effort="fast",
+            samples=20,
+            provider=provider,
+            threads=2,
+        )
 
     host = run("cpu")
     monkeypatch.setattr(Runtime, "in_graph", True)

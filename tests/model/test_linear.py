@@ -62,9 +62,7 @@ def agree(linear, attributes, weight, x, samples, side=1):
     np.testing.assert_array_equal(linear.ungrouped(linear.grouped(linear.rows(weight))), linear.rows(weight))
 
 
-@pytest.mark.parametrize(
-    ("op_type", "case"), [("Conv", c) for c in CONVS] + [("ConvTranspose", c) for c in TRANSPOSED]
-)
+@pytest.mark.parametrize(("op_type", "case"), [("Conv", c) for c in CONVS] + [("ConvTranspose", c) for c in TRANSPOSED])
 def test_convolutions(rng, op_type, case):
     attributes, shape, data = case
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in attributes.items()}

@@ -95,26 +95,46 @@ MOBILE = """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)
       z3 = Conv (a2, w3, b3) a3 = Clip (z3, zero, six)
       z4 = Conv <pads = [1, 1, 1, 1], group = 6> (a3, w4, b4) a4 = Clip (z4, zero, six) y = Conv (a4, w5) }"""
 MOBILE_WEIGHTS = {
-    "w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 1, 3, 3), "b2": (8,), "w3": (6, 8, 1, 1), "b3": (6,),
-    "w4": (6, 1, 3, 3), "b4": (6,), "w5": (4, 6, 1, 1), "zero": ZERO, "six": SIX,
-}  # fmt: skip
+    "w1": (8, 3, 3, 3),
+    "b1": (8,),
+    "w2": (8, 1, 3, 3),
+    "b2": (8,),
+    "w3": (6, 8, 1, 1),
+    "b3": (6,),
+    "w4": (6, 1, 3, 3),
+    "b4": (6,),
+    "w5": (4, 6, 1, 1),
+    "zero": ZERO,
+    "six": SIX,
+}
 STREAM = """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)
     { z1 = Conv (x, w1, b1) a1 = Relu (z1)
       z2 = Conv (a1, w2) a2 = Relu (z2) z3 = Conv (a2, w3) s1 = Add (a1, z3)
       z4 = Conv (s1, w4) a4 = LeakyRelu (z4) z5 = Conv (a4, w5) s2 = Add (z5, s1) y = Conv (s2, w6) }"""
 STREAM_WEIGHTS = {
-    "w1": (6, 3, 1, 1), "b1": (6,), "w2": (5, 6, 1, 1), "w3": (6, 5, 1, 1), "w4": (5, 6, 1, 1), "w5": (6, 5, 1, 1),
+    "w1": (6, 3, 1, 1),
+    "b1": (6,),
+    "w2": (5, 6, 1, 1),
+    "w3": (6, 5, 1, 1),
+    "w4": (5, 6, 1, 1),
+    "w5": (6, 5, 1, 1),
     "w6": (4, 6, 1, 1),
-}  # fmt: skip
+}
 OPTION_A = """g (float[N, 3, 8, 8] x) => (float[N, 4, 4, 4] y)
     { z1 = Conv <pads = [1, 1, 1, 1]> (x, w1, b1) a1 = Relu (z1)
       z2 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (a1, w2, b2) a2 = Relu (z2)
       z3 = Conv (a2, w3) half = Slice (a1, one, far, high_low, two) short = Pad (half, pads)
       s = Add (z3, short) a3 = Relu (s) y = Conv (a3, w4) }"""
 OPTION_A_WEIGHTS = {
-    "w1": (4, 3, 3, 3), "b1": (4,), "w2": (8, 4, 3, 3), "b2": (8,), "w3": (8, 8, 1, 1), "w4": (4, 8, 1, 1),
-    "pads": np.array([0, 1, 0, 0, 0, 3, 0, 0]), **INTS,
-}  # fmt: skip
+    "w1": (4, 3, 3, 3),
+    "b1": (4,),
+    "w2": (8, 4, 3, 3),
+    "b2": (8,),
+    "w3": (8, 8, 1, 1),
+    "w4": (4, 8, 1, 1),
+    "pads": np.array([0, 1, 0, 0, 0, 3, 0, 0]),
+    **INTS,
+}
 CONCAT = """g (float[N, 3, 8, 8] x) => (float[N, 4, 4, 4] y)
     { z1 = Conv (x, w1) a1 = Relu (z1) z2 = Conv (a1, w2) z3 = Conv <pads = [1, 1, 1, 1]> (a1, w3)
       a2 = Relu (z2) a3 = Relu (z3) c = Concat <axis = 1> (a2, a1, a3)
@@ -125,14 +145,26 @@ HEAD = """g (float[N, 3, 8, 8] x) => (float[N, 4] y)
       z2 = Conv <group = 2> (m, w2) g = GlobalAveragePool (z2) f = Flatten (g)
       z3 = Gemm <alpha = 0.5, beta = 2.0> (f, w3, b3) a3 = Relu (z3) y = Gemm <transB = 1> (a3, w4, b4) }"""
 HEAD_WEIGHTS = {
-    "w1": (6, 1, 3, 3), "b1": (6,), "w2": (8, 3, 1, 1), "w3": (8, 5), "b3": (1, 5), "w4": (4, 5), "b4": (4,),
-}  # fmt: skip
+    "w1": (6, 1, 3, 3),
+    "b1": (6,),
+    "w2": (8, 3, 1, 1),
+    "w3": (8, 5),
+    "b3": (1, 5),
+    "w4": (4, 5),
+    "b4": (4,),
+}
 DENSE_CLIP = """g (float[N, 6] x) => (float[N, 4] y)
     { z1 = Gemm (x, w1, b1) a1 = Clip (z1, zero, six) z2 = Gemm <transB = 1> (a1, w2, b2) a2 = Relu (z2)
       y = Gemm (a2, w3) }"""
 DENSE_CLIP_WEIGHTS = {
-    "w1": (6, 8), "b1": np.float32(0.3), "w2": (5, 8), "b2": (5,), "w3": (5, 4), "zero": ZERO, "six": SIX
-}  # fmt: skip
+    "w1": (6, 8),
+    "b1": np.float32(0.3),
+    "w2": (5, 8),
+    "b2": (5,),
+    "w3": (5, 4),
+    "zero": ZERO,
+    "six": SIX,
+}
 MEAN = """g (float[N, 3, 8, 8] x) => (float[N, 4] y)
     { z1 = Conv (x, w1, b1) a1 = Relu (z1) m = ReduceMean <axes = [2, 3], keepdims = 0> (a1) y = Gemm (m, w2) }"""
 NETS = {
@@ -292,59 +324,90 @@ FIXED = {
     "tanh beside": ("z1 = Conv (x, w1) a = Relu (z1) y = Conv (a, w2) t = Tanh (a)", "float[N, 6, 8, 8] t", {}),
     "softmax over channels": ("z1 = Conv (x, w1) a = Softmax <axis = 1> (z1) y = Conv (a, w2)", "", {}),
     "clip off zero": (
-        "z1 = Conv (x, w1) a = Clip (z1, low, high) y = Conv (a, w2)", "",
+        "z1 = Conv (x, w1) a = Clip (z1, low, high) y = Conv (a, w2)",
+        "",
         {"low": np.float32(-1), "high": np.float32(1)},
     ),
     "clip with a computed bound": (
-        "z1 = Conv (x, w1) m = ReduceMax <keepdims = 0> (x) a = Clip (z1, low, m) y = Conv (a, w2)", "",
+        "z1 = Conv (x, w1) m = ReduceMax <keepdims = 0> (x) a = Clip (z1, low, m) y = Conv (a, w2)",
+        "",
         {"low": np.float32(0)},
     ),
     "add of a constant": ("z1 = Conv (x, w1) r = Relu (z1) a = Add (r, c) y = Conv (a, w2)", "", {"c": (1, 6, 1, 1)}),
     "add of the input": (
-        "z1 = Conv (x, w1) a = Add (z1, x) y = Conv (a, w2)", "", {"w1": (3, 3, 1, 1), "w2": (4, 3, 1, 1)}
+        "z1 = Conv (x, w1) a = Add (z1, x) y = Conv (a, w2)",
+        "",
+        {"w1": (3, 3, 1, 1), "w2": (4, 3, 1, 1)},
     ),
     "add of another rank": (
         "z1 = Conv (x, w1) p = GlobalAveragePool (x) f = Flatten (p) g = Gemm (f, w3) a = Add (z1, g) y = Conv (a, w2)",
-        "", {"w1": (8, 3, 1, 1), "w3": (3, 8), "w2": (4, 8, 1, 1)},
+        "",
+        {"w1": (8, 3, 1, 1), "w3": (3, 8), "w2": (4, 8, 1, 1)},
     ),
-    "pad with another value": ("z1 = Conv (x, w1) a = Pad (z1, pads, v) y = Conv (a, w2)", "",
-                               {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "v": np.float32(0.7)}),
-    "slice of channels": ("z1 = Conv (x, w1) a = Slice (z1, from, to, axis) y = Conv (a, w2)", "",
-                          {"from": np.array([0]), "to": np.array([5]), "axis": np.array([1]), "w2": (4, 5, 1, 1)}),
+    "pad with another value": (
+        "z1 = Conv (x, w1) a = Pad (z1, pads, v) y = Conv (a, w2)",
+        "",
+        {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "v": np.float32(0.7)},
+    ),
+    "slice of channels": (
+        "z1 = Conv (x, w1) a = Slice (z1, from, to, axis) y = Conv (a, w2)",
+        "",
+        {"from": np.array([0]), "to": np.array([5]), "axis": np.array([1]), "w2": (4, 5, 1, 1)},
+    ),
     "concat with the input": (
-        "z1 = Conv (x, w1) c = Concat <axis = 2> (z1, x) y = Conv (c, w2)", "",
+        "z1 = Conv (x, w1) c = Concat <axis = 2> (z1, x) y = Conv (c, w2)",
+        "",
         {"w1": (3, 3, 1, 1), "w2": (4, 3, 1, 1)},
     ),
-    "channels moved": ("z1 = Conv (x, w1) a = Transpose <perm = [0, 2, 1, 3]> (z1) y = Conv (a, w2)", "",
-                       {"w1": (8, 3, 1, 1), "w2": (4, 8, 1, 1)}),
+    "channels moved": (
+        "z1 = Conv (x, w1) a = Transpose <perm = [0, 2, 1, 3]> (z1) y = Conv (a, w2)",
+        "",
+        {"w1": (8, 3, 1, 1), "w2": (4, 8, 1, 1)},
+    ),
     "channels spread over others by a reshape": (
-        "z1 = Conv (x, w1) g = Reshape (z1, shape) y = Gemm (g, w2) ", "rank 2",
+        "z1 = Conv (x, w1) g = Reshape (z1, shape) y = Gemm (g, w2) ",
+        "rank 2",
         {"w1": (8, 3, 1, 1), "w2": (8, 5), "shape": np.array([-1, 8])},
     ),
     "size of the tensor": (
-        "z1 = Conv (x, w1) a = Relu (z1) m = ReduceMean (a) b = Mul (a, m) y = Conv (b, w2)", "", {}
+        "z1 = Conv (x, w1) a = Relu (z1) m = ReduceMean (a) b = Mul (a, m) y = Conv (b, w2)",
+        "",
+        {},
     ),
     "weight on two layers": (
-        "z1 = Conv (x, w1) a = Relu (z1) z2 = Conv (a, w2) b = Relu (z2) y = Conv (b, w2)", "", {"w2": (6, 6, 1, 1)}
+        "z1 = Conv (x, w1) a = Relu (z1) z2 = Conv (a, w2) b = Relu (z2) y = Conv (b, w2)",
+        "",
+        {"w2": (6, 6, 1, 1)},
     ),
     "bias on two layers": (
-        "z1 = Conv (x, w1, b1) a = Relu (z1) y = Conv (a, w2, b1)", "", {"w2": (6, 6, 1, 1), "b1": (6,)}
+        "z1 = Conv (x, w1, b1) a = Relu (z1) y = Conv (a, w2, b1)",
+        "",
+        {"w2": (6, 6, 1, 1), "b1": (6,)},
     ),
     "computed bias": (
         "z1 = Conv (x, w1, c) a = Relu (z1) y = Conv (a, w2) m = ReduceMean (x) n = Reshape (m, shape) "
-        "c = Expand (n, size)", "", {"shape": np.array([1]), "size": np.array([6])},
+        "c = Expand (n, size)",
+        "",
+        {"shape": np.array([1]), "size": np.array([6])},
     ),
     "subgraph": (
         "z1 = Conv (x, w1) a = Relu (z1) m = ReduceMean <keepdims = 0> (x) yes = Greater (m, low) "
         "t = If (yes) <then_branch = g1 () => (float[N, 6, 8, 8] t1) { t1 = Exp (a) }, "
         "else_branch = g2 () => (float[N, 6, 8, 8] t2) { t2 = Neg (a) }> y = Conv (a, w2)",
-        "float[N, 6, 8, 8] t", {"low": np.float32(-9)},
+        "float[N, 6, 8, 8] t",
+        {"low": np.float32(-9)},
     ),
-    "transposed convolution": ("z1 = ConvTranspose (x, w1) a = Relu (z1) y = ConvTranspose (a, w2)", "",
-                               {"w1": (3, 6, 1, 1), "w2": (6, 4, 1, 1)}),
-    "indices of the maximum": ("z1 = Conv (x, w1) a, i = MaxPool <kernel_shape = [2, 2]> (z1) y = Conv (a, w2) ",
-                               "int64[N, 6, 7, 7] i", {}),
-}  # fmt: skip
+    "transposed convolution": (
+        "z1 = ConvTranspose (x, w1) a = Relu (z1) y = ConvTranspose (a, w2)",
+        "",
+        {"w1": (3, 6, 1, 1), "w2": (6, 4, 1, 1)},
+    ),
+    "indices of the maximum": (
+        "z1 = Conv (x, w1) a, i = MaxPool <kernel_shape = [2, 2]> (z1) y = Conv (a, w2) ",
+        "int64[N, 6, 7, 7] i",
+        {},
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", FIXED)
@@ -506,9 +569,12 @@ def test_levels_agree_up_to_ties(ort_run, quantized):
 PRELU = """g (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y)
     { z1 = Conv (x, w1, b1) a1 = PRelu (z1, slope) z2 = Conv <group = 8> (a1, w2) y = Conv (z2, w3) }"""
 PRELU_WEIGHTS = {
-    "w1": (8, 3, 1, 1), "b1": (8,), "w2": (8, 1, 3, 3), "w3": (4, 8, 1, 1),
+    "w1": (8, 3, 1, 1),
+    "b1": (8,),
+    "w2": (8, 1, 3, 3),
+    "w3": (4, 8, 1, 1),
     "slope": np.linspace(0.05, 0.6, 8, dtype=np.float32).reshape(8, 1, 1),
-}  # fmt: skip
+}
 
 
 def test_through_prelu(ort_run):

@@ -72,8 +72,10 @@ def refused(net, x, match):
 
 def test_an_output_that_is_not_finite_is_refused(x):
     x[4, 2] = -1
-    net = network("a = Abs (x) z = MatMul (a, w) l = Log (x) s = ReduceSum <keepdims = 1> (l, one) y = Add (z, s)",
-                  one=np.array([1]))  # fmt: skip
+    net = network(
+        "a = Abs (x) z = MatMul (a, w) l = Log (x) s = ReduceSum <keepdims = 1> (l, one) y = Add (z, s)",
+        one=np.array([1]),
+    )
     refused(net, np.where(x == 0, 1, x), "output 'y' of the float model is not finite on the given samples")
 
 

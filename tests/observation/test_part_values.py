@@ -15,9 +15,12 @@ SIZES = (3, 5)  # of axis 0, in turn: masks are made for each
 def model(nodes, signature):
     found = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {signature} {{ {nodes} }}')
     constants = {
-        "w": np.arange(16, dtype=np.float32).reshape(4, 4), "v": np.ones((4, 2), np.float32), "k": np.float32(3),
-        "two": np.array([2]), "sizes": np.array([4, 2]),
-    }  # fmt: skip
+        "w": np.arange(16, dtype=np.float32).reshape(4, 4),
+        "v": np.ones((4, 2), np.float32),
+        "k": np.float32(3),
+        "two": np.array([2]),
+        "sizes": np.array([4, 2]),
+    }
     found.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items())
     return found
 
@@ -45,9 +48,13 @@ def test_a_part_of_a_split_output_is_read_from_its_side(ort_run):
     )
     x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
     y, z = ort_run(net, {"x": x})
-    found = dict(zip((p.name for p in find_parts(net)), PartReader(net, find_parts(net), RUNTIME).read(
-        {"y": y, "z": z}, {"x": x}, 6
-    ), strict=True))  # fmt: skip
+    found = dict(
+        zip(
+            (p.name for p in find_parts(net)),
+            PartReader(net, find_parts(net), RUNTIME).read({"y": y, "z": z}, {"x": x}, 6),
+            strict=True,
+        )
+    )
     np.testing.assert_array_equal(found["b"][0], y[:, :2])
     np.testing.assert_array_equal(found["a"][0], y[:, 2:])
 

@@ -21,17 +21,20 @@ def test_logits_of_saturating_outputs_are_measured_except_for_maps():
     assert measured_tensors(find_parts(softmax.model)) == ["c"]
 
 
-@pytest.mark.parametrize(("nodes", "expected"), [
-    ("z = Neg (x) y = Softmax (z)", ["z"]),
-    ("z = Neg (x) s = Sigmoid (z) y = Transpose (s)", ["z"]),
-    ("z = Neg (x) s = Softmax (z) y = Neg (s)", ["y"]),  # its output is processed further
-    ("z = Neg (x) y = Cast <to = 10> (z)", ["z"]),
-    ("z = Neg (x) y = Cast <to = 7> (z)", ["y"]),
-    ("z = Neg (x) s = Softmax (z) y = Cast <to = 10> (s)", ["z"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("z = Neg (x) y = Softmax (z)", ["z"]),
+        ("z = Neg (x) s = Sigmoid (z) y = Transpose (s)", ["z"]),
+        ("z = Neg (x) s = Softmax (z) y = Neg (s)", ["y"]),  # its output is processed further
+        ("z = Neg (x) y = Cast <to = 10> (z)", ["z"]),
+        ("z = Neg (x) y = Cast <to = 7> (z)", ["y"]),
+        ("z = Neg (x) s = Softmax (z) y = Cast <to = 10> (s)", ["z"]),
+    ],
+)
 def test_what_is_measured_of_an_output(nodes, expected):
-    model = parser.parse_model(f'''<ir_version: 8, opset_import: ["": 17]>
-        g (float[N, 4] x) => (float[N, M] y) {{ {nodes} }}''')
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4] x) => (float[N, M] y) {{ {nodes} }}""")
     assert measured_tensors(find_parts(model)) == expected
 
 
@@ -70,10 +73,15 @@ def test_constants_and_copies_are_no_part():
     assert parts_of(signature, nodes, w=WEIGHT) == [("y", "y", [("y", "whole")])]
 
 
-@pytest.mark.parametrize("selection", [
-    "i = NonZero (b) ti = Transpose (i) y = GatherND (s, ti)", "r = Reshape (b, m) y = Compress (f, r)",
-    "v, i = TopK (s, two) y = GatherElements <axis = 1> (s, i)", "v, i = TopK (s, two) y = Mul (v, v)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "selection",
+    [
+        "i = NonZero (b) ti = Transpose (i) y = GatherND (s, ti)",
+        "r = Reshape (b, m) y = Compress (f, r)",
+        "v, i = TopK (s, two) y = GatherElements <axis = 1> (s, i)",
+        "v, i = TopK (s, two) y = Mul (v, v)",
+    ],
+)
 def test_values_are_measured_in_front_of_a_selection(selection):
     nodes = f"s = MatMul (x, w) b = Greater (s, zero) f = Reshape (s, m) {selection}"
     found = parts_of(Y, nodes, w=WEIGHT, zero=np.float32(0), m=np.array([-1]), two=np.array([2]))

@@ -21,11 +21,12 @@ FORMS = {
     "conv in one dimension": ("[layer] y = Conv (x, w)", (2, 4, 7), {"w": (3, 4, 3)}, 0),
     "conv with a computed bias": (
         "c = Neg (b) m = ReduceMean <axes = [0, 2, 3], keepdims = 0> (x) s = Slice (m, from, to) d = Mul (c, s) "
-        "[layer] y = Conv (x, w, d)", IMAGE, {"w": CONV, "b": (3,), "from": [0], "to": [3]}, 1,
+        "[layer] y = Conv (x, w, d)",
+        IMAGE,
+        {"w": CONV, "b": (3,), "from": [0], "to": [3]},
+        1,
     ),
-    "transposed without bias": (
-        "[layer] y = ConvTranspose <strides = [2, 2]> (x, w)", IMAGE, {"w": (4, 3, 2, 2)}, 0
-    ),
+    "transposed without bias": ("[layer] y = ConvTranspose <strides = [2, 2]> (x, w)", IMAGE, {"w": (4, 3, 2, 2)}, 0),
     "transposed with bias": ("[layer] y = ConvTranspose (x, w, b)", IMAGE, {"w": (4, 3, 2, 2), "b": (3,)}, 0),
     "gemm without C": ("[layer] y = Gemm <alpha = 0.5> (x, w)", VECTOR, {"w": GEMM}, 0),
     "gemm with an empty C": ("[layer] y = Gemm (x, w, )", VECTOR, {"w": GEMM}, 0),
@@ -37,8 +38,10 @@ FORMS = {
     "gemm with a column as C": ("[layer] y = Gemm (x, w, c)", VECTOR, {"w": GEMM, "c": (2, 1)}, 0),
     "gemm with a matrix as C": ("[layer] y = Gemm (x, w, c)", VECTOR, {"w": GEMM, "c": (2, 3)}, 0),
     "gemm with a computed C": (
-        "c = Slice (x, from, to, axis) [layer] y = Gemm (x, w, c)", VECTOR,
-        {"w": GEMM, "from": [0], "to": [3], "axis": [1]}, 1,
+        "c = Slice (x, from, to, axis) [layer] y = Gemm (x, w, c)",
+        VECTOR,
+        {"w": GEMM, "from": [0], "to": [3], "axis": [1]},
+        1,
     ),
     "gemm with beta zero": ("[layer] y = Gemm <beta = 0.0> (x, w, c)", VECTOR, {"w": GEMM, "c": (3,)}, 1),
     "gemm with beta zero without C": ("[layer] y = Gemm <beta = 0.0> (x, w)", VECTOR, {"w": GEMM}, 1),
@@ -48,19 +51,27 @@ FORMS = {
     "matmul, then Add of one number": ("[layer] z = MatMul (x, w) y = Add (z, b)", MATRIX, {"w": GEMM, "b": ()}, 0),
     "matmul, then Add of a matrix": ("[layer] z = MatMul (x, w) y = Add (z, b)", MATRIX, {"w": GEMM, "b": (5, 3)}, 1),
     "matmul, then Add of a tensor": (
-        "c = Slice (x, from, to, axis) [layer] z = MatMul (x, w) y = Add (z, c)", MATRIX,
-        {"w": GEMM, "from": [0], "to": [3], "axis": [2]}, 1,
+        "c = Slice (x, from, to, axis) [layer] z = MatMul (x, w) y = Add (z, c)",
+        MATRIX,
+        {"w": GEMM, "from": [0], "to": [3], "axis": [2]},
+        1,
     ),
     "matmul, then Add of itself": ("[layer] z = MatMul (x, w) y = Add (z, z)", MATRIX, {"w": GEMM}, 1),
     "matmul on a matrix": ("[layer] y = MatMul (x, w)", VECTOR, {"w": GEMM}, 1),
     "weight on the left": ("[layer] y = MatMul (w, x)", (2, 4, 5), {"w": (3, 4)}, 1),
     "weight on the left, then Add": (
-        "[layer] z = MatMul (w, x) y = Add (z, b)", (2, 4, 5), {"w": (3, 4), "b": (3, 1)}, 0
+        "[layer] z = MatMul (w, x) y = Add (z, b)",
+        (2, 4, 5),
+        {"w": (3, 4), "b": (3, 1)},
+        0,
     ),
     "weight on the left, then Add of a row": (
-        "[layer] z = MatMul (w, x) y = Add (b, z)", (2, 4, 5), {"w": (3, 4), "b": (5,)}, 0
+        "[layer] z = MatMul (w, x) y = Add (b, z)",
+        (2, 4, 5),
+        {"w": (3, 4), "b": (5,)},
+        0,
     ),
-}  # fmt: skip
+}
 
 
 def build(nodes, shape, constants, outputs="y"):

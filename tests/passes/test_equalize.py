@@ -10,13 +10,22 @@ from tests.conftest import deviation
 
 FACTORS = np.array([0.5, 2.0, 1.0, 4.0])
 LAYERS = {
-    "convolutions": ("[one] a = Conv (x, w, b) c = Relu (a) [two] y = Conv (c, v)",
-                     {"w": (4, 3, 1, 1), "b": (4,), "v": (5, 4, 3, 3)}, (2, 3, 6, 6)),
-    "a grouped convolution behind": ("[one] a = Conv (x, w) c = Relu (a) [two] y = Conv <group = 2> (c, v)",
-                                     {"w": (4, 3, 1, 1), "v": (6, 2, 3, 3)}, (2, 3, 6, 6)),
-    "matrices": ("[one] a = Gemm (x, w, b) c = Relu (a) [two] y = Gemm <transB = 1> (c, v)",
-                 {"w": (3, 4), "b": (4,), "v": (5, 4)}, (2, 3)),
-}  # fmt: skip
+    "convolutions": (
+        "[one] a = Conv (x, w, b) c = Relu (a) [two] y = Conv (c, v)",
+        {"w": (4, 3, 1, 1), "b": (4,), "v": (5, 4, 3, 3)},
+        (2, 3, 6, 6),
+    ),
+    "a grouped convolution behind": (
+        "[one] a = Conv (x, w) c = Relu (a) [two] y = Conv <group = 2> (c, v)",
+        {"w": (4, 3, 1, 1), "v": (6, 2, 3, 3)},
+        (2, 3, 6, 6),
+    ),
+    "matrices": (
+        "[one] a = Gemm (x, w, b) c = Relu (a) [two] y = Gemm <transB = 1> (c, v)",
+        {"w": (3, 4), "b": (4,), "v": (5, 4)},
+        (2, 3),
+    ),
+}
 
 
 def model_of(nodes, shapes, shape):

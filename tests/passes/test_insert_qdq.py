@@ -41,9 +41,18 @@ def count(model):
     return {t: types.count(t) for t in sorted(set(types))}
 
 
-def quantized(graph, weights, ort_run, *, activation_bits=8, weight_bits=5, share=1.0, shifted=False, symmetric=False,
+def quantized(
+    graph,
+    weights,
+    ort_run,
+    *,
+    activation_bits=8,
+    weight_bits=5,
+    share=1.0,
+    shifted=False,
+    symmetric=False,
     integer_biases=False,
-):  # fmt: skip
+):
     """weights: shapes, or values. share: of an activation's range that its quantizer covers, for all or by name."""
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {graph}')
     rng = np.random.default_rng(0)
@@ -121,24 +130,39 @@ CONVS = """g (float[2, 3, 8, 8] x) => (float[2, 4, 8, 8] y)
       z2 = Conv <pads = [1, 1, 1, 1], group = 6> (a1, w2, b2) a2 = Clip (z2, low, high)
       y = Conv (a2, w3) }"""
 CONVS_WEIGHTS = {
-    "w1": (6, 3, 3, 3), "b1": (6,), "w2": (6, 1, 3, 3), "b2": (6,), "w3": (4, 6, 1, 1),
-    "low": np.float32(0), "high": np.float32(6),
-}  # fmt: skip
+    "w1": (6, 3, 3, 3),
+    "b1": (6,),
+    "w2": (6, 1, 3, 3),
+    "b2": (6,),
+    "w3": (4, 6, 1, 1),
+    "low": np.float32(0),
+    "high": np.float32(6),
+}
 RESIDUAL = """g (float[2, 3, 8, 8] x) => (float[2, 4] y)
     { z1 = Conv <pads = [1, 1, 1, 1]> (x, w1, b1) a1 = Relu (z1)
       z2 = Conv <pads = [1, 1, 1, 1]> (a1, w2, b2) r = Add (z2, a1) a2 = Relu (r)
       z3 = Conv (a2, w3) a3 = Relu (z3)
       p = GlobalAveragePool (a3) f = Flatten (p) y = Gemm <transB = 1> (f, w4, b4) }"""
 RESIDUAL_WEIGHTS = {
-    "w1": (6, 3, 3, 3), "b1": (6,), "w2": (6, 6, 3, 3), "b2": (6,), "w3": (5, 6, 1, 1), "w4": (4, 5), "b4": (4,),
-}  # fmt: skip
+    "w1": (6, 3, 3, 3),
+    "b1": (6,),
+    "w2": (6, 6, 3, 3),
+    "b2": (6,),
+    "w3": (5, 6, 1, 1),
+    "w4": (4, 5),
+    "b4": (4,),
+}
 FIRE = """g (float[2, 3, 9, 9] x) => (float[2, 5, 3, 3] y)
     { z1 = Conv (x, w1, b1) a1 = Relu (z1) m = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (a1)
       e1 = Conv (m, w2) e3 = Conv <pads = [1, 1, 1, 1]> (m, w3) r1 = Relu (e1) r3 = Relu (e3)
       c = Concat <axis = 1> (r1, r3) y = Conv (c, w4) }"""
 FIRE_WEIGHTS = {
-    "w1": (6, 3, 3, 3), "b1": (6,), "w2": (4, 6, 1, 1), "w3": (4, 6, 3, 3), "w4": (5, 8, 1, 1),
-}  # fmt: skip
+    "w1": (6, 3, 3, 3),
+    "b1": (6,),
+    "w2": (4, 6, 1, 1),
+    "w3": (4, 6, 3, 3),
+    "w4": (5, 8, 1, 1),
+}
 MIXED = """g (float[2, 3, 6, 6] x) => (float[2, 5, 6, 6] y, float[2, 5, 6, 6] t)
     { z1 = Conv (x, w1) z2 = Conv (x, w2) a1 = Relu (z1) a2 = Relu (z2)
       c = Concat <axis = 1> (a1, a2) y = Conv (c, w3) t = Conv (a1, w4) }"""
@@ -191,9 +215,7 @@ def test_numbers_around_a_zero_point_of_zero(ort_run, net, bits):
 @pytest.mark.parametrize("net", ["convolutions", "residual", "dense"])
 def test_integer_biases_are_those_of_the_kernels(ort_run, net):
     """Fused and unfused graphs then differ by rounding ties alone, and biases by half a step."""
-    floats, integers = (
-        quantized(*NETS[net], ort_run, shifted=True, integer_biases=stored) for stored in (False, True)
-    )
+    floats, integers = (quantized(*NETS[net], ort_run, shifted=True, integer_biases=stored) for stored in (False, True))
     tensors = {t.name: t for t in integers.emitted.graph.initializer}
     nodes = {n.output[0]: n for n in integers.emitted.graph.node}
     layers = [n for n in integers.emitted.graph.node if n.op_type in ("Conv", "Gemm") and len(n.input) > 2]

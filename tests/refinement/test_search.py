@@ -67,8 +67,9 @@ def test_goals_out_of_reach_tell_what_is_in_reach():
 
 
 def test_agreement_needs_scores():
-    deep = TEXT.replace("float[N, 6] y", "float[N, 6, 1] y").replace("y = MatMul (a, v)", "u = MatMul (a, v) "
-        "axes = Constant <value_ints = [2]> () y = Unsqueeze (u, axes)")  # fmt: skip
+    deep = TEXT.replace("float[N, 6] y", "float[N, 6, 1] y").replace(
+        "y = MatMul (a, v)", "u = MatMul (a, v) axes = Constant <value_ints = [2]> () y = Unsqueeze (u, axes)"
+    )
     with pytest.raises(ConfigError, match=r"--top1-agreement: the model outputs .* not one row of scores"):
         run(replace(CONFIG, top1_agreement=99.0), deep)
 

@@ -31,9 +31,11 @@ def followed(line: str, config: Config) -> Config:
     pins = (parse_pin(shlex.split(pin[1])[0]),) if pin else ()
     both = bits.get("bits")
     return replace(
-        config, pins=pins, weight_bits=bits.get("weight-bits", both or config.weight_bits),
+        config,
+        pins=pins,
+        weight_bits=bits.get("weight-bits", both or config.weight_bits),
         activation_bits=bits.get("activation-bits", both or config.activation_bits),
-    )  # fmt: skip
+    )
 
 
 def test_a_good_result_needs_no_advice() -> None:
@@ -64,8 +66,9 @@ def test_an_activation_in_the_way() -> None:
     (line,) = advise(allocate_bits(poor, config.budgets), config, report())
     assert re.fullmatch(
         r"activation x causes 100 % of the distortion: --pin x=[3-8] --activation-bits 4[.\d]* "
-        r"costs \d\.\d % more bits and leaves \d+ % of the total", line
-    )  # fmt: skip
+        r"costs \d\.\d % more bits and leaves \d+ % of the total",
+        line,
+    )
 
 
 def test_curves_that_promise_too_much() -> None:

@@ -70,10 +70,18 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
     unused: dict[str, object] = {f.name: None for f in fields(Measurement)}
     measurement = Measurement(**unused | {"network": network, "curves": curves, "probed": {}})  # type: ignore[arg-type]
     allocation = allocate_bits(measurement, config.budgets)
-    report = make_report(Outcome(
-        "in.onnx", model, Samples("made up", {"a0": np.zeros(9)}), Emission(model, "packed", {}, {}), allocation,
-        Verification(1e-3, 30.0, 0.0, {}, {}, 4), (), {"all": 1.0},
-    ))  # fmt: skip
+    report = make_report(
+        Outcome(
+            "in.onnx",
+            model,
+            Samples("made up", {"a0": np.zeros(9)}),
+            Emission(model, "packed", {}, {}),
+            allocation,
+            Verification(1e-3, 30.0, 0.0, {}, {}, 4),
+            (),
+            {"all": 1.0},
+        )
+    )
     alone = Alone(tuple(rng.lognormal(-4, 1, layers)), tuple(rng.lognormal(-4, 1, tensors)), 4)
     return Result(model, report, allocation, config, alone)
 
@@ -82,8 +90,21 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of a real run through the command line."""
     folder = tmp_path_factory.mktemp("report")
-    options = ["--bits", "4", "--calibration", CALIBRATION, "--samples", "8", "--effort", "fast", "--threads", "1",
-               "--exclude", "/3/Conv", "--quiet"]  # fmt: skip
+    options = [
+        "--bits",
+        "4",
+        "--calibration",
+        CALIBRATION,
+        "--samples",
+        "8",
+        "--effort",
+        "fast",
+        "--threads",
+        "1",
+        "--exclude",
+        "/3/Conv",
+        "--quiet",
+    ]
     cli.main([str(CNN), str(folder / "out.onnx"), *map(str, options), "--report", str(folder / "out.html")])
     return (folder / "out.html").read_text()
 
@@ -109,8 +130,16 @@ def test_page_needs_nothing_but_itself(page: str) -> None:
 
 
 def test_page_describes_the_run(page: str) -> None:
-    for text in ("output SQNR", "bits per weight", "measured at once", "left in float: excluded by --exclude",
-                 "onnxruntime", "&quot;/3/Conv&quot;", "--samples 8", "prefers-color-scheme: dark"):  # fmt: skip
+    for text in (
+        "output SQNR",
+        "bits per weight",
+        "measured at once",
+        "left in float: excluded by --exclude",
+        "onnxruntime",
+        "&quot;/3/Conv&quot;",
+        "--samples 8",
+        "prefers-color-scheme: dark",
+    ):
         assert text in page, text
 
 

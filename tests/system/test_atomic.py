@@ -121,6 +121,7 @@ def test_no_model_is_paired_with_the_data_of_another(tmp_path, monkeypatch, sour
     io.write_model(first, target)
 
     replace = type(target).replace
+
     def fail(temporary, to):
         if to == target:
             raise OSError(28, "No space left on device")

@@ -117,8 +117,16 @@ def test_read_external_refuses(model, tmp_path):
     secret.write_bytes(bytes(12))
     (folder / "link").symlink_to(secret)
     (folder / "up").symlink_to(tmp_path)
-    cases = {str(secret): "outside", "../secret": "outside", "link": "symbolic link", "up/secret": "symbolic link",
-             "none": "missing", "": "missing", "a\0b": "'w'", "a" * 5000: "'w'"}  # fmt: skip
+    cases = {
+        str(secret): "outside",
+        "../secret": "outside",
+        "link": "symbolic link",
+        "up/secret": "symbolic link",
+        "none": "missing",
+        "": "missing",
+        "a\0b": "'w'",
+        "a" * 5000: "'w'",
+    }
     for location, found in cases.items():
         external(model, path, location)
         message = refusal(ModelError, io.read_model, path)

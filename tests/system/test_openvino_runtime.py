@@ -60,16 +60,22 @@ FOLDED = {
         f"{SPREAD} s = ReduceSum <keepdims = 0> (t, first) o = Sub (s, eight) c8 = Cast <to = 3> (o) "
         "w = Reshape (c8, shape)",
         {
-            "p": PLANES, "powers": 2 ** np.arange(7, -1, -1, np.int32), "two": np.int32(2), "unpacked": UNPACKED,
-            "weights": 2 ** np.arange(4, dtype=np.int32)[:, None], "first": np.array([0]), "eight": np.int32(8),
+            "p": PLANES,
+            "powers": 2 ** np.arange(7, -1, -1, np.int32),
+            "two": np.int32(2),
+            "unpacked": UNPACKED,
+            "weights": 2 ** np.arange(4, dtype=np.int32)[:, None],
+            "first": np.array([0]),
+            "eight": np.int32(8),
             "shape": np.array(SHAPE),
         },
     ),
     "float16 scales": ("ws = Cast <to = 1> (h)", {"h": RNG.uniform(0.05, 0.15, 8).astype(np.float16)}),
     "INT32 bias, its scale computed": (
-        "bs = Mul (ws, xs) b = DequantizeLinear <axis = 0> (bq, bs)", {"bq": RNG.integers(-999, 999, 8, np.int32)},
+        "bs = Mul (ws, xs) b = DequantizeLinear <axis = 0> (bq, bs)",
+        {"bq": RNG.integers(-999, 999, 8, np.int32)},
     ),
-}  # fmt: skip
+}
 
 
 @needs_openvino

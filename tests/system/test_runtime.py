@@ -143,7 +143,6 @@ def test_round_trip_to_the_device(value):
     np.testing.assert_array_equal(found, value)
 
 
-
 def test_an_optimized_graph_is_device_independent():
     nodes = Runtime("auto").optimized(MODEL).graph.node
     assert [n.op_type for n in nodes] == ["Softmax"]

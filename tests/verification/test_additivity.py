@@ -51,5 +51,5 @@ def test_large_networks_get_fewer_samples(measured):
     allocation = allocate_bits(measured[0], CONFIG.budgets)
     assert affordable(allocation) == SAMPLES[1]
     seen = measured[0].observation
-    large = replace(measured[0], observation=replace(seen, sizes=dict.fromkeys(seen.sizes, 10 ** 10)))
+    large = replace(measured[0], observation=replace(seen, sizes=dict.fromkeys(seen.sizes, 10**10)))
     assert affordable(replace(allocation, measurement=large)) == SAMPLES[0]

@@ -34,9 +34,13 @@ def test_integer_kernels_are_not_listed():
     assert float_layers(optimized(), network()) == {}
 
 
-@pytest.mark.parametrize(("layer", "reason"), [
-    ("two", "its output is read by Tanh"), ("three", "its output is an output of the model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        ("two", "its output is read by Tanh"),
+        ("three", "its output is an output of the model"),
+    ],
+)
 def test_a_layer_that_runs_in_float_has_a_reason(layer, reason):
     found = float_layers(optimized(**{layer: "FusedConv"}), network())
     assert list(found) == [layer]

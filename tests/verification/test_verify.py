@@ -140,9 +140,13 @@ def test_a_level_whose_kernels_compute_something_else(case, monkeypatch):
     saturating = edit_integers(emitted, layer, lambda rows: np.clip(rows, -4, 4, out=rows))
     load = Runtime.session
     for level in ("all", "basic"):
-        monkeypatch.setattr(Runtime, "session", lambda self, model, at="all", wrong=level: load(
-            self, saturating.model if model is emitted.model and at == wrong else model, at
-        ))  # fmt: skip
+        monkeypatch.setattr(
+            Runtime,
+            "session",
+            lambda self, model, at="all", wrong=level: load(
+                self, saturating.model if model is emitted.model and at == wrong else model, at
+            ),
+        )
         with pytest.raises(VerificationError, match=r"has -?\d+\.\d dB at ONNX Runtime's (default|BASIC) level"):
             verify(emitted, allocation, Reference(original, samples, RUNTIME))
 

@@ -46,11 +46,15 @@ FOLDED = {
     "several": "a = Transpose (w) b = Reshape (a, shape) t = Identity (b)",
 }
 VALUES = {
-    "w": WEIGHT, "h": WEIGHT.astype(np.float16), "shape": np.array([4, 3]), "first": np.array([0]),
-    "o": np.ones(3, np.float32), "z": np.zeros(3, np.float32),
+    "w": WEIGHT,
+    "h": WEIGHT.astype(np.float16),
+    "shape": np.array([4, 3]),
+    "first": np.array([0]),
+    "o": np.ones(3, np.float32),
+    "z": np.zeros(3, np.float32),
     "g": np.array([[1], [2], [3]], np.float32),
     "two": np.float32(2) * np.ones((), np.float32),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FOLDED)

@@ -83,9 +83,13 @@ def test_inputs_and_outputs_keep_their_types(kind: str, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [(INSIDE.replace("16", "10"), TensorProto.FLOAT16), (INSIDE, TensorProto.BFLOAT16), (FUNCTION, TensorProto.FLOAT),
-     (HALF.replace("bool c) =>", "bool[1] c) =>"), TensorProto.FLOAT16)],
-)  # fmt: skip
+    [
+        (INSIDE.replace("16", "10"), TensorProto.FLOAT16),
+        (INSIDE, TensorProto.BFLOAT16),
+        (FUNCTION, TensorProto.FLOAT),
+        (HALF.replace("bool c) =>", "bool[1] c) =>"), TensorProto.FLOAT16),
+    ],
+)
 def test_layers_are_quantized(text: str, kind: int) -> None:
     result = rdoq_onnx.quantize(model(text, kind), effort="fast", samples=16, threads=1)
     assert [x.op for x in result.report.layers] == ["MatMul", "MatMul"]
@@ -107,9 +111,11 @@ def test_opsets(opset: int, ir: int) -> None:
     weights = {"k": rng.standard_normal((3, 2, 3, 3)), "w": rng.standard_normal((48, 5)), "b": rng.standard_normal(5)}
     tensors = [numpy_helper.from_array(v.astype(np.float32), n) for n, v in weights.items()]
     nodes = [
-        helper.make_node("Conv", ["x", "k"], ["a"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["a"], ["r"]),
-        helper.make_node("Flatten", ["r"], ["f"]), helper.make_node("Gemm", ["f", "w", "b"], ["y"]),
-    ]  # fmt: skip
+        helper.make_node("Conv", ["x", "k"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Flatten", ["r"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "b"], ["y"]),
+    ]
     inputs = [helper.make_tensor_value_info("x", 1, [1, 2, 4, 4])]
     if ir == 3:  # weights are graph inputs, too
         inputs += [helper.make_tensor_value_info(t.name, 1, t.dims) for t in tensors]

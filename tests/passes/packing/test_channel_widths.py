@@ -9,8 +9,18 @@ from onnx import numpy_helper, parser
 
 from rdoq_onnx.passes.packing.channel_widths import read_weights
 
-WINDOWS = {(0, 0): (0, 0), (-1, 0): (1, 0), (0, 1): (1, 1), (-1, 1): (2, 0), (-2, 1): (2, 0), (-1, 2): (2, 1),
-           (-2, 2): (3, 0), (0, 64): (7, 1), (-64, 64): (8, 0), (-128, 127): (8, 0)}  # fmt: skip
+WINDOWS = {
+    (0, 0): (0, 0),
+    (-1, 0): (1, 0),
+    (0, 1): (1, 1),
+    (-1, 1): (2, 0),
+    (-2, 1): (2, 0),
+    (-1, 2): (2, 1),
+    (-2, 2): (3, 0),
+    (0, 64): (7, 1),
+    (-64, 64): (8, 0),
+    (-128, 127): (8, 0),
+}
 
 
 def weight(integers, nodes="f = DequantizeLinear <axis = 0> (w, s) y = Identity (f)", scales=()):
@@ -38,14 +48,17 @@ def test_no_narrower_window_would_do(integers):
         assert not any(w <= row.min() and row.max() < w + narrower for w in windows)
 
 
-@pytest.mark.parametrize(("nodes", "scales", "axis"), [
-    ("f = DequantizeLinear <axis = 1> (w, s) y = Identity (f)", (3,), 1),
-    ("f = DequantizeLinear <axis = -1> (w, s) y = Identity (f)", (4,), 2),
-    ("f = DequantizeLinear (w, s) y = Identity (f)", (3,), 1),
-    ("c = Cast <to = 6> (w) d = Cast <to = 1> (c) f = Mul (d, s) y = Identity (f)", (3, 1), 1),
-    ("c = Cast <to = 1> (w) f = Mul (d, s) y = Identity (f)", (2, 1, 1), 0),
-    ("y = Identity (w)", (), 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "scales", "axis"),
+    [
+        ("f = DequantizeLinear <axis = 1> (w, s) y = Identity (f)", (3,), 1),
+        ("f = DequantizeLinear <axis = -1> (w, s) y = Identity (f)", (4,), 2),
+        ("f = DequantizeLinear (w, s) y = Identity (f)", (3,), 1),
+        ("c = Cast <to = 6> (w) d = Cast <to = 1> (c) f = Mul (d, s) y = Identity (f)", (3, 1), 1),
+        ("c = Cast <to = 1> (w) f = Mul (d, s) y = Identity (f)", (2, 1, 1), 0),
+        ("y = Identity (w)", (), 0),
+    ],
+)
 def test_the_axis_of_the_channels(nodes, scales, axis):
     integers = np.arange(24, dtype=np.int8).reshape(2, 3, 4)
     found = weight(integers, nodes, scales)

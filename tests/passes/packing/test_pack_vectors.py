@@ -41,9 +41,13 @@ def network():
         scales = half_exact(rng, shape[axis])
         step = np.array(0.02 + 0.01 * k, np.float32)
         tensors |= {
-            f"w{k}": rng.integers(-8, 8, shape).astype(np.int8), f"w{k}_s": scales, f"b{k}": biases(rng, scales, step),
-            f"w{k}_z": np.zeros(shape[axis], np.int8), f"a{k}_s": step, f"a{k}_z": np.array(128, np.uint8),
-        }  # fmt: skip
+            f"w{k}": rng.integers(-8, 8, shape).astype(np.int8),
+            f"w{k}_s": scales,
+            f"b{k}": biases(rng, scales, step),
+            f"w{k}_z": np.zeros(shape[axis], np.int8),
+            f"a{k}_s": step,
+            f"a{k}_z": np.array(128, np.uint8),
+        }
         layers.append(f"""w{k}_d = DequantizeLinear <axis = {axis}> (w{k}, w{k}_s, w{k}_z)
             b{k}_s = Mul (w{k}_s, a{k}_s) b{k}_d = DequantizeLinear <axis = 0> (b{k}, b{k}_s)""")
     graph = f"""g (float[2, 3, 6, 6] x) => (float[2, 10] y)
@@ -155,9 +159,12 @@ def biased(q, scales, step, readers=1):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    size=st.integers(2, 20), magnitude=st.floats(-4, 4), step=st.floats(-5, 0), seed=st.integers(0, 2**32 - 1),
+    size=st.integers(2, 20),
+    magnitude=st.floats(-4, 4),
+    step=st.floats(-5, 0),
+    seed=st.integers(0, 2**32 - 1),
     made=st.booleans(),
-)  # fmt: skip
+)
 def test_biases_come_back_bit_for_bit(ort_run, size, magnitude, step, seed, made):
     """Those of half-precision biases, nearly always halved, and others, which need not be."""
     rng = np.random.default_rng(seed)

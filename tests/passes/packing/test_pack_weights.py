@@ -81,8 +81,10 @@ def packed_equal(ort_run, weights, levels=LEVELS, **options):
 def rows_and_codes(model):
     """The rows of bytes of each group, by rising K, and the bytes of the channels."""
     tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    stored = {op: [tensors[n.input[0]] for n in model.graph.node if n.op_type == op and n.input[0] in tensors]
-              for op in ("Gather", "Cast")}  # fmt: skip
+    stored = {
+        op: [tensors[n.input[0]] for n in model.graph.node if n.op_type == op and n.input[0] in tensors]
+        for op in ("Gather", "Cast")
+    }
     rows = [tensor for tensor in stored["Gather"] if tensor.dtype == np.uint8 and tensor.ndim == 2]
     return sorted(rows, key=lambda r: r.shape[1]), stored["Cast"][0].ravel()
 
@@ -245,10 +247,14 @@ def layer(kind, bits, shift, opset=17):
           bs = Mul (ws, xs) b_d = DequantizeLinear <axis = 0> (b, bs) {node}
           y_q = QuantizeLinear (y, ys, xz) y_d = DequantizeLinear (y_q, ys, xz) }}"""
     tensors = {
-        "w": integers(shape, axis, bits, shift), "ws": scales, "wz": np.zeros(6, np.int8),
-        "b": rng.integers(-900, 900, 6).astype(np.int32), "xs": np.array(0.02, np.float32),
-        "xz": np.array(7, np.uint8), "ys": np.array(0.05, np.float32),
-    }  # fmt: skip
+        "w": integers(shape, axis, bits, shift),
+        "ws": scales,
+        "wz": np.zeros(6, np.int8),
+        "b": rng.integers(-900, 900, 6).astype(np.int32),
+        "xs": np.array(0.02, np.float32),
+        "xz": np.array(7, np.uint8),
+        "ys": np.array(0.05, np.float32),
+    }
     return model_of(graph, tensors, opset), {"x": rng.standard_normal(shape_in).astype(np.float32)}
 
 

@@ -11,18 +11,24 @@ CONSTANT = np.array([True, False, True])
 VALUES = np.array([0.0, 7.0, -2.0], np.float32)
 SHAPES = {"x": (1, 3, 4, 4)}
 STORED = {
-    "two": np.array(2, np.float32), "each": np.array([1, 2, 3], np.float32).reshape(3, 1, 1),
-    "each_pixel": np.ones((3, 4, 4), np.float32), "flat": np.array([1, 48]), "spatial": np.array([2, 3]),
-    "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "minus": np.array(-2, np.float32),
-    "up": np.array([1, 1, 2, 2], np.float32), "more": np.array([1, 2, 1, 1], np.float32),
-    "scale": np.array(0.5, np.float32), "zero": np.array(3, np.uint8),
-}  # fmt: skip
+    "two": np.array(2, np.float32),
+    "each": np.array([1, 2, 3], np.float32).reshape(3, 1, 1),
+    "each_pixel": np.ones((3, 4, 4), np.float32),
+    "flat": np.array([1, 48]),
+    "spatial": np.array([2, 3]),
+    "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    "minus": np.array(-2, np.float32),
+    "up": np.array([1, 1, 2, 2], np.float32),
+    "more": np.array([1, 2, 1, 1], np.float32),
+    "scale": np.array(0.5, np.float32),
+    "zero": np.array(3, np.uint8),
+}
 
 
 def after(node, trailing=2, **others):
     """The channels of the output of `node` for x, whose channels 0 and 2 are constant."""
-    model = parser.parse_model(f'''<ir_version: 8, opset_import: ["": 17]>
-        g (float[1, 3, 4, 4] x) => (float[M] y) {{ {node} }}''')
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[1, 3, 4, 4] x) => (float[M] y) {{ {node} }}""")
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in STORED.items())
     inputs = {"x": Channels(np.array([10, 11, 12]), VALUES, CONSTANT, trailing)}
     return propagate(model.graph.node[0], inputs | others, Graph(model), SHAPES)
@@ -85,8 +91,15 @@ def test_concatenated_channels_are_in_order():
 
 
 @pytest.mark.parametrize(
-    "node", ["y = Softmax (x)", "y = Add (x, unknown)", "y = Resize (x, , more)", "y = Flatten <axis = 2> (x)",
-             "y = ReduceMean <axes = [1]> (x)", "y = QuantizeLinear (x, scale)"],
-)  # fmt: skip
+    "node",
+    [
+        "y = Softmax (x)",
+        "y = Add (x, unknown)",
+        "y = Resize (x, , more)",
+        "y = Flatten <axis = 2> (x)",
+        "y = ReduceMean <axes = [1]> (x)",
+        "y = QuantizeLinear (x, scale)",
+    ],
+)
 def test_unsupported_operators_are_not_propagated(node):
     assert after(node) is None

@@ -68,10 +68,13 @@ def test_an_add_couples_its_inputs():
     assert len(set(roots[0])) == 3
 
 
-@pytest.mark.parametrize(("nodes", "tensor", "reason"), [
-    ("[soft] c = Softmax <axis = 1> (a) y = Conv (c, v)", "a", "Softmax soft reads it"),
-    ("y = Conv (a, v)", "y", "it is an output of the network"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "tensor", "reason"),
+    [
+        ("[soft] c = Softmax <axis = 1> (a) y = Conv (c, v)", "a", "Softmax soft reads it"),
+        ("y = Conv (a, v)", "y", "it is an output of the network"),
+    ],
+)
 def test_kept_channels_have_reasons(nodes, tensor, reason):
     found = channels(nodes)
     fixed = found.coupling.fixed()

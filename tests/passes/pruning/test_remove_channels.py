@@ -141,21 +141,41 @@ CASES = {
     "3x3, not padded": (VALID, THREE, {"w1": {1: 0.7, 4: -0.3}}, {"z": (1, 4)}, {"y": (4, 4, 3, 3)}),
     "no bias yet": (UNBIASED, ONE, {"w1": {1: 0.7}}, {"z": (1,)}, {"y": (4, 5, 1, 1)}),
     # 3 has no weights after an input that has some; 4 and 5 are constant at the border too only where they are 0.
-    "depthwise": (MOBILE, MOBILE_WEIGHTS, {"w1": {4: -0.1, 5: 0.6}, "w2": {3: 0.5, 1: -0.2}},
-                  {"z": (1, 3, 4), "d": (1, 3, 4)}, {"z": (3, 3, 1, 1), "d": (3, 1, 3, 3), "y": (4, 3, 3, 3)}),
-    "residual": (RESIDUAL, RESIDUAL_WEIGHTS, {"w1": {1: 0.7, 3: 0.2}, "w2": {3: 0.4, 4: -0.5}},
-                 {"p": (3,), "q": (3,)}, {"p": (4, 3, 1, 1), "q": (4, 3, 3, 3), "y": (4, 4, 1, 1)}),
-    "concat": (CONCAT, CONCAT_WEIGHTS, {"w1": {1: 0.7}, "w2": {0: -0.4, 2: 0.3}},
-               {"p": (1,), "q": (0, 2)}, {"p": (3, 3, 1, 1), "q": (1, 3, 1, 1), "y": (4, 4, 1, 1)}),
+    "depthwise": (
+        MOBILE,
+        MOBILE_WEIGHTS,
+        {"w1": {4: -0.1, 5: 0.6}, "w2": {3: 0.5, 1: -0.2}},
+        {"z": (1, 3, 4), "d": (1, 3, 4)},
+        {"z": (3, 3, 1, 1), "d": (3, 1, 3, 3), "y": (4, 3, 3, 3)},
+    ),
+    "residual": (
+        RESIDUAL,
+        RESIDUAL_WEIGHTS,
+        {"w1": {1: 0.7, 3: 0.2}, "w2": {3: 0.4, 4: -0.5}},
+        {"p": (3,), "q": (3,)},
+        {"p": (4, 3, 1, 1), "q": (4, 3, 3, 3), "y": (4, 4, 1, 1)},
+    ),
+    "concat": (
+        CONCAT,
+        CONCAT_WEIGHTS,
+        {"w1": {1: 0.7}, "w2": {0: -0.4, 2: 0.3}},
+        {"p": (1,), "q": (0, 2)},
+        {"p": (3, 3, 1, 1), "q": (1, 3, 1, 1), "y": (4, 4, 1, 1)},
+    ),
     "pooled": (POOLED, POOLED_WEIGHTS, {"w1": {0: 0.7, 5: -0.4}}, {"z": (0, 5)}, {"z": (4, 3, 3, 3), "y": (4, 4)}),
     "flattened": (FLAT, FLAT_WEIGHTS, {"w1": {2: 0.7, 5: -0.4}}, {"z": (2, 5)}, {"y": (36, 4)}),
     "reshaped": (RESHAPED, FLAT_WEIGHTS | {"shape": np.array([2, 54])}, {"w1": {2: 0.7}}, {"z": (2,)}, {"y": (45, 4)}),
-    "gemms": (GEMMS, GEMMS_WEIGHTS, {"w1": {2: 0.7}, "w2": {0: 0.4, 3: -0.2}}, {"z": (2,), "u": (0, 3)},
-              {"z": (5, 5), "u": (5, 5), "y": (5, 3)}),
+    "gemms": (
+        GEMMS,
+        GEMMS_WEIGHTS,
+        {"w1": {2: 0.7}, "w2": {0: 0.4, 3: -0.2}},
+        {"z": (2,), "u": (0, 3)},
+        {"z": (5, 5), "u": (5, 5), "y": (5, 3)},
+    ),
     "matmuls": (MATMULS, MATMULS_WEIGHTS, {"w1": {2: 0.7, 3: -0.2}}, {"z": (2, 3)}, {"z": (5, 4), "u": (4, 3)}),
     "from ConvTranspose": (UP, UP_WEIGHTS, {"w1": {2: 0.7, 3: -0.2}}, {"z": (2, 3)}, {"z": (3, 4, 2, 2)}),
     "to ConvTranspose": (DOWN_UP, DOWN_UP_WEIGHTS, {"w1": {2: 0.7, 3: -0.2}}, {"z": (3,)}, {"y": (5, 4, 2, 2)}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -175,10 +195,13 @@ BETWEEN_WEIGHTS = ONE | {"w2": (40, 6, 1, 1), "b2": (40,), "w3": (4, 40, 1, 1)}
 INTEGERS = {
     "1x1": (BETWEEN, BETWEEN_WEIGHTS, {"w1": {1: 0.7, 4: -0.3}}),
     "no bias yet": (BETWEEN.replace(", b2", ""), BETWEEN_WEIGHTS, {"w1": {1: 0.7, 4: -0.3}}),
-    "depthwise": (MOBILE.replace("y = Conv (e", "f = Conv (e").replace("}", "g = Relu (f) y = Conv (g, w4) }"),
-                  MOBILE_WEIGHTS | {"w4": (4, 4, 1, 1)}, {"w1": {4: -0.1}, "w2": {3: 0.5}}),
+    "depthwise": (
+        MOBILE.replace("y = Conv (e", "f = Conv (e").replace("}", "g = Relu (f) y = Conv (g, w4) }"),
+        MOBILE_WEIGHTS | {"w4": (4, 4, 1, 1)},
+        {"w1": {4: -0.1}, "w2": {3: 0.5}},
+    ),
     "gemms": (GEMMS, GEMMS_WEIGHTS, {"w1": {2: 0.7, 4: 0.4}}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bits", [8, 3])
@@ -199,25 +222,52 @@ def test_integers_stay_the_same_bit_for_bit(ort_run, name, bits):
 
 KEPT = {
     "pads": (PADDED, THREE, {"w1": {1: 0.7}}, {"z": {1: "does not add it equally at all positions"}}),
-    "auto_pad": (CHAIN.replace("y = Conv", 'y = Conv <auto_pad = "SAME_UPPER">'), THREE, {"w1": {1: 0.7}},
-                 {"z": {1: "does not add it equally at all positions"}}),
-    "ConvTranspose": (DOWN_UP, DOWN_UP_WEIGHTS, {"w1": {2: 0.7}},
-                      {"z": {2: "does not add it equally at all positions"}}),
+    "auto_pad": (
+        CHAIN.replace("y = Conv", 'y = Conv <auto_pad = "SAME_UPPER">'),
+        THREE,
+        {"w1": {1: 0.7}},
+        {"z": {1: "does not add it equally at all positions"}},
+    ),
+    "ConvTranspose": (
+        DOWN_UP,
+        DOWN_UP_WEIGHTS,
+        {"w1": {2: 0.7}},
+        {"z": {2: "does not add it equally at all positions"}},
+    ),
     "graph output": (CHAIN, ONE, {"w1": {2: -0.1}, "w2": {0: 0.5}}, {"y": {0: "it is an output of the network"}}),
-    "one side of an Add": (RESIDUAL, RESIDUAL_WEIGHTS, {"w1": {1: 0.7}, "w2": {4: 0.1}},
-                           {"p": {1: "it varies where"}, "q": {4: "it varies where"}}),
+    "one side of an Add": (
+        RESIDUAL,
+        RESIDUAL_WEIGHTS,
+        {"w1": {1: 0.7}, "w2": {4: 0.1}},
+        {"p": {1: "it varies where"}, "q": {4: "it varies where"}},
+    ),
     "all": (CHAIN, ONE, {"w1": dict.fromkeys(range(6), -0.5)}, {"z": {0: "the last channel"}}),
-    "unknown operator": (CHAIN.replace("Relu (z)", "InstanceNormalization (z, s, s)"), ONE | {"s": np.ones(6, "f")},
-                         {"w1": {2: 0.7}}, {"z": {2: "InstanceNormalization InstanceNormalization_0 reads it"}}),
-    "other axis": (CHAIN.replace("Relu (z)", "Softmax <axis = 1> (z)"), ONE, {"w1": {2: 0.7}},
-                   {"z": {2: "Softmax"}}),
-    "groups": (CHAIN.replace("y = Conv", "y = Conv <group = 2>"), ONE | {"w2": (4, 3, 1, 1)}, {"w1": {2: -0.7}},
-               {"z": {2: "has 2 groups"}}),
-    "MatMul without Add": (MATMULS.replace("y = Add (u, b2)", "y = Tanh (u)"), MATMULS_WEIGHTS, {"w1": {2: 0.7}},
-                           {"z": {2: "no Add of a constant after"}}),
-    "alpha": (GEMMS.replace("u = Gemm <", "u = Gemm <alpha = 2.0, "), GEMMS_WEIGHTS, {"w1": {2: -0.7}},
-              {"z": {2: "Gemm"}}),
-}  # fmt: skip
+    "unknown operator": (
+        CHAIN.replace("Relu (z)", "InstanceNormalization (z, s, s)"),
+        ONE | {"s": np.ones(6, "f")},
+        {"w1": {2: 0.7}},
+        {"z": {2: "InstanceNormalization InstanceNormalization_0 reads it"}},
+    ),
+    "other axis": (CHAIN.replace("Relu (z)", "Softmax <axis = 1> (z)"), ONE, {"w1": {2: 0.7}}, {"z": {2: "Softmax"}}),
+    "groups": (
+        CHAIN.replace("y = Conv", "y = Conv <group = 2>"),
+        ONE | {"w2": (4, 3, 1, 1)},
+        {"w1": {2: -0.7}},
+        {"z": {2: "has 2 groups"}},
+    ),
+    "MatMul without Add": (
+        MATMULS.replace("y = Add (u, b2)", "y = Tanh (u)"),
+        MATMULS_WEIGHTS,
+        {"w1": {2: 0.7}},
+        {"z": {2: "no Add of a constant after"}},
+    ),
+    "alpha": (
+        GEMMS.replace("u = Gemm <", "u = Gemm <alpha = 2.0, "),
+        GEMMS_WEIGHTS,
+        {"w1": {2: -0.7}},
+        {"z": {2: "Gemm"}},
+    ),
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -293,16 +343,20 @@ FUNCTIONS = {
     "AveragePool": "a = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (z)",
     "MaxPool": "a = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (z)",
     "ReduceMean": "r = ReduceMean <axes = [2, 3]> (z) a = Sub (z, r)",
-    "Resize": "r = Resize <mode = \"nearest\"> (z, , twice) a = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)",
+    "Resize": 'r = Resize <mode = "nearest"> (z, , twice) a = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r)',
     "Max": "a = Max (z, shift)",
 }
 CONSTANTS = {
     "slope": np.linspace(-1, 1, 6, dtype="f").reshape(6, 1, 1),
     "shift": np.linspace(-1, 2, 6, dtype="f").reshape(1, 6, 1, 1),
-    "position": np.random.default_rng(2).standard_normal((1, 6, 6, 6), np.float32), "root": np.float32(2**0.5),
-    "one": np.float32(1), "half": np.float32(0.5), "low": np.float32(-0.1), "high": np.float32(0.5),
+    "position": np.random.default_rng(2).standard_normal((1, 6, 6, 6), np.float32),
+    "root": np.float32(2**0.5),
+    "one": np.float32(1),
+    "half": np.float32(0.5),
+    "low": np.float32(-0.1),
+    "high": np.float32(0.5),
     "twice": np.array([1, 1, 2, 2], np.float32),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -457,8 +511,10 @@ def chains(draw):
         if made > 1 or kind == "full":
             chosen = draw(st.sets(st.integers(0, made - 1)))
             zeros[f"w{index}"] = {c: draw(st.sampled_from([-0.6, 0.0, 0.4])) for c in chosen}
-        nodes.append(f"z{index} = Conv <group = {group}, pads = [{padding}, {padding}, {padding}, {padding}]> "
-                     f"({data}, w{index}, b{index})")  # fmt: skip
+        nodes.append(
+            f"z{index} = Conv <group = {group}, pads = [{padding}, {padding}, {padding}, {padding}]> "
+            f"({data}, w{index}, b{index})"
+        )
         output = f"z{index}"
         if kind == "residual":
             nodes.append(f"r{index} = Add ({data}, {output})")
