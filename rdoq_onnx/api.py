@@ -33,6 +33,7 @@ def quantize(
     activation_bits: float | None = None,
     weights_only: bool = False,
     curves: str | Path | None = None,
+    validation: Any = None,
     **options: Any,
 ) -> Result:
     """Quantize `model` and verify the result (Wang et al., RDO-Q, ECCV 2022; README, "Method").
@@ -42,7 +43,8 @@ def quantize(
     with ONNX Runtime's `get_next()`; None for synthetic samples.
     bits: average bits per weight and per activation element, 0 to 8; `weight_bits` and `activation_bits` override it
     for one side, `weights_only` leaves activations in float. curves: checkpoint of the measurement, which is resumed
-    from this file if it exists. options: the other fields of `config.Config`, named as the command line's options:
+    from this file if it exists. validation: samples that goals, gates and figures are of, in place of some of the
+    calibration's. options: the other fields of `config.Config`, named as the command line's options:
     `samples`, `effort`, `target`, `pins`, `size`, `sqnr` and so on.
 
     Returns the emitted model with its report and allocation; writes nothing but `curves`. Raises RdoqError; errors.py
@@ -55,7 +57,7 @@ def quantize(
     ('/0/Conv', 16)
     """
     config = Config(**_sides(bits, weight_bits, activation_bits, weights_only), **options)
-    return pipeline.run(model, calibration, config, Progress(), curves)
+    return pipeline.run(model, calibration, config, Progress(), curves, validation)
 
 
 def measure(

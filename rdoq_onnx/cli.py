@@ -2,12 +2,8 @@
 
 import gc
 import importlib.util
-import os
 import shlex
-import signal
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +20,13 @@ from rdoq_onnx.dry_run import lines
 from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, VerificationError
 from rdoq_onnx.options import declared, make_config
 from rdoq_onnx.pipeline import Job
+from rdoq_onnx.report.report import failed_document
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system import io
+from rdoq_onnx.system.interrupts import heed_interrupts, leave
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.version import __version__
 
-INTERRUPTED = 130
-_GRACE = 0.6  # seconds for an interrupted run to clean up
 PYPROJECT = "pyproject.toml"
 BITS = "{bits}"  # stands for the budget in a file name
 
@@ -42,6 +38,7 @@ class Files:
     input: str
     output: str
     calibration: str | None
+    validation: str | None
     modified: str | None
     json: str | None
     report: str | None
@@ -80,7 +77,7 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; give one")
     options["output"] = options["output"] or ""
-    names = ("input", "output", "calibration", "modified", "json", "report", "curves")
+    names = ("input", "output", "calibration", "validation", "modified", "json", "report", "curves")
     files = Files(**{name: options.pop(name) for name in names})
     bits = options.pop("bits")
     configs = {text.strip(): make_config({**options, "bits": text.strip()}) for text in bits.split(",")}
@@ -123,19 +120,28 @@ def _run_all(
     """Run and write all budgets; return the results, and the errors of budgets not met or not verified."""
     results: dict[str, Result] = {}
     failures: dict[str, RdoqError] = {}
+    documents: dict[str, str] = {}
+    first = next(iter(configs.values()))
     together = len(configs) > 1 and files.json is not None and BITS not in files.json
-    job = Job.of(files.input, files.calibration, next(iter(configs.values())), progress, files.curves)
+    job = Job.of(files.input, files.calibration, first, progress, files.curves, files.validation)
     for bits, config in configs.items():
+        own = replace(files.at(bits), json=None) if together else files.at(bits)
         try:
             result = job.result(config, additivity=files.report is not None)
         except (BudgetError, VerificationError) as error:
             failures[bits] = error
+            documents[bits] = failed_document(files.input, own.output, str(error))
+            if own.json is not None:
+                io.write_text(documents[bits], own.json)
             continue
-        _write(result, replace(files.at(bits), json=None) if together else files.at(bits), typed)
-        results[bits] = result
-    if together and files.json is not None and results:
-        reports = [result.report.to_json(files.at(bits).output).rstrip() for bits, result in results.items()]
-        io.write_text(f"[{', '.join(reports)}]\n", files.json)
+        documents[bits] = result.report.to_json(own.output)
+        _write(result, own, typed)
+        if result.failure is None:
+            results[bits] = result
+        else:
+            failures[bits] = result.failure
+    if together and files.json is not None:
+        io.write_text(f"[{', '.join(text.rstrip() for text in documents.values())}]\n", files.json)
     return results, failures
 
 
@@ -157,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code; expected errors are one line each."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
-        _heed_interrupts()
+        heed_interrupts()
         gc.freeze()  # imports live as long as the process: no need to scan them at each collection
     try:
         with warnings.catch_warnings():
@@ -171,29 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MemoryError as error:
         _fail(f"out of memory ({str(error) or 'no details'}); give fewer --samples", 2)
     except (KeyboardInterrupt, click.Abort):
-        _leave()
-
-
-def _heed_interrupts() -> None:
-    """Exit within a second of Ctrl-C even inside a long call of ONNX Runtime, where Python runs no handler."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while signal.SIGINT not in os.read(reading, 16):
-            pass
-        time.sleep(_GRACE)
-        _leave()
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _leave() -> None:
-    # Threads of ONNX Runtime may still be busy: do not wait for them.
-    sys.stderr.write("rdoq-onnx: interrupted\n")
-    sys.stderr.flush()
-    os._exit(INTERRUPTED)
+        leave()
 
 
 def _fail(message: str, code: int) -> None:
@@ -222,8 +206,9 @@ def _check_files(files: Files, budgets: Sequence[str]) -> None:
         written = [f for f in (each.output, each.modified, each.json, each.report, each.curves) if f is not None]
         for path in written:
             io.check_output(path, each.input)
-            if each.calibration is not None and Path(path).resolve() == Path(each.calibration).resolve():
-                raise ConfigError(f"{path}: is the --calibration file; give another output path")
+            for option, source in (("--calibration", each.calibration), ("--validation", each.validation)):
+                if source is not None and Path(path).resolve() == Path(source).resolve():
+                    raise ConfigError(f"{path}: is the {option} file; give another output path")
         if len({Path(f).resolve() for f in written}) < len(written):
             raise ConfigError(
                 "OUTPUT, --modified, --json, --report and --curves must be different files; give each its own path"
@@ -231,7 +216,8 @@ def _check_files(files: Files, budgets: Sequence[str]) -> None:
 
 
 def _write(result: Result, files: Files, typed: Sequence[str]) -> None:
-    if files.modified is not None:
+    """Write all files of one budget, the model last; only the reports of one that missed a gate."""
+    if files.modified is not None and result.failure is None:
         io.write_model(modified(result.curves.network), files.modified)
     if files.json is not None:
         io.write_text(result.report.to_json(files.output), files.json)
@@ -239,4 +225,5 @@ def _write(result: Result, files: Files, typed: Sequence[str]) -> None:
         from rdoq_onnx.report.html_report import html_report  # here: plotly is an extra, and slow to import
 
         io.write_text(html_report(result, files.output, shlex.join(["rdoq-onnx", *typed])), files.report)
-    result.save(files.output)
+    if result.failure is None:
+        result.save(files.output)

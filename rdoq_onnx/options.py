@@ -79,6 +79,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "[default: synthetic]",
     ),
     click.option(
+        "--validation",
+        metavar="PATH",
+        help="Samples for --sqnr, --top1-agreement, --min-sqnr and the figures alone, as for --calibration.  "
+        "[default: some of the calibration samples]",
+    ),
+    click.option(
         "--samples",
         type=int,
         metavar="N",

@@ -18,15 +18,18 @@ from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.observation.inputs import network_and_samples
+from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
+from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.refine import Refined, refine
 from rdoq_onnx.refinement.search import Goal, fewest_bits
-from rdoq_onnx.report.report import Outcome, make_report
+from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.verification.additivity import measured_alone
-from rdoq_onnx.verification.verify import Reference, check_gates, verify
+from rdoq_onnx.verification.gates import missed_gate
+from rdoq_onnx.verification.predicted_parts import predicted_parts
+from rdoq_onnx.verification.verify import verify
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,18 @@ class Job:
 
     @classmethod
     def of(
-        cls, model: Model, calibration: Any, config: Config, progress: Progress, curves: str | Path | None = None
+        cls,
+        model: Model,
+        calibration: Any,
+        config: Config,
+        progress: Progress,
+        curves: str | Path | None = None,
+        validation: Any = None,
     ) -> "Job":
         """Read and normalize `model`, load its samples, and open the checkpoint `curves` if given.
 
-        `calibration` None means synthetic samples. Raises the RdoqErrors of errors.py.
+        validation: samples that goals and gates are decided on, instead of some of the calibration. None as
+        `calibration` means synthetic samples. Raises the RdoqErrors of errors.py.
         """
         runtime = Runtime(config.provider, config.threads)
         check_storage(config.target, config.storage, runtime)
@@ -63,6 +73,10 @@ class Job:
             network, samples = network_and_samples(normal, calibration, config, runtime)
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
         split = SampleSplit.of(samples, config.seed)
+        if validation is not None:
+            other = validation_samples(network, normal, validation, config, runtime)
+            searching = config.sqnr is not None or config.top1_agreement is not None
+            split = split.validated(other, config.seed, searching)
         source = str(model) if not isinstance(model, onnx.ModelProto) else ""
         store = store_for(normal, samples, len(split.seen), config, curves)
         return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
@@ -83,35 +97,35 @@ class Job:
             )
 
     def _at(self, measurement: Measurement, config: Config, steps: Steps, additivity: bool) -> Result:
-        progress, runtime, held_out = self.progress, self.runtime, self.split.held_out
-        goal = Goal.of(config, self.reference, held_out, measurement.observation.batching.size, runtime)
+        progress, runtime, split = self.progress, self.runtime, self.split
+        reference = Reference(self.reference, measurement, split.held_out, runtime).kept(steps)
+        goal = Goal.of(config, replace(reference, samples=split.search, floats=None), reference)
         refined = self._refined(measurement, config, steps, goal)
         allocation = refined.allocation
-        alone = measured_alone(allocation, measurement, held_out, runtime, progress) if additivity else None
+        alone = measured_alone(allocation, measurement, split.held_out, runtime, progress) if additivity else None
         with progress.step("emit"):
-            emission = emit_model(
-                allocation, recorded_settings(config, self.samples), config.storage, config.keep_channels, refined.model
-            )
+            recorded = recorded_settings(config, self.samples)
+            emission = emit_model(allocation, recorded, config.storage, config.keep_channels, refined.model)
         with progress.step("verify"):
-            reference = Reference.of(self.reference, measurement, held_out, runtime, steps)
             verification = verify(emission, allocation, reference)
-            check_gates(emission, verification, config.min_sqnr, config.max_bytes)
+            predicted = predicted_parts(allocation, split.measuring, runtime, config.threads)
+            failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
         self.store.flush()
         if goal is not None:
-            progress.note(goal.check(emission.model))
-        report = make_report(
-            Outcome(
-                self.source,
-                self.original,
-                self.samples,
-                emission,
-                allocation,
-                verification,
-                refined.steps,
-                progress.seconds,
-            )
+            progress.note(f"{goal.option} {goal.least:g}: {goal.word(goal.prove(emission.model))}")
+        outcome = Outcome(
+            self.source,
+            self.original,
+            self.samples,
+            emission,
+            allocation,
+            verification,
+            predicted,
+            refined.steps,
+            progress.seconds,
+            failure,
         )
-        return Result(emission.model, report, allocation, config, alone)
+        return Result(emission.model, make_report(outcome), allocation, config, alone, failure)
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:
         """Allocate within the budgets of `config`, or the fewest bits that reach `goal`, and refine."""
@@ -132,6 +146,16 @@ class Job:
         return refined
 
 
-def run(model: Model, calibration: Any, config: Config, progress: Progress, curves: str | Path | None = None) -> Result:
-    """Run all steps for one budget; arguments as for `Job.of`."""
-    return Job.of(model, calibration, config, progress, curves).result(config)
+def run(
+    model: Model,
+    calibration: Any,
+    config: Config,
+    progress: Progress,
+    curves: str | Path | None = None,
+    validation: Any = None,
+) -> Result:
+    """Run all steps for one budget; arguments as for `Job.of`. Raises the error of a missed gate."""
+    result = Job.of(model, calibration, config, progress, curves, validation).result(config)
+    if result.failure is not None:
+        raise result.failure
+    return result

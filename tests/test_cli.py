@@ -213,10 +213,20 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "version": None,
         "input": None,
         "output": None,
+        "passed": None,
+        "reason": None,
         "bits": {"weights": None, "activations": None},
         "weights": {"channels": None, "elements": None, "payload_bytes": None, "histogram": None},
         "activations": {"tensors": None, "elements": None, "histogram": None},
-        "distortion": {"predicted": None, "measured": None, "sqnr_db": None, "optimality_gap": None},
+        "distortion": {
+            "predicted": None,
+            "measured": None,
+            "sqnr_db": None,
+            "optimality_gap": None,
+            "metric": None,
+            "parts": None,
+        },
+        "agreement": {"percent": None, "bound_percent": None, "samples": None},
         "file_bytes": {"input": None, "output": None},
         "seconds": None,
         "calibration": {"source": None, "samples": None},
@@ -225,6 +235,8 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "skipped": None,
     }
     assert {tuple(layer) for layer in done.report["layers"]} == {("name", "op", "channels", "bits", "activation_bits")}
+    (part,) = done.report["distortion"]["parts"]
+    assert tuple(part) == ("name", "output", "predicted", "measured", "sqnr_db", "bound_db")
     assert {tuple(skip) for skip in done.report["skipped"]} <= {("node", "reason")}
 
 
@@ -234,7 +246,13 @@ def test_json_describes_this_run(done: Done) -> None:
     assert report["calibration"] == {"source": str(CALIBRATION), "samples": 8}
     assert report["file_bytes"] == {"input": done.original.stat().st_size, "output": done.output.stat().st_size}
     assert set(report["seconds"]) >= {"normalize", "observe", "candidates", "taylor", "allocate", "emit", "verify"}
-    assert min(report["distortion"].values()) >= 0
+    assert report["passed"]
+    (part,) = report["distortion"]["parts"]
+    for figure in ("predicted", "measured", "sqnr_db"):
+        assert part[figure] == pytest.approx(report["distortion"][figure])
+        assert part[figure] > 0
+    assert part["bound_db"] is None  # one sample proves nothing
+    assert report["distortion"]["optimality_gap"] >= 0
 
 
 def test_json_agrees_with_a_recount_of_the_file(done: Done) -> None:
@@ -549,7 +567,10 @@ def test_gate_that_is_missed(main: Main, tmp_path: Path) -> None:
     output, report = tmp_path / "out.onnx", tmp_path / "out.json"
     arguments = [CNN, output, *FEW, "--min-sqnr", "90", "--json", report]
     refused(main, arguments, output, 4, "--min-sqnr 90: the emitted model has ", " dB; give more bits")
-    assert not report.exists()
+    document = json.loads(report.read_text())
+    assert not document["passed"]
+    assert document["reason"].startswith("--min-sqnr 90: the emitted model has ")
+    assert document["distortion"]["sqnr_db"] < 90
     output.unlink()
     arguments = [CNN, output, *FEW, "--effort", "fast", "--max-bytes", "3kB", "--json", report]
     refused(main, arguments, output, 4, "--max-bytes 3000: the emitted model has ", " bytes; give fewer bits")

@@ -56,6 +56,14 @@ def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both"
         return None
 
 
+def allocate_near(allocation: Allocation, budgets: Budgets, distance: int) -> Allocation:
+    """Allocate within the budgets, no width further than `distance` bits from that of `allocation`."""
+    measurement = allocation.measurement
+    curves = pinned(measurement, budgets.pins)
+    near = np.abs(np.arange(curves.distortion.shape[1]) - allocation.bits[:, None]) <= distance
+    return _allocate(measurement, budgets, curves.restrict(near))
+
+
 def _one_width(curves: Curves, bits: float) -> NDArray[np.int64] | None:
     """Return the widest width within the budget for each row; rows without it take the nearest narrower one."""
     allowed = np.isfinite(curves.distortion)

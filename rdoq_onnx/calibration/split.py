@@ -1,6 +1,6 @@
 """Split the samples of a run into fitting, measuring and held-out parts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rdoq_onnx.calibration.samples import Samples
 
@@ -16,6 +16,7 @@ class SampleSplit:
     held_out: reserved for verification. seen: all others. fitting: the part of `seen` that moments and rounding are
     fitted to. measuring: the rest of `seen`, on which weight curves are measured. judging: the samples on which
     activations are measured: `measuring`, or all of `seen` where that is small, as only ranges were fitted to it.
+    search: the samples that a goal's bits are searched on, which `held_out` then has to confirm.
     """
 
     seen: Samples
@@ -23,6 +24,7 @@ class SampleSplit:
     measuring: Samples
     judging: Samples
     held_out: Samples
+    search: Samples
 
     @classmethod
     def of(cls, samples: Samples, seed: int) -> "SampleSplit":
@@ -41,4 +43,9 @@ class SampleSplit:
         if not len(measuring):
             fitting = measuring = seen
         judging = seen if len(measuring) < FEW_SAMPLES else measuring
-        return cls(seen, fitting, measuring, judging, held_out)
+        return cls(seen, fitting, measuring, judging, held_out, measuring)
+
+    def validated(self, samples: Samples, seed: int, searching: bool) -> "SampleSplit":
+        """Verify on other `samples`; when `searching` for the bits of a goal, search on one half of them."""
+        search, held_out = samples.split(0.5, seed + 2) if searching else (self.search, samples)
+        return replace(self, search=search, held_out=held_out)

@@ -26,14 +26,19 @@ Float = NDArray[np.float64]
 class Metric:
     """How outputs are compared.
 
-    parts: what they consist of. weights: w of each tensor, in the order of `outputs`. elements: D. power: E‖y‖² / D of
-    the weighted tensors, i.e. the δ at 0 dB; 1 if all are 0.
+    parts: what they consist of. weights, sizes: w of each tensor and its elements in one sample, in the order of
+    `outputs`. power: E‖y‖² / D of the weighted tensors, i.e. the δ at 0 dB; 1 if all are 0.
     """
 
     parts: tuple[Part, ...]
     weights: tuple[float, ...]
-    elements: int
+    sizes: tuple[int, ...]
     power: float
+
+    @property
+    def elements(self) -> int:
+        """D."""
+        return sum(self.sizes)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -57,9 +62,11 @@ class Metric:
     def of_part(self, index: int) -> "Metric":
         """The same for one part alone: what it adds to δ."""
         first = sum(len(part.pieces) for part in self.parts[:index])
-        part = self.parts[index]
-        weights = self.weights[first : first + len(part.pieces)]
-        return replace(self, parts=(part,), weights=weights, power=self.power / len(self.parts))
+        chosen = slice(first, first + len(self.parts[index].pieces))
+        sizes = self.sizes[chosen]
+        rescale = (sum(sizes) / self.elements) ** 0.5  # δ stays divided by the D of all parts
+        weights = tuple(w * rescale for w in self.weights[chosen])
+        return Metric((self.parts[index],), weights, sizes, self.power / len(self.parts))
 
 
 def metric_of(parts: Sequence[Part], batches: Iterable[Mapping[str, Array]], samples: int) -> Metric:
@@ -84,11 +91,12 @@ def metric_of(parts: Sequence[Part], batches: Iterable[Mapping[str, Array]], sam
     for piece, _ in pieces:
         if not np.isfinite(power[piece.measured]):
             raise CalibrationError(f"output {piece.output!r} of the float model is not finite on the given samples")
-    elements = sum(count[piece.measured] // samples for piece, _ in pieces)
+    sizes = tuple(count[piece.measured] // samples for piece, _ in pieces)
+    elements = sum(sizes)
     shares = [power[piece.measured] / samples * len(kept) * several / elements for piece, several in pieces]
     weights = [1.0 / share**0.5 if len(pieces) > 1 and share > 0 else 1.0 for share in shares]
     total = sum(power[piece.measured] * weight**2 for (piece, _), weight in zip(pieces, weights, strict=True))
-    return Metric(kept, tuple(weights), elements, total / max(samples * elements, 1) or 1.0)
+    return Metric(kept, tuple(weights), sizes, total / max(samples * elements, 1) or 1.0)
 
 
 def _measurable(parts: Sequence[Part], count: Mapping[str, int]) -> tuple[Part, ...]:

@@ -28,6 +28,13 @@ def network_and_samples(
     return network, separated(network, samples_for(model, calibration, config), runtime)
 
 
+def validation_samples(
+    network: Network, model: onnx.ModelProto, source: Any, config: Config, runtime: Runtime
+) -> Samples:
+    """Load the samples of --validation, all of them. Raises CalibrationError if they do not fit the model."""
+    return separated(network, load_samples(source, input_specs(model), None, config.pixels), runtime)
+
+
 def samples_for(model: onnx.ModelProto, calibration: Any, config: Config) -> Samples:
     """Load the samples of a run. Raises CalibrationError if they do not fit the model."""
     specs = input_specs(model)

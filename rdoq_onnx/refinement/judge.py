@@ -40,15 +40,15 @@ class Judge:
         return cls(judged, size, expected, metric, runtime)
 
     def errors(self, model: onnx.ModelProto) -> NDArray[np.float64]:
-        """Return the contribution of each sample to δ of a quantized model, [samples]."""
+        """Return the contribution of each sample and part to δ of a quantized model, [samples, parts]."""
         session = self.runtime.session(with_outputs(model, self.metric.outputs), "all")
         batches = zip(self.samples.counted_batches(self.size), self.expected, strict=True)
-        errors = [self.metric.errors(session.run(x, self.metric.outputs), floats, n) for (n, x), floats in batches]
-        return np.concatenate(errors)
+        outputs, part_errors = self.metric.outputs, self.metric.part_errors
+        return np.concatenate([part_errors(session.run(x, outputs), floats, n) for (n, x), floats in batches])
 
     def distortion(self, allocation: Allocation) -> float:
         """Measure δ of the emitted model."""
-        return float(self.errors(quantized_model(allocation)).mean())
+        return float(self.errors(quantized_model(allocation)).sum(axis=1).mean())
 
 
 def float_outputs(

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocation import Allocation
-from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
+from rdoq_onnx.allocation.budget import allocate_bits, allocate_near, uniform_bits
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.activations import refined
 from rdoq_onnx.config import Config
@@ -35,6 +36,8 @@ from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import Workers, workers
 
 _ENOUGH = 0.998  # share of the distortion that a trial must get below; smaller gains are noise
+PARTS = "widths near one another, for the sake of each part"
+_DISTANCES = (2, 1)  # from one width everywhere, in bits
 _SURE = 2.0  # standard errors that a trial among many must gain
 
 
@@ -79,6 +82,7 @@ class Refinement:
         uniform = uniform_bits(best.allocation.measurement, self.config.budgets)
         if uniform is not None:
             best.step("uniform", uniform)
+            best.protect(uniform, self.config)
         self._fit(best)
         return Refined(best.allocation, best.model, best.steps)
 
@@ -121,7 +125,7 @@ class _Best:
 
     @property
     def distortion(self) -> float:
-        return float(self._errors.mean())
+        return float(self._errors.sum(axis=1).mean())
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -132,13 +136,30 @@ class _Best:
         model = quantized_model(trial)
         before, errors = self.distortion, self._judge.errors(model)
         self._advance(1)
-        tried, gains = float(errors.mean()), self._errors - errors
+        tried, gains = float(errors.sum(axis=1).mean()), (self._errors - errors).sum(axis=1)
         better = tried < _ENOUGH * before and before - tried >= sure * gains.std() / len(gains) ** 0.5
         if better:
             self.allocation, self.model, self._errors = trial, model, errors
         first = self._steps.get(name, Step(name, before, before, tried))
         self._steps[name] = replace(first, after=self.distortion, tried=tried)
         return better
+
+    def protect(self, uniform: Allocation, config: Config) -> None:
+        """Leave no part of the outputs worse than `uniform` widths do: by widths nearer to those, or by themselves."""
+        if self._errors.shape[1] == 1:
+            return
+        before, errors = self.distortion, self._judge.errors(quantized_model(uniform))
+        if not _significantly_worse(self._errors, errors):
+            return
+        for distance in _DISTANCES:
+            near = allocate_near(uniform, config.budgets, distance)
+            model = quantized_model(near)
+            if not _significantly_worse(tried := self._judge.errors(model), errors):
+                break
+        else:
+            near, model, tried = uniform, quantized_model(uniform), errors
+        self.allocation, self.model, self._errors = near, model, tried
+        self._steps[PARTS] = Step(PARTS, before, self.distortion, self.distortion)
 
     def swap(self, config: Config, plan: Plan) -> None:
         """Move bits between layers and activations, greatest distortion first."""
@@ -170,6 +191,12 @@ class _Best:
             for other in refined(chosen, *measurement.observation.reach(tensor))[1:]:
                 if self.step("clipping", _with_quantizer(self.allocation, int(k), other), _SURE):
                     break
+
+
+def _significantly_worse(errors: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Tell whether a part's `errors` [samples, parts] exceed `others` by more than twice the standard error."""
+    losses = errors - others
+    return bool((losses.mean(axis=0) > _SURE * losses.std(axis=0) / len(losses) ** 0.5).any())
 
 
 def _with_quantizer(allocation: Allocation, k: int, quantizer: Affine) -> Allocation:

@@ -1,92 +1,108 @@
 """Find the fewest bits that reach a goal: output SQNR, or agreement of the top class, of the emitted model.
 
-Both are judged on samples that no measurement has used. Budgets are bisected on a grid with the curves' allocation. The
-result is refined, and fewer bits are tried as long as refinement makes up for them.
+Budgets are bisected on a grid, by what the curves' allocations reach on `search` samples. What holds is decided on
+`proof` samples, by a one-sided 95 % bound (observation/confidence.py): from the widest budget down to the one found,
+and below it as long as refinement makes up for the bits, until the bound fails for the first time. In that fixed order
+the last budget that passes holds with 95 %, however many were tried.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.allocation.frontier import with_budget
-from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.quantized_model import quantized_model
-from rdoq_onnx.errors import BudgetError, ConfigError, VerificationError
-from rdoq_onnx.observation.distortion import sqnr_db
+from rdoq_onnx.errors import BudgetError, ConfigError
+from rdoq_onnx.observation.confidence import share_bound, share_needed, sqnr_needed
+from rdoq_onnx.refinement.reference import Reference, classifies
 from rdoq_onnx.refinement.refine import Refined
-from rdoq_onnx.system.runtime import Runtime
 
 STEP = 1 / 16  # bits between budgets on the grid
 _REFINEMENTS = 4  # at most
 _BIT_DB = 6.0  # dB per bit
+_RUNGS = (32, 16, 8, 4)  # steps above the budget found at which the bound is tried, too
 
 Refine = Callable[[Allocation, Config], Refined]
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What a model reaches, in the goal's unit, the bound of it, and how many samples the bound is of.
+
+    needed: about how many would prove the goal, if they are like these; None if no number would.
+    """
+
+    reached: float
+    bound: float
+    samples: int
+    needed: int | None
+
+
+@dataclass(frozen=True)
 class Goal:
-    """A goal set by `option`: at least `least` dB or percent. batches: feeds, with the outputs of the float model."""
+    """A goal set by `option`: at least `least` dB or percent. search, proof: the samples of the module's docstring."""
 
     option: str
     least: float
-    batches: tuple[tuple[dict[str, Any], list[NDArray[Any]]], ...]
-    runtime: Runtime
-    samples: int
+    search: Reference
+    proof: Reference
 
     @classmethod
-    def of(
-        cls, config: Config, original: onnx.ModelProto, samples: Samples, size: int, runtime: Runtime
-    ) -> "Goal | None":
+    def of(cls, config: Config, search: Reference, proof: Reference) -> "Goal | None":
         """Return the goal of `config`, if any.
 
-        Raises ConfigError for --top1-agreement unless the model outputs one row of scores per sample.
+        Raises ConfigError for --top1-agreement unless the model outputs one row of scores per sample, BudgetError if
+        there are too few samples to prove it whatever the bits.
         """
-        if config.sqnr is None and config.top1_agreement is None:
-            return None
-        session = runtime.session(original, "all")
-        batches = tuple((feeds, session.run(feeds)) for _, feeds in samples.counted_batches(size))
         if config.sqnr is not None:
-            return cls("--sqnr", config.sqnr, batches, runtime, len(samples))
-        outputs = batches[0][1]
-        if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].dtype.kind != "f":
-            shapes = ", ".join(str(list(v.shape)) for v in outputs)
+            return cls("--sqnr", config.sqnr, search, proof)
+        if config.top1_agreement is None:
+            return None
+        if not classifies(proof):
             raise ConfigError(
-                f"--top1-agreement: the model outputs {shapes}, not one row of scores per sample; use --sqnr"
+                "--top1-agreement: the model does not give one row of scores per sample and nothing else; use --sqnr"
             )
-        return cls("--top1-agreement", config.top1_agreement or 0.0, batches, runtime, len(samples))
+        goal = cls("--top1-agreement", config.top1_agreement, search, proof)
+        count, needed = len(proof.samples), share_needed(goal.least / 100)
+        if 100 * share_bound(count, count) < goal.least:
+            fix = f"give {needed} with --validation" if needed else "no number of samples proves it"
+            raise BudgetError(
+                f"{goal.option} {goal.least:g}: {count} samples without a miss prove only "
+                f"{100 * share_bound(count, count):.1f} %; {fix}, or ask for less"
+            )
+        return goal
 
     @property
     def unit(self) -> str:
         return "dB" if self.option == "--sqnr" else "%"
 
-    def reached(self, model: onnx.ModelProto) -> float:
-        """Measure a quantized model, in the goal's unit."""
-        session = self.runtime.session(model, "all")
-        signal = noise = same = total = 0.0
-        for feeds, floats in self.batches:
-            for value, expected in zip(session.run(feeds), floats, strict=True):
-                if expected.dtype.kind == "f":
-                    reference = expected.astype(np.float64)
-                    signal += float(np.square(reference).sum())
-                    noise += float(np.square(value - reference).sum())
-                    same += float((value.argmax(axis=-1) == expected.argmax(axis=-1)).sum())
-                    total += expected.size / expected.shape[-1] if expected.ndim else 1
-        return sqnr_db(signal, noise) if self.option == "--sqnr" else 100 * same / total
+    def estimate(self, model: onnx.ModelProto) -> float:
+        """Measure a quantized model on the search samples, in the goal's unit."""
+        if self.option == "--sqnr":
+            return min(self.search.powers(model).sqnr_db)
+        return 100 * self.search.agreement(model).share
 
-    def check(self, model: onnx.ModelProto) -> str:
-        """Word what the emitted model reaches. Raises VerificationError if it misses the goal."""
-        reached = self.reached(model)
-        if reached < self.least:
-            raise VerificationError(f"{self.option} {self.least:g}: the emitted model has {reached:.2f} {self.unit}")
-        return f"{self.option} {self.least:g}: {reached:.2f} {self.unit} on {self.samples} held-out samples"
+    def prove(self, model: onnx.ModelProto) -> Proof:
+        """Measure a quantized model on the proof samples."""
+        if self.option == "--sqnr":
+            powers = self.proof.powers(model)
+            worst = int(np.argmin(powers.bounds_db))
+            needed = sqnr_needed(powers.signal[:, worst], powers.noise[:, worst], self.least)
+            return Proof(powers.sqnr_db[worst], powers.bounds_db[worst], len(powers.signal), needed)
+        same = self.proof.agreement(model)
+        bound = 100 * share_bound(same.hits, same.samples)
+        return Proof(100 * same.share, bound, same.samples, share_needed(self.least / 100))
+
+    def word(self, proof: Proof) -> str:
+        bound = "nothing" if not math.isfinite(proof.bound) else f"{proof.bound:.2f} {self.unit}"
+        return f"{proof.reached:.2f} {self.unit} on {proof.samples} samples, which prove {bound} (95 %)"
 
 
 def fewest_bits(measurement: Measurement, config: Config, goal: Goal, refine: Refine) -> Refined:
@@ -94,50 +110,91 @@ def fewest_bits(measurement: Measurement, config: Config, goal: Goal, refine: Re
 
     Raises BudgetError if none does.
     """
-    tried: dict[int, tuple[Allocation | None, float]] = {}
+    allocations: dict[int, Allocation | None] = {}
 
-    def at(step: int) -> tuple[Allocation | None, float]:
-        if step not in tried:
+    def at(step: int) -> Allocation | None:
+        if step not in allocations:
             try:
-                allocation = allocate_bits(measurement, with_budget(config.budgets, config.moved, step * STEP))
-                tried[step] = allocation, goal.reached(quantized_model(allocation))
+                allocations[step] = allocate_bits(measurement, with_budget(config.budgets, config.moved, step * STEP))
             except BudgetError:
-                tried[step] = None, -np.inf
-        return tried[step]
+                allocations[step] = None
+        return allocations[step]
+
+    def reaches(step: int) -> bool:
+        allocation = at(step)
+        return allocation is not None and goal.estimate(quantized_model(allocation)) >= goal.least
 
     most = config.activation_bits if config.moved == "activations" else config.weight_bits
     low, high = int(1 / STEP) - 1, int((most or 8.0) / STEP)
     first = high
     while first - low > 1:
         middle = (low + first) // 2
-        low, first = (low, middle) if at(middle)[1] >= goal.least else (middle, first)
-    return _refined(goal, refine, config, first, at)
+        low, first = (low, middle) if reaches(middle) else (middle, first)
 
-
-def _refined(
-    goal: Goal, refine: Refine, config: Config, first: int, at: Callable[[int], tuple[Allocation | None, float]]
-) -> Refined:
-    """Refine from the budget `first` downwards; fall back to the unrefined allocation if that does not help."""
-    best: Refined | None = None
-    step, greatest = first, at(first)[1]
-    for _ in range(_REFINEMENTS):
-        allocation = at(step)[0]
+    def refined(step: int) -> Refined | None:
+        allocation = at(step)
         if allocation is None:
-            break
-        refined = refine(allocation, with_budget(config, config.moved, step * STEP))
-        reached = goal.reached(refined.model)
-        greatest = max(greatest, reached)
-        if reached < goal.least:
-            break
-        best = refined
-        spare = (reached - goal.least) / _BIT_DB if goal.unit == "dB" else 4 * STEP
-        step -= max(1, int(spare / STEP))
-        if step * STEP < 1:
-            break
-    plain, value = at(first)
-    if best is None and plain is not None and value >= goal.least:
-        best = Refined(plain, quantized_model(plain))
-    if best is None:
-        result = f"{first * STEP:g} bits give {greatest:.2f} {goal.unit} on {goal.samples} held-out samples"
-        raise BudgetError(f"{goal.option} {goal.least:g} cannot be met: {result}; ask for less or allow more --widths")
-    return best
+            return None
+        return refine(allocation, with_budget(config, config.moved, step * STEP))
+
+    return _Ladder(goal, first, high, at, refined).descend()
+
+
+@dataclass(frozen=True)
+class _Ladder:
+    """Budgets to prove `goal` at, from `high` down to `first` and below, in steps; at, refined: what each gives."""
+
+    goal: Goal
+    first: int
+    high: int
+    at: Callable[[int], Allocation | None]
+    refined: Callable[[int], Refined | None]
+
+    def descend(self) -> Refined:
+        """Return the last model before the first that does not prove the goal. Raises BudgetError without one."""
+        best: Refined | None = None
+        lowest, proof = self.high, None
+        rungs = {self.high, self.first, *(self.first + rung for rung in _RUNGS)}
+        for step in sorted((rung for rung in rungs if rung <= self.high), reverse=True):
+            trial = self._trial(step)
+            if trial is None:
+                continue
+            proof = self.goal.prove(trial.model)
+            if proof.bound < self.goal.least:
+                break
+            best, lowest = trial, step
+        if best is None:
+            raise BudgetError(_missed(self.goal, proof, self.high))
+        if lowest == self.first:
+            return self._below(best)
+        refined = self.refined(lowest)
+        return refined if refined and self.goal.prove(refined.model).bound >= self.goal.least else best
+
+    def _trial(self, step: int) -> Refined | None:
+        """Refined at both ends; between them the curves' allocation does."""
+        if step in (self.first, self.high):
+            return self.refined(step)
+        allocation = self.at(step)
+        return None if allocation is None else Refined(allocation, quantized_model(allocation))
+
+    def _below(self, best: Refined) -> Refined:
+        """Fewer bits than `first`, as long as refinement makes up for them."""
+        step = self.first
+        for _ in range(_REFINEMENTS - 1):
+            spare = (self.goal.prove(best.model).bound - self.goal.least) / _BIT_DB if self.goal.unit == "dB" else 0.25
+            step -= max(1, int(spare / STEP))
+            trial = self.refined(step) if step * STEP >= 1 else None
+            if trial is None or self.goal.prove(trial.model).bound < self.goal.least:
+                break
+            best = trial
+        return best
+
+
+def _missed(goal: Goal, proof: Proof | None, high: int) -> str:
+    """Say what the widest budget reaches, and what would help."""
+    result = f"{high * STEP:g} bits give {goal.word(proof)}" if proof is not None else "no budget can be met"
+    if proof is not None and proof.reached >= goal.least and proof.needed:
+        fix = f"too few to tell: give about {proof.needed} with --validation, or ask for less"
+    else:
+        fix = "ask for less or allow more --widths"
+    return f"{goal.option} {goal.least:g} cannot be met: {result}; {fix}"

@@ -7,18 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.analysis.skips import Skip
-from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.emission.emit import Emission
-from rdoq_onnx.model.sizes import model_bytes
+from rdoq_onnx.refinement.reference import Agreement
 from rdoq_onnx.refinement.refine import Step
 from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, percent, times
-from rdoq_onnx.verification.verify import Verification
 from rdoq_onnx.version import __version__
+
+_SHOWN_PARTS = 6
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,22 @@ class WeightOnlyReport:
     elements: int
     bits: int
     reason: str
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """A part of the outputs: what it adds to the predicted and to the measured δ, its SQNR and the bound of that."""
+
+    name: str
+    output: str
+    predicted: float
+    measured: float
+    sqnr_db: float
+    bound_db: float
+
+    @property
+    def place(self) -> str:
+        return "" if self.name == self.output else f", in {self.output}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,14 @@ class Report:
     skipped: tuple[Skip, ...]
     probed: Mapping[str, str]
     steps: tuple[Step, ...] = ()
+    parts: tuple[PartReport, ...] = ()
+    agreement: Agreement | None = None
+    reason: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether all gates passed; `reason` says why not."""
+        return self.reason is None
 
     def to_json(self, output: str = "") -> str:
         """Write the document of `--json`."""
@@ -89,6 +110,8 @@ class Report:
             "version": __version__,
             "input": self.input,
             "output": output,
+            "passed": self.passed,
+            "reason": self.reason,
             "bits": {"weights": self.weight_bits if self.layers else None, "activations": self.activation_bits},
             "weights": {
                 "channels": channels,
@@ -104,9 +127,15 @@ class Report:
             "distortion": {
                 "predicted": self.predicted,
                 "measured": self.measured,
-                "sqnr_db": self.sqnr_db if math.isfinite(self.sqnr_db) else None,  # JSON has no infinity
+                "sqnr_db": _finite(self.sqnr_db),
                 "optimality_gap": self.optimality_gap,
+                "metric": "mse",
+                "parts": [
+                    asdict(part) | {"sqnr_db": _finite(part.sqnr_db), "bound_db": _finite(part.bound_db)}
+                    for part in self.parts
+                ],
             },
+            "agreement": None if self.agreement is None else self.agreement.document(),
             "file_bytes": {"input": self.input_bytes, "output": self.output_bytes},
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
             "calibration": {"source": self.calibration, "samples": self.samples},
@@ -137,7 +166,8 @@ class Report:
     def sections(self) -> list[list[tuple[str, str]]]:
         """Group the rows of the summary: quality and size, widths, gains, how it runs."""
         quality = [
-            ("output SQNR", f"{self.sqnr_db:.2f} dB on {self.held_out} held-out samples"),
+            ("output SQNR", self._sqnr()),
+            *self._part_rows(),
             ("distortion", f"{self.measured:.4g} measured, {self.predicted:.4g} predicted"),
             (
                 "file",
@@ -150,6 +180,23 @@ class Report:
         runtime = [("integer kernels", kernel_words(self.kernels)), ("time", times(self.seconds))]
         return [quality, self._widths(), [*map(_gain, self.steps), gap], runtime]
 
+    def _sqnr(self) -> str:
+        where = f"{self.sqnr_db:.2f} dB on {self.held_out} held-out samples"
+        return f"{where}, in the worst of {len(self.parts)} parts" if len(self.parts) > 1 else where
+
+    def _part_rows(self) -> list[tuple[str, str]]:
+        rows = []
+        if len(self.parts) > 1:
+            worst = sorted(self.parts, key=lambda part: part.sqnr_db)
+            rows = [(f"  {part.name}", f"{part.sqnr_db:.2f} dB{part.place}") for part in worst[:_SHOWN_PARTS]]
+            if len(worst) > _SHOWN_PARTS:
+                rows.append(
+                    ("  others", f"{len(worst) - _SHOWN_PARTS} parts of {worst[_SHOWN_PARTS].sqnr_db:.2f} dB or more")
+                )
+        if self.agreement is not None:
+            rows.append(("top class kept", self.agreement.text()))
+        return rows
+
     def _widths(self) -> list[tuple[str, str]]:
         rows = [("weights", f"{self.weight_bits:.3f} bits on average" if self.layers else "none in the search")]
         if self.layers:
@@ -160,7 +207,9 @@ class Report:
         if self.weight_only:
             elements = sum(x.elements for x in self.weight_only)
             rows.append(("weights outside the budget", f"{elements:,} in {len(self.weight_only)} tensors"))
-            rows.append(("their tensors by bits", histogram(_count(np.array([x.bits for x in self.weight_only])))))
+            rows.append(
+                ("their tensors by bits", histogram(count_widths(np.array([x.bits for x in self.weight_only]))))
+            )
         if self.activation_bits is None:
             return [*rows, ("activations", "float")]
         rows.append(("activations", f"{self.activation_bits:.3f} bits on average"))
@@ -177,72 +226,17 @@ def _gain(step: Step) -> tuple[str, str]:
     return f"gain from {step.name}", decibels(step.before, step.after)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The results of all steps of a run on the model `original`, read from `source`. seconds: of each step."""
-
-    source: str
-    original: onnx.ModelProto
-    samples: Samples
-    emission: Emission
-    allocation: Allocation
-    verification: Verification
-    steps: tuple[Step, ...]
-    seconds: Mapping[str, float]
+def failed_document(source: str, output: str, reason: str) -> str:
+    """Write the document of `--json` for a budget that could not be met."""
+    document = {"version": __version__, "input": source, "output": output, "passed": False, "reason": reason}
+    return json.dumps(document, indent=2) + "\n"
 
 
-def make_report(outcome: Outcome) -> Report:
-    """Collect the figures of a run."""
-    emission, allocation, verification = outcome.emission, outcome.allocation, outcome.verification
-    measurement = allocation.measurement
-    network, channels = measurement.network, measurement.channels
-    feeding = {
-        f: bits for a, bits in zip(network.activations, allocation.activation_bits, strict=True) for f in a.feeds
-    }
-    layers = tuple(
-        LayerReport(x.name, x.linear.op_type, tuple(bits.tolist()), feeding.get(x.uses[0].data))
-        for x, bits in zip(network.layers, allocation.layer_bits, strict=True)
-    )
-    elements = measurement.curves.elements
-    budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
-    spent = allocation.bits[:channels]
-    return Report(
-        input=outcome.source,
-        weight_bits=allocation.weight_average,
-        activation_bits=allocation.activation_average,
-        weight_elements=int(elements[:channels].sum()),
-        payload_bits=int((spent * elements[:channels]).sum()),
-        weight_histogram=_count(spent),
-        activation_elements=int(elements[channels:][budgeted].sum()),
-        activation_histogram=_count(np.array([allocation.activation_bits[k] for k in budgeted], np.int64)),
-        fusion_tensors=tuple(a.tensor for a in network.activations if a.fusion),
-        predicted=allocation.predicted,
-        measured=verification.measured,
-        sqnr_db=verification.sqnr_db,
-        level_gap=verification.level_gap,
-        optimality_gap=allocation.gap,
-        kernels=verification.kernels,
-        float_layers=verification.float_layers,
-        storage=emission.storage,
-        removed_channels=sum(map(len, emission.removed.values())),
-        kept_channels=emission.kept,
-        input_bytes=model_bytes(outcome.original),
-        output_bytes=model_bytes(emission.model),
-        seconds=dict(outcome.seconds),
-        calibration=outcome.samples.source,
-        samples=len(outcome.samples),
-        held_out=verification.samples,
-        layers=layers,
-        weight_only=tuple(
-            WeightOnlyReport(w.name, w.op_type, w.tensor, w.elements, bits, w.reason)
-            for w, bits in zip(network.weight_only, allocation.weight_only_bits, strict=True)
-        ),
-        skipped=network.skipped,
-        probed=measurement.probed,
-        steps=outcome.steps,
-    )
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
 
-def _count(bits: NDArray[np.int64]) -> dict[int, int]:
+def count_widths(bits: NDArray[np.int64]) -> dict[int, int]:
     widths, counts = np.unique(bits, return_counts=True)
     return {int(w): int(n) for w, n in zip(widths, counts, strict=True)}

@@ -8,6 +8,7 @@ import onnx
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.system import io
 from rdoq_onnx.verification.additivity import Alone
@@ -27,6 +28,7 @@ class Result:
     allocation: Allocation
     config: Config
     alone: Alone | None = None
+    failure: VerificationError | None = None
 
     @property
     def curves(self) -> Measurement:

@@ -32,12 +32,13 @@ _SURE = 2.0  # standard errors
 Powers = NDArray[np.float64]
 
 
-def check_agreement(signal: Powers, noises: Mapping[str, Powers], gap: Powers) -> None:
+def check_agreement(signal: Powers, noises: Mapping[str, Powers], gap: Powers, part: str = "") -> None:
     """Raise VerificationError unless the BASIC level, the default level and other runs compute the same network.
 
     Powers per sample, [samples]: of the float outputs, of the errors by run, and of the difference between the two
-    levels.
+    levels. part: the part of the outputs that they are of, "" if there is one.
     """
+    what = f"part {part!r} of the emitted model" if part else "the emitted model"
     broken = next((where for where, noise in noises.items() if not np.isfinite(noise).all()), None)
     if broken is not None:
         raise VerificationError(f"the outputs of the emitted model are not finite at {broken}")
@@ -47,7 +48,7 @@ def check_agreement(signal: Powers, noises: Mapping[str, Powers], gap: Powers) -
         other = DEFAULT if where == BASIC else BASIC
         if _beyond(noise, noises[other], _RUNTIMES if where == OPENVINO else _PROPORTION, floor):
             raise VerificationError(
-                f"the emitted model has {sqnr_db(signal.sum(), noise.sum()):.1f} dB at {where}, "
+                f"{what} has {sqnr_db(signal.sum(), noise.sum()):.1f} dB at {where}, "
                 f"{sqnr_db(signal.sum(), noises[other].sum()):.1f} dB at {other}"
             )
     excess = gap - _PROPORTION * (default + plain)

@@ -1,6 +1,5 @@
 """Verify the emitted model on held-out samples, which no measurement has used."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,84 +8,61 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocation import Allocation
-from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.curves.checkpoint import Binding, Steps
-from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.emission.tensorrt_rules import violations
 from rdoq_onnx.errors import ModelError, VerificationError
 from rdoq_onnx.model.protos import with_outputs
-from rdoq_onnx.model.sizes import model_bytes
-from rdoq_onnx.observation.distortion import sqnr_db
-from rdoq_onnx.refinement.judge import FLOAT_MEMORY
-from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.observation.part_values import PartPowers
+from rdoq_onnx.observation.parts import Part
+from rdoq_onnx.refinement.reference import Agreement, Reference, agreement, classifies
 from rdoq_onnx.targets import COMPLETE, Target
 from rdoq_onnx.verification.agreement import BASIC, DEFAULT, check_agreement
 from rdoq_onnx.verification.kernels import float_layers, kernel_counts
-from rdoq_onnx.verification.runs import (
-    LEVELS,
-    FloatRuns,
-    Run,
-    batch_powers,
-    float_runs,
-    floating,
-    onnxruntime_runs,
-    openvino_runs,
-)
+from rdoq_onnx.verification.runs import LEVELS, Run, onnxruntime_runs, openvino_runs
 from rdoq_onnx.verification.widths import check_widths
 
 Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class PartFigures:
+    """One part of the outputs: what it adds to δ, its SQNR, and the one-sided 95 % bound of that."""
+
+    name: str
+    output: str
+    measured: float
+    sqnr_db: float
+    bound_db: float
+
+
+@dataclass(frozen=True)
 class Verification:
     """Measurements of the emitted model on the held-out samples.
 
-    measured: δ, in the unit of the predicted one. sqnr_db: signal over noise of all float outputs. level_gap: δ between
-    ONNX Runtime's BASIC and default optimization levels. kernels: node counts of the graph that the default level
-    optimizes to. float_layers: nodes of quantized layers that the default level runs in float, with the reason.
-    samples: number of samples.
+    measured: δ, in the unit of the predicted one. parts: the same apart. level_gap: δ between ONNX Runtime's BASIC and
+    default optimization levels. kernels: node counts of the graph that the default level optimizes to. float_layers:
+    nodes of quantized layers that the default level runs in float, with the reason. samples: number of samples.
+    agreement: of the top class, for classifiers. powers: of the float outputs and the noise, by sample and part.
     """
 
     measured: float
-    sqnr_db: float
+    parts: tuple[PartFigures, ...]
     level_gap: float
     kernels: Mapping[str, int]
     float_layers: Mapping[str, str]
     samples: int
+    agreement: Agreement | None = None
+    powers: PartPowers | None = None
 
+    @property
+    def worst(self) -> PartFigures:
+        """The part with the lowest SQNR."""
+        return min(self.parts, key=lambda part: part.sqnr_db)
 
-@dataclass(frozen=True)
-class Reference:
-    """The float model `original` on `samples`, in `runtime`, that emitted models are compared with.
-
-    floats: the `float_runs`, the same for all budgets; None if they are too large to keep.
-    """
-
-    original: onnx.ModelProto
-    samples: Samples
-    runtime: Runtime
-    floats: FloatRuns | None = None
-
-    @classmethod
-    def of(
-        cls, original: onnx.ModelProto, measurement: Measurement, samples: Samples, runtime: Runtime, steps: Steps
-    ) -> "Reference":
-        """Make a reference, with float outputs that `steps` keeps for the next budget unless they are too large."""
-        if 8 * measurement.observation.metric.elements * len(samples) > FLOAT_MEMORY:
-            return cls(original, samples, runtime)
-        # Models that normalize to the same one still differ by rounding, so the key names the original.
-        name = f"outputs of {Binding.of(original, '', {}).model}, held out"
-        floats = steps.once(name, lambda: tuple(float_runs(original, measurement, samples, runtime)))
-        return cls(original, samples, runtime, floats)
-
-    def runs(self, measurement: Measurement) -> FloatRuns:
-        """Return the float outputs of each batch."""
-        return (
-            self.floats
-            if self.floats is not None
-            else float_runs(self.original, measurement, self.samples, self.runtime)
-        )
+    @property
+    def sqnr_db(self) -> float:
+        """The SQNR of the worst part."""
+        return self.worst.sqnr_db
 
 
 def verify(emission: Emission, allocation: Allocation, reference: Reference) -> Verification:
@@ -105,37 +81,51 @@ def verify(emission: Emission, allocation: Allocation, reference: Reference) -> 
     if broken:
         raise VerificationError(f"the emitted model breaks a rule of TensorRT: {broken[0]}")
     try:
-        runs, optimized = onnxruntime_runs(emission.model, runtime)
+        runs, optimized = onnxruntime_runs(reference.readable(emission.model), runtime)
         if target.name == "openvino":
-            runs |= openvino_runs(emission.model, runtime.threads)
-        compared = _compared(emission.model, runs, allocation.measurement, reference)
+            runs |= openvino_runs(reference.readable(emission.model), runtime.threads)
+        compared = _compared(emission.model, runs, _reported_level(target), reference)
     except ModelError as error:
         fix = f"; upgrade ONNX Runtime to {'.'.join(map(str, COMPLETE))}" if runtime.version < COMPLETE else ""
         raise VerificationError(f"the emitted model does not run: {error}{fix}") from error
-    if not math.isfinite(compared.measured):
+    if not np.isfinite(compared.measured).all():
         raise VerificationError("the outputs of the emitted model are not finite")
+    parts = allocation.measurement.observation.metric.parts
     if target.saturates:
-        check_agreement(compared.signal, compared.noises, compared.gap)
-    noise = float(compared.noises[_reported_level(target)].sum())
-    gap = float(compared.gap.sum()) if target.saturates else 0.0
+        compared.check(parts)
     return Verification(
-        compared.measured,
-        sqnr_db(float(compared.signal.sum()), noise),
-        compared.measured * gap / noise if noise > 0 else gap,
+        float(compared.measured.sum()),
+        _figures(parts, compared),
+        compared.level_gap if target.saturates else 0.0,
         kernel_counts(optimized),
         float_layers(optimized, allocation.measurement.network),
         len(reference.samples),
+        compared.agreement if classifies(reference) else None,
+        compared.powers,
     )
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """δ, and per sample the power of the signal, of the gap between the levels, and of the noise of each run."""
+    """What each part adds to δ; powers by sample and part: reported run, level gap, noise of each run."""
 
-    measured: float
-    signal: Float
+    measured: Float
+    powers: PartPowers
     gap: Float
     noises: Mapping[str, Float]
+    agreement: Agreement
+
+    def check(self, parts: tuple[Part, ...]) -> None:
+        """Raise VerificationError if the runs do not agree on some part."""
+        for k, part in enumerate(parts):
+            noises = {where: noise[:, k] for where, noise in self.noises.items()}
+            check_agreement(self.powers.signal[:, k], noises, self.gap[:, k], part.name if len(parts) > 1 else "")
+
+    @property
+    def level_gap(self) -> float:
+        """δ between the levels."""
+        shares = self.gap.sum(axis=0) / np.maximum(self.powers.noise.sum(axis=0), 1e-300)
+        return float((self.measured * shares).sum())
 
 
 def _reported_level(target: Target) -> str:
@@ -143,34 +133,33 @@ def _reported_level(target: Target) -> str:
     return DEFAULT if target.saturates else BASIC
 
 
-def _compared(
-    quantized: onnx.ModelProto, runs: Mapping[str, Run], measurement: Measurement, reference: Reference
-) -> _Compared:
-    metric, samples = measurement.observation.metric, reference.samples
-    outputs = [o.name for o in reference.original.graph.output]
-    reported = _reported_level(measurement.network.target)
+def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Run], reported: str, reference: Reference) -> _Compared:
+    metric, names, reader = reference.measurement.observation.metric, reference.outputs, reference.reader
     # Additional outputs may change how the model is fused, so they get a session of their own.
-    inner = None if set(metric.outputs) <= set(outputs) else with_outputs(quantized, metric.outputs)
+    inner = None if set(metric.outputs) <= set(names) else with_outputs(quantized, metric.outputs)
     session = None if inner is None else reference.runtime.session(inner, LEVELS[reported])
-    powers: list[list[Float]] = []
-    measured = 0.0
-    batches = samples.counted_batches(measurement.observation.batching.size)
-    for (count, feeds), (expected, aimed) in zip(batches, reference.runs(measurement), strict=True):
-        values = {where: run(feeds, outputs) for where, run in runs.items()}
-        powers.append(batch_powers(floating(expected), {where: floating(v) for where, v in values.items()}, count))
-        named = dict(zip(outputs, values[reported], strict=True))
-        inner_values = session.run(feeds) if session is not None else [named[n] for n in metric.outputs]
-        measured += float(metric.errors(inner_values, aimed, count).sum())
-    signal, gap, *errors = (np.concatenate(parts) for parts in zip(*powers, strict=True))
-    return _Compared(measured / len(samples), signal, gap, dict(zip(runs, errors, strict=True)))
+    measured, powers, gaps, counts = [], [], [], []
+    noises: dict[str, list[Float]] = {where: [] for where in runs}
+    for batch in reference.batches():
+        raw = {where: run(batch.feeds, names) for where, run in runs.items()}
+        values = {where: reference.read(v, batch.feeds, batch.count) for where, v in raw.items()}
+        for where, several in noises.items():
+            several.append(reader.gap(batch.expected, values[where]))
+        powers.append(reader.powers(batch.expected, values[reported]))
+        gaps.append(reader.gap(values[DEFAULT], values[BASIC]))
+        named = dict(zip(names, raw[reported], strict=True))
+        ends = session.run(batch.feeds) if session is not None else [named[n] for n in metric.outputs]
+        measured.append(metric.part_errors(ends, batch.aimed, batch.count))
+        counts.append(agreement(batch.expected, values[reported]))
+    return _Compared(
+        np.concatenate(measured).mean(axis=0),
+        PartPowers.joined(powers),
+        np.concatenate(gaps),
+        {where: np.concatenate(several) for where, several in noises.items()},
+        Agreement(sum(c.hits for c in counts), sum(c.samples for c in counts)),
+    )
 
 
-def check_gates(emission: Emission, verification: Verification, min_sqnr: float | None, max_bytes: int | None) -> None:
-    """Raise VerificationError if the file exceeds `max_bytes` bytes or its SQNR is below `min_sqnr` dB."""
-    size = model_bytes(emission.model)
-    if max_bytes is not None and size > max_bytes:
-        raise VerificationError(f"--max-bytes {max_bytes}: the emitted model has {size} bytes; give fewer bits")
-    if min_sqnr is not None and verification.sqnr_db < min_sqnr:
-        raise VerificationError(
-            f"--min-sqnr {min_sqnr:g}: the emitted model has {verification.sqnr_db:.2f} dB; give more bits"
-        )
+def _figures(parts: tuple[Part, ...], compared: _Compared) -> tuple[PartFigures, ...]:
+    columns = zip(parts, compared.measured, compared.powers.sqnr_db, compared.powers.bounds_db, strict=True)
+    return tuple(PartFigures(part.name, part.output, float(m), sqnr, bound) for part, m, sqnr, bound in columns)

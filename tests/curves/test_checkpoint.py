@@ -67,9 +67,8 @@ def test_outputs_of_the_float_network_are_kept(files, monkeypatch):
     def again(*_):
         raise AssertionError
 
-    outputs = ("refinement.judge.float_outputs", "verification.verify.float_runs")
-    for name in (*outputs, "refinement.affine_correction._float_outputs"):
-        monkeypatch.setattr(f"rdoq_onnx.{name}", again)
+    for name in ("judge.float_outputs", "reference.Reference._float_runs", "affine_correction._float_outputs"):
+        monkeypatch.setattr(f"rdoq_onnx.refinement.{name}", again)
     before = curves.read_bytes()
     assert Run(files, curves, weight_bits=3).data == fresh.data
     assert curves.read_bytes() == before
@@ -309,7 +308,9 @@ def test_budgets_that_fail_are_named_and_the_others_written(files, capsys):
     assert [p.name for p in files.glob("m?.onnx")] == ["m8.onnx"]
     code, said = failed([*arguments, "--bits", "1,6", "--widths", "4-8", "--json", files / "a.json"], capsys)
     assert code == 3, said
-    assert len(json.loads((files / "a.json").read_text())) == 1
+    documents = json.loads((files / "a.json").read_text())
+    assert [d["passed"] for d in documents] == [False, True]
+    assert "cannot be met" in documents[0]["reason"]
 
 
 def test_names_need_the_budget_where_there_are_several(files, capsys):

@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
+from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.observation.part_values import PartReader
-from rdoq_onnx.observation.parts import find_parts
+from rdoq_onnx.observation.parts import Part, Piece, find_parts, measured_tensors
 from rdoq_onnx.system.runtime import Runtime
 
 RUNTIME = Runtime("cpu", 1)
 SIZES = (3, 5)  # of axis 0, in turn: masks are made for each
+
+
+def reader_of(net):
+    parts = find_parts(net)
+    tensors = measured_tensors(parts)
+    return PartReader(net, Metric(parts, (1.0,) * len(tensors), (1,) * len(tensors), 1.0), RUNTIME)
 
 
 def model(nodes, signature):
@@ -31,7 +38,7 @@ def test_joined_tensors_are_found_behind_what_moves_and_scales_them(ort_run):
         t = Transpose <perm = [1, 0]> (j) u = Transpose <perm = [1, 0]> (t) y = Add (u, k)""",
         "(float[N, 4] x) => (float[N, 10] y)",
     )
-    reader = PartReader(net, find_parts(net), RUNTIME)
+    reader = reader_of(net)
     assert reader.outputs == ["y"]
     for count in SIZES:
         x = np.random.default_rng(count).standard_normal((count, 4)).astype(np.float32)
@@ -51,7 +58,7 @@ def test_a_part_of_a_split_output_is_read_from_its_side(ort_run):
     found = dict(
         zip(
             (p.name for p in find_parts(net)),
-            PartReader(net, find_parts(net), RUNTIME).read({"y": y, "z": z}, {"x": x}, 6),
+            reader_of(net).read({"y": y, "z": z}, {"x": x}, 6),
             strict=True,
         )
     )
@@ -62,7 +69,23 @@ def test_a_part_of_a_split_output_is_read_from_its_side(ort_run):
 @pytest.mark.parametrize("count", SIZES)
 def test_what_is_selected_from_is_read_in_front(count, ort_run):
     net = model("s = MatMul (x, w) y, i = TopK (s, two)", "(float[N, 4] x) => (float[N, 2] y, int64[N, 2] i)")
-    reader = PartReader(net, find_parts(net), RUNTIME)
+    reader = reader_of(net)
     assert reader.outputs == ["s"]
     values = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
     np.testing.assert_array_equal(reader.read({"s": values}, {}, count)[0][0], values)
+
+
+def test_powers_are_of_each_part_and_caches_share_one():
+    one, two, three = (Piece(n, n, n, "whole") for n in ("a", "b", "c"))
+    parts = (Part("a", (one,)), Part("caches", (two, three)))
+    reader = PartReader(
+        model("a = Neg (x)", "(float[N, 4] x) => (float[N, 4] a)"),
+        Metric(parts, (1.0, 0.5, 2.0), (1, 1, 1), 1.0),
+        RUNTIME,
+    )
+    a, b, c = (np.full((3, 2), v) for v in (1.0, 2.0, 0.5))
+    powers = reader.powers([[a], [b, c]], [[a + 0.1], [b, c + 0.5]])
+    np.testing.assert_allclose(powers.signal, [[2.0, 4.0]] * 3)
+    np.testing.assert_allclose(powers.noise, [[0.02, 2.0]] * 3)
+    np.testing.assert_allclose(powers.sqnr_db, [20.0, 10 * np.log10(2)])
+    assert powers.worst == 1

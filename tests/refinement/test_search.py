@@ -10,6 +10,7 @@ from rdoq_onnx import pipeline
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import BudgetError, ConfigError
 from rdoq_onnx.system.progress import Progress
+from rdoq_onnx.system.runtime import Runtime
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[N, 12] x) => (float[N, 6] y) { [first] z = MatMul (x, w) [act] a = Tanh (z) [second] y = MatMul (a, v) }"""
@@ -60,17 +61,43 @@ def test_agreement_is_reached():
 
 
 def test_goals_out_of_reach_tell_what_is_in_reach():
-    with pytest.raises(BudgetError, match=r"--sqnr 90 cannot be met: 8 bits give \d\d\.\d\d dB on 12 held-out samples"):
+    with pytest.raises(
+        BudgetError, match=r"--sqnr 90 cannot be met: 8 bits give \d\d\.\d\d dB on 12 samples, which prove"
+    ):
         run(replace(CONFIG, sqnr=90.0))
-    with pytest.raises(BudgetError, match=r"--top1-agreement 100 cannot be met: .* give .* % on 12 held-out samples"):
-        run(replace(CONFIG, top1_agreement=100.0, weight_bits=1.0, activation_bits=1.0))
+    with pytest.raises(BudgetError, match=r"--top1-agreement 70 cannot be met: 1 bits give .* % on 12 samples"):
+        run(replace(CONFIG, top1_agreement=70.0, weight_bits=1.0, activation_bits=1.0))
+
+
+def test_few_samples_prove_no_high_agreement():
+    """0.05^(1/12) = 77.9 %; 299 samples without a miss prove 99 %."""
+    message = (
+        "--top1-agreement 99: 12 samples without a miss prove only 77.9 %; give 299 with --validation, or ask for less"
+    )
+    with pytest.raises(BudgetError, match=message):
+        run(replace(CONFIG, top1_agreement=99.0))
+    with pytest.raises(BudgetError, match="no number of samples proves it"):
+        run(replace(CONFIG, top1_agreement=100.0))
+
+
+def test_validation_samples_decide():
+    """As many as are needed, beside few for calibration; what is found holds on others."""
+    rng = np.random.default_rng(5)
+    x, validation, fresh = (rng.standard_normal((n, 12)).astype(np.float32) for n in (60, 1000, 4000))
+    config = replace(CONFIG, top1_agreement=90.0)
+    result = pipeline.run(model(), {"x": x}, config, Progress(), None, {"x": validation})
+    assert result.report.held_out == 500
+    assert result.report.agreement.bound >= 0.9
+    session, float_session = (Runtime("cpu", 1).session(m, "all") for m in (result.model, model()))
+    kept = session.run({"x": fresh})[0].argmax(axis=1) == float_session.run({"x": fresh})[0].argmax(axis=1)
+    assert kept.mean() >= 0.9
 
 
 def test_agreement_needs_scores():
     deep = TEXT.replace("float[N, 6] y", "float[N, 6, 1] y").replace(
         "y = MatMul (a, v)", "u = MatMul (a, v) axes = Constant <value_ints = [2]> () y = Unsqueeze (u, axes)"
     )
-    with pytest.raises(ConfigError, match=r"--top1-agreement: the model outputs .* not one row of scores"):
+    with pytest.raises(ConfigError, match=r"--top1-agreement: the model does not give one row of scores"):
         run(replace(CONFIG, top1_agreement=99.0), deep)
 
 

@@ -23,10 +23,10 @@ from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.options import parse_pin
 from rdoq_onnx.report.html_report import html_report
-from rdoq_onnx.report.report import Outcome, make_report
+from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.verification.additivity import Alone
-from rdoq_onnx.verification.verify import Verification
+from rdoq_onnx.verification.verify import PartFigures, Verification
 from tests.conftest import ROOT
 
 CNN, CALIBRATION = ROOT / "models" / "digits_cnn.onnx", ROOT / "models" / "digits_calib.npz"
@@ -77,7 +77,8 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
             Samples("made up", {"a0": np.zeros(9)}),
             Emission(model, "packed", {}, {}),
             allocation,
-            Verification(1e-3, 30.0, 0.0, {}, {}, 4),
+            Verification(1e-3, (PartFigures("y", "y", 1e-3, 30.0, 29.0),), 0.0, {}, {}, 4),
+            (1e-3,),
             (),
             {"all": 1.0},
         )

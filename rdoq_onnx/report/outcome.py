@@ -1,0 +1,90 @@
+"""The results of a run, collected into its report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.emission.emit import Emission
+from rdoq_onnx.errors import VerificationError
+from rdoq_onnx.model.sizes import model_bytes
+from rdoq_onnx.refinement.refine import Step
+from rdoq_onnx.report.report import LayerReport, PartReport, Report, WeightOnlyReport, count_widths
+from rdoq_onnx.verification.verify import Verification
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The results of all steps of a run on the model `original`, read from `source`. seconds: of each step."""
+
+    source: str
+    original: onnx.ModelProto
+    samples: Samples
+    emission: Emission
+    allocation: Allocation
+    verification: Verification
+    predicted_parts: tuple[float, ...]
+    steps: tuple[Step, ...]
+    seconds: Mapping[str, float]
+    failure: VerificationError | None = None
+
+
+def make_report(outcome: Outcome) -> Report:
+    """Collect the figures of a run."""
+    emission, allocation, verification = outcome.emission, outcome.allocation, outcome.verification
+    measurement = allocation.measurement
+    network, channels = measurement.network, measurement.channels
+    feeding = {
+        f: bits for a, bits in zip(network.activations, allocation.activation_bits, strict=True) for f in a.feeds
+    }
+    layers = tuple(
+        LayerReport(x.name, x.linear.op_type, tuple(bits.tolist()), feeding.get(x.uses[0].data))
+        for x, bits in zip(network.layers, allocation.layer_bits, strict=True)
+    )
+    elements = measurement.curves.elements
+    budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
+    spent = allocation.bits[:channels]
+    return Report(
+        input=outcome.source,
+        weight_bits=allocation.weight_average,
+        activation_bits=allocation.activation_average,
+        weight_elements=int(elements[:channels].sum()),
+        payload_bits=int((spent * elements[:channels]).sum()),
+        weight_histogram=count_widths(spent),
+        activation_elements=int(elements[channels:][budgeted].sum()),
+        activation_histogram=count_widths(np.array([allocation.activation_bits[k] for k in budgeted], np.int64)),
+        fusion_tensors=tuple(a.tensor for a in network.activations if a.fusion),
+        predicted=allocation.predicted,
+        measured=verification.measured,
+        sqnr_db=verification.sqnr_db,
+        level_gap=verification.level_gap,
+        optimality_gap=allocation.gap,
+        kernels=verification.kernels,
+        float_layers=verification.float_layers,
+        storage=emission.storage,
+        removed_channels=sum(map(len, emission.removed.values())),
+        kept_channels=emission.kept,
+        input_bytes=model_bytes(outcome.original),
+        output_bytes=model_bytes(emission.model),
+        seconds=dict(outcome.seconds),
+        calibration=outcome.samples.source,
+        samples=len(outcome.samples),
+        held_out=verification.samples,
+        layers=layers,
+        weight_only=tuple(
+            WeightOnlyReport(w.name, w.op_type, w.tensor, w.elements, bits, w.reason)
+            for w, bits in zip(network.weight_only, allocation.weight_only_bits, strict=True)
+        ),
+        skipped=network.skipped,
+        probed=measurement.probed,
+        steps=outcome.steps,
+        parts=tuple(
+            PartReport(part.name, part.output, predicted, part.measured, part.sqnr_db, part.bound_db)
+            for part, predicted in zip(verification.parts, outcome.predicted_parts, strict=True)
+        ),
+        agreement=verification.agreement,
+        reason=None if outcome.failure is None else str(outcome.failure),
+    )

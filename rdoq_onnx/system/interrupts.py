@@ -1,0 +1,32 @@
+"""Ctrl-C: leave within a second, whatever ONNX Runtime is doing."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+INTERRUPTED = 130  # the exit code
+_GRACE = 0.6  # seconds for cleanup in progress
+
+
+def heed_interrupts() -> None:
+    """Exit within a second of Ctrl-C even inside a long call of ONNX Runtime, where Python runs no handler."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signal.SIGINT not in os.read(reading, 16):
+            pass
+        time.sleep(_GRACE)
+        leave()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def leave() -> None:
+    # Threads of ONNX Runtime may still be busy: do not wait for them.
+    sys.stderr.write("rdoq-onnx: interrupted\n")
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
