@@ -84,7 +84,7 @@ def measure(
     config = Config(**_sides(8, None, None, weights_only), **options)
     normal = read_normalized(model)[1]
     runtime = Runtime(config.provider, config.threads)
-    network, samples = network_and_samples(normal, calibration, config, runtime)
+    network, samples = network_and_samples(normal, calibration, config, runtime, Progress())
     steps = Steps(store_for(normal, samples, len(samples), config, curves), Progress(), regime(config))
     return measure_curves(network, config, SampleSplit.whole(samples, config.seed), runtime, steps)
 
