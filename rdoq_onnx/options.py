@@ -262,13 +262,16 @@ def keywords(given: Mapping[str, Any], also: Collection[str] = ()) -> dict[str, 
         if name not in known:
             (nearest,) = difflib.get_close_matches(name, [*known, *also], 1, 0.0)
             raise ConfigError(f"{name} is not an option; the nearest is {nearest}")
-    return {name: _KEYWORDS.get(name, _text)(option_of(name), value) for name, value in given.items()}
+    taken: dict[str, Callable[[str, Any], Any]] = {name: _KEYWORDS.get(name, _text) for name in given}
+    return {name: take(option_of(name), given[name]) for name, take in taken.items()}
 
 
 def number(option: str, value: Any) -> float:
     """Take a number, or text that holds one. Raises ConfigError on anything else."""
-    if isinstance(value, np.integer | np.floating):
-        return int(value) if isinstance(value, np.integer) else float(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, np.floating):
+        return float(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     with suppress(ValueError):

@@ -130,7 +130,7 @@ def _refined(
         if reached < goal.least:
             break
         best = refined
-        spare = (reached - goal.least) / _BIT_DB if goal.unit == "dB" else 4 * STEP
+        spare = min((reached - goal.least) / _BIT_DB, 8.0) if goal.unit == "dB" else 4 * STEP  # inf without any error
         step -= max(1, int(spare / STEP))
         if step * STEP < 1:
             break

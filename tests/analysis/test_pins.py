@@ -26,7 +26,7 @@ def model():
     [
         (
             (("stem", 4), ("stem", 5)),
-            "--pin stem=4 and --pin stem=5 both fix channels 0 to 4 of 'stem'; give one width",
+            "--pin stem=4 and --pin stem=5 both fix channels 0 to 4 of 'stem'; give one",
         ),
         ((("stem", 4), ("w", 2)), "--pin stem=4 and --pin w=2 both fix"),
         ((("st.*", 4), ("head", 3), ("h.*", 4)), "--pin head=3 and --pin h.*=4 both fix channels 0 to 5 of 'head'"),
