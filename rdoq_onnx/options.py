@@ -351,7 +351,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "image_mean": partial(parse_numbers, "--image-mean"),
     "image_std": partial(parse_numbers, "--image-std"),
 }
-_NUMBERS = ("weight_bits", "activation_bits", "sqnr", "top1_agreement", "image_scale", "min_sqnr")
+_NUMBERS = ("activation_bits", "sqnr", "top1_agreement", "image_scale", "min_sqnr")
 _SIZES = ("size", "layer_limit", "max_bytes")
 # For each field of Config that is not just text, what makes it from a keyword argument.
 _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {
@@ -359,6 +359,7 @@ _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(_SIZES, _or_none(_size)),
     **dict.fromkeys(("joint", "keep_channels"), flag),
     **dict.fromkeys(("seed", "threads"), _whole),
+    "weight_bits": number,
     "samples": _or_none(_whole),
     "storage": _or_none(_text),
     "widths": _listed(parse_widths, _whole),

@@ -124,7 +124,8 @@ def main() -> int:
 
     numbers = range(len(combinations_)) if given.only is None else range(given.only, given.only + 1)
     found = fuzzing.outcomes(case, numbers, given.jobs if len(numbers) > 1 else 1)
-    return fuzzing.counted(f"combinations on {len(MODELS)} models, seed {given.seed}", found)
+    what = f"combinations on {len(MODELS)} models, seed {given.seed}"
+    return fuzzing.counted(what, found, all_of_them=len(numbers) == 1)
 
 
 if __name__ == "__main__":

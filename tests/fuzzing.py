@@ -72,14 +72,14 @@ def _work(case: Case, numbers: range, pipe: int) -> None:
     os._exit(0)
 
 
-def counted(what: str, found: Iterable[tuple[int, str, str]], every: int = 500) -> int:
-    """Print counts of outcomes, and the faults; return the exit status."""
+def counted(what: str, found: Iterable[tuple[int, str, str]], all_of_them: bool = False) -> int:
+    """Print counts of outcomes, and what cases said: the faults, or all of them. Return the exit status."""
     counts: collections.Counter[str] = collections.Counter()
     for number, outcome, said in found:
         counts[outcome] += 1
-        if outcome.startswith("FAULT"):
+        if all_of_them or outcome.startswith("FAULT"):
             say(f"{number}: {outcome}\n{said}")
-        if sum(counts.values()) % every == 0:
+        if sum(counts.values()) % 500 == 0:
             say(f"so far: {dict(counts)}")
     say(f"{sum(counts.values())} {what}: {dict(sorted(counts.items()))}")
     return int(any(c.startswith("FAULT") for c in counts))
