@@ -134,7 +134,9 @@ def emit(
     """
     if read_normalized(model)[1] != allocation.measurement.source:
         raise ModelError("this is not the model that the allocation was measured on; measure it first")
-    return emit_model(allocation, {}, storage, keep_channels).model
+    given = keywords({"target": allocation.measurement.network.target.name, "storage": storage})
+    kept = flag("keep_channels", keep_channels)
+    return emit_model(allocation, {}, Config(**given).storage, kept).model
 
 
 _ALSO = ("bits", "weights_only", "curves")  # keywords that are no fields of Config

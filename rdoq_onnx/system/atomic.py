@@ -51,7 +51,7 @@ def followed(path: Path) -> Path:
     try:
         return path.resolve() if path.is_symlink() else path
     except (OSError, RuntimeError, ValueError) as error:  # a loop is a RuntimeError up to Python 3.12
-        raise OutputError(f"{path}: cannot be followed ({reason(error)}); choose another path") from error
+        raise OutputError(f"{path}: is not a usable path ({reason(error)}); choose another") from error
 
 
 @contextlib.contextmanager
