@@ -24,7 +24,7 @@ Invariants, each with its reason:
    which a DequantizeLinear does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,13 +62,15 @@ class InsertQDQ(Pass):
     """Quantize the weights and activations given. Assumes a normalized model; leaves no float copy of a weight.
 
     folds: whether the runtime folds the Cast and Mul of weights whose inputs stay in float; else all weights are behind
-    a DequantizeLinear.
+    a DequantizeLinear. measured: tensors that stay in the graph under their names: if a quantizer does the work of the
+    clamp that produces one, its DequantizeLinear produces it.
     """
 
     weights: Sequence[QuantizedWeight]
     activations: Sequence[tuple[Activation, Affine]]
     integer_biases: bool = True
     folds: bool = True
+    measured: Collection[str] = ()
 
     def __call__(self, model: ModelProto) -> ModelProto:
         def insert(graph: Graph) -> None:
@@ -80,7 +82,7 @@ class InsertQDQ(Pass):
                 _quantize_weight(graph, weight, nodes, zeros if meets_integers or not self.folds else None)
             tensors = graph.tensors()
             for activation, quantizer in self.activations:
-                _quantize_activation(graph, activation, quantizer, tensors)
+                _quantize_activation(graph, activation, quantizer, tensors, self.measured)
             if self.integer_biases:
                 for weight in self.weights:
                     for use in weight.layer.uses:
@@ -137,7 +139,9 @@ def _quantize_bias(graph: Graph, node: Node, weight: QuantizedWeight, zeros: Zer
     node.inputs[2] = surgeon.append(graph, "DequantizeLinear", inputs, f"{stem}_DequantizeLinear", attrs={"axis": 0})
 
 
-def _quantize_activation(graph: Graph, activation: Activation, quantizer: Affine, tensors: dict[str, Tensor]) -> None:
+def _quantize_activation(
+    graph: Graph, activation: Activation, quantizer: Affine, tensors: dict[str, Tensor], measured: Collection[str]
+) -> None:
     byte = np.int8 if quantizer.signed else np.uint8
     codes = (
         _initializer(graph, f"{activation.tensor}_scale", np.array(quantizer.scale, np.float32)),
@@ -152,7 +156,9 @@ def _quantize_activation(graph: Graph, activation: Activation, quantizer: Affine
         again = {activation.tensor: highest} | again
     for name in made:
         source, highest = _without_clamps(graph, tensors[name], quantizer)
-        _insert(graph, source, quantizer, codes, highest)
+        decoded = _insert(graph, source, quantizer, codes, highest)
+        if name in measured and source is not tensors[name]:
+            decoded.name, tensors[name].name = name, surgeon.fresh(graph, name)
     for name, highest in again.items():
         _insert(graph, tensors[name], quantizer, codes, highest)
 
@@ -163,7 +169,7 @@ def _insert(
     quantizer: Affine,
     codes: tuple[Constant, Constant],
     highest: NDArray[np.uint8] | None,
-) -> None:
+) -> Tensor:
     """Q, a ceiling on the integers where `highest` (one, or one a channel) leaves some of the 256 out, and DQ."""
 
     def build(source: Tensor) -> Tensor:
@@ -183,7 +189,7 @@ def _insert(
                 q = surgeon.append(graph, "Clip", [q, Variable(""), top], f"{stem}_Clip")
         return surgeon.append(graph, "DequantizeLinear", [q, *codes], f"{stem}_DequantizeLinear", like=tensor)
 
-    surgeon.insert_after(graph, tensor, build, outputs=False)
+    return surgeon.insert_after(graph, tensor, build, outputs=False)
 
 
 def _clips_before(quantizer: Affine) -> bool:

@@ -1,5 +1,6 @@
 """The Python API: `quantize`, and its steps one by one."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rdoq_onnx import pipeline
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.analysis.normalization import Model, read_normalized
+from rdoq_onnx.analysis.pins import check_pins
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Budgets, Config
 from rdoq_onnx.curves.checkpoint import Steps
@@ -16,21 +18,25 @@ from rdoq_onnx.curves.measure import measure as measure_curves
 from rdoq_onnx.curves.measure import regime, store_for
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model
-from rdoq_onnx.errors import ModelError
+from rdoq_onnx.errors import ConfigError, ModelError
 from rdoq_onnx.observation.inputs import network_and_samples
+from rdoq_onnx.options import flag, keywords, number
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.targets import Storage
+
+Bits = float | str  # text as on the command line
+Pins = Mapping[str, int] | Iterable[str | tuple[str, int]] | str
 
 
 def quantize(
     model: Model,
     calibration: Any = None,
     *,
-    bits: float = 8,
-    weight_bits: float | None = None,
-    activation_bits: float | None = None,
+    bits: Bits = 8,
+    weight_bits: Bits | None = None,
+    activation_bits: Bits | None = None,
     weights_only: bool = False,
     curves: str | Path | None = None,
     validation: Any = None,
@@ -45,7 +51,8 @@ def quantize(
     for one side, `weights_only` leaves activations in float. curves: checkpoint of the measurement, which is resumed
     from this file if it exists. validation: samples that goals, gates and figures are of, in place of some of the
     calibration's. options: the other fields of `config.Config`, named as the command line's options:
-    `samples`, `effort`, `target`, `pins`, `size`, `sqnr` and so on.
+    `samples`, `effort`, `target`, `pins`, `size`, `sqnr` and so on. Text that the command line takes is accepted, such
+    as activation_bits="none" or size="30kB"; pins may be a dict.
 
     Returns the emitted model with its report and allocation; writes nothing but `curves`. Raises RdoqError; errors.py
     lists its subclasses.
@@ -56,7 +63,7 @@ def quantize(
     >>> result.report.layers[0].name, len(result.report.layers[0].bits)
     ('/0/Conv', 16)
     """
-    config = Config(**_sides(bits, weight_bits, activation_bits, weights_only), **options)
+    config = Config(**_sides(bits, weight_bits, activation_bits, weights_only), **keywords(options, _ALSO))
     return pipeline.run(model, calibration, config, Progress(), curves, validation)
 
 
@@ -83,10 +90,10 @@ def measure(
     >>> [opset.version >= 13 for opset in emit("models/digits_cnn.onnx", allocation).opset_import if not opset.domain]
     [True]
     """
-    config = Config(**_sides(8, None, None, weights_only), **options)
+    config = Config(**_sides(8, None, None, weights_only), **keywords(options, ("weights_only", "curves")))
     normal = read_normalized(model)[1]
     runtime = Runtime(config.provider, config.threads)
-    network, samples = network_and_samples(normal, calibration, config, runtime)
+    network, samples = network_and_samples(normal, calibration, config, runtime, Progress())
     steps = Steps(store_for(normal, samples, len(samples), config, curves), Progress(), regime(config))
     return measure_curves(network, config, SampleSplit.whole(samples, config.seed), runtime, steps)
 
@@ -94,22 +101,28 @@ def measure(
 def allocate(
     measurement: Measurement,
     *,
-    bits: float = 8,
-    weight_bits: float | None = None,
-    activation_bits: float | None = None,
+    bits: Bits = 8,
+    weight_bits: Bits | None = None,
+    activation_bits: Bits | None = None,
     joint: bool = False,
-    pins: tuple[tuple[str, int], ...] = (),
-    size: int | None = None,
-    layer_limit: int | None = None,
+    pins: Pins = (),
+    size: int | str | None = None,
+    layer_limit: int | str | None = None,
 ) -> Allocation:
     """Choose the widths of least predicted distortion within the budgets (Lagrangian; allocate.py proves the gap).
 
-    Arguments as for `quantize`. pins: (name or regular expression of a layer or activation, its width). size: maximum
+    Arguments as for `quantize`. pins: a dict, or pairs, of a name or regular expression of layers or
+    activations and their width. size: maximum
     bytes of all weights at their widths, instead of `weight_bits`; layer_limit: of any layer's weights. Raises
     BudgetError if a budget cannot be met, ConfigError if a pin matches nothing.
     """
-    sides = _sides(bits, weight_bits, activation_bits, weights_only=not measurement.network.activations)
-    budgets = Budgets(**sides, joint=joint, pins=pins, size=size, layer_limit=layer_limit)
+    quantized = bool(measurement.network.activations)
+    if quantized and activation_bits == "none":
+        raise ConfigError("--activation-bits none: the curves quantize activations; measure with weights_only=True")
+    sides = _sides(bits, weight_bits, activation_bits, weights_only=not quantized)
+    rest = keywords({"joint": joint, "pins": pins, "size": size, "layer_limit": layer_limit})
+    budgets = Budgets(**sides, **rest)
+    check_pins(measurement.network, budgets.pins)
     return allocate_bits(measurement, budgets)
 
 
@@ -123,12 +136,19 @@ def emit(
     """
     if read_normalized(model)[1] != allocation.measurement.source:
         raise ModelError("this is not the model that the allocation was measured on; measure it first")
-    return emit_model(allocation, {}, storage, keep_channels).model
+    given = keywords({"target": allocation.measurement.network.target.name, "storage": storage})
+    kept = flag("keep_channels", keep_channels)
+    return emit_model(allocation, {}, Config(**given).storage, kept).model
 
 
-def _sides(bits: float, weight_bits: float | None, activation_bits: float | None, weights_only: bool) -> dict[str, Any]:
+_ALSO = ("bits", "weights_only", "curves")  # keywords that are no fields of Config
+
+
+def _sides(bits: Bits, weight_bits: Bits | None, activation_bits: Bits | None, weights_only: bool) -> dict[str, Any]:
     """Return the budget of each side under its name in Config and Budgets."""
-    return {
-        "weight_bits": bits if weight_bits is None else weight_bits,
-        "activation_bits": None if weights_only else bits if activation_bits is None else activation_bits,
-    }
+    both = number("--bits", bits)
+    weights = both if weight_bits is None else number("--weight-bits", weight_bits)
+    if flag("weights_only", weights_only) or activation_bits == "none":
+        return {"weight_bits": weights, "activation_bits": None}
+    activations = both if activation_bits is None else number("--activation-bits", activation_bits)
+    return {"weight_bits": weights, "activation_bits": activations}

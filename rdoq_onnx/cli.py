@@ -1,62 +1,41 @@
 """The command line: arguments -> Config -> pipeline -> exit code. Only this module and terminal.py print."""
 
 import gc
-import importlib.util
 import shlex
 import sys
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import click
+import onnx
 
 from rdoq_onnx.analysis.network import modified
 from rdoq_onnx.config import Config
 from rdoq_onnx.config_file import Kind, read_options, table_of
 from rdoq_onnx.dry_run import dry_run as dry_run_of
 from rdoq_onnx.dry_run import lines
-from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, VerificationError
+from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, UserCodeError, VerificationError
 from rdoq_onnx.options import declared, make_config
 from rdoq_onnx.pipeline import Job
 from rdoq_onnx.report.report import failed_document
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system import io
+from rdoq_onnx.system.files import BITS, Files, check_files
 from rdoq_onnx.system.interrupts import heed_interrupts, leave
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.version import __version__
 
 PYPROJECT = "pyproject.toml"
-BITS = "{bits}"  # stands for the budget in a file name
 
 
-@dataclass(frozen=True)
-class Files:
-    """The files that a run reads and writes."""
-
-    input: str
-    output: str
-    calibration: str | None
-    validation: str | None
-    modified: str | None
-    json: str | None
-    report: str | None
-    curves: str | None
-
-    def at(self, bits: str) -> "Files":
-        """Return the files of the budget `bits`, which replaces {bits}."""
-
-        def filled(path: str | None) -> str | None:
-            return None if path is None else path.replace(BITS, bits)
-
-        output = self.output.replace(BITS, bits)
-        return replace(
-            self, output=output, modified=filled(self.modified), json=filled(self.json), report=filled(self.report)
-        )
-
-
-@click.command(context_settings={"max_content_width": 100, "show_default": True})
+@click.command(context_settings={"max_content_width": 100, "show_default": True, "help_option_names": ["-h", "--help"]})
 @click.argument("input", metavar="INPUT")
 @click.argument("output", metavar="OUTPUT", required=False)
 @declared
@@ -81,49 +60,65 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     files = Files(**{name: options.pop(name) for name in names})
     bits = options.pop("bits")
     configs = {text.strip(): make_config({**options, "bits": text.strip()}) for text in bits.split(",")}
-    if dry_run:
-        from rdoq_onnx.report.terminal import Out  # here: rich is slow to import, and --quiet does not need it
-
-        out = Out(highlight=False, soft_wrap=True)
-        for line in lines(dry_run_of(files.input, files.calibration, next(iter(configs.values())))):
-            out.print(line, markup=False)
-        return
-    _check_files(files, [*configs])
-    if files.calibration is None:
-        _say(quiet, "warning: no --calibration, so samples are synthetic and all figures only indicative")
-    failures = _run_all(configs, files, typed, Progress())[1] if quiet else _run_shown(configs, files, typed, verbose)
+    with _user_traceback(verbose):
+        if dry_run:
+            _print_dry_run(files, next(iter(configs.values())))
+            return
+        check_files(files, [*configs])
+        if files.calibration is None:
+            _say(quiet, "warning: no --calibration, so samples are synthetic and all figures only indicative")
+        run = _run_all if quiet else partial(_run_shown, verbose=verbose)
+        failures = run(configs, files, typed)
     if failures:
         for bits, error in failures.items():
             _complain(f"--bits {bits}: {error}" if len(configs) > 1 else str(error))
         sys.exit(next(iter(failures.values())).exit_code)
 
 
+def _print_dry_run(files: Files, config: Config) -> None:
+    from rdoq_onnx.report.terminal import Out, print_all  # here: rich is slow to import, and --quiet does not need it
+
+    parts = [*lines(dry_run_of(files.input, files.calibration, config))]
+    print_all(Out(highlight=False, soft_wrap=True), parts)
+
+
 def _run_shown(
     configs: Mapping[str, Config], files: Files, typed: Sequence[str], verbose: bool
 ) -> dict[str, RdoqError]:
     """Run all budgets, showing progress and figures on the terminal; return those that failed, with the error."""
-    from rdoq_onnx.report.terminal import Out, print_frontier, print_summary, shown  # here: see `command`
+    from rdoq_onnx.report.terminal import Out, frontier, print_all, shown, summary  # here: see `_print_dry_run`
+
+    results: dict[str, Result] = {}
+    parts: list[Any] = []
+
+    def word(bits: str, result: Result) -> None:
+        results[bits] = result
+        parts.extend(summary(result, files.input, files.at(bits).output, verbose))
 
     with shown() as progress:
-        results, failures = _run_all(configs, files, typed, progress)
-    out = Out(highlight=False, soft_wrap=True)
-    for bits, result in results.items():
-        print_summary(out, result, files.input, files.at(bits).output, verbose)
+        failures = _run_all(configs, files, typed, progress, word)
     if len(results) > 1:
-        print_frontier(out, results)
+        parts.append(frontier(results))
+    print_all(Out(highlight=False, soft_wrap=True), parts)
     return failures
 
 
 def _run_all(
-    configs: Mapping[str, Config], files: Files, typed: Sequence[str], progress: Progress
-) -> tuple[dict[str, Result], dict[str, RdoqError]]:
-    """Run and write all budgets; return the results, and the errors of budgets not met or not verified."""
-    results: dict[str, Result] = {}
+    configs: Mapping[str, Config],
+    files: Files,
+    typed: Sequence[str],
+    progress: Progress | None = None,
+    word: Callable[[str, Result], None] = lambda bits, result: None,
+) -> dict[str, RdoqError]:
+    """Run and write all budgets; return the errors of budgets not met or not verified.
+
+    word: called with each result before its files are written, so that no error in its figures leaves files behind.
+    """
     failures: dict[str, RdoqError] = {}
     documents: dict[str, str] = {}
     first = next(iter(configs.values()))
     together = len(configs) > 1 and files.json is not None and BITS not in files.json
-    job = Job.of(files.input, files.calibration, first, progress, files.curves, files.validation)
+    job = Job.of(files.input, files.calibration, first, progress or Progress(), files.curves, files.validation)
     for bits, config in configs.items():
         own = replace(files.at(bits), json=None) if together else files.at(bits)
         try:
@@ -135,14 +130,14 @@ def _run_all(
                 io.write_text(documents[bits], own.json)
             continue
         documents[bits] = result.report.to_json(own.output)
-        _write(result, own, typed)
         if result.failure is None:
-            results[bits] = result
+            word(bits, result)
         else:
             failures[bits] = result.failure
+        _write(_contents(result, own, typed))
     if together and files.json is not None:
         io.write_text(f"[{', '.join(text.rstrip() for text in documents.values())}]\n", files.json)
-    return results, failures
+    return failures
 
 
 def _defaults(context: click.Context, _: click.Parameter, path: str | None) -> None:
@@ -164,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         heed_interrupts()
+        if isinstance(sys.stdout, TextIOWrapper):  # the files are written: no letter of the table may fail the run
+            sys.stdout.reconfigure(errors="replace")
         gc.freeze()  # imports live as long as the process: no need to scan them at each collection
     try:
         with warnings.catch_warnings():
@@ -194,36 +191,35 @@ def _say(quiet: bool, message: str) -> None:
         sys.stderr.write(f"rdoq-onnx: {message}\n")
 
 
-def _check_files(files: Files, budgets: Sequence[str]) -> None:
-    if files.report is not None and importlib.util.find_spec("plotly") is None:
-        raise ConfigError("--report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'")
-    if len(budgets) > 1:
-        for option, path in (("OUTPUT", files.output), ("--modified", files.modified), ("--report", files.report)):
-            if path is not None and BITS not in path:
-                several = f"--bits {','.join(budgets)} writes {len(budgets)} files"
-                raise ConfigError(f"{option} {path}: {several}; give a name with {BITS} in it")
-    for each in map(files.at, budgets):
-        written = [f for f in (each.output, each.modified, each.json, each.report, each.curves) if f is not None]
-        for path in written:
-            io.check_output(path, each.input)
-            for option, source in (("--calibration", each.calibration), ("--validation", each.validation)):
-                if source is not None and Path(path).resolve() == Path(source).resolve():
-                    raise ConfigError(f"{path}: is the {option} file; give another output path")
-        if len({Path(f).resolve() for f in written}) < len(written):
-            raise ConfigError(
-                "OUTPUT, --modified, --json, --report and --curves must be different files; give each its own path"
-            )
-
-
-def _write(result: Result, files: Files, typed: Sequence[str]) -> None:
-    """Write all files of one budget, the model last; only the reports of one that missed a gate."""
+def _contents(result: Result, files: Files, typed: Sequence[str]) -> Iterator[tuple[str, onnx.ModelProto | str]]:
+    """Make the content of all files of a budget, OUTPUT last; of one that missed a gate the reports alone."""
     if files.modified is not None and result.failure is None:
-        io.write_model(modified(result.curves.network), files.modified)
+        yield files.modified, modified(result.curves.network)
     if files.json is not None:
-        io.write_text(result.report.to_json(files.output), files.json)
+        yield files.json, result.report.to_json(files.output)
     if files.report is not None:
         from rdoq_onnx.report.html_report import html_report  # here: plotly is an extra, and slow to import
 
-        io.write_text(html_report(result, files.output, shlex.join(["rdoq-onnx", *typed])), files.report)
+        yield files.report, html_report(result, files.output, shlex.join(["rdoq-onnx", *typed]))
     if result.failure is None:
-        result.save(files.output)
+        yield files.output, result.model
+
+
+def _write(contents: Iterable[tuple[str, onnx.ModelProto | str]]) -> None:
+    """Write files once all their contents are made."""
+    for path, content in list(contents):
+        if isinstance(content, str):
+            io.write_text(content, path)
+        else:
+            io.write_model(content, path)
+
+
+@contextmanager
+def _user_traceback(verbose: bool) -> Iterator[None]:
+    """If `verbose`, show where the user's own code failed, in front of the error's one line."""
+    try:
+        yield
+    except UserCodeError as error:
+        if verbose and error.__cause__ is not None:
+            sys.stderr.write("".join(traceback.format_exception(error.__cause__)))
+        raise

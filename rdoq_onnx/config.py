@@ -19,6 +19,7 @@ Side = Literal["weights", "activations", "both"]
 MAX_BITS = 8
 MAX_THREADS = 1024
 MAX_SAMPLES = 1_000_000
+MAX_BYTES = 1 << 50
 
 T = TypeVar("T")
 Check = Callable[[str, Any], None]  # takes an option and its value; raises ConfigError
@@ -66,7 +67,7 @@ def _patterns(option: str, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"{option} {pattern!r} is not a valid regular expression: {error}") from error
 
 
@@ -94,6 +95,17 @@ def _natural(option: str, value: int) -> None:
 def _threads(option: str, count: int) -> None:
     if not 0 <= count <= MAX_THREADS:
         raise ConfigError(f"{option} {count}: give 0 (automatic) to {MAX_THREADS}")
+
+
+def _bytes(option: str, count: int) -> None:
+    if not 1 <= count <= MAX_BYTES:
+        raise ConfigError(f"{option} {count}: give 1 to {MAX_BYTES} bytes")
+
+
+def _percentage(option: str, value: float) -> None:
+    _within(0, 100, option, value)
+    if 0 < value <= 1:
+        raise ConfigError(f"{option} {value:g} is a percentage: did you mean {100 * value:g}?")
 
 
 def _decibels(option: str, value: float) -> None:
@@ -161,15 +173,15 @@ class Config:
     weight_bits: float = setting(8.0, partial(_within, 0, MAX_BITS), measured=False)
     activation_bits: float | None = setting(8.0, _optional(partial(_within, 1, MAX_BITS)), measured=False)
     sqnr: float | None = setting(None, _optional(_decibels), measured=False)
-    top1_agreement: float | None = setting(None, _optional(partial(_within, 0, 100)), measured=False)
-    moved: Side = setting("both", measured=False)
+    top1_agreement: float | None = setting(None, _optional(_percentage), measured=False)
+    moved: Side = setting("both", partial(_one_of, get_args(Side)), measured=False)
     joint: bool = setting(False, measured=False)
     widths: tuple[int, ...] = setting(tuple(range(MAX_BITS + 1)), _widths)
     pins: tuple[tuple[str, int], ...] = setting((), _pins, measured=False, option="--pin")
     exclude: tuple[str, ...] = setting((), _patterns)
     exclude_ops: tuple[str, ...] = setting(())
-    size: int | None = setting(None, measured=False)
-    layer_limit: int | None = setting(None, measured=False)
+    size: int | None = setting(None, _optional(_bytes), measured=False)
+    layer_limit: int | None = setting(None, _optional(_bytes), measured=False)
     samples: int | None = setting(None, _optional(_samples), measured=False)
     image_scale: float | None = setting(None, _optional(_factor), measured=False)
     image_mean: tuple[float, ...] | None = setting(None, _optional(_finite), measured=False)
@@ -183,7 +195,7 @@ class Config:
     keep_channels: bool = setting(False, measured=False)
     threads: int = setting(0, _threads, measured=False)
     min_sqnr: float | None = setting(None, _optional(_decibels), measured=False)
-    max_bytes: int | None = setting(None, measured=False)
+    max_bytes: int | None = setting(None, _optional(_bytes), measured=False)
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -217,11 +229,16 @@ class Config:
 
 def _check_fields(settings: Config | Budgets) -> None:
     """Run the check declared in Config for each field of `settings`."""
-    declared = Config.__dataclass_fields__
     for name in (f.name for f in fields(settings)):
-        check, option = declared[name].metadata["check"], declared[name].metadata["option"]
+        check = Config.__dataclass_fields__[name].metadata["check"]
         if check is not None:
-            check(option or f"--{name.replace('_', '-')}", getattr(settings, name))
+            check(option_of(name), getattr(settings, name))
+
+
+def option_of(name: str) -> str:
+    """Return the option of the command line that sets the field `name` of Config."""
+    option: str = Config.__dataclass_fields__[name].metadata["option"]
+    return option or f"--{name.replace('_', '-')}"
 
 
 def _check_joint(settings: Config | Budgets) -> None:

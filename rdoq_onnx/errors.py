@@ -5,6 +5,7 @@
     ├── ModelError         2  the model cannot be read or has nothing to quantize
     │   └── ShortageError  2  not enough memory to run it with this many samples at once
     ├── CalibrationError   2  the samples do not fit the model
+    │   └── UserCodeError  2  the user's own function, which gives samples, fails
     ├── OutputError        2  the output cannot be written
     ├── ProviderError      2  ONNX Runtime or the requested provider is missing
     ├── BudgetError        3  the budget cannot be met
@@ -34,6 +35,10 @@ class ShortageError(ModelError):
 
 class CalibrationError(RdoqError):
     """The samples do not fit the model."""
+
+
+class UserCodeError(CalibrationError):
+    """The user's own function, which gives samples, fails; `__cause__` is its error."""
 
 
 class OutputError(RdoqError):

@@ -70,7 +70,7 @@ class Job:
         with progress.step("normalize"):
             original, normal = read_normalized(model)
             reference = runnable(original)
-            network, samples = network_and_samples(normal, calibration, config, runtime)
+            network, samples = network_and_samples(normal, calibration, config, runtime, progress)
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
         split = SampleSplit.of(samples, config.seed)
         if validation is not None:

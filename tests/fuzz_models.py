@@ -9,15 +9,10 @@ the number that makes them again: `--only NUMBER --keep FOLDER`.
 """
 
 import argparse
-import collections
 import contextlib
 import io
-import os
 import re
-import signal
 import sys
-import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,10 +23,10 @@ import onnxruntime as ort
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper, parser
 
 from rdoq_onnx import cli
+from tests import fuzzing
 
 ROOT = Path(__file__).parent.parent
 ZOO = Path("/work/shared/zoo")
-SECONDS = 60
 LARGE = 0.05  # share of mutants that are made from bundled and zoo models
 OPTIONS = ("--effort", "fast", "--samples", "6", "--threads", "1", "--quiet")
 UP_TO_THE_MEASUREMENT = ("--exclude", ".*")
@@ -340,66 +335,13 @@ def run(data: bytes, quick: bool, folder: Path) -> tuple[str, str]:
 
 
 def outcomes(count: int, seed: int, jobs: int, first: int = 0) -> Iterator[tuple[int, str, str]]:
-    """(number, outcome, what it said) of all mutants. Workers run a stride each; one that dies or hangs is replaced."""
-    running: dict[int, tuple[int, int, float]] = {}  # pipe -> process, next number, since when
-    buffers: dict[int, str] = {}
-    todo = [(first + job, first + count, jobs) for job in range(jobs)]
-
-    def start(begin: int, end: int, step: int) -> None:
-        reading, writing = os.pipe()
-        process = os.fork()
-        if process == 0:
-            os.close(reading)
-            _work(range(begin, end, step), seed, writing)
-        os.close(writing)
-        os.set_blocking(reading, False)
-        running[reading], buffers[reading] = (process, begin, time.monotonic()), ""
-
-    for part in todo:
-        start(*part)
-    while running:
-        time.sleep(0.02)
-        for pipe in list(running):
-            process, number, since = running[pipe]
-            try:
-                chunk = os.read(pipe, 1 << 16)
-            except BlockingIOError:
-                if time.monotonic() - since < SECONDS:
-                    continue
-                chunk = b""
-                os.kill(process, signal.SIGKILL)
-            buffers[pipe] += chunk.decode(errors="replace")
-            *lines, buffers[pipe] = buffers[pipe].split("\n")
-            for line in lines:
-                outcome, _, said = line.partition("\t")
-                yield number, outcome, said.replace("\v", "\n")
-                number += jobs
-                running[pipe] = (process, number, time.monotonic())
-            if not chunk:
-                status = os.waitpid(process, 0)[1]
-                del running[pipe]
-                if number < first + count:
-                    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-                    yield number, "FAULT hang" if killed else f"FAULT died with status {status}", ""
-                    start(number + jobs, first + count, jobs)
-
-
-def _work(numbers: range, seed: int, pipe: int) -> None:
+    """(number, outcome, what it said) of all mutants."""
     small, large = small_models(), large_models()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    with tempfile.TemporaryDirectory() as folder:
-        for number in numbers:
-            outcome, said = run(*mutant(number, seed, small, large), Path(folder))
-            text = said.replace("\n", "\v").replace("\t", " ")
-            os.write(pipe, f"{outcome}\t{text[-3000:]}\n".encode())
-    os._exit(0)
 
+    def case(number: int, folder: Path) -> tuple[str, str]:
+        return run(*mutant(number, seed, small, large), folder)
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    return fuzzing.outcomes(case, range(first, first + count), jobs)
 
 
 def main() -> int:
@@ -413,16 +355,9 @@ def main() -> int:
     if given.keep is not None and given.only is not None:
         data, _ = mutant(given.only, given.seed, small_models(), large_models())
         (given.keep / f"mutant_{given.only}.onnx").write_bytes(data)
-    counts: collections.Counter[str] = collections.Counter()
     first, count = (given.only, 1) if given.only is not None else (0, given.count)
-    for number, outcome, said in outcomes(count, given.seed, given.jobs if count > 1 else 1, first):
-        counts[outcome] += 1
-        if outcome.startswith("FAULT") or count == 1:
-            _say(f"{number}: {outcome}\n{said}")
-        if sum(counts.values()) % 500 == 0:
-            _say(f"so far: {dict(counts)}")
-    _say(f"{sum(counts.values())} mutants, seed {given.seed}: {dict(sorted(counts.items()))}")
-    return int(any(c.startswith("FAULT") for c in counts))
+    found = outcomes(count, given.seed, given.jobs if count > 1 else 1, first)
+    return fuzzing.counted(f"mutants, seed {given.seed}", found, all_of_them=count == 1)
 
 
 if __name__ == "__main__":

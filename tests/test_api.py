@@ -205,8 +205,65 @@ def test_errors_are_of_one_family_and_misspelt_options_are_refused(
         rdoq_onnx.quantize("none_such.onnx", {"input": x})
     with pytest.raises(rdoq_onnx.RdoqError, match="matches no layer"):
         rdoq_onnx.allocate(measurement, bits=4, pins=(("none_such", 4),))
-    with pytest.raises(TypeError, match="sede"):
+    with pytest.raises(rdoq_onnx.RdoqError, match="sede is not an option; the nearest is seed"):
         rdoq_onnx.quantize(model, {"input": x}, sede=1)
+
+
+TEXT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "bits": ({"bits": "4"}, {"bits": 4.0}),
+    "no activations": ({"bits": 3, "activation_bits": "none"}, {"bits": 3, "weights_only": True}),
+    "size": ({"size": "2kB"}, {"size": 2000}),
+    "pins as a dict": ({"pins": {"/0/Conv": "2"}}, {"pins": (("/0/Conv", 2),)}),
+    "pins as text": ({"pins": ["/0/Conv=2"]}, {"pins": (("/0/Conv", 2),)}),
+    "one pin": ({"pins": ("/0/Conv", 2)}, {"pins": (("/0/Conv", 2),)}),
+    "one pattern": ({"exclude": "/0/Conv"}, {"exclude": ("/0/Conv",)}),
+    "widths": ({"widths": "2,4-6"}, {"widths": (2, 4, 5, 6)}),
+    "numpy": ({"seed": np.int64(3), "widths": np.array([2, 4])}, {"seed": 3, "widths": (2, 4)}),
+}
+
+
+@pytest.mark.parametrize("case", TEXT)
+def test_text_of_the_command_line_is_understood(model: onnx.ModelProto, x: NDArray[np.float32], case: str) -> None:
+    text, plain = (rdoq_onnx.quantize(model, {"input": x}, effort="fast", threads=1, **o) for o in TEXT[case])
+    assert text.model.SerializeToString(deterministic=True) == plain.model.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"bits": "four"}, "--bits 'four' is not a number"),
+        ({"bits": None}, "--bits None is not a number"),
+        ({"bits": "2,3"}, "--bits '2,3' is not a number"),
+        ({"weights_only": 1}, "weights_only 1: give True or False"),
+        ({"joint": "yes"}, "--joint 'yes': give True or False"),
+        ({"pins": [("/0/Conv",)]}, "is not a pattern with its bits"),
+        ({"pins": {"/0/Conv": 2.5}}, "--pin /0/Conv 2.5 is not a whole number"),
+        ({"exclude": 3}, "--exclude 3 is not a name"),
+        ({"size": 0}, "--size 0: give 1 to"),
+        ({"samples": "few"}, "--samples 'few' is not a number"),
+        ({"effort": ["fast"]}, "is not a name; give a string"),
+        ({"moved": "all"}, "--moved 'all': choose one of"),
+        ({"pin": ("/0/Conv=2",)}, "pin is not an option; the nearest is pins"),
+        ({"weight_only": True}, "weight_only is not an option; the nearest is weights_only"),
+        ({"curves": 3}, "curves is a int; give a path"),
+    ],
+)
+def test_other_values_are_refused(
+    model: onnx.ModelProto, x: NDArray[np.float32], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(rdoq_onnx.RdoqError) as caught:
+        rdoq_onnx.quantize(model, {"input": x}, **options)
+    assert said in str(caught.value)
+
+
+def test_what_allocate_and_emit_refuse(model: onnx.ModelProto, measurement: rdoq_onnx.Measurement) -> None:
+    for options in ({"activation_bits": "none"}, {"pins": {"/0/Conv[0:99]": 2}}, {"size": "much"}, {"joint": 1}):
+        with pytest.raises(rdoq_onnx.RdoqError):
+            rdoq_onnx.allocate(measurement, **options)
+    with pytest.raises(rdoq_onnx.RdoqError, match="--storage 'zip': choose one of"):
+        rdoq_onnx.emit(model, rdoq_onnx.allocate(measurement, bits="4"), storage="zip")  # type: ignore[arg-type]
+    with pytest.raises(rdoq_onnx.RdoqError, match="the model is a int; give a path"):
+        rdoq_onnx.quantize(3)  # type: ignore[arg-type]
 
 
 def test_a_tensor_that_is_always_zero_spoils_nothing() -> None:

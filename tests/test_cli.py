@@ -402,7 +402,7 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     assert (tmp_path / "out.onnx").exists()
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
+@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
 def test_help_and_version(main: Main, option: str) -> None:
     run = main(option)
     assert (run.code, run.err) == (0, "")
@@ -521,12 +521,19 @@ def test_impossible_bits(main: Main, tmp_path: Path, option: str, value: str) ->
         (["--pin", "conv"], "--pin 'conv' is not PATTERN=BITS; give"),
         (["--pin", "/0/conv=4"], "--pin /0/conv=4 matches no layer or activation; the nearest is '/0/Conv'"),
         (["--pin", "/0/Conv=0", "--widths", "2-8"], "--pin /0/Conv=0: '/0/Conv' offers [2, 3, 4, 5, 6, 7] bits"),
+        (["--pin", "Conv=4"], "matches no layer or activation; a pattern matches whole names: give '.*Conv.*'"),
+        (["--pin", "/0/Conv=4", "--pin", "/0/.*=5"], "--pin /0/Conv=4 and --pin /0/.*=5 both fix channels 0 to 15 of"),
+        (["--pin", "/0/Conv[0:17]=4"], "'/0/Conv' has no such channels; give a range within [0:16]"),
+        (["--exclude", "Conv"], "--exclude 'Conv' matches no layer; a pattern matches whole names: give '.*Conv.*'"),
+        (["--exclude", "a{99999999999}"], "--exclude 'a{99999999999}' is not a valid regular expression"),
         (["--exclude", "/0/Convs"], "--exclude '/0/Convs' matches no layer; the nearest is '/0/Conv'"),
         (["--exclude-op", "gemm"], "--exclude-op 'gemm' matches no layer's operator type; the nearest is 'Gemm'"),
         (["--size", "much"], "--size 'much' is not a valid size; give for example 1.5MB"),
         (["--size", "30kB", "--weight-bits", "4"], "--size and --weight-bits are both budgets"),
         (["--sqnr", "25", "--weight-bits", "4", "--activation-bits", "8"], "need a budget to lower"),
         (["--sqnr", "25", "--top1-agreement", "99"], "exclude each other; give one"),
+        (["--top1-agreement", "0.99"], "--top1-agreement 0.99 is a percentage: did you mean 99?"),
+        (["--size", "9" * 400], "bytes"),
         (["--exclude", ".*"], "no layer to quantize"),
         (["--exclude", "("], "--exclude '(' is not a valid regular expression"),
         (["--joint", "--weight-bits", "3"], "--joint takes one budget: give --bits alone"),
@@ -579,13 +586,14 @@ def test_gate_that_is_missed(main: Main, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "said"),
     [
+        ("-", "-: cannot write to standard output; give the path of a file"),
         ("none_such/out.onnx", "its folder none_such does not exist; create it first"),
         ("folder", "is a folder; give the path of a file"),
         ("/proc/none_such.onnx", "cannot be written"),
         ("/dev/null", "is a device or pipe; give the path of a file"),
         ("x" * 300, "is not a usable path"),
     ],
-    ids=["no folder", "a folder", "proc", "device", "long name"],
+    ids=["standard output", "no folder", "a folder", "proc", "device", "long name"],
 )
 def test_unwritable_output(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str) -> None:
     if output.startswith("/") and not Path(output).parent.is_dir():
@@ -604,6 +612,77 @@ def test_unwritable_side_output(main: Main, tmp_path: Path, option: str) -> None
     output = tmp_path / "out.onnx"
     arguments = [CNN, output, *FEW, option, tmp_path / "none_such" / "f"]
     refused(main, arguments, output, 2, "does not exist; create it first")
+
+
+def test_a_link_as_output_stays_and_its_target_is_replaced(main: Main, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    target, link = tmp_path / "store" / "real.onnx", tmp_path / "out.onnx"
+    link.symlink_to(Path("store") / "real.onnx")
+    for before in (None, BEFORE):
+        if before is not None:
+            target.write_bytes(before)
+        assert main(CNN, link, *FEW, "--effort", "fast").code == 0
+        assert link.is_symlink()
+        assert not target.is_symlink()
+        onnx.checker.check_model(target)
+    link.unlink()
+    link.symlink_to(link)
+    assert "is not a usable path" in main(CNN, link, *FEW).error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--weight-bits", "0"],
+        ["--size", "1B"],
+        ["--layer-limit", "1B"],
+        ["--widths", "4-8", "--weight-bits", "5", "--activation-bits", "none", "--effort", "default"],
+        ["--effort", "best"],
+    ],
+    ids=" ".join,
+)
+def test_options_at_their_ends(main: Main, tmp_path: Path, options: list[str]) -> None:
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[N, 3] y)
+        { a = MatMul (x, w) b = Relu (a) c = MatMul (b, v) y = Softmax (c) }""")
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (4, 4)), ("v", (4, 3))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    onnx.save(model, tmp_path / "in.onnx")
+    np.save(tmp_path / "x.npy", rng.standard_normal((64, 4)).astype(np.float32))
+    chosen = ["--effort", "fast", *options, "--report", tmp_path / "out.html", "--threads", "1", "--verbose"]
+    run = main(tmp_path / "in.onnx", tmp_path / "out.onnx", "--calibration", tmp_path / "x.npy", *chosen)
+    assert run.code == 0, run.err
+    assert "output SQNR" in run.out
+    onnx.checker.check_model(tmp_path / "out.onnx")
+
+
+def test_nothing_is_written_before_all_figures_are_made(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("rdoq_onnx.report.terminal.advise", broken)
+    output, report = tmp_path / "out.onnx", tmp_path / "out.json"
+    with pytest.raises(ZeroDivisionError):
+        main(CNN, output, *FEW, "--effort", "fast", "--json", report)
+    assert not output.exists()
+    assert not report.exists()
+
+
+@pytest.mark.parametrize(("option", "shown"), [("--verbose", True), ("--quiet", False)])
+def test_failure_of_the_users_function(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, shown: bool
+) -> None:
+    (tmp_path / "feeds_that_fail.py").write_text("def feeds():\n    yield {}['absent']\n")
+    monkeypatch.chdir(tmp_path)
+    run = main(CNN, "out.onnx", "--calibration", "feeds_that_fail:feeds", option)
+    assert run.code == 2
+    last = run.err.splitlines()[-1]
+    assert last.startswith("rdoq-onnx: error: feeds_that_fail:feeds: failed with KeyError: 'absent'; fix it")
+    assert ("Traceback" in run.err) is shown
+    assert ('feeds_that_fail.py", line 2' in run.err) is shown
+    assert "rdoq_onnx/" not in run.err.replace(str(tmp_path), "")
 
 
 def test_no_output_may_replace_an_input_or_another_output(main: Main, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rdoq_onnx.analysis.network import layer_names
-from rdoq_onnx.analysis.patterns import channel_range, matches, nearest
+from rdoq_onnx.analysis.patterns import channel_range, matches, suggestion
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.errors import ConfigError
@@ -21,10 +21,12 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     mask = np.ones(distortion.shape, bool)
     for pattern, bits in pins:
         name, channels = channel_range(pattern)
-        matching = [(k, _part(u, channels)) for k, u in _named_rows(measurement) if matches(name, k)]
+        named = _named_rows(measurement)
+        eligible = named if channels is None else named[: len(measurement.network.layers)]
+        matching = [(k, _part(u, channels)) for k, u in eligible if matches(name, k)]
         if not matching and not any(matches(name, w.names) for w in measurement.network.weight_only):
-            all_names = [n for names, _ in _named_rows(measurement) for n in names]
-            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, all_names)}")
+            all_names = [n for names, _ in eligible for n in names]
+            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{suggestion(name, all_names)}")
         for names, units in matching:
             if units.start >= units.stop:
                 raise ConfigError(f"--pin {pattern}={bits}: {names[0]!r} has no such channels; give a range within it")

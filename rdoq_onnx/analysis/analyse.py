@@ -13,8 +13,8 @@ import onnx
 from onnx import NodeProto
 
 from rdoq_onnx.analysis.activations import find_activations, find_branches, find_sums
-from rdoq_onnx.analysis.network import Network, layer_names
-from rdoq_onnx.analysis.patterns import channel_range, matches, nearest
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.analysis.pins import check_pins
 from rdoq_onnx.analysis.skips import (
     QUANTIZED,
     Excludes,
@@ -65,7 +65,7 @@ def analyse(model: onnx.ModelProto, selection: Selection) -> Network:
         if branches:
             return analyse(run_passes([BranchConsumers(branches)], model), selection)
     network = Network(model, layers, activations, skipped, target, others)
-    _check_pins(network, selection.pins)
+    check_pins(network, selection.pins)
     return network
 
 
@@ -193,14 +193,3 @@ def _linear(node: NodeProto, shape: tuple[int, ...], side: int) -> Linear:
         output_padding=tuple(attribute(node, "output_padding", ())),
         output_shape=tuple(attribute(node, "output_shape", ())[-(len(shape) - 2) :]),
     )
-
-
-def _check_pins(network: Network, pins: Sequence[tuple[str, int]]) -> None:
-    """Raise ConfigError for a pin that matches nothing in `network`."""
-    layers = [layer_names(layer) for layer in network.layers]
-    tensors: list[tuple[str, ...]] = [a.names for a in network.activations] + [w.names for w in network.weight_only]
-    for pattern, bits in pins:
-        name, channels = channel_range(pattern)
-        if not any(matches(name, n) for n in (layers if channels else layers + tensors)):
-            choices = [n for names in (layers if channels else layers + tensors) for n in names]
-            raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{nearest(name, choices)}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import onnx
 
+from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.protos import default_opset
 from rdoq_onnx.model.validate import check_model
 from rdoq_onnx.passes import run_passes
@@ -23,6 +24,8 @@ Model = onnx.ModelProto | str | Path
 
 def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the original model and the model after the NORMALIZE passes. Raises ModelError."""
+    if not isinstance(model, onnx.ModelProto | str | Path):
+        raise ModelError(f"the model is a {type(model).__name__}; give a path or an onnx.ModelProto")
     original = model if isinstance(model, onnx.ModelProto) else io.read_model(model)
     check_model(original)
     return original, run_passes(NORMALIZE, original)

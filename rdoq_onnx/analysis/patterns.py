@@ -12,8 +12,8 @@ def matches(pattern: str, names: Iterable[str]) -> bool:
 
 def channel_range(pattern: str) -> tuple[str, slice | None]:
     """Split "NAME[2:8]" into NAME and the slice of its channels; any other pattern into itself and None."""
-    match = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", pattern)
-    if not match:
+    match = re.fullmatch(r"(.+)\[([0-9]{0,9}):([0-9]{0,9})\]", pattern)
+    if not match or not _compiles(match[1]):  # "\\[2:8]" names a bracket
         return pattern, None
     first, last = (int(t) if t else None for t in match.group(2, 3))
     return match[1], slice(first, last)
@@ -21,14 +21,31 @@ def channel_range(pattern: str) -> tuple[str, slice | None]:
 
 def as_pattern(name: str) -> str:
     """The pattern that matches only `name`."""
-    try:
-        re.compile(name)
-    except re.error:
-        return re.escape(name)
-    return re.escape(name) if channel_range(name)[1] is not None else name
+    return name if _compiles(name) and channel_range(name)[1] is None else re.escape(name)
+
+
+def suggestion(pattern: str, names: Iterable[str]) -> str:
+    """A hint, for the error message, at what to write instead of a `pattern` that matches none of `names`.
+
+    It says so if the pattern only matches inside a name; patterns match whole names.
+    """
+    names = list(names)
+    wider = f".*({pattern}).*" if "|" in pattern else f".*{pattern}.*"
+    inside = any((match := re.search(pattern, n)) and match[0] for n in names)
+    if inside and _compiles(wider) and matches(wider, names):
+        return f"; a pattern matches whole names: give {wider!r}"
+    return nearest(pattern, names)
 
 
 def nearest(pattern: str, names: Iterable[str]) -> str:
     """A hint, for the error message, at the one of `names` that is closest to `pattern`."""
     closest = difflib.get_close_matches(pattern, list(names), 1, 0.0)
     return f"; the nearest is {closest[0]!r}" if closest else ""
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True

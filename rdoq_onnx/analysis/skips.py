@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from rdoq_onnx.analysis.patterns import matches, nearest
+from rdoq_onnx.analysis.patterns import matches, nearest, suggestion
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.graph import Graph
 
@@ -69,7 +69,7 @@ def check_excludes(excludes: Excludes, nodes: Collection[Named]) -> None:
     left = unmatched(excludes, nodes)
     for pattern in left.patterns:
         names = [name for _, aliases in nodes for name in aliases]
-        raise ConfigError(f"--exclude {pattern!r} matches no layer{nearest(pattern, names)}")
+        raise ConfigError(f"--exclude {pattern!r} matches no layer{suggestion(pattern, names)}")
     for op_type in left.types:
         types = [op_type for op_type, _ in nodes]
         raise ConfigError(f"--exclude-op {op_type!r} matches no layer's operator type{nearest(op_type, types)}")

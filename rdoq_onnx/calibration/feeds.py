@@ -1,6 +1,7 @@
 """Collate feeds into arrays of all samples, with one feed in memory at a time."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,6 +13,8 @@ from rdoq_onnx.calibration.samples import InputSpec, Rows, blocks
 from rdoq_onnx.errors import CalibrationError, ModelError
 
 NORMALIZATION = ("mean", "std")  # arrays that may accompany images; the same in every feed
+
+EVERY = 10.0  # seconds between notes on how many feeds were read
 
 Array = NDArray[Any]
 
@@ -59,6 +62,23 @@ def collate(
         if not spools and not constants:
             raise CalibrationError(f"{label}: no samples; give at least one")
         return constants | {name: spool.rows() for name, spool in spools.items()}
+
+
+def watched(label: str, feeds: Iterable[Any], note: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
+    """Yield feeds with their names for error messages; note now and then how many were read."""
+    last = time.monotonic()
+    for k, feed in enumerate(feeds):
+        if (now := time.monotonic()) - last >= EVERY:
+            last = now
+            note(f"{label}: {k:,} feeds read")
+        yield f"item {k}", feed
+
+
+def has_length(feeds: Any) -> bool:
+    try:
+        return len(feeds) >= 0
+    except Exception:  # the len() of ONNX Runtime's readers and of PyTorch's streams raises
+        return False
 
 
 def model_batch(specs: Sequence[InputSpec]) -> int | None:

@@ -6,7 +6,7 @@ the same array in every run.
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rdoq_onnx.calibration.array_files import read_arrays
-from rdoq_onnx.calibration.feeds import NORMALIZATION, as_array, collate, listed, model_batch
+from rdoq_onnx.calibration.feeds import NORMALIZATION, as_array, collate, has_length, listed, model_batch, watched
 from rdoq_onnx.calibration.folders import evenly, folder_arrays
 from rdoq_onnx.calibration.images import channel_axis
 from rdoq_onnx.calibration.pixels import DEFAULT_PIXELS, Pixels
@@ -27,7 +27,11 @@ from rdoq_onnx.errors import CalibrationError
 
 EXTRA_ARRAYS = ("y", *NORMALIZATION)  # labels and normalization, which may be stored with the samples
 
+MAX_FEEDS = 1024  # samples taken of feeds without a length
+_FUNCTION = r"([A-Za-z_][\w.]*):(\w+)"  # module:function
+
 Array = NDArray[Any]
+Note = Callable[[str], None]
 
 
 class Reader(Protocol):
@@ -40,16 +44,21 @@ Source = str | Path | Mapping[str, ArrayLike] | Iterable[Mapping[str, ArrayLike]
 
 
 def load_samples(
-    source: Source, specs: Sequence[InputSpec], limit: int | None, pixels: Pixels = DEFAULT_PIXELS
+    source: Source,
+    specs: Sequence[InputSpec],
+    limit: int | None,
+    pixels: Pixels = DEFAULT_PIXELS,
+    note: Note = lambda text: None,
 ) -> Samples:
     """Load at most `limit` samples from `source`, in the shapes and dtypes of the inputs `specs`.
 
     source: path of an .npz, .npy or folder, "module:function", arrays by name, feeds, or an object with ONNX Runtime's
-    get_next(). Takes evenly spaced samples of files and arrays, but the first ones of feeds, which may never end.
-    pixels: image normalization.
+    get_next(). Takes evenly spaced samples of files and arrays, but the first ones of feeds, which may never end; at
+    most MAX_FEEDS of feeds without a length if `limit` is None.
+    pixels: image normalization. note: called with how far the reading of feeds is.
     Reads every sample once; raises CalibrationError if one does not fit.
     """
-    label, stored = _read(source, specs, limit)
+    label, stored, limit = _read(source, specs, limit, note)
     inputs = _by_input(label, stored, specs)
     for spec in specs:
         _check_rank(label, inputs[spec.name], spec)
@@ -99,22 +108,32 @@ def synthetic(
     return replace(samples, batch=samples.fixed_batch(specs))
 
 
-def _read(source: Source, specs: Sequence[InputSpec], limit: int | None) -> tuple[str, Mapping[str, Rows]]:
-    """Read any source; return its name for messages, and its arrays."""
+def _read(
+    source: Source, specs: Sequence[InputSpec], limit: int | None, note: Note
+) -> tuple[str, Mapping[str, Rows], int | None]:
+    """Read any source; return its name for messages, its arrays, and how many samples of them to take."""
     if isinstance(source, str | Path):
         path = Path(source)
-        function = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", str(source))
-        if function and not path.exists():
-            return str(source), _read(call(str(source), *function.groups()), specs, limit)[1]
-        return str(source), folder_arrays(path, specs, limit) if path.is_dir() else read_arrays(path)
+        function = re.fullmatch(_FUNCTION, str(source))
+        if not function or path.exists():
+            return str(source), folder_arrays(path, specs, limit) if path.is_dir() else read_arrays(path), limit
+        made = call(str(source), *function.groups())
+        if isinstance(made, str) and re.fullmatch(_FUNCTION, made):
+            raise CalibrationError(f"{source}: returns {made!r}; return feeds, arrays or a path")
+        return (str(source), *_read(made, specs, limit, note)[1:])
     if isinstance(source, Mapping):
-        return "arrays", {name: as_array("arrays", name, value) for name, value in source.items()}
+        return "arrays", {name: as_array("arrays", name, value) for name, value in source.items()}, limit
     get_next = getattr(source, "get_next", None)
     label = "feeds" if get_next is None else "data reader"
     feeds = source if get_next is None else iter(get_next, None)
-    if isinstance(feeds, Iterable):
-        return label, collate(label, ((f"item {k}", feed) for k, feed in enumerate(feeds)), specs, limit)
-    raise CalibrationError(f"calibration is a {type(source).__name__}; give a path, arrays by name, or feeds")
+    if not isinstance(feeds, Iterable):
+        raise CalibrationError(f"calibration is a {type(source).__name__}; give a path, arrays by name, or feeds")
+    if limit is not None or has_length(source):
+        return label, collate(label, watched(label, feeds, note), specs, limit), limit
+    arrays = collate(label, watched(label, feeds, note), specs, MAX_FEEDS)
+    if any(rows.shape[:1] >= (MAX_FEEDS,) for rows in arrays.values()):
+        note(f"{label}: took the first {MAX_FEEDS:,} samples, as the number is not known; --samples sets another")
+    return label, arrays, MAX_FEEDS
 
 
 def _by_input(label: str, stored: Mapping[str, Rows], specs: Sequence[InputSpec]) -> dict[str, Rows]:

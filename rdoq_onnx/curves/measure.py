@@ -18,6 +18,7 @@ from rdoq_onnx.curves.float_fallback import choose_fallback, in_float
 from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
 from rdoq_onnx.curves.select import Measured, select
 from rdoq_onnx.curves.steps import Bench
+from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.gradients.plan import draws
 from rdoq_onnx.observation.equalization import equalize, exponent_for
 from rdoq_onnx.observation.observe import observe
@@ -88,6 +89,8 @@ def store_for(model: onnx.ModelProto, samples: Samples, seen: int, config: Confi
     """Open the store of the normalized `model` measured on `seen` of the `samples`, in the file `curves` if given."""
     if curves is None:
         return Store()
+    if not isinstance(curves, str | Path):
+        raise ConfigError(f"curves is a {type(curves).__name__}; give a path")
     data = f"{samples.digest}, {seen} of {len(samples)}"
     return Store.open(curves, Binding.of(model, data, config.measuring()))
 

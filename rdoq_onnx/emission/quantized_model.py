@@ -58,5 +58,5 @@ def quantized_model(allocation: Allocation) -> onnx.ModelProto:
         for each, bits in zip(measurement.activations, allocation.activation_bits, strict=True)
     ]
     target = network.target
-    step = InsertQDQ(weights, quantizers, target.integer_biases, target.folds)
+    step = InsertQDQ(weights, quantizers, target.integer_biases, target.folds, measurement.observation.metric.outputs)
     return run_passes([step], network.model, checked=False)

@@ -11,13 +11,14 @@ from rdoq_onnx.calibration.samples import Samples, input_specs
 from rdoq_onnx.config import Config
 from rdoq_onnx.model.validate import check_sizes
 from rdoq_onnx.observation.batching import separated
+from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 
 SYNTHETIC_SAMPLES = 64
 
 
 def network_and_samples(
-    model: onnx.ModelProto, calibration: Any, config: Config, runtime: Runtime
+    model: onnx.ModelProto, calibration: Any, config: Config, runtime: Runtime, progress: Progress
 ) -> tuple[Network, Samples]:
     """Analyse a normalized model and load the samples of a run.
 
@@ -25,7 +26,7 @@ def network_and_samples(
     """
     network = analyse(model, config.selection)
     check_sizes(model)
-    return network, separated(network, samples_for(model, calibration, config), runtime)
+    return network, separated(network, samples_for(model, calibration, config, progress), runtime)
 
 
 def validation_samples(
@@ -35,9 +36,9 @@ def validation_samples(
     return separated(network, load_samples(source, input_specs(model), None, config.pixels), runtime)
 
 
-def samples_for(model: onnx.ModelProto, calibration: Any, config: Config) -> Samples:
+def samples_for(model: onnx.ModelProto, calibration: Any, config: Config, progress: Progress | None = None) -> Samples:
     """Load the samples of a run. Raises CalibrationError if they do not fit the model."""
     specs = input_specs(model)
     if calibration is None:
         return synthetic(specs, config.samples or SYNTHETIC_SAMPLES, config.seed, integer_ranges(model))
-    return load_samples(calibration, specs, config.samples, config.pixels)
+    return load_samples(calibration, specs, config.samples, config.pixels, (progress or Progress()).note)

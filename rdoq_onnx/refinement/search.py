@@ -181,7 +181,8 @@ class _Ladder:
         """Fewer bits than `first`, as long as refinement makes up for them."""
         step = self.first
         for _ in range(_REFINEMENTS - 1):
-            spare = (self.goal.prove(best.model).bound - self.goal.least) / _BIT_DB if self.goal.unit == "dB" else 0.25
+            above = self.goal.prove(best.model).bound - self.goal.least
+            spare = min(above / _BIT_DB, 8.0) if self.goal.unit == "dB" else 0.25  # inf without any error
             step -= max(1, int(spare / STEP))
             trial = self.refined(step) if step * STEP >= 1 else None
             if trial is None or self.goal.prove(trial.model).bound < self.goal.least:

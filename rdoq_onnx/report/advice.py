@@ -69,9 +69,9 @@ def _pin(allocation: Allocation, config: Config) -> list[str]:
     spent = bits * curves.elements
     rows = _rows_of(worst.side, allocation)
     extra = int(((width - bits[worst.rows]) * curves.elements[worst.rows]).sum())
-    share = extra / float(spent[rows].sum())
-    if not 0 < share <= _EXPENSIVE:
+    if not 0 < extra <= _EXPENSIVE * int(spent[rows].sum()):
         return []
+    share = extra / float(spent[rows].sum())
     now = config.activation_bits if worst.side == "activations" else _weight_bits(allocation, config)
     budget = max(_up((int(spent[rows].sum()) + extra) / int(curves.elements[rows].sum())), now or 0.0)
     trial = with_budget(replace(config, pins=(*config.pins, (as_pattern(worst.name), width))), worst.side, budget)

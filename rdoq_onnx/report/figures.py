@@ -263,7 +263,7 @@ def histogram(result: Result) -> go.Figure:
             traces.append(
                 go.Bar(
                     x=widths,
-                    y=[100 * f / sum(filled) for f in filled],
+                    y=[100 * f / max(sum(filled), 1) for f in filled],
                     name=name,
                     marker={"color": colour},
                     customdata=counts,

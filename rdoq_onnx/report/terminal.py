@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import click
@@ -95,8 +95,8 @@ class Out(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def print_frontier(out: Console, results: Mapping[str, Result]) -> None:
-    """Print a table of rate and distortion over the budgets."""
+def frontier(results: Mapping[str, Result]) -> Table:
+    """Make a table of rate and distortion over the budgets."""
     table = Table(title="rate and distortion", title_justify="left")
     for column in ("--bits", "weight bits", "activation bits", "file", "predicted δ", "measured δ", "SQNR"):
         table.add_column(column, justify="right")
@@ -112,11 +112,17 @@ def print_frontier(out: Console, results: Mapping[str, Result]) -> None:
             f"{report.measured:.4g}",
             f"{report.sqnr_db:.2f} dB",
         )
-    out.print(table)
+    return table
 
 
-def print_summary(out: Console, result: Result, source: str, output: str, verbose: bool) -> None:
-    """Print the figures of a run; `verbose`: also layers and activations, each as a --pin to paste."""
+def print_all(out: Console, parts: Iterable[Table | str]) -> None:
+    """Print tables and lines of text; nothing in them is markup."""
+    for part in parts:
+        out.print(part, markup=False)
+
+
+def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator[Table | str]:
+    """Word the figures of a run; `verbose`: also layers and activations, each as a --pin to paste."""
     report = result.report
     paths = " -> ".join(map(click.format_filename, (source, output)))
     table = Table(title=Text(paths), show_header=False, title_justify="left")
@@ -124,30 +130,30 @@ def print_summary(out: Console, result: Result, source: str, output: str, verbos
         for figure, value in section:
             table.add_row(figure, value)
         table.add_section()
-    out.print(table)
+    yield table
     for line in advise(result.allocation, result.config, report):
-        out.print(f"hint: {line}", markup=False)
+        yield f"hint: {line}"
     for tensor, reason in report.probed.items():
-        out.print(f"measured exactly: {tensor}: {reason}", markup=False)
+        yield f"measured exactly: {tensor}: {reason}"
     if report.weight_only:
-        out.print(f"weights outside the budget: {len(report.weight_only)} tensors", markup=False)
+        yield f"weights outside the budget: {len(report.weight_only)} tensors"
         for x in report.weight_only:
-            out.print(f"  {x.op} {x.name}: {x.weight}, {x.elements:,} weights, {x.bits} bits: {x.reason}", markup=False)
+            yield f"  {x.op} {x.name}: {x.weight}, {x.elements:,} weights, {x.bits} bits: {x.reason}"
     if report.skipped:
-        out.print(f"left in float: {len(report.skipped)} nodes", markup=False)
+        yield f"left in float: {len(report.skipped)} nodes"
         for skip in report.skipped:
-            out.print(f"  {skip.op_type} {skip.node}: {skip.reason}", markup=False)
+            yield f"  {skip.op_type} {skip.node}: {skip.reason}"
     for node, reason in report.float_layers.items():
-        out.print(f"integer weights, float kernel: {node}: {reason}", markup=False)
+        yield f"integer weights, float kernel: {node}: {reason}"
     for node, several in report.kept_channels.items():
         for reason, count in Counter(reason for _, reason in several).items():
-            out.print(f"0-bit channels kept: {count} of {node}: {reason}", markup=False)
+            yield f"0-bit channels kept: {count} of {node}: {reason}"
     if verbose:
-        print_widths(out, result)
+        yield from widths(result)
 
 
-def print_widths(out: Console, result: Result) -> None:
-    """Print the widths of layers and activations, each as a --pin to paste."""
+def widths(result: Result) -> Iterator[str]:
+    """Word the widths of layers and activations, each as a --pin to paste."""
     lines = []
     for layer in result.report.layers:
         source = "float input" if layer.activation_bits is None else f"{layer.activation_bits}-bit input"
@@ -159,7 +165,7 @@ def print_widths(out: Console, result: Result) -> None:
         else:
             lines.append((pin_of(activation.tensor, bits), "activation"))
     if lines:
-        out.print("widths, as options for the next run:")
+        yield "widths, as options for the next run:"
     column = min(_COLUMN, max((len(pin) for pin, _ in lines), default=0))
     for pin, comment in lines:
-        out.print(f"  {pin:{column}}  # {comment}" if pin else f"  # {comment}", markup=False)
+        yield f"  {pin:{column}}  # {comment}" if pin else f"  # {comment}"

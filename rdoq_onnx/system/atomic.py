@@ -21,8 +21,9 @@ SHOWN = 300  # characters kept of another library's message
 def atomic(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Yield temporary files that are renamed to `paths`, in this order, once all are complete and on the disk.
 
-    Raises OutputError.
+    A symbolic link stays, and the file that it leads to is replaced. Raises OutputError.
     """
+    paths = tuple(map(followed, paths))
     temporaries = [path.parent / f".rdoq-{secrets.token_hex(8)}.tmp" for path in paths]
     try:
         with contextlib.ExitStack() as stack:  # open() applies the umask, unlike mkstemp
@@ -43,6 +44,14 @@ def atomic(*paths: Path) -> Iterator[list[BinaryIO]]:
         for temporary in temporaries:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def followed(path: Path) -> Path:
+    """Return what `path` leads to if it is a symbolic link, and `path` otherwise. Raises OutputError for a loop."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError, ValueError) as error:  # a loop is a RuntimeError up to Python 3.12
+        raise OutputError(f"{path}: is not a usable path ({reason(error)}); choose another") from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, set_externa
 
 from rdoq_onnx.errors import ConfigError, ModelError, OutputError
 from rdoq_onnx.model.protos import copy_fields, tensors
-from rdoq_onnx.system.atomic import atomic, lock_folder, reason
+from rdoq_onnx.system.atomic import atomic, followed, lock_folder, reason
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,9 +78,11 @@ def check_output(path: PathLike, input_path: PathLike | None = None) -> None:
 
     Raises OutputError or ConfigError.
     """
+    if str(path) == "-":
+        raise OutputError("-: cannot write to standard output; give the path of a file (./- for one of that name)")
     path = Path(path)
     try:
-        folder, exists = path.parent, path.exists()
+        folder, exists = followed(path).parent, path.exists()
         if path.is_dir():
             raise OutputError(f"{path}: is a folder; give the path of a file")
         if exists and not path.is_file():
@@ -100,7 +102,7 @@ def write_model(model: onnx.ModelProto, path: PathLike) -> None:
 
     The same model gives the same bytes. Raises OutputError.
     """
-    path = Path(path)
+    path = followed(Path(path))
     if sum(map(_stored_bytes, _tensors(model))) <= LIMIT:
         with atomic(path) as (file,):
             file.write(model.SerializeToString(deterministic=True))

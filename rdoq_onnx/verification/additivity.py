@@ -45,7 +45,7 @@ def affordable(allocation: Allocation) -> int:
     measurement = allocation.measurement
     units = len(allocation.layer_bits) + len(allocation.activation_bits)
     work = units * sum(measurement.observation.sizes.values())  # of one sample
-    return min(max(int(_WORK / work), SAMPLES[0]), SAMPLES[1])
+    return min(max(int(_WORK / max(work, 1)), SAMPLES[0]), SAMPLES[1])
 
 
 def measured_alone(

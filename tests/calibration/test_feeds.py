@@ -1,10 +1,13 @@
 """Collating feeds: rows in sequence, constants once, inconsistent feeds refused by item."""
 
+import itertools
+
 import numpy as np
 import pytest
 
+from rdoq_onnx.calibration import feeds
 from rdoq_onnx.calibration.feeds import collate, model_batch
-from rdoq_onnx.calibration.load import load_samples
+from rdoq_onnx.calibration.load import MAX_FEEDS, load_samples
 from rdoq_onnx.errors import ModelError
 from tests.calibration.test_load import SILERO, X, every, floats, refusal, spec
 
@@ -61,6 +64,35 @@ def test_no_more_samples_than_the_limit_are_read():
 
     assert collate("here", feeds(), [X], limit=3)["x"].shape[0] >= 3
     assert read == [0, 1]
+
+
+class Unsized:
+    """Feeds with a len() that raises, as ONNX Runtime's readers and PyTorch's streams have."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+    def __iter__(self):
+        return ({"x": np.full((3, 3), k, np.float32)} for k in itertools.count())
+
+
+@pytest.mark.parametrize("source", [Unsized, lambda: iter(Unsized())], ids=["object", "iterator"])
+def test_feeds_without_a_length_are_capped(source):
+    notes = []
+    samples = load_samples(source(), [X], None, note=notes.append)
+    assert len(samples) == MAX_FEEDS
+    assert notes == ["feeds: took the first 1,024 samples, as the number is not known; --samples sets another"]
+    assert len(load_samples(source(), [X], 6, note=notes.append)) == 6
+    assert len(load_samples([{"x": floats(1, 3)}] * (MAX_FEEDS + 1), [X], None, note=notes.append)) == MAX_FEEDS + 1
+    assert len(load_samples(iter([{"x": floats(1, 3)}] * 5), [X], None, note=notes.append)) == 5
+    assert len(notes) == 1
+
+
+def test_long_reading_is_noted(monkeypatch):
+    monkeypatch.setattr(feeds, "EVERY", 0.0)
+    notes = []
+    assert [name for name, _ in feeds.watched("here", "abc", notes.append)] == ["item 0", "item 1", "item 2"]
+    assert notes == ["here: 0 feeds read", "here: 1 feeds read", "here: 2 feeds read"]
 
 
 def test_one_sample_without_the_batch_axis():

@@ -26,6 +26,23 @@ def broken():
     yield {"x": np.ones((1, 3), np.float32)}
     raise ValueError("two\\nlines")
 
+def leaves():
+    raise SystemExit(0)
+
+def own_name():
+    return "my_feeds:own_name"
+
+class Sized:
+    def __len__(self):
+        return 5
+
+    def __iter__(self):
+        raise OSError
+
+class Reader:
+    def get_next(self):
+        raise ValueError("torn tape")
+
 def wrong():
     return 3
 """
@@ -53,6 +70,10 @@ def test_a_function_may_return_any_other_source():
     ("name", "said"),
     [
         ("my_feeds:broken", "failed with ValueError: two lines"),
+        ("my_feeds:leaves", "failed with SystemExit: 0; fix it"),
+        ("my_feeds:own_name", "returns 'my_feeds:own_name'; return feeds, arrays or a path"),
+        ("my_feeds:Sized", "failed with OSError; fix it"),
+        ("my_feeds:Reader", "failed with ValueError: torn tape"),
         ("my_feeds:none", "no attribute 'none'"),
         ("no_such_module:f", "No module named"),
         ("my_feeds:wrong", "a int"),

@@ -1,0 +1,62 @@
+"""The files that a run of the command line reads and writes, checked before the long work."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.system import io
+
+BITS = "{bits}"  # stands for the budget in a file name
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files that a run reads and writes."""
+
+    input: str
+    output: str
+    calibration: str | None
+    validation: str | None
+    modified: str | None
+    json: str | None
+    report: str | None
+    curves: str | None
+
+    def at(self, bits: str) -> "Files":
+        """Return the files of the budget `bits`, which replaces {bits}."""
+
+        def filled(path: str | None) -> str | None:
+            return None if path is None else path.replace(BITS, bits)
+
+        output = self.output.replace(BITS, bits)
+        return replace(
+            self, output=output, modified=filled(self.modified), json=filled(self.json), report=filled(self.report)
+        )
+
+    @property
+    def written(self) -> list[str]:
+        """List the files that the run writes."""
+        return [f for f in (self.output, self.modified, self.json, self.report, self.curves) if f is not None]
+
+
+def check_files(files: Files, budgets: Sequence[str]) -> None:
+    """Check that the files of all budgets can be written and are no others. Raises ConfigError or OutputError."""
+    if files.report is not None and importlib.util.find_spec("plotly") is None:
+        raise ConfigError("--report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'")
+    if len(budgets) > 1:
+        for option, path in (("OUTPUT", files.output), ("--modified", files.modified), ("--report", files.report)):
+            if path is not None and BITS not in path:
+                several = f"--bits {','.join(budgets)} writes {len(budgets)} files"
+                raise ConfigError(f"{option} {path}: {several}; give a name with {BITS} in it")
+    for each in map(files.at, budgets):
+        for path in each.written:
+            io.check_output(path, each.input)
+            for option, source in (("--calibration", each.calibration), ("--validation", each.validation)):
+                if source is not None and Path(path).resolve() == Path(source).resolve():
+                    raise ConfigError(f"{path}: is the {option} file; give another output path")
+        if len({Path(f).resolve() for f in each.written}) < len(each.written):
+            raise ConfigError(
+                "OUTPUT, --modified, --json, --report and --curves must be different files; give each its own path"
+            )
