@@ -23,6 +23,7 @@ from rdoq_onnx.candidates.moment_passes import passes
 from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import SAMPLES, WEIGHT_BITS, WORK
+from rdoq_onnx.curves.float_fallback import in_float, unfed
 from rdoq_onnx.curves.measurement import activation_elements, aimed_at
 from rdoq_onnx.curves.steps import CLIPPING, SENSING
 from rdoq_onnx.gradients.plan import rows_of
@@ -67,6 +68,7 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     loaded = time.perf_counter()
     observe(aimed, parts, few, runtime)
     again = time.perf_counter() - loaded
+    network = in_float(network, unfed(network, observation.sizes))
     load = max(loaded - begin - again, again / 4)
     seconds = _seconds(network, config, observation, len(samples), again / len(few), load)
     seconds["candidates"] = _rounding(network, config, observation)

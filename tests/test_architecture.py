@@ -102,7 +102,6 @@ TESTED_ELSEWHERE = {
     "candidates/moment_passes": "tests/candidates/test_moments.py",
     "probing/distortions": "tests/probing/test_probe.py",
     "probing/missing_curves": "tests/curves/test_taylor.py",
-    "probing/suffix": "tests/probing/test_probe.py",
     "curves/measure": "tests/curves/test_float_fallback.py",
     "curves/measurement": "tests/curves/test_float_fallback.py",
     "curves/select": "tests/curves/test_float_fallback.py",

@@ -41,8 +41,10 @@ def anchored(
 ) -> Measurement:
     """Anchor the curves of `measurement` to exact runs if the effort allows."""
     work = runs(measurement) * sum(measurement.observation.sizes.values())  # of one sample
+    if config.measure == "probe" or not work:  # without low widths and activations, there is nothing to anchor
+        return measurement
     affordable = min(int(WORK[config.effort] / work), SAMPLES[1])
-    if config.measure == "probe" or affordable < SAMPLES[0]:
+    if affordable < SAMPLES[0]:
         return measurement
     observation = measurement.observation
     weights, activations = (

@@ -37,12 +37,14 @@ class Plan:
 
     def within(self, work: int, groups: int, activations: int, layers: int) -> "Plan":
         """Limit the plan to the bound on work, given a trial's `work` in elements, and to what the network has."""
+        work = max(work, 1)  # all tensors may be empty
         swaps = max(1, int(_WORK / (work * len(WEIGHS))))
         groups = min(self.groups, swaps, groups)
         rounds = min(self.rounds, swaps // groups) if groups else 0
         clips = min(self.clips, int(_WORK / (work * _CLIPS)), activations)
         alone = min(self.alone, int(_WORK / work), layers)
-        return replace(self, rounds=rounds, groups=groups, clips=clips, alone=alone)
+        portions = min(self.portions, layers)
+        return replace(self, portions=portions, rounds=rounds, groups=groups, clips=clips, alone=alone)
 
     @property
     def trials(self) -> int:
