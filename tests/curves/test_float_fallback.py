@@ -171,7 +171,7 @@ def test_no_layer_is_fed(empty):
     _, samples = empty
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 3, 12] x) => (float[N, M, 12] y) <int64[1] start = {0}, int64[1] axis = {1}> {
-        none = Slice (x, start, start, axis) e = MatMul (none, w) y = Concat <axis = 1> (e, x) }""")
+        none = Slice (x, start, start, axis) e = MatMul (none, w) r = Relu (x) y = Concat <axis = 1> (e, r) }""")
     model.graph.initializer.append(numpy_helper.from_array(np.ones((12, 12), np.float32), "w"))
     with pytest.raises(ModelError, match="no layer can be quantized: an input of 'MatMul_0' has no elements"):
         pipeline.run(model, samples, CONFIG, Progress())
