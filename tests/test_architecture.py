@@ -49,7 +49,13 @@ ORDER = (
     "__main__",
 )
 BELOW_PASSES = ("errors", "version", "targets", "config_file", "model")
-NUMPY_ONLY = ("curves/curves.py", "allocation/allocate.py", "candidates/quantizer.py", "model/codes.py")
+NUMPY_ONLY = (
+    "curves/curves.py",
+    "allocation/allocate.py",
+    "candidates/quantizer.py",
+    "model/codes.py",
+    "model/grid.py",
+)
 ADAPTERS = {
     "onnxruntime": ("rdoq_onnx/system/runtime.py",),
     "openvino": ("rdoq_onnx/system/openvino_runtime.py",),

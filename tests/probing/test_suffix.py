@@ -32,7 +32,7 @@ def test_known_sizes_are_declared(attention):
     assert Suffix.of(prefix, "z", ["q"], RUNTIME).parameters == {"q": "s_z/q"}
 
 
-@pytest.mark.parametrize("options", [{}, {"measure": "probe"}, {"effort": "best"}, {"activation_bits": None}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"measure": "probe"}, {"effort": "best"}, {"weights_only": True}], ids=str)
 def test_attention_of_3d_tensors(attention, options):
     model, samples = attention
     assert rdoq_onnx.quantize(model, samples, **options).report.sqnr_db > 25
