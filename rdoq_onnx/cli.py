@@ -88,7 +88,7 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
         from rdoq_onnx.report.terminal import Out  # here: rich is slow to import, and --quiet does not need it
 
         out = Out(highlight=False, soft_wrap=True)
-        for line in lines(dry_run_of(files.input, files.calibration, next(iter(configs.values())))):
+        for line in lines(dry_run_of(files.input, files.calibration, next(iter(configs.values()))), verbose):
             out.print(line, markup=False)
         return
     _check_files(files, [*configs])

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.analysis.float_constants import left_in_file
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.emission.emit import Emission
@@ -237,7 +238,7 @@ def make_report(outcome: Outcome) -> Report:
             WeightOnlyReport(w.name, w.op_type, w.tensor, w.elements, bits, w.reason)
             for w, bits in zip(network.weight_only, allocation.weight_only_bits, strict=True)
         ),
-        skipped=network.skipped,
+        skipped=(*network.skipped, *left_in_file(emission.model, network, network.skipped)),
         probed=measurement.probed,
         steps=outcome.steps,
     )

@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.report.advice import advise
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.report.wording import human_bytes, pin_of, step_name
+from rdoq_onnx.report.wording import human_bytes, pin_of, skip_lines, step_name
 from rdoq_onnx.system.progress import Advance, Progress
 
 EVERY = 20.0  # seconds between the progress lines of a long step
@@ -116,7 +117,7 @@ def print_frontier(out: Console, results: Mapping[str, Result]) -> None:
 
 
 def print_summary(out: Console, result: Result, source: str, output: str, verbose: bool) -> None:
-    """Print the figures of a run; `verbose`: also layers and activations, each as a --pin to paste."""
+    """Print the figures of a run; `verbose`: also every node in float, and layers and activations as --pin."""
     report = result.report
     paths = " -> ".join(map(click.format_filename, (source, output)))
     table = Table(title=Text(paths), show_header=False, title_justify="left")
@@ -135,10 +136,12 @@ def print_summary(out: Console, result: Result, source: str, output: str, verbos
             out.print(f"  {x.op} {x.name}: {x.weight}, {x.elements:,} weights, {x.bits} bits: {x.reason}", markup=False)
     if report.skipped:
         out.print(f"left in float: {len(report.skipped)} nodes", markup=False)
-        for skip in report.skipped:
-            out.print(f"  {skip.op_type} {skip.node}: {skip.reason}", markup=False)
-    for node, reason in report.float_layers.items():
-        out.print(f"integer weights, float kernel: {node}: {reason}", markup=False)
+        for line in skip_lines(report.skipped, verbose):
+            out.print(f"  {line}", markup=False)
+    operators = {layer.name: layer.op for layer in report.layers}
+    kernels = [Skip(node, operators.get(node, "node"), reason) for node, reason in report.float_layers.items()]
+    for line in skip_lines(kernels, verbose):
+        out.print(f"integer weights, float kernel: {line}", markup=False)
     for node, several in report.kept_channels.items():
         for reason, count in Counter(reason for _, reason in several).items():
             out.print(f"0-bit channels kept: {count} of {node}: {reason}", markup=False)
