@@ -62,7 +62,7 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     configs = {text.strip(): make_config({**options, "bits": text.strip()}) for text in bits.split(",")}
     with _user_traceback(verbose):
         if dry_run:
-            _print_dry_run(files, next(iter(configs.values())))
+            _print_dry_run(files, next(iter(configs.values())), verbose)
             return
         check_files(files, [*configs])
         if files.calibration is None:
@@ -75,10 +75,10 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
         sys.exit(next(iter(failures.values())).exit_code)
 
 
-def _print_dry_run(files: Files, config: Config) -> None:
+def _print_dry_run(files: Files, config: Config, verbose: bool) -> None:
     from rdoq_onnx.report.terminal import Out, print_all  # here: rich is slow to import, and --quiet does not need it
 
-    parts = [*lines(dry_run_of(files.input, files.calibration, config))]
+    parts = [*lines(dry_run_of(files.input, files.calibration, config), verbose)]
     print_all(Out(highlight=False, soft_wrap=True), parts)
 
 

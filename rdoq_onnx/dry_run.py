@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.analysis.float_constants import left_by_plan
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.normalization import Model, read_normalized
 from rdoq_onnx.analysis.weight_only import BITS
@@ -23,6 +24,7 @@ from rdoq_onnx.candidates.moment_passes import passes
 from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import SAMPLES, WEIGHT_BITS, WORK
+from rdoq_onnx.curves.float_fallback import in_float, unfed
 from rdoq_onnx.curves.measurement import activation_elements, aimed_at
 from rdoq_onnx.curves.steps import CLIPPING, SENSING
 from rdoq_onnx.gradients.plan import rows_of
@@ -33,7 +35,7 @@ from rdoq_onnx.observation.observe import Observation, observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.refinement.judge import JUDGING
 from rdoq_onnx.refinement.plan import EFFORTS
-from rdoq_onnx.report.wording import pin_of, step_name
+from rdoq_onnx.report.wording import pin_of, skip_lines, step_name
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
@@ -67,6 +69,7 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     loaded = time.perf_counter()
     observe(aimed, parts, few, runtime)
     again = time.perf_counter() - loaded
+    network = in_float(network, unfed(network, observation.sizes))
     load = max(loaded - begin - again, again / 4)
     seconds = _seconds(network, config, observation, len(samples), again / len(few), load)
     seconds["candidates"] = _rounding(network, config, observation)
@@ -139,8 +142,8 @@ def _work(layer: Layer) -> float:
 _SHOWN = 0.02  # minimum share of the time for a step to be named
 
 
-def lines(result: DryRun) -> Iterator[str]:
-    """Word layers, activations, what stays in float and why, and the estimated time."""
+def lines(result: DryRun, verbose: bool = False) -> Iterator[str]:
+    """Word layers, activations, what stays in float and why, and the estimated time; `verbose`: every node in float."""
     network = result.network
     channels = sum(layer.linear.channels for layer in network.layers)
     weights = sum(int(np.prod(layer.linear.shape)) for layer in network.layers)
@@ -164,8 +167,9 @@ def lines(result: DryRun) -> Iterator[str]:
     for alone in network.weight_only:
         figures = f"{alone.op_type}, {alone.elements:,} weights, {'x'.join(map(str, alone.shape))}"
         yield f"  {pin_of(alone.tensor, BITS)}  # {figures}: {alone.reason}"
-    yield f"left in float: {len(network.skipped)} nodes"
-    yield from (f"  {skip.op_type} {skip.node}: {skip.reason}" for skip in network.skipped)
+    skipped = (*network.skipped, *left_by_plan(network))
+    yield f"left in float: {len(skipped)} nodes"
+    yield from (f"  {line}" for line in skip_lines(skipped, verbose))
     total = sum(result.seconds.values())
     steps = ", ".join(f"{step_name(name)} {s:.0f}" for name, s in result.seconds.items() if s >= _SHOWN * total)
     origin = "synthetic samples" if result.source == "synthetic" else f"samples from {result.source}"

@@ -117,6 +117,7 @@ OPTIONS: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "--exclude": _of("w44", "w4.*", "[wkt].*"),
     "--exclude-op": _of("MatMul", "MatMul", "Gemm", "Conv", "Gather"),
     "--calibration": _of("samples.npz"),
+    "--validation": _of("samples.npz"),
     "--samples": _of("2", "3", "5", "9"),
     "--image-mean": _of("0.5", "0.1,0.2"),
     "--image-std": _of("0.5", "0.1,0.2"),

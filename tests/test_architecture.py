@@ -49,7 +49,13 @@ ORDER = (
     "__main__",
 )
 BELOW_PASSES = ("errors", "version", "targets", "config_file", "model")
-NUMPY_ONLY = ("curves/curves.py", "allocation/allocate.py", "candidates/quantizer.py", "model/codes.py")
+NUMPY_ONLY = (
+    "curves/curves.py",
+    "allocation/allocate.py",
+    "candidates/quantizer.py",
+    "model/codes.py",
+    "model/grid.py",
+)
 ADAPTERS = {
     "onnxruntime": ("rdoq_onnx/system/runtime.py",),
     "openvino": ("rdoq_onnx/system/openvino_runtime.py",),
@@ -106,7 +112,6 @@ TESTED_ELSEWHERE = {
     "candidates/moment_passes": "tests/candidates/test_moments.py",
     "probing/distortions": "tests/probing/test_probe.py",
     "probing/missing_curves": "tests/curves/test_taylor.py",
-    "probing/suffix": "tests/probing/test_probe.py",
     "curves/measure": "tests/curves/test_float_fallback.py",
     "curves/measurement": "tests/curves/test_float_fallback.py",
     "curves/select": "tests/curves/test_float_fallback.py",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.candidates.blocks import Blocks
 from rdoq_onnx.candidates.compensation import Compensator
-from rdoq_onnx.candidates.quantizer import quantize_rows, scale_floor, window
+from rdoq_onnx.candidates.quantizer import on_grid, quantize_rows, scale_floor, window
 from rdoq_onnx.model.codes import WeightCodes, stored
+from rdoq_onnx.model.grid import Grid
 
 Float = NDArray[np.float64]
 Rows = NDArray[np.floating[Any]]
@@ -36,13 +38,18 @@ class LayerRows:
     limit: int
     least_scale: Float | None
 
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid that the rows lie on, which rounding keeps where the width allows."""
+        return Grid.of(self.rows)
+
     def starts(self, covariance: Float, widths: tuple[int, ...]) -> dict[int, WeightCodes]:
         """Round to nearest at each width, with scales fitted under the variance of the inputs."""
         diagonal = np.einsum("gkk->gk", covariance)
         diagonal = diagonal + _DAMPING * np.maximum(diagonal.mean(axis=1, keepdims=True), _TINY)
         blocks = self.blocks.cut(self.rows)
         importance = self.blocks.join(np.broadcast_to(diagonal[:, None, :], blocks.shape))
-        return {b: quantize_rows(self.rows, b, self.limit, self.least_scale, importance) for b in widths}
+        return {b: quantize_rows(self.rows, b, self.limit, self.least_scale, importance, self.grid) for b in widths}
 
     def codes(self, second: Float, damping: float, starts: Mapping[int, WeightCodes]) -> dict[int, WeightCodes]:
         """Round with error compensation under a second moment, at each width and scales around those of `starts`."""
@@ -52,7 +59,8 @@ class LayerRows:
         compensator = Compensator.of(second, damping)
         floor = scale_floor(self.rows, self.least_scale)
         codes = _compensated(self.blocks, self.rows.astype(np.float32), compensator, list(trials.values()), floor)
-        return {**starts, **dict(zip(trials, codes, strict=True))}
+        kept = (on_grid(c, self.grid, b, self.limit, floor) for b, c in zip(trials, codes, strict=True))
+        return {**starts, **dict(zip(trials, kept, strict=True))}
 
 
 @dataclass(frozen=True)

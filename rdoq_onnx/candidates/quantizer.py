@@ -7,6 +7,8 @@ Weights (one scale s per channel, zero point 0, so that the emitted DequantizeLi
 The window of 2^b integers starts at l = -2^(b-1), or at -2^(b-1) + 1 if the heavier tail is positive. Zero need not lie
 in its middle, but is always one of its integers, as kernels require.
 
+A row that lies on a grid already (model/grid.py) keeps it wherever the window holds its integers.
+
 Activations (one scale and zero point per tensor, unsigned integers):
 
     q = clip(round(a / s) + z, 0, 2^b - 1),    â = s·(q - z)
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.model.codes import WeightCodes, stored
+from rdoq_onnx.model.grid import Grid
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -34,11 +37,12 @@ def quantize_rows(
     limit: int,
     least_scale: NDArray[np.float64] | None = None,
     importance: FloatArray | None = None,
+    grid: Grid | None = None,
 ) -> WeightCodes:
     """Round each row of `rows` [units, K] to `bits` bits at the scale of least squared error.
 
     limit: bound on the integers' magnitude. least_scale [units]: lower bound on scales. importance [units, K]: factor
-    of each weight's squared error, 1 by default.
+    of each weight's squared error, 1 by default. grid: of the rows, if they may keep it.
     At 0 bits every integer is 0; the scale then has no meaning but is still valid for kernels.
     """
     rows = rows.astype(np.float64)
@@ -56,7 +60,14 @@ def quantize_rows(
         part = slice(start, start + size)
         bounds = low[part, None], high[part, None], floor[part, None]
         integers[part], scales[part] = _least_error(rows[part], peak[part, None], importance[part], bounds)
-    return WeightCodes(integers, scales.astype(np.float32))
+    codes = WeightCodes(integers, scales.astype(np.float32))
+    return codes if grid is None else on_grid(codes, grid, bits, limit, floor)
+
+
+def on_grid(codes: WeightCodes, grid: Grid, bits: int, limit: int, floor: NDArray[np.float64]) -> WeightCodes:
+    """Replace the rows of `codes` whose grid `bits` bits hold, which costs nothing, at full precision of the scale."""
+    fits = grid.fits(bits, limit) & (grid.codes.scales >= floor)
+    return codes.replaced(grid.codes, fits) if fits.any() else codes
 
 
 def _least_error(

@@ -90,6 +90,18 @@ def choose_fallback(
     return fallback
 
 
+def unfed(network: Network, sizes: Mapping[str, int]) -> FloatFallback:
+    """Return the layers and activations without elements, for which nothing can be measured.
+
+    sizes: elements of each tensor. Raises ModelError if no layer remains.
+    """
+    layers = [layer.name for layer in network.layers if not all(sizes[u.data] for u in layer.uses)]
+    if network.layers and len(layers) == len(network.layers):
+        raise ModelError(f"no layer can be quantized: {_reason(layers[0], 0.0)}")
+    tensors = [a.tensor for a in network.activations if not sizes[a.tensor]]
+    return FloatFallback(dict.fromkeys(tensors, 0.0), dict.fromkeys(layers, 0.0))
+
+
 def in_float(network: Network, fallback: FloatFallback) -> Network:
     """Return `network` without the layers and activations of `fallback`, and with a Skip for each affected node."""
     if not fallback.tensors and not fallback.layers:
@@ -161,5 +173,7 @@ def _activation_skips(activation: Activation, share: float, graph: Graph) -> lis
 
 
 def _reason(name: str, share: float) -> str:
+    if not share:
+        return f"an input of {name!r} has no elements on these samples, which leaves nothing to measure; give others"
     pin = f"--pin {as_pattern(name)}={MAX_BITS} quantizes it anyway"
     return f"{name!r} alone, at full width, would reduce the output to {-10 * np.log10(share):.1f} dB; {pin}"

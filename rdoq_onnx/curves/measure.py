@@ -14,7 +14,7 @@ from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.checkpoint import Binding, Steps, Store
-from rdoq_onnx.curves.float_fallback import choose_fallback, in_float
+from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
 from rdoq_onnx.curves.select import Measured, select
 from rdoq_onnx.curves.steps import Bench
@@ -51,6 +51,8 @@ def measure_network(
         parts = find_parts(network.model)
         aimed = aimed_at(network, measured_tensors(parts))
         observation = steps.step("observe", 1, lambda _: observe(aimed, parts, split.seen, runtime))
+        empty = unfed(network, observation.sizes)
+        aimed = in_float(aimed, empty)
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
         candidates = bench.candidates()
         if config.measure == "probe":
@@ -59,7 +61,7 @@ def measure_network(
             coarse, candidates = candidates, bench.clipped(candidates)
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
-        fallback = choose_fallback(aimed, candidates, measured, config, bench.check())
+        fallback = empty | choose_fallback(aimed, candidates, measured, config, bench.check())
     count = draws(len(split.measuring), observation.metric.elements)
     return select(source, network, observation, Measured(candidates, measured, count), fallback)
 

@@ -23,11 +23,14 @@ Float = NDArray[np.float64]
 class FloatFallback:
     """What stays in float: activations by tensor and layers by name.
 
-    Values are δ at full width as a share of the signal's power.
+    Values are δ at full width as a share of the signal's power; 0 for what gets no element from any sample.
     """
 
     tensors: Mapping[str, float]
     layers: Mapping[str, float]
+
+    def __or__(self, other: "FloatFallback") -> "FloatFallback":
+        return FloatFallback({**self.tensors, **other.tensors}, {**self.layers, **other.layers})
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def shrunk_curves(curves: Float, errors: Float, draws: int) -> Float:
 
 def squared_errors(codes: Sequence[WeightCodes], rows: NDArray[np.float32]) -> Float:
     """Return ‖ΔW‖² of each channel [units, widths] for `codes` of each width; rows [units, K]: the float weights."""
-    return np.stack([np.square(c.values - rows, dtype=np.float64).sum(axis=1) for c in codes], axis=1)
+    return np.stack([np.square(c.change(rows), dtype=np.float64).sum(axis=1) for c in codes], axis=1)
 
 
 def picked(variants: Sequence[WeightCodes], best: NDArray[np.int64]) -> WeightCodes:

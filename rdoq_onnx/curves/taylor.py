@@ -173,7 +173,7 @@ class _LayerSums:
     def __init__(self, candidates: LayerCandidates, rows: NDArray[np.float32]) -> None:
         layer, variants = candidates.layer, candidates.variants
         self.layer, self.mean = layer, candidates.mean.astype(np.float32)
-        deltas = [code.values - rows for variant in variants for code in variant]
+        deltas = [code.change(rows) for variant in variants for code in variant]
         self.changes = np.ascontiguousarray(np.stack(deltas, axis=-1).astype(np.float32))
         self._shape = len(variants), layer.linear.channels, len(variants[0])
         self.total = np.zeros(self._shape)

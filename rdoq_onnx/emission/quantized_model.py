@@ -20,7 +20,7 @@ def chosen_weights(allocation: Allocation) -> list[tuple[Layer, WeightCodes, NDA
     result = []
     for each, bits in zip(measurement.layers, allocation.layer_bits, strict=True):
         chosen = mixed(each.codes, bits)
-        change = chosen.values - measurement.network.rows(each.layer)
+        change = chosen.change(measurement.network.rows(each.layer))
         shift = bias_shift(each.layer, change, each.mean)
         result.append((each.layer, chosen, shift if each.offset is None else shift + each.offset))
     return result

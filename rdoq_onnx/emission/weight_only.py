@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 from rdoq_onnx.analysis.weight_only import WeightOnly
 from rdoq_onnx.candidates.quantizer import quantize_rows
+from rdoq_onnx.model.grid import Grid
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.quantize_stored import QuantizeStored, StoredWeight
 
@@ -29,7 +30,8 @@ def stored_weight(weight: WeightOnly, bits: int, value: NDArray[np.float32]) -> 
     order = (*weight.axes, *rest)
     turned = value.transpose(order)
     units = turned.shape[: len(weight.axes)]
-    codes = quantize_rows(turned.reshape(math.prod(units), -1), bits, _REACH)
+    rows = turned.reshape(math.prod(units), -1)
+    codes = quantize_rows(rows, bits, _REACH, grid=Grid.of(rows))
     integers = codes.integers.reshape(turned.shape).transpose(np.argsort(order))
     scales = codes.scales.reshape([1 if k in rest else size for k, size in enumerate(value.shape)])
     return StoredWeight(weight.tensor, np.ascontiguousarray(integers), scales)

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
 
+ROUNDING = 2.0**-21  # relative difference that a few roundings of float32 explain
+
 
 @dataclass(frozen=True)
 class WeightCodes:
@@ -20,6 +22,19 @@ class WeightCodes:
     def values(self) -> NDArray[np.float32]:
         """The dequantized weights, [units, K]."""
         return self.integers * self.scales[:, None]
+
+    def change(self, rows: FloatArray) -> FloatArray:
+        """Return ΔW of the float weights `rows` [units, K]; 0 in rows that differ by float rounding alone."""
+        change: FloatArray = self.values - rows
+        close = np.flatnonzero(np.abs(change[:, 0]) <= ROUNDING * np.abs(rows[:, 0]))
+        same = (np.abs(change[close]) <= ROUNDING * np.abs(rows[close])).all(axis=1)
+        change[close[same]] = 0
+        return change
+
+    def replaced(self, others: "WeightCodes", rows: NDArray[np.bool_]) -> "WeightCodes":
+        """Return these codes with `rows` [units] of `others`."""
+        integers = np.where(rows[:, None], others.integers, self.integers)
+        return WeightCodes(integers, np.where(rows, others.scales, self.scales))
 
 
 @dataclass(frozen=True)

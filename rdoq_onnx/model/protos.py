@@ -141,9 +141,17 @@ def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
                 value.name = names.get(value.name, value.name)
 
 
-def free_input(name: str, value: NDArray[Any]) -> ValueInfoProto:
-    """A graph input with the type and rank of `value` and all dimensions free."""
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+def declared(name: str, value: NDArray[Any], sizes: Sequence[int | None]) -> ValueInfoProto:
+    """Declare a tensor with the type of `value` and `sizes`, None for those that vary.
+
+    Declare all sizes that are known: from a rank alone, onnx infers a wrong size for Attention of 3-D tensors.
+    """
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), sizes)
+
+
+def common_sizes(shapes: Iterable[tuple[int, ...]]) -> list[int | None]:
+    """The sizes that all `shapes`, of one rank, share; None for those that differ."""
+    return [sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)]
 
 
 def copy_fields(source: Any, target: Any, skip: set[str]) -> None:

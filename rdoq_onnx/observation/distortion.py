@@ -82,6 +82,10 @@ def metric_of(parts: Sequence[Part], batches: Iterable[Mapping[str, Array]], sam
                 power[name] = power.get(name, 0.0) + float(np.square(value.astype(np.float64)).sum())
                 count[name] = count.get(name, 0) + value.size
     kept = _measurable(parts, count)
+    if not kept and count:
+        raise CalibrationError(
+            "no output has elements on these samples, so there is no distortion to measure; give others"
+        )
     if not kept:
         raise CalibrationError(
             "the model has no floating-point output, so there is no distortion to measure; "

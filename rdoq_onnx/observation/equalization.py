@@ -7,7 +7,8 @@ layers that consume it (Nagel et al., ICCV 2019):
     W₁ row c · r_c,  b₁ c · r_c,  ceiling c · r_c,  W₂ column c / r_c
 
 Channels that an Add, a Pad or a Concat combines must share one r: they form a *slot*. Tensors that share slots form a
-*component*. A slot is free if all its producers and consumers are layers.
+*component*. A slot is free if all its producers and consumers are layers. The columns of weights on a grid
+(model/grid.py) keep their scale, which rounds them without loss.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
 from rdoq_onnx.model.graph import Graph
+from rdoq_onnx.model.grid import Grid
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.channel_slots import Chains, SlotUnion, find_chains
@@ -92,11 +94,17 @@ def slot_factors(chains: Chains, network: Network, ranges: Mapping[str, Float], 
     costly = {
         chains.component[int(s)] for name, slots in chains.inputs.items() if not _depthwise(layers[name]) for s in slots
     }
+    kept = {
+        int(s)
+        for name, slots in chains.inputs.items()
+        if not _depthwise(layers[name]) and Grid.of(network.rows(layers[name])).whole
+        for s in slots
+    }
     factors = {}
     for slot, value in spread.items():
         group = chains.component[slot]
         power = exponent if group in costly else 1.0
-        if slot not in chains.fixed and power and value > _QUIET * top[group]:
+        if slot not in chains.fixed and slot not in kept and power and value > _QUIET * top[group]:
             factors[slot] = min((top[group] / value) ** power, _MAX_FACTOR)
     return factors
 

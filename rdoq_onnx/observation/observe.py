@@ -58,6 +58,7 @@ def observe(network: Network, parts: Sequence[Part], samples: Samples, runtime: 
     names = observed_tensors(network)
     session = runtime.session(with_outputs(network.model, [*dict.fromkeys([*outputs, *names])]), "all")
     batching, sizes = find_batching(session, samples, names)
+    activations = [name for name in activations if sizes[name]]
     ends: dict[str, list[NDArray[np.float64]]] = {n: [] for n in activations}
     few: dict[str, list[Array]] = {n: [] for n in activations if sizes[n] * len(samples) <= FEW_VALUES}
     model = with_outputs(network.model, [*dict.fromkeys([*outputs, *few])])

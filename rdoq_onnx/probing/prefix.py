@@ -5,7 +5,7 @@ device that computed them, as far as memory allows; the remaining samples run ag
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
+from onnx.shape_inference import infer_shapes
 
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
@@ -33,8 +34,8 @@ class Prefix:
     """A session of F whose outputs are the tensors that suffixes may consume.
 
     ends: measured outputs. integers: integer tensors. outlines: for each output, an array of its dtype and of its shape
-    for one sample, or for one run if samples are not stackable. shared: outputs that do not grow with the batch.
-    memory: bytes that may be cached.
+    for one sample, or for one run if samples are not stackable. sizes: the known sizes of each output, else None.
+    shared: outputs that do not grow with the batch. memory: bytes that may be cached.
     """
 
     graph: Graph
@@ -44,6 +45,7 @@ class Prefix:
     samples: Samples
     batching: Batching
     outlines: Mapping[str, Array]
+    sizes: Mapping[str, Sequence[int | None]]
     shared: frozenset[str]
     memory: int
 
@@ -58,12 +60,14 @@ class Prefix:
         memory: int,
     ) -> "Prefix":
         graph = Graph(network.model)
-        integers, others = _types(network.model)
+        inferred = infer_shapes(network.model).graph
+        integers, others = _types(inferred)
         names = [*ends, *_starts(network), *_consumed(graph, integers, others)]
         session = runtime.session(with_outputs(network.model, list(dict.fromkeys(names))), "all")
         _, first = next(samples.counted_batches(batching.size))
         trials = [samples.feeds([0]), samples.feeds([0, 0])] if batching.stackable else [first]
         shapes = [[_outline(value) for value in session.run(feeds)] for feeds in trials]
+        outlines = dict(zip(session.outputs, shapes[0], strict=True))
         shared = (n for n, one, two in zip(session.outputs, *shapes, strict=True) if one.shape == two.shape)
         return cls(
             graph,
@@ -72,7 +76,8 @@ class Prefix:
             session,
             samples,
             batching,
-            dict(zip(session.outputs, shapes[0], strict=True)),
+            outlines,
+            _sizes(inferred, outlines),
             frozenset(shared if batching.stackable else ()),
             memory,
         )
@@ -100,11 +105,26 @@ class Prefix:
         return min(self.memory // batch, -(-_CACHED_SAMPLES // size))
 
 
-def _types(model: onnx.ModelProto) -> tuple[frozenset[str], frozenset[str]]:
+def _types(inferred: onnx.GraphProto) -> tuple[frozenset[str], frozenset[str]]:
     """Return the integer tensors, and the values that are not tensors, as far as shape inference can tell."""
-    values = onnx.shape_inference.infer_shapes(model).graph.value_info
+    values = inferred.value_info
     integers = (v.name for v in values if v.type.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32))
     return frozenset(integers), frozenset(v.name for v in values if not v.type.HasField("tensor_type"))
+
+
+def _sizes(inferred: onnx.GraphProto, outlines: Mapping[str, Array]) -> dict[str, list[int | None]]:
+    """Return the inferred sizes of each tensor of `outlines`; axis 0 varies with the batch."""
+    values = {v.name: v for v in (*inferred.input, *inferred.value_info, *inferred.output)}
+    sizes: dict[str, list[int | None]] = {}
+    for name, outline in outlines.items():
+        known = [d.dim_value for d in values[name].type.tensor_type.shape.dim] if name in values else []
+        known = known if len(known) == outline.ndim else [0] * outline.ndim
+        # An inferred size that differs from the observed one is an error of shape inference.
+        sizes[name] = [
+            size if axis and size == seen else None
+            for axis, (size, seen) in enumerate(zip(known, outline.shape, strict=True))
+        ]
+    return sizes
 
 
 def _starts(network: Network) -> Iterator[str]:

@@ -134,7 +134,7 @@ class Prober:
     def _deltas(self, layer: Layer, codes: Sequence[WeightCodes]) -> list[Array]:
         """Return ΔW of each of `codes`, [G, O, K]."""
         rows = self.network.rows(layer)
-        return [layer.linear.grouped((c.values - rows).astype(np.float32)) for c in codes]
+        return [layer.linear.grouped(c.change(rows).astype(np.float32)) for c in codes]
 
     def _batches(self, suffix: Suffix, layer: Layer | None = None) -> Iterator[Batch]:
         """Yield batches of the tensors that `suffix` and `layer` consume."""

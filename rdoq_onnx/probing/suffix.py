@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from rdoq_onnx.model.graph import Graph
-from rdoq_onnx.model.protos import copy_fields, free_input, reads
+from rdoq_onnx.model.protos import copy_fields, declared, reads
 from rdoq_onnx.passes.insert_adds import InsertAdds, parameter
 from rdoq_onnx.probing.prefix import Prefix
 from rdoq_onnx.system.runtime import Runtime, Session, Tensor
@@ -40,16 +40,17 @@ class Suffix:
         edge, nodes = downstream(graph, tensors, prefix.ends, prefix.integers)
         repeated = [name for name in edge if name not in prefix.shared] if prefix.batching.stackable else []
         ranks = frozenset(outlines[name].ndim for name in repeated)
+        inner = dict.fromkeys([*repeated, *tensors])
         model = onnx.ModelProto()
         copy_fields(graph.model, model, skip={"graph"})
         model.graph.CopyFrom(
             helper.make_graph(
                 [*_entrances(edge, repeated, outlines), *nodes],
                 "suffix",
-                [free_input(_fed(name), outlines[name]) for name in edge]
+                [declared(_fed(name), outlines[name], prefix.sizes[name]) for name in edge]
                 + [helper.make_tensor_value_info(_counts(rank), TensorProto.INT64, [rank]) for rank in sorted(ranks)],
                 [o for o in graph.model.graph.output if o.name in prefix.ends],
-                value_info=[free_input(name, outlines[name]) for name in tensors],
+                value_info=[declared(name, outlines[name], prefix.sizes[name]) for name in inner],
             )
         )
         modified = (InsertAdds(tensors, ()) if kind == "a" else InsertAdds((), tensors))(model)

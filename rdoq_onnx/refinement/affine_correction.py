@@ -94,7 +94,7 @@ def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[
         gain, rest = _lines(references[layer.name], z, workers)
         scaled = {b: _scaled(code, gain) for b, code in measured[k].codes.items()}
         bias, weight = _constants(network, layer)
-        change = mixed(scaled, allocation.layer_bits[k]).values - layer.linear.rows(weight)
+        change = mixed(scaled, allocation.layer_bits[k]).change(layer.linear.rows(weight))
         offset = gain * (bias + shift) + rest - bias - bias_shift(layer, change, measured[k].mean)
         measured[k] = replace(measured[k], codes=scaled, offset=offset)
         correct = partial(_scaled_and_shifted, layer.linear, gain, gain * added + rest - added)
@@ -103,8 +103,9 @@ def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[
 
 
 def _scaled(code: WeightCodes, gain: Float) -> WeightCodes:
-    """Multiply the scale of each channel by `gain`."""
-    return WeightCodes(code.integers, stored(code.scales * gain).astype(np.float32))
+    """Multiply the scale of each channel by `gain`; one of 1 leaves the scale at its full precision."""
+    scales = np.where(gain == 1, code.scales, stored(code.scales * gain))
+    return WeightCodes(code.integers, scales.astype(np.float32))
 
 
 def fitted_layers(allocation: Allocation, share: float) -> list[int]:

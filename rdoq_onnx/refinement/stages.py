@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from rdoq_onnx.model.protos import free_input, reads
+from rdoq_onnx.model.protos import common_sizes, declared, reads
 from rdoq_onnx.system.runtime import Feeds, Runtime
 
 Array = NDArray[Any]
@@ -27,7 +27,7 @@ def staged(
     """
     live = [dict(feeds) for feeds in batches]
     for stage in _stages(model, stops):
-        session = runtime.session(stage.model(model, live[0]), "all")
+        session = runtime.session(stage.model(model, live), "all")
         for tensors in live:
             tensors.update(
                 zip(stage.outputs, session.run({n: tensors[n] for n in stage.inputs}, stage.outputs), strict=True)
@@ -53,12 +53,13 @@ class _Stage:
     outputs: tuple[str, ...]
     needed: frozenset[str]
 
-    def model(self, whole: onnx.ModelProto, tensors: Feeds) -> onnx.ModelProto:
+    def model(self, whole: onnx.ModelProto, batches: Sequence[Feeds]) -> onnx.ModelProto:
+        shapes = {name: common_sizes(tensors[name].shape for tensors in batches) for name in self.inputs}
         read = set(reads(self.nodes))
         graph = helper.make_graph(
             self.nodes,
             "stage",
-            [free_input(name, tensors[name]) for name in self.inputs],
+            [declared(name, batches[0][name], sizes) for name, sizes in shapes.items()],
             [onnx.ValueInfoProto(name=name) for name in self.outputs],
             [t for t in whole.graph.initializer if t.name in read],
         )

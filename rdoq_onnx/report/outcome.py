@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 
 from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.analysis.float_constants import left_in_file
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.errors import VerificationError
@@ -78,7 +79,7 @@ def make_report(outcome: Outcome) -> Report:
             WeightOnlyReport(w.name, w.op_type, w.tensor, w.elements, bits, w.reason)
             for w, bits in zip(network.weight_only, allocation.weight_only_bits, strict=True)
         ),
-        skipped=network.skipped,
+        skipped=(*network.skipped, *left_in_file(emission.model, network, network.skipped)),
         probed=measurement.probed,
         steps=outcome.steps,
         parts=tuple(

@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.report.advice import advise
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.report.wording import human_bytes, pin_of, step_name
+from rdoq_onnx.report.wording import human_bytes, pin_of, skip_lines, step_name
 from rdoq_onnx.system.progress import Advance, Progress
 
 EVERY = 20.0  # seconds between the progress lines of a long step
@@ -122,7 +123,7 @@ def print_all(out: Console, parts: Iterable[Table | str]) -> None:
 
 
 def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator[Table | str]:
-    """Word the figures of a run; `verbose`: also layers and activations, each as a --pin to paste."""
+    """Word the figures of a run; `verbose`: also every node in float, and layers and activations as --pin."""
     report = result.report
     paths = " -> ".join(map(click.format_filename, (source, output)))
     table = Table(title=Text(paths), show_header=False, title_justify="left")
@@ -141,10 +142,10 @@ def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator
             yield f"  {x.op} {x.name}: {x.weight}, {x.elements:,} weights, {x.bits} bits: {x.reason}"
     if report.skipped:
         yield f"left in float: {len(report.skipped)} nodes"
-        for skip in report.skipped:
-            yield f"  {skip.op_type} {skip.node}: {skip.reason}"
-    for node, reason in report.float_layers.items():
-        yield f"integer weights, float kernel: {node}: {reason}"
+        yield from (f"  {line}" for line in skip_lines(report.skipped, verbose))
+    operators = {layer.name: layer.op for layer in report.layers}
+    kernels = [Skip(node, operators.get(node, "node"), reason) for node, reason in report.float_layers.items()]
+    yield from (f"integer weights, float kernel: {line}" for line in skip_lines(kernels, verbose))
     for node, several in report.kept_channels.items():
         for reason, count in Counter(reason for _, reason in several).items():
             yield f"0-bit channels kept: {count} of {node}: {reason}"

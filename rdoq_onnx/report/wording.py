@@ -2,9 +2,10 @@
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from rdoq_onnx.analysis.patterns import as_pattern
+from rdoq_onnx.analysis.skips import Skip
 
 # Shown names of steps whose own names, which the JSON report and the curves file hold, are internal.
 _STEP_NAMES = {
@@ -26,6 +27,19 @@ def step_name(name: str) -> str:
 def pin_of(name: str, bits: float) -> str:
     """Return the option that pins the layer or activation `name`, quoted for a shell."""
     return f"--pin {shlex.quote(f'{as_pattern(name)}={round(bits)}')}"
+
+
+def skip_lines(skips: Iterable[Skip], each: bool) -> Iterator[str]:
+    """Word why nodes stay in float; unless `each`, nodes with the same reason share a line."""
+    groups: dict[str, list[Skip]] = {}
+    for skip in skips:
+        groups.setdefault(skip.reason, []).append(skip)
+    for reason, several in groups.items():
+        if each or len(several) == 1:
+            yield from (f"{s.op_type} {s.node}: {reason}" for s in several)
+        else:
+            kinds = ", ".join(sorted({s.op_type for s in several}))
+            yield f"{kinds}, {len(several)} nodes: {reason}"
 
 
 def decibels(before: float, after: float) -> str:

@@ -12,6 +12,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.float_fallback import in_float
 from rdoq_onnx.curves.measure import restored, stored_fields
 from rdoq_onnx.curves.measurement import FloatFallback
+from rdoq_onnx.dry_run import dry_run, lines
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.system.progress import Progress
 from tests.analysis.test_analyse import find
@@ -131,3 +132,46 @@ def test_the_fallback_is_stored_with_the_curves(model, samples):
     again = restored(stored_fields(measurement), measurement.source, CONFIG)
     assert again.network.activations == measurement.network.activations
     assert again.network.skipped == measurement.network.skipped
+
+
+EMPTY = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N, 3, 12] x) => (float[N, M, 5] y) <int64[1] start = {0}, int64[1] axis = {1}> {
+    h = MatMul (x, v) none = Slice (h, start, start, axis) e = MatMul (none, u) r = Relu (e) again = MatMul (r, t)
+    c = Concat <axis = 1> (again, h) y = MatMul (c, w) }"""
+
+
+@pytest.fixture(scope="module")
+def empty():
+    """Two layers whose inputs have no elements."""
+    model = parser.parse_model(EMPTY)
+    rng = np.random.default_rng(0)
+    shapes = {"v": (12, 8), "u": (8, 6), "t": (6, 8), "w": (8, 5)}
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in arrays.items())
+    return model, {"x": rng.standard_normal((32, 3, 12), np.float32)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"activation_bits": None}, {"measure": "probe"}, {"effort": "best"}], ids=str)
+def test_layers_fed_by_no_elements_stay_in_float(empty, changes):
+    result = pipeline.run(*empty, replace(CONFIG, **changes), Progress())
+    assert result.report.sqnr_db > 25
+    assert [layer.name for layer in result.curves.network.layers] == ["MatMul_0", "MatMul_3"]
+    assert [s.node for s in result.report.skipped] == ["MatMul_1", "MatMul_2"]
+    assert all("has no elements on these samples" in s.reason for s in result.report.skipped)
+    again = restored(stored_fields(result.curves), result.curves.source, replace(CONFIG, **changes))
+    assert again.network.skipped == result.curves.network.skipped
+
+
+def test_a_dry_run_lists_layers_fed_by_no_elements(empty):
+    text = "\n".join(lines(dry_run(*empty, CONFIG)))
+    assert "MatMul_2: an input of 'MatMul_2' has no elements" in text
+
+
+def test_no_layer_is_fed(empty):
+    _, samples = empty
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3, 12] x) => (float[N, M, 12] y) <int64[1] start = {0}, int64[1] axis = {1}> {
+        none = Slice (x, start, start, axis) e = MatMul (none, w) r = Relu (x) y = Concat <axis = 1> (e, r) }""")
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((12, 12), np.float32), "w"))
+    with pytest.raises(ModelError, match="no layer can be quantized: an input of 'MatMul_0' has no elements"):
+        pipeline.run(model, samples, CONFIG, Progress())

@@ -58,3 +58,22 @@ def test_stored_scales_have_eleven_significant_bits():
     np.testing.assert_allclose(found, scales, rtol=2.0**-11)
     assert (np.frexp(found)[0] * 2048 % 1 == 0).all()
     np.testing.assert_array_equal(stored(found), found)
+
+
+def test_a_change_by_rounding_alone_is_none():
+    codes = WeightCodes(np.array([[1, -2], [3, 0], [0, 0]], np.int8), np.array([0.1, 0.2, 1], np.float32))
+    rows = codes.values.astype(np.float64)
+    rows[0] *= 1 + 1e-7
+    rows[1, 1] = 1e-9  # only 0 is equal to 0
+    change = codes.change(rows)
+    assert not change[[0, 2]].any()
+    assert change[1, 1] == -1e-9
+
+
+def test_rows_of_other_codes():
+    one = WeightCodes(np.array([[1, 2], [3, 4]], np.int8), np.array([0.1, 0.2], np.float32))
+    other = WeightCodes(-one.integers, one.scales + 1)
+    mixed = one.replaced(other, np.array([False, True]))
+    assert mixed.integers.tolist() == [[1, 2], [-3, -4]]
+    assert mixed.integers.dtype == np.int8
+    assert mixed.scales.tolist() == [one.scales[0], other.scales[1]]

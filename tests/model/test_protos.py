@@ -11,10 +11,11 @@ from rdoq_onnx.model.protos import (
     all_names,
     all_nodes,
     captured,
+    common_sizes,
     copy_fields,
+    declared,
     default_opset,
     execution_order,
-    free_input,
     live_nodes,
     reads,
     rename,
@@ -84,10 +85,11 @@ def test_the_opset_is_that_of_the_standard_operators():
     assert default_opset(ModelProto()) == 0
 
 
-def test_free_inputs_have_only_type_and_rank():
-    kind = free_input("x", np.zeros((2, 3), np.int8)).type.tensor_type
+def test_a_declared_tensor_has_its_type_and_the_sizes_that_are_known():
+    kind = declared("x", np.zeros((2, 3), np.int8), common_sizes([(2, 3), (4, 3)])).type.tensor_type
     assert helper.tensor_dtype_to_np_dtype(kind.elem_type) == np.int8
-    assert [d.WhichOneof("value") for d in kind.shape.dim] == [None, None]
+    assert [d.WhichOneof("value") for d in kind.shape.dim] == [None, "dim_value"]
+    assert kind.shape.dim[1].dim_value == 3
 
 
 def test_all_but_skipped_fields_are_copied():

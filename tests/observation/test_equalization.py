@@ -596,3 +596,19 @@ def test_a_prelu_whose_slope_is_computed_ends_the_chain():
 def test_layers_keep_their_weights_names():
     before = net(PRELU, PRELU_WEIGHTS)
     assert [layer.weight for layer in before.equalized().layers] == [layer.weight for layer in before.network.layers]
+
+
+@pytest.mark.parametrize("on_grid", [False, True])
+def test_the_columns_of_a_weight_on_a_grid_keep_their_scale(on_grid):
+    rng = np.random.default_rng(0)
+    consumer = rng.integers(-7, 8, (5, 4, 3, 3)) if on_grid else rng.standard_normal((5, 4, 3, 3))
+    weights = {"w": (4, 3, 3, 3), "v": consumer.astype(np.float32) / 8}
+    text = "g (float[N, 3, 8, 8] x) => (float[N, 5, 4, 4] y) { z = Conv (x, w) r = Relu (z) y = Conv (r, v) }"
+    it = net(text, weights)
+    after = it.equalized()
+    before, now = (_initializer(model, "v") for model in (it.model, after.model))
+    assert np.array_equal(before, now) == on_grid
+
+
+def _initializer(model, name):
+    return numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
