@@ -21,11 +21,14 @@ from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.observation.inputs import network_and_samples
 from rdoq_onnx.refinement.refine import Refined, refine
 from rdoq_onnx.refinement.search import Goal, fewest_bits
+from rdoq_onnx.report.advice import advised
 from rdoq_onnx.report.report import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.verification.additivity import measured_alone
+from rdoq_onnx.verification.latency import measure_latency
+from rdoq_onnx.verification.unsearched import unsearched_distortion
 from rdoq_onnx.verification.verify import Reference, check_gates, verify
 
 
@@ -96,6 +99,10 @@ class Job:
             reference = Reference.of(self.reference, measurement, held_out, runtime, steps)
             verification = verify(emission, allocation, reference)
             check_gates(emission, verification, config.min_sqnr, config.max_bytes)
+            unsearched = unsearched_distortion(allocation, held_out, runtime)
+        with progress.step("latency"):
+            batch = measurement.observation.batching.size
+            latency = measure_latency(self.reference, emission.model, self.samples, batch, self.runtime)
         self.store.flush()
         if goal is not None:
             progress.note(goal.check(emission.model))
@@ -111,6 +118,7 @@ class Job:
                 progress.seconds,
             )
         )
+        report = advised(replace(report, latency=latency, unsearched=unsearched), allocation, config)
         return Result(emission.model, report, allocation, config, alone)
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

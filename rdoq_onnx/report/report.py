@@ -16,7 +16,8 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.model.sizes import model_bytes
 from rdoq_onnx.refinement.refine import Step
-from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, percent, times
+from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, latency_rows, percent, times
+from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.verify import Verification
 from rdoq_onnx.version import __version__
 
@@ -81,6 +82,9 @@ class Report:
     skipped: tuple[Skip, ...]
     probed: Mapping[str, str]
     steps: tuple[Step, ...] = ()
+    latency: tuple[Latency, ...] = ()
+    unsearched: float = 0.0  # δ of the weights outside the search alone
+    advice: tuple[str, ...] = ()
 
     def to_json(self, output: str = "") -> str:
         """Write the document of `--json`."""
@@ -109,6 +113,8 @@ class Report:
             },
             "file_bytes": {"input": self.input_bytes, "output": self.output_bytes},
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
+            "latency": [asdict(x) for x in self.latency],
+            "advice": list(self.advice),
             "calibration": {"source": self.calibration, "samples": self.samples},
             "layers": [
                 {
@@ -147,8 +153,8 @@ class Report:
             ("weight data", f"{human_bytes(-(-self.payload_bits // 8))} at these widths, storage {self.storage}"),
         ]
         gap = "optimality gap", f"at most {percent(self.optimality_gap)} of the predicted distortion"
-        runtime = [("integer kernels", kernel_words(self.kernels)), ("time", times(self.seconds))]
-        return [quality, self._widths(), [*map(_gain, self.steps), gap], runtime]
+        speed = [("integer kernels", kernel_words(self.kernels)), *latency_rows(self.latency)]
+        return [quality, self._widths(), [*map(_gain, self.steps), gap], [*speed, ("time", times(self.seconds))]]
 
     def _widths(self) -> list[tuple[str, str]]:
         rows = [("weights", f"{self.weight_bits:.3f} bits on average" if self.layers else "none in the search")]

@@ -14,7 +14,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rdoq_onnx.report.advice import advise
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.report.wording import human_bytes, pin_of, step_name
 from rdoq_onnx.system.progress import Advance, Progress
@@ -125,7 +124,7 @@ def print_summary(out: Console, result: Result, source: str, output: str, verbos
             table.add_row(figure, value)
         table.add_section()
     out.print(table)
-    for line in advise(result.allocation, result.config, report):
+    for line in report.advice:
         out.print(f"hint: {line}", markup=False)
     for tensor, reason in report.probed.items():
         out.print(f"measured exactly: {tensor}: {reason}", markup=False)
