@@ -22,13 +22,16 @@ from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.refine import Refined, refine
 from rdoq_onnx.refinement.search import Goal, fewest_bits
+from rdoq_onnx.report.advice import advised
 from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.verification.additivity import measured_alone
 from rdoq_onnx.verification.gates import missed_gate
+from rdoq_onnx.verification.latency import measure_latency
 from rdoq_onnx.verification.predicted_parts import predicted_parts
+from rdoq_onnx.verification.unsearched import unsearched_distortion
 from rdoq_onnx.verification.verify import verify
 
 
@@ -110,6 +113,10 @@ class Job:
             verification = verify(emission, allocation, reference)
             predicted = predicted_parts(allocation, split.measuring, runtime, config.threads)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
+            unsearched = unsearched_distortion(allocation, split.held_out, runtime)
+        with progress.step("latency"):
+            batch = measurement.observation.batching.size
+            latency = measure_latency(self.reference, emission.model, self.samples, batch, self.runtime)
         self.store.flush()
         if goal is not None:
             progress.note(f"{goal.option} {goal.least:g}: {goal.word(goal.prove(emission.model))}")
@@ -125,7 +132,8 @@ class Job:
             progress.seconds,
             failure,
         )
-        return Result(emission.model, make_report(outcome), allocation, config, alone, failure)
+        report = replace(make_report(outcome), latency=latency, unsearched=unsearched)
+        return Result(emission.model, advised(report, allocation, config), allocation, config, alone, failure)
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:
         """Allocate within the budgets of `config`, or the fewest bits that reach `goal`, and refine."""

@@ -7,7 +7,8 @@
   weights, but no bitwise operators. It drops a quantizer between a convolution and a residual Add, since it fuses the
   Add into the convolution (OpenVINO 2026.4). It does not fold INT8 ─ Cast ─ Mul in a quantized model, though a GRU or
   LSTM needs constant weights; with a Cast through INT32 it does. The body of a Scan cannot read computed tensors from
-  outside.
+  outside. It may read a shape in front of a convolution's bias, which then goes wrong: all files keep it from that
+  (passes/opaque_shapes.py), as nobody knows where a file will run.
 - tensorrt: INT8 with a zero point of 0 for activations and weights, nothing between QuantizeLinear and
   DequantizeLinear, weights directly behind a DequantizeLinear, one scale for the whole weight of a ConvTranspose, float
   biases (NVIDIA TensorRT documentation, "Working with Quantized Types"; tensorrt_rules.py checks them all).

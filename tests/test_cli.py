@@ -229,6 +229,8 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "agreement": {"percent": None, "bound_percent": None, "samples": None},
         "file_bytes": {"input": None, "output": None},
         "seconds": None,
+        "latency": None,
+        "advice": None,
         "calibration": {"source": None, "samples": None},
         "layers": None,
         "weight_only": None,
@@ -245,7 +247,7 @@ def test_json_describes_this_run(done: Done) -> None:
     assert (report["version"], report["input"], report["output"]) == (__version__, str(done.original), str(done.output))
     assert report["calibration"] == {"source": str(CALIBRATION), "samples": 8}
     assert report["file_bytes"] == {"input": done.original.stat().st_size, "output": done.output.stat().st_size}
-    assert set(report["seconds"]) >= {"normalize", "observe", "candidates", "taylor", "allocate", "emit", "verify"}
+    assert set(report["seconds"]) >= {"normalize", "observe", "candidates", "taylor", "emit", "verify", "latency"}
     assert report["passed"]
     (part,) = report["distortion"]["parts"]
     for figure in ("predicted", "measured", "sqnr_db"):
@@ -253,6 +255,9 @@ def test_json_describes_this_run(done: Done) -> None:
         assert part[figure] > 0
     assert part["bound_db"] is None  # one sample proves nothing
     assert report["distortion"]["optimality_gap"] >= 0
+    assert [tuple(x) for x in report["latency"]] == 2 * [("batch", "float_ms", "quantized_ms", "ratio", "spread")]
+    assert [x["batch"] for x in report["latency"]] == [1, 8]
+    assert any("held-out" in line for line in report["advice"])
 
 
 def test_json_agrees_with_a_recount_of_the_file(done: Done) -> None:

@@ -16,6 +16,7 @@ from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.emission.storage import stored
 from rdoq_onnx.emission.weight_only import with_weight_only
 from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.opaque_shapes import OpaqueShapes
 from rdoq_onnx.passes.pruning.remove_channels import RemoveChannels, removable
 from rdoq_onnx.targets import Storage
 from rdoq_onnx.version import __version__
@@ -55,7 +56,8 @@ def emit_model(
     plain = quantized_model(allocation) if plain is None else plain
     storage = storage or network.target.storages[0]
     removal = None if keep_channels else removable(plain, _MULTIPLE)
-    model = run_passes([RemoveChannels(removal)] if removal is not None and removal.outputs else [], plain)
+    pruning = [RemoveChannels(removal)] if removal is not None and removal.outputs else []
+    model = run_passes([*pruning, OpaqueShapes()], plain)
     unsearched = list(zip(network.weight_only, allocation.weight_only_bits, strict=True))
     model = with_weight_only(model, [(w, bits) for w, bits in unsearched if bits < BITS])
     narrow = {t.name for t in model.graph.initializer}

@@ -29,7 +29,7 @@ _NOT_FLOAT32 = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.Tensor
 _SPATIAL = frozenset({"Conv", "ConvTranspose", "Resize"})
 _RESHAPES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _SCALES = frozenset({"Add", "Div", "Mul", "Sub"})
-_SELECTORS = frozenset({"ArgMax", "ArgMin", "Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique"})
+SELECTORS = frozenset({"ArgMax", "ArgMin", "Compress", "NonMaxSuppression", "NonZero", "TopK", "Unique"})
 _NEXT = ("n", "N", "_n", "_out", "Out", "_next", "_new")  # behind the name of a state: what becomes of it
 _COMPARISONS = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"})
 
@@ -225,7 +225,7 @@ def _selected(graph: Graph) -> set[str]:
             continue
         if node.op_type in LAYER_TYPES or not learned.isdisjoint(node.input):
             learned.update(o for o in node.output if o)
-        selects = node.op_type in _SELECTORS and not learned.isdisjoint(node.input)
+        selects = node.op_type in SELECTORS and not learned.isdisjoint(node.input)
         if not last.isdisjoint(node.output) and (selects or not selected.isdisjoint(node.input)):
             selected.update(o for o in node.output if o)
     return selected

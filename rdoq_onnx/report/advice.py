@@ -1,6 +1,7 @@
 """Suggest what to try when a result is poor, computed from the curves without another run."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,14 +11,16 @@ from numpy.typing import NDArray
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.allocation.frontier import with_budget
-from rdoq_onnx.analysis.patterns import as_pattern
+from rdoq_onnx.analysis.patterns import as_pattern, channel_range, matches
 from rdoq_onnx.config import MAX_BITS, Config, Side
 from rdoq_onnx.errors import RdoqError
+from rdoq_onnx.report import causes
 from rdoq_onnx.report.report import Report
+from rdoq_onnx.report.speed import speed_hints
 from rdoq_onnx.report.wording import pin_of
 
 POOR_DB = 15.0  # output SQNR below which a result is poor
-_OFF = 2.5  # ratio of measured to predicted distortion above which curves are inaccurate
+_OFF = 3.0  # ratio of measured to predicted distortion, either way, beyond which curves are inaccurate
 _LARGE = 0.2  # minimum share of the distortion for a layer or activation to be worth a pin
 _EXPENSIVE = 0.1  # maximum relative increase in bits for a pin
 _TARGET = 0.25  # share of its distortion that a pinned unit should keep at most
@@ -33,23 +36,44 @@ class _Unit:
     side: Side
 
 
+def advised(report: Report, allocation: Allocation, config: Config) -> Report:
+    """Return `report` with the hints for it."""
+    return replace(report, advice=advise(allocation, config, report))
+
+
 def advise(allocation: Allocation, config: Config, report: Report) -> tuple[str, ...]:
     """Return hints on what to try next, one line each; none if the result is good."""
     poor = report.sqnr_db < POOR_DB
-    off = report.measured > _OFF * allocation.predicted > 0
-    lines = []
-    if (poor or off) and report.calibration == "synthetic":
+    doubtful = poor or _is_off(allocation, report)
+    lines = [*causes.few_samples(report), *causes.selected(allocation), *causes.weak_part(allocation, report)]
+    if doubtful and report.calibration == "synthetic":
         lines.append("the samples are synthetic: give real ones with --calibration")
-    if off:
-        fix = "--measure probe" if config.effort == "best" else "--effort best"
-        ratio = report.measured / allocation.predicted
-        lines.append(
-            f"measured distortion is {ratio:.1f} times the predicted one: "
-            f"use more --samples ({report.samples} now) or {fix} for more accurate curves"
-        )
-    if poor:
-        lines += _pin(allocation, config) or _more_bits(allocation, config)
-    return tuple(lines)
+    cause = causes.unsearched(allocation, report) if doubtful else []
+    if not cause and _is_off(allocation, report):
+        lines.append(_inaccurate(allocation, config, report))
+    if not cause and doubtful:
+        pinned = causes.pinned(allocation, config)
+        cause = pinned and (_pin(allocation, config) or pinned)
+    if not cause and poor:
+        cause = _pin(allocation, config) or _more_bits(allocation, config) or _in_float(allocation, config)
+    return (*lines, *cause, *speed_hints(report))
+
+
+def _is_off(allocation: Allocation, report: Report) -> bool:
+    """Whether measured and predicted distortion are far apart, either way."""
+    measured, predicted = report.measured, allocation.predicted
+    return predicted > 0 and measured > 0 and not 1 / _OFF < measured / predicted < _OFF
+
+
+def _inaccurate(allocation: Allocation, config: Config, report: Report) -> str:
+    fix = "--measure probe" if config.effort == "best" else "--effort best"
+    ratio = report.measured / allocation.predicted
+    found = (
+        f"measured distortion is {ratio:.1f} times the predicted one"
+        if ratio > 1
+        else f"predicted distortion is {1 / ratio:.1f} times the measured one"
+    )
+    return f"{found}: use more --samples ({report.samples} now) or {fix} for more accurate curves"
 
 
 def _pin(allocation: Allocation, config: Config) -> list[str]:
@@ -78,7 +102,10 @@ def _pin(allocation: Allocation, config: Config) -> list[str]:
     predicted = _predicted(allocation, trial)
     if predicted is None or predicted >= total:
         return []
-    cause = f"{worst.kind} {worst.name} causes {100 * own / total:.0f} % of the distortion"
+    who = f"{worst.kind} {worst.name}"
+    if matched := next((width for p, width in config.pins if matches(channel_range(p)[0], [worst.name])), None):
+        who += f", pinned to {causes.bits_word(matched)},"
+    cause = f"{who} causes {100 * own / total:.0f} % of the distortion"
     options = f"{pin_of(worst.name, width)} {_budget_option(worst.side, budget)}"
     effect = f"costs {100 * share:.1f} % more bits and leaves {100 * predicted / total:.0f} % of the total"
     return [f"{cause}: {options} {effect}"]
@@ -102,6 +129,18 @@ def _more_bits(allocation: Allocation, config: Config) -> list[str]:
     share = 100 * float(distortions[_rows_of(side, allocation)].sum()) / total
     effect = f"{_budget_option(side, budget)} leaves {100 * predicted / total:.0f} % of the total"
     return [f"{cause} {share:.0f} % of the distortion: {effect}"]
+
+
+def _in_float(allocation: Allocation, config: Config) -> list[str]:
+    """Suggest to exclude the layer of most distortion, where no width helps."""
+    distortions, total = allocation.distortions, allocation.predicted
+    layers = [u for u in _units(allocation, config) if u.kind == "layer"]
+    worst = max(layers, key=lambda u: float(distortions[u.rows].sum()), default=None)
+    if worst is None:
+        return []
+    share = f"{100 * float(distortions[worst.rows].sum()) / total:.0f} % of the distortion" if total > 0 else "most"
+    pattern = shlex.quote(as_pattern(worst.name))
+    return [f"no wider width helps: --exclude {pattern} leaves in float the layer that causes {share}"]
 
 
 def _weight_bits(allocation: Allocation, config: Config) -> float:

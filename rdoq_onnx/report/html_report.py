@@ -15,10 +15,9 @@ import plotly.offline
 from rdoq_onnx.allocation.frontier import frontiers
 from rdoq_onnx.emission.emit import METADATA
 from rdoq_onnx.report import figures
-from rdoq_onnx.report.advice import advise
 from rdoq_onnx.report.html_page import PAGE
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.report.wording import human_bytes, percent, pin_of
+from rdoq_onnx.report.wording import against_float, human_bytes, milliseconds, percent, pin_of
 from rdoq_onnx.version import __version__
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-ad", "onnx-graphsurgeon", "openvino")
@@ -71,6 +70,7 @@ def _cards(result: Result) -> str:
         ),
         (f"{report.measured:.3g}", "measured distortion δ", f"{report.predicted:.3g} predicted"),
         (percent(report.optimality_gap), "optimality gap at most", "of the predicted distortion"),
+        *((milliseconds(x.quantized_ms), f"a batch of {x.batch}", against_float(x)) for x in report.latency),
     ]
     return "".join(
         f"<div class='card'><b>{html.escape(value)}</b><span>{name}</span><small>{html.escape(aside)}</small></div>"
@@ -79,8 +79,7 @@ def _cards(result: Result) -> str:
 
 
 def _advice(result: Result) -> str:
-    lines = advise(result.allocation, result.config, result.report)
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in result.report.advice)
     return f"<section><h2>Hints</h2><ul>{items}</ul></section>" if items else ""
 
 

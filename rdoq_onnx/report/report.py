@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.refinement.reference import Agreement
 from rdoq_onnx.refinement.refine import Step
-from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, percent, times
+from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, latency_rows, percent, times
+from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.version import __version__
 
 _SHOWN_PARTS = 6
@@ -94,6 +95,9 @@ class Report:
     skipped: tuple[Skip, ...]
     probed: Mapping[str, str]
     steps: tuple[Step, ...] = ()
+    latency: tuple[Latency, ...] = ()
+    unsearched: float = 0.0  # δ of the weights outside the search alone
+    advice: tuple[str, ...] = ()
     parts: tuple[PartReport, ...] = ()
     agreement: Agreement | None = None
     reason: str | None = None
@@ -138,6 +142,8 @@ class Report:
             "agreement": None if self.agreement is None else self.agreement.document(),
             "file_bytes": {"input": self.input_bytes, "output": self.output_bytes},
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
+            "latency": [asdict(x) for x in self.latency],
+            "advice": list(self.advice),
             "calibration": {"source": self.calibration, "samples": self.samples},
             "layers": [
                 {
@@ -177,8 +183,8 @@ class Report:
             ("weight data", f"{human_bytes(-(-self.payload_bits // 8))} at these widths, storage {self.storage}"),
         ]
         gap = "optimality gap", f"at most {percent(self.optimality_gap)} of the predicted distortion"
-        runtime = [("integer kernels", kernel_words(self.kernels)), ("time", times(self.seconds))]
-        return [quality, self._widths(), [*map(_gain, self.steps), gap], runtime]
+        speed = [("integer kernels", kernel_words(self.kernels)), *latency_rows(self.latency)]
+        return [quality, self._widths(), [*map(_gain, self.steps), gap], [*speed, ("time", times(self.seconds))]]
 
     def _sqnr(self) -> str:
         where = f"{self.sqnr_db:.2f} dB on {self.held_out} held-out samples"

@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rdoq_onnx.analysis.skips import Skip
-from rdoq_onnx.report.advice import advise
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.report.wording import human_bytes, pin_of, skip_lines, step_name
 from rdoq_onnx.system.progress import Advance, Progress
@@ -132,8 +131,7 @@ def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator
             table.add_row(figure, value)
         table.add_section()
     yield table
-    for line in advise(result.allocation, result.config, report):
-        yield f"hint: {line}"
+    yield from (f"hint: {line}" for line in report.advice)
     for tensor, reason in report.probed.items():
         yield f"measured exactly: {tensor}: {reason}"
     if report.weight_only:

@@ -2,10 +2,11 @@
 
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rdoq_onnx.analysis.patterns import as_pattern
 from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.verification.latency import Latency
 
 # Shown names of steps whose own names, which the JSON report and the curves file hold, are internal.
 _STEP_NAMES = {
@@ -69,7 +70,26 @@ def times(seconds: Mapping[str, float]) -> str:
     return f"{total:.1f} s: {steps}"
 
 
+def against_float(latency: Latency) -> str:
+    """Compare the time of a run with the float model's."""
+    return f"{latency.ratio:.2f} ± {latency.spread:.2f} times the float model's {milliseconds(latency.float_ms)}"
+
+
+def latency_rows(latency: Sequence[Latency]) -> list[tuple[str, str]]:
+    """Word times as rows of the summary."""
+    return [(f"latency, batch of {x.batch}", f"{milliseconds(x.quantized_ms)}, {against_float(x)}") for x in latency]
+
+
+def milliseconds(value: float) -> str:
+    """Word a time with three digits."""
+    return f"{value:.3g} ms" if value < 1000 else f"{value / 1000:.3g} s"
+
+
+def integer_kernels(kernels: Mapping[str, int]) -> dict[str, int]:
+    """Keep the operators that compute with integers."""
+    return {op: n for op, n in kernels.items() if op.startswith(("QLinear", "QGemm")) or "Integer" in op}
+
+
 def kernel_words(kernels: Mapping[str, int]) -> str:
     """Count the integer kernels by operator, "none" without any."""
-    integer = {op: n for op, n in kernels.items() if op.startswith(("QLinear", "QGemm")) or "Integer" in op}
-    return ", ".join(f"{n} {op}" for op, n in integer.items()) or "none"
+    return ", ".join(f"{n} {op}" for op, n in integer_kernels(kernels).items()) or "none"

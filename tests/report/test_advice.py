@@ -13,14 +13,21 @@ from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.config import Config
 from rdoq_onnx.options import parse_pin
 from rdoq_onnx.report.advice import advise
-from tests.allocation.test_budget import measurement
+from tests.allocation import test_budget
 
 CONFIG = Config(weight_bits=3, activation_bits=4)
 
 
+def measurement(seed: int = 0) -> Any:
+    """Made-up curves of a network whose one output is one part."""
+    whole = SimpleNamespace(metric=SimpleNamespace(parts=()))
+    return replace(test_budget.measurement(seed), observation=whole)
+
+
 def report(**changed: Any) -> Any:
     """The figures that advice looks at, of a poor run."""
-    figures = {"sqnr_db": 5.0, "measured": 0.0, "calibration": "calib.npz", "samples": 9}
+    figures = {"sqnr_db": 5.0, "measured": 0.0, "calibration": "calib.npz", "samples": 110, "held_out": 16}
+    figures |= {"unsearched": 0.0, "parts": (), "layers": (), "latency": ()}
     return SimpleNamespace(**figures | changed)
 
 
@@ -65,7 +72,7 @@ def test_an_activation_in_the_way() -> None:
     config = replace(CONFIG, pins=(("x", 2),))
     (line,) = advise(allocate_bits(poor, config.budgets), config, report())
     assert re.fullmatch(
-        r"activation x causes 100 % of the distortion: --pin x=[3-8] --activation-bits 4[.\d]* "
+        r"activation x, pinned to 2 bits, causes 100 % of the distortion: --pin x=[3-8] --activation-bits 4[.\d]* "
         r"costs \d\.\d % more bits and leaves \d+ % of the total",
         line,
     )
@@ -76,5 +83,27 @@ def test_curves_that_promise_too_much() -> None:
     off = report(sqnr_db=30.0, measured=4 * allocation.predicted, calibration="synthetic")
     lines = advise(allocation, CONFIG, off)
     assert lines[0] == "the samples are synthetic: give real ones with --calibration"
-    assert "measured distortion is 4.0 times the predicted one: use more --samples (9 now) or --effort best" in lines[1]
+    fix = "use more --samples (110 now) or --effort best for more accurate curves"
+    assert lines[1] == f"measured distortion is 4.0 times the predicted one: {fix}"
+    good = report(sqnr_db=30.0, measured=allocation.predicted / 5)
+    assert advise(allocation, CONFIG, good) == (f"predicted distortion is 5.0 times the measured one: {fix}",)
     assert "--measure probe" in advise(allocation, replace(CONFIG, effort="best"), off)[1]
+
+
+def test_a_table_takes_the_place_of_what_it_is_not() -> None:
+    found = measurement()
+    table = SimpleNamespace(name="words", op_type="Gather", elements=6400)
+    network = replace(found.network, weight_only=(table,))
+    allocation = replace(allocate_bits(replace(found, network=network), CONFIG.budgets), weight_only_bits=(3,))
+    poor = report(measured=50 * allocation.predicted, unsearched=49 * allocation.predicted)
+    assert advise(allocation, CONFIG, poor) == (
+        "weights outside the search, Gather words (3 bits), cause 98 % of the distortion, which no curve predicts: "
+        "give it --pin words=8",
+    )
+
+
+def test_where_no_width_helps() -> None:
+    config = Config(weight_bits=8, activation_bits=8)
+    allocation = allocate_bits(measurement(), config.budgets)
+    (line,) = advise(allocation, config, report())
+    assert re.fullmatch(r"no wider width helps: --exclude \S+ leaves in float the layer that causes \d+ % .*", line)

@@ -134,6 +134,9 @@ def test_page_describes_the_run(page: str) -> None:
     for text in (
         "output SQNR",
         "bits per weight",
+        "a batch of 1<",
+        "times the float model&#x27;s",
+        "figures rest on",
         "measured at once",
         "left in float: excluded by --exclude",
         "onnxruntime",

@@ -1,0 +1,115 @@
+"""Name causes of a poor or doubtful result that more bits and better curves do not cure, one line each."""
+
+from collections.abc import Iterator
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.analysis.network import layer_names
+from rdoq_onnx.analysis.patterns import channel_range, matches
+from rdoq_onnx.analysis.weight_only import BITS
+from rdoq_onnx.config import Config
+from rdoq_onnx.model.graph import Graph, upstream
+from rdoq_onnx.observation.parts import SELECTORS
+from rdoq_onnx.report.report import Report
+from rdoq_onnx.report.wording import pin_of
+
+FEW = 16  # held-out samples below which figures are rough
+_MAIN = 0.5  # share of the distortion that makes something its main cause
+_FAR_DB = 10.0  # a part so far below the median of the others is pointed out
+
+
+def few_samples(report: Report) -> list[str]:
+    """Point out figures that rest on few held-out samples."""
+    if report.held_out >= FEW:
+        return []
+    count = "1 held-out sample" if report.held_out == 1 else f"{report.held_out} held-out samples"
+    return [f"figures rest on {count}, so they are rough: calibrate on more samples ({report.samples} now)"]
+
+
+def unsearched(allocation: Allocation, report: Report) -> list[str]:
+    """Name the table, cell or stack whose weights, outside the search, cause most of the distortion."""
+    widths = list(zip(allocation.measurement.network.weight_only, allocation.weight_only_bits, strict=True))
+    if not widths or report.unsearched < _MAIN * report.measured:
+        return []
+    weight, bits = min(widths, key=lambda pair: (pair[1], -pair[0].elements))
+    share = min(100 * report.unsearched / report.measured, 100)
+    others = f" and {len(widths) - 1} more" if len(widths) > 1 else ""
+    fix = f"--exclude {weight.name} leaves it in float" if bits >= BITS else f"give it {pin_of(weight.name, BITS)}"
+    return [
+        f"weights outside the search, {weight.op_type} {weight.name} ({bits} bits){others}, cause {share:.0f} % of the "
+        f"distortion, which no curve predicts: {fix}"
+    ]
+
+
+def pinned(allocation: Allocation, config: Config) -> list[str]:
+    """Name the pinned layer or activation that causes most of the predicted distortion."""
+    total, bits, curves = allocation.predicted, allocation.bits, allocation.measurement.curves
+    for pattern, width in config.pins:
+        for kind, name, rows in _named_rows(allocation, channel_range(pattern)[0]):
+            own = float(allocation.distortions[rows].sum())
+            offered = np.flatnonzero(np.isfinite(curves.distortion[rows]).all(axis=0))
+            wider = offered[offered > bits[rows].min()]
+            if own < _MAIN * total or not len(wider):
+                continue
+            left = {b: total - own + float(curves.distortion[rows, b].sum()) for b in wider.tolist()}
+            best = next((b for b in left if left[b] <= _MAIN * total), max(left))
+            return [
+                f"{kind} {name}, pinned to {bits_word(width)}, causes {100 * own / total:.0f} % of the distortion: "
+                f"{pin_of(name, best)} leaves {100 * left[best] / total:.0f} % of the total"
+            ]
+    return []
+
+
+def bits_word(width: int) -> str:
+    """Word a width."""
+    return "1 bit" if width == 1 else f"{width} bits"
+
+
+def _named_rows(allocation: Allocation, pattern: str) -> Iterator[tuple[str, str, NDArray[np.int64]]]:
+    """Yield the layers and activations that `pattern` matches: kind, name and rows of the curves."""
+    measurement = allocation.measurement
+    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=True):
+        if matches(pattern, layer_names(layer)):
+            yield "layer", layer.name, np.arange(rows.start, rows.stop)
+    for k, activation in enumerate(measurement.network.activations):
+        if matches(pattern, activation.names):
+            yield "activation", activation.tensor, np.array([measurement.channels + k])
+
+
+def selected(allocation: Allocation) -> list[str]:
+    """Point out outputs whose rows are selected by value, so that a figure of them compares different rows."""
+    measurement = allocation.measurement
+    pieces = [p for part in measurement.observation.metric.parts for p in part.pieces if p.kind == "selected"]
+    producer = Graph(measurement.network.model).producer
+    values: dict[str, list[str]] = {}
+    for piece in pieces:
+        values.setdefault(piece.output, []).append(piece.value)
+    lines = []
+    for output, sources in values.items():
+        found = [n.op_type for n in upstream([output], producer) if n.op_type in SELECTORS][-1]
+        lines.append(
+            f"output {output} holds rows that {found} selects by value: a small error swaps them, and then no figure "
+            f"compares like with like; the distortion is that of {', '.join(sources[:3])}, before the selection: judge "
+            f"{output} by the metric of its task"
+        )
+    return lines
+
+
+def weak_part(allocation: Allocation, report: Report) -> list[str]:
+    """Point out a part of the outputs that is far worse than the others, with the layer that makes it."""
+    parts = getattr(report, "parts", ())
+    if len(parts) < 2:
+        return []
+    worst, *better = sorted(parts, key=lambda part: part.sqnr_db)
+    others = median(part.sqnr_db for part in better)
+    if worst.sqnr_db > others - _FAR_DB:
+        return []
+    network = allocation.measurement.network
+    layers = {use.node: layer for layer in network.layers for use in layer.uses}
+    makers = [layers[n.name] for n in upstream([worst.name], Graph(network.model).producer) if n.name in layers]
+    where = f"output {worst.name}" if worst.name == worst.output else f"{worst.name}, part of output {worst.output},"
+    fix = f": give the layer that makes it more bits, e.g. {pin_of(makers[-1].name, BITS)}" if makers else ""
+    return [f"{where} has {worst.sqnr_db:.1f} dB where the others have {others:.1f} dB{fix}"]

@@ -1,0 +1,82 @@
+"""Time the float and the emitted model in turns, so that whatever else slows the machine slows both alike.
+
+ratio = median over turns of t_quantized / t_float
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.errors import RdoqError
+from rdoq_onnx.system.runtime import Feeds, Runtime, Session
+
+_SECONDS = 0.9  # for all turns together; a turn that takes longer is the only one
+_MOST_TURNS = 15
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time of a run with `batch` samples on the CPU: medians in milliseconds.
+
+    ratio: quantized over float; below 1 the emitted model is faster. spread: half the interquartile range of the
+    turns' ratios; 0 of a single turn.
+    """
+
+    batch: int
+    float_ms: float
+    quantized_ms: float
+    ratio: float
+    spread: float
+
+
+def measure_latency(
+    original: onnx.ModelProto, quantized: onnx.ModelProto, samples: Samples, batch: int, runtime: Runtime
+) -> tuple[Latency, ...]:
+    """Time both models in ONNX Runtime on the CPU, with one sample and with `batch`; with the model's batch if fixed.
+
+    Returns nothing if the CPU cannot run them.
+    """
+    on_cpu = replace(runtime, provider="cpu")
+    sizes = [samples.batch] if samples.batch else sorted({1, min(batch, len(samples))})
+    try:
+        sessions = [on_cpu.session(model, "all") for model in (original, quantized)]
+        return tuple(_timed(sessions, samples.feeds(slice(0, size)), size, _SECONDS / len(sizes)) for size in sizes)
+    except RdoqError:
+        return ()
+
+
+def _timed(sessions: Sequence[Session], feeds: Feeds, batch: int, seconds: float) -> Latency:
+    runs = [lambda session=session: session.run(feeds) for session in sessions]
+    return latency_of(turns(runs, seconds), batch)
+
+
+def turns(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
+    """Call `runs` in turns, in alternating order, for about `seconds`; return the seconds of each call of each turn.
+
+    The first turn warms up and is left out, unless there is time for no other.
+    """
+    begin, taken = time.perf_counter(), list[list[float]]()
+    while len(taken) <= _MOST_TURNS and (not taken or time.perf_counter() - begin + sum(taken[-1]) < seconds):
+        order = range(len(runs)) if len(taken) % 2 == 0 else reversed(range(len(runs)))
+        measured = {k: _seconds(runs[k]) for k in order}
+        taken.append([measured[k] for k in range(len(runs))])
+    return taken[1:] or taken
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def latency_of(taken: Sequence[Sequence[float]], batch: int) -> Latency:
+    """Summarize the seconds of turns, [turns, 2]: the float model's and the emitted one's."""
+    seconds = np.asarray(taken, np.float64)
+    ratios = seconds[:, 1] / np.maximum(seconds[:, 0], 1e-9)
+    first, middle, third = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+    float_ms, quantized_ms = (1e3 * np.median(seconds, axis=0)).tolist()
+    return Latency(batch, float_ms, quantized_ms, middle, (third - first) / 2)
