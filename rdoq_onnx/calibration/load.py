@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rdoq_onnx.calibration.array_files import read_arrays
-from rdoq_onnx.calibration.feeds import NORMALIZATION, as_array, collate, listed, model_batch
+from rdoq_onnx.calibration.feeds import EXTRA_ARRAYS, as_array, collate, listed, model_batch
 from rdoq_onnx.calibration.folders import evenly, folder_arrays
 from rdoq_onnx.calibration.images import channel_axis
 from rdoq_onnx.calibration.pixels import DEFAULT_PIXELS, Pixels
@@ -24,8 +24,6 @@ from rdoq_onnx.calibration.samples import Converted, InputSpec, Rows, Samples
 from rdoq_onnx.calibration.synthetic import draw
 from rdoq_onnx.calibration.user_code import call
 from rdoq_onnx.errors import CalibrationError
-
-EXTRA_ARRAYS = ("y", *NORMALIZATION)  # labels and normalization, which may be stored with the samples
 
 Array = NDArray[Any]
 
@@ -50,6 +48,24 @@ def load_samples(
     Reads every sample once; raises CalibrationError if one does not fit.
     """
     label, stored = _read(source, specs, limit)
+    parts = [_samples(label, arrays, specs, pixels) for arrays in stored]
+    images = (_holds_images(_by_input(label, arrays, specs)[s.name], s) for arrays in stored for s in specs)
+    if pixels.is_set and not any(images):
+        raise CalibrationError(
+            f"{label} holds no images as bytes, so --image-mean, --image-std and --image-scale "
+            "do not apply; leave them out"
+        )
+    samples = replace(parts[0], others=tuple(part.arrays for part in parts[1:]))
+    if len(parts) > 1:
+        samples = samples if limit is None else samples.some(limit)
+    else:
+        samples = replace(samples, picked=evenly(len(samples), limit, samples.batch or 1))
+    len(samples.digest)  # converts, and thereby checks, all values before the long work
+    return samples
+
+
+def _samples(label: str, stored: Mapping[str, Rows], specs: Sequence[InputSpec], pixels: Pixels) -> Samples:
+    """Check and convert arrays of one shape."""
     inputs = _by_input(label, stored, specs)
     for spec in specs:
         _check_rank(label, inputs[spec.name], spec)
@@ -61,19 +77,11 @@ def load_samples(
         raise CalibrationError(f"{label}: {count} samples, the model takes {step} at a time; give a multiple of {step}")
     extra = {name: stored[name][...] for name in EXTRA_ARRAYS if name in stored and name not in inputs}
     converted = {s.name: _convert_input(label, inputs[s.name], s, extra, pixels, s.name in fixed) for s in specs}
-    if pixels.is_set and not any(_holds_images(inputs[s.name], s) for s in specs):
-        raise CalibrationError(
-            f"{label} holds no images as bytes, so --image-mean, --image-std and --image-scale "
-            "do not apply; leave them out"
-        )
-    samples = replace(
+    return replace(
         samples,
         arrays={n: converted[n] for n in samples.arrays},
         constants={n: converted[n][...] for n in samples.constants},
-        picked=evenly(count, limit, step),
     )
-    len(samples.digest)  # converts, and thereby checks, all values before the long work
-    return samples
 
 
 def synthetic(
@@ -99,21 +107,21 @@ def synthetic(
     return replace(samples, batch=samples.fixed_batch(specs))
 
 
-def _read(source: Source, specs: Sequence[InputSpec], limit: int | None) -> tuple[str, Mapping[str, Rows]]:
-    """Read any source; return its name for messages, and its arrays."""
+def _read(source: Source, specs: Sequence[InputSpec], limit: int | None) -> tuple[str, list[Mapping[str, Rows]]]:
+    """Read any source; return its name for messages, and its arrays, by shape."""
     if isinstance(source, str | Path):
         path = Path(source)
         function = re.fullmatch(r"([A-Za-z_][\w.]*):(\w+)", str(source))
         if function and not path.exists():
             return str(source), _read(call(str(source), *function.groups()), specs, limit)[1]
-        return str(source), folder_arrays(path, specs, limit) if path.is_dir() else read_arrays(path)
+        return str(source), [*folder_arrays(path, specs, limit)] if path.is_dir() else [read_arrays(path)]
     if isinstance(source, Mapping):
-        return "arrays", {name: as_array("arrays", name, value) for name, value in source.items()}
+        return "arrays", [{name: as_array("arrays", name, value) for name, value in source.items()}]
     get_next = getattr(source, "get_next", None)
     label = "feeds" if get_next is None else "data reader"
     feeds = source if get_next is None else iter(get_next, None)
     if isinstance(feeds, Iterable):
-        return label, collate(label, ((f"item {k}", feed) for k, feed in enumerate(feeds)), specs, limit)
+        return label, [*collate(label, ((f"item {k}", feed) for k, feed in enumerate(feeds)), specs, limit)]
     raise CalibrationError(f"calibration is a {type(source).__name__}; give a path, arrays by name, or feeds")
 
 

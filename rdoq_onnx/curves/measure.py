@@ -18,7 +18,7 @@ from rdoq_onnx.curves.float_fallback import choose_fallback, in_float
 from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
 from rdoq_onnx.curves.select import Measured, select
 from rdoq_onnx.curves.steps import Bench
-from rdoq_onnx.gradients.plan import draws
+from rdoq_onnx.gradients.plan import differentiated, draws
 from rdoq_onnx.observation.equalization import equalize, exponent_for
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
@@ -59,7 +59,7 @@ def measure_network(
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
         fallback = choose_fallback(aimed, candidates, measured, config, bench.check())
-    count = draws(len(split.measuring), observation.metric.elements)
+    count = draws(len(differentiated(split.measuring)), observation.metric.elements)
     return select(source, network, observation, Measured(candidates, measured, count), fallback)
 
 

@@ -26,7 +26,8 @@ class Observation:
     """Results of one pass over the samples.
 
     ranges: least and greatest value of each activation, with a margin if samples are few. sizes: elements per sample of
-    each observed tensor. samples: their number. extremes: extreme values of activations observed at few values.
+    each observed tensor, on average where samples differ in shape; budgets count these. samples: their number.
+    extremes: extreme values of activations observed at few values.
     """
 
     ranges: Mapping[str, tuple[float, float]]
@@ -63,14 +64,14 @@ def observe(network: Network, parts: Sequence[Part], samples: Samples, runtime: 
     model = with_outputs(network.model, [*dict.fromkeys([*outputs, *few])])
     session = runtime.session(with_ends(model, activations), "all")
 
-    def run() -> Iterator[dict[str, Array]]:
+    def run() -> Iterator[tuple[int, dict[str, Array]]]:
         for count, feeds in samples.counted_batches(batching.size):
             values = dict(zip(session.outputs, session.run(feeds), strict=True))
             for name in activations:
                 ends[name].append(ends_of(name, values, count if batching.stackable else 1))
             for name, parts in few.items():
                 parts.append(values[name].reshape(-1))
-            yield {name: np.asarray(values[name]) for name in outputs}
+            yield count, {name: np.asarray(values[name]) for name in outputs}
 
     metric = metric_of(parts, run(), len(samples))
     share = margin(len(samples))

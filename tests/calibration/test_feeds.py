@@ -59,13 +59,13 @@ def test_no_more_samples_than_the_limit_are_read():
             read.append(k)
             yield f"item {k}", {"x": floats(2, 3)}
 
-    assert collate("here", feeds(), [X], limit=3)["x"].shape[0] >= 3
+    assert collate("here", feeds(), [X], limit=3)[0]["x"].shape[0] >= 3
     assert read == [0, 1]
 
 
 def test_one_sample_without_the_batch_axis():
     x = floats(4, 3)
-    found = collate("here", ((f"item {k}", {"x": row}) for k, row in enumerate(x)), [X])
+    found = collate("here", ((f"item {k}", {"x": row}) for k, row in enumerate(x)), [X])[0]
     np.testing.assert_array_equal(found["x"][...], x)
 
 

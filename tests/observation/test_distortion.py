@@ -9,7 +9,8 @@ from rdoq_onnx.observation.parts import Part, Piece, whole
 
 
 def metric_from(names, batches, samples):
-    return metric_of(whole(names), [dict(zip(names, values, strict=True)) for values in batches], samples)
+    named = [(len(values[0]), dict(zip(names, values, strict=True))) for values in batches]
+    return metric_of(whole(names), named, samples)
 
 
 def outputs(rng, *shapes, dtype=np.float32):
@@ -47,7 +48,7 @@ def test_the_tensors_of_a_part_share_its_weight():
     rng = np.random.default_rng(1)
     logits, key, value = outputs(rng, (4, 5), (4, 30), (4, 70))
     parts = (*whole(["logits"]), Part("caches", tuple(Piece(n, n, n, "whole") for n in ("key", "value"))))
-    metric = metric_of(parts, [{"logits": logits, "key": key, "value": 9 * value}], 4)
+    metric = metric_of(parts, [(4, {"logits": logits, "key": key, "value": 9 * value})], 4)
     silent = [np.zeros_like(v) for v in (logits, key, value)]
     found = metric.part_errors(silent, [logits, key, 9 * value], 4).mean(axis=0)
     np.testing.assert_allclose(found, [0.5, 0.5], rtol=1e-6)
