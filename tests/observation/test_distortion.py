@@ -98,3 +98,14 @@ def test_decibels():
     assert sqnr_db(1, 2) == pytest.approx(-3.0103, abs=1e-4)
     assert sqnr_db(1, 0) == np.inf
     assert np.isfinite(sqnr_db(0, 1))
+
+
+def test_samples_of_different_sizes_weigh_the_same():
+    rng = np.random.default_rng(5)
+    short, long = outputs(rng, (2, 3), (1, 12))
+    metric = metric_from(["y"], [[short], [long]], 3)
+    assert (metric.elements, metric.sizes) == (6, (6,))
+    for value in (short, long):
+        by_hand = np.square(value).mean(axis=1)
+        np.testing.assert_allclose(metric.errors([0 * value], [value], len(value)), by_hand, rtol=1e-6)
+    assert metric.power == pytest.approx((2 * np.mean(short**2) + np.mean(long**2)) / 3, rel=1e-6)
