@@ -90,7 +90,7 @@ def _rows_independent(batch: int, value: Array, first: Array, last: Array) -> bo
     if value.ndim == 0 or not value.shape == first.shape == last.shape or len(value) % batch:
         return False
     rows = len(value) // batch
-    return _close(value[rows:], first[rows:]) and _close(value[:-rows], last[:-rows])
+    return close(value[rows:], first[rows:]) and close(value[:-rows], last[:-rows])
 
 
 def find_batching(session: Session, samples: Samples, names: Sequence[str]) -> tuple[Batching, dict[str, int]]:
@@ -149,10 +149,11 @@ def _is_stacked(both: Array, first: Array, second: Array) -> bool:
     both, first, second = np.asarray(both), np.asarray(first), np.asarray(second)
     if first.ndim == 0 or both.shape != (len(first) + len(second), *first.shape[1:]):
         return False
-    return _close(np.concatenate([first, second]), both)
+    return close(np.concatenate([first, second]), both)
 
 
-def _close(expected: Array, actual: Array) -> bool:
+def close(expected: Array, actual: Array) -> bool:
+    """Whether two runs computed the same, up to rounding."""
     if expected.dtype.kind != "f":
         return bool((expected == actual).all())
     scale = float(np.abs(expected).max(initial=0)) or 1.0
