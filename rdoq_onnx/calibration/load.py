@@ -209,7 +209,8 @@ def _as_images(where: str, rows: Rows, spec: InputSpec, pixels: Pixels | None) -
 
 def _checked(where: str, array: Array, dtype: np.dtype[Any]) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise CalibrationError(f"{where} holds NaN or infinity; remove those samples")
+        mask = "" if np.isnan(array).any() else ", or use a large finite value such as -1e4 if it is a mask"
+        raise CalibrationError(f"{where} holds NaN or infinity; remove those samples{mask}")
     return _convert(where, array, dtype)
 
 

@@ -99,7 +99,10 @@ def metric_of(parts: Sequence[Part], batches: Iterable[tuple[int, Mapping[str, A
     pieces = [(piece, len(part.pieces)) for part in kept for piece in part.pieces]
     for piece, _ in pieces:
         if not np.isfinite(power[piece.measured]):
-            raise CalibrationError(f"output {piece.output!r} of the float model is not finite on the given samples")
+            raise CalibrationError(
+                f"output {piece.output!r} of the float model is not finite on the given samples; "
+                "check them, and use a large finite value in masks"
+            )
     elements = sum(sizes[piece.measured] for piece, _ in pieces)
     shares = [power[piece.measured] / samples * len(kept) * several / elements for piece, several in pieces]
     weights = [1.0 / share**0.5 if len(pieces) > 1 and share > 0 else 1.0 for share in shares]

@@ -51,7 +51,10 @@ def ends_of(tensor: str, values: Mapping[str, Array], count: int) -> NDArray[np.
     """
     low, high, total = (values[f"ends/{kind}/{tensor}"].reshape(count, -1) for kind in _ENDS)
     if not np.isfinite(total).all():
-        raise CalibrationError(f"tensor {tensor!r} of the float model is not finite on the given samples")
+        raise CalibrationError(
+            f"tensor {tensor!r} of the float model is not finite on the given samples; "
+            "check them, and use a large finite value in masks"
+        )
     return np.stack([low.min(axis=1), high.max(axis=1)]).astype(np.float64)
 
 
