@@ -58,7 +58,7 @@ def measure_network(
             coarse, candidates = candidates, bench.clipped(candidates)
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
-        fallback = choose_fallback(aimed, candidates, measured, config, bench.check())
+        fallback = choose_fallback(aimed, candidates, measured, config, bench.check(len(network.layers)))
     count = draws(len(differentiated(split.measuring)), observation.metric.elements)
     return select(source, network, observation, Measured(candidates, measured, count), fallback)
 
