@@ -29,8 +29,7 @@ from rdoq_onnx.curves.measurement import activation_elements, aimed_at
 from rdoq_onnx.curves.steps import CLIPPING, SENSING
 from rdoq_onnx.gradients.plan import rows_of
 from rdoq_onnx.model.layers import Layer
-from rdoq_onnx.observation.batching import separated
-from rdoq_onnx.observation.inputs import samples_for
+from rdoq_onnx.observation.inputs import batched, samples_for
 from rdoq_onnx.observation.observe import Observation, observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.refinement.judge import JUDGING
@@ -60,7 +59,7 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     runtime = Runtime(config.provider, config.threads)
     normal = read_normalized(model)[1]
     network = analyse(normal, config.selection)
-    samples = separated(network, samples_for(normal, calibration, config), runtime)
+    samples = batched(network, normal, samples_for(normal, calibration, config), runtime)
     parts = find_parts(network.model)
     aimed = aimed_at(network, measured_tensors(parts))
     few = samples.some(TIMED)

@@ -18,6 +18,7 @@ from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.gradients.plan import differentiated
 from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.refine import Refined, refine
@@ -75,6 +76,10 @@ class Job:
             reference = runnable(original)
             network, samples = network_and_samples(normal, calibration, config, runtime, progress)
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
+        shapes, seen = len(samples.by_shape()), differentiated(samples)
+        if shapes > 1:
+            backwards = f"; gradients use the {len(seen.by_shape())} most common" if len(seen) < len(samples) else ""
+            progress.note(f"samples of {shapes} shapes{backwards}; sizes and budgets are those of an average sample")
         split = SampleSplit.of(samples, config.seed)
         if validation is not None:
             other = validation_samples(network, normal, validation, config, runtime)

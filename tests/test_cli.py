@@ -667,7 +667,7 @@ def test_nothing_is_written_before_all_figures_are_made(
     def broken(*_: object) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("rdoq_onnx.report.terminal.advise", broken)
+    monkeypatch.setattr("rdoq_onnx.report.advice.advise", broken)
     output, report = tmp_path / "out.onnx", tmp_path / "out.json"
     with pytest.raises(ZeroDivisionError):
         main(CNN, output, *FEW, "--effort", "fast", "--json", report)

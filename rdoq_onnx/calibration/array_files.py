@@ -8,9 +8,9 @@ import os
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,40 +42,48 @@ class _Handle:
 
 @dataclass(frozen=True, eq=False)
 class FileRows:
-    """A C-ordered array in a file, from byte `start` on."""
+    """A C-ordered array in a file, from byte `start` on. offsets: where each row starts; None if they follow it."""
 
     handle: _Handle
     start: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    offsets: NDArray[np.int64] | None = None
 
     def __getitem__(self, rows: Any, /) -> Array:
         indices = np.arange(self.shape[0])[rows]
         result = np.empty((len(indices), *self.shape[1:]), self.dtype)
         if result.size:
             flat = result.reshape(len(indices), -1).view(np.uint8)
-            for into, row in zip(flat, indices.tolist(), strict=True):
-                self.handle.read(into, self.start + row * flat.shape[1])
+            starts = self.start + indices * flat.shape[1] if self.offsets is None else self.offsets[indices]
+            for into, start in zip(flat, starts.tolist(), strict=True):
+                self.handle.read(into, start)
         return result
 
 
 class Spool(AbstractContextManager["Spool"]):
-    """An array in a temporary file that grows along axis 0."""
+    """An array in a temporary file that grows along axis 0; its samples may have other shapes than `sample`."""
 
     def __init__(self, sample: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.sample, self.dtype, self.count = sample, dtype, 0
+        self.sample, self.dtype, self.count, self.size = sample, dtype, 0, 0
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
 
     def append(self, array: Array) -> None:
-        """Append samples of the spool's shape and dtype. Raises CalibrationError if the disk is full."""
+        """Append samples of the spool's dtype. Raises CalibrationError if the disk is full."""
         with _disk_full_hint():
             self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer
         self.count += len(array)
+        self.size += array.nbytes
 
     def rows(self) -> FileRows:
+        return replace(self.rows_at([], self.sample), shape=(self.count, *self.sample), offsets=None)
+
+    def rows_at(self, offsets: Sequence[int], sample: tuple[int, ...]) -> FileRows:
+        """The samples of the shape `sample` that start at `offsets`."""
         with _disk_full_hint():
             self._file.flush()
-        return FileRows(_Handle(self._file), 0, (self.count, *self.sample), self.dtype)
+        starts = np.array(offsets, np.int64)
+        return FileRows(_Handle(self._file), 0, (len(starts), *sample), self.dtype, starts)
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

@@ -13,6 +13,7 @@ from rdoq_onnx.calibration.samples import InputSpec, Rows, blocks
 from rdoq_onnx.errors import CalibrationError, ModelError
 
 NORMALIZATION = ("mean", "std")  # arrays that may accompany images; the same in every feed
+EXTRA_ARRAYS = ("y", *NORMALIZATION)  # labels and normalization, which may be stored with the samples
 
 EVERY = 10.0  # seconds between notes on how many feeds were read
 
@@ -21,47 +22,112 @@ Array = NDArray[Any]
 
 def collate(
     label: str, feeds: Iterable[tuple[str, Any]], specs: Sequence[InputSpec], limit: int | None = None
-) -> dict[str, Rows]:
-    """Collate feeds of one or more samples each into arrays by name; stop after `limit` samples.
+) -> list[dict[str, Rows]]:
+    """Collate feeds of one or more samples each into arrays by name, for each shape; stop after `limit` samples.
 
     feeds: pairs of a name for error messages and arrays by input name. An array with one dimension fewer than its input
-    is a single sample.
+    is a single sample. Shapes differ where the model leaves them free; the arrays come in the order of their size.
     Raises CalibrationError if feeds are inconsistent.
     """
-    names = {s.name for s in specs}
-    fixed = {s.name for s in specs if not s.shape or s.shape[0] not in (None, 1, model_batch(specs))}
-    fixed.update(n for n in NORMALIZATION if n not in names)
-    ranks = {s.name: len(s.shape) for s in specs}
-    first = ""
     with ExitStack() as stack:
-        spools: dict[str, Spool] = {}
-        constants: dict[str, Rows] = {}
+        spools = _Spools(label, specs, stack)
         for item, feed in feeds:
-            if not isinstance(feed, Mapping):
-                raise CalibrationError(f"{label}: {item} is a {type(feed).__name__}; give a dict of arrays by name")
-            collated = [*spools, *constants]
-            first = first or item
-            if collated and feed.keys() != set(collated):
-                found = f"{item} has arrays {listed(feed)}, {first} has {listed(collated)}"
-                raise CalibrationError(f"{label}: {found}; give the same in each")
-            for name, value in feed.items():
-                rows = value if isinstance(value, FileRows) else as_array(label, name, value)
-                pair = f"{label}: {name!r} of {first} and {item}"
-                if name in fixed or not rows.shape:
-                    _check_same(pair, constants.setdefault(name, rows), rows)
-                    continue
-                rank = ranks.get(name, len(specs[0].shape) if len(specs) == 1 else len(rows.shape))
-                rows = rows[...][None] if len(rows.shape) == rank - 1 else rows
-                if name not in spools:
-                    spools[name] = stack.enter_context(Spool(rows.shape[1:], rows.dtype))
-                _check_consistent(pair, spools[name], rows)
-                for block in blocks(rows, np.arange(rows.shape[0])):
-                    spools[name].append(block)
-            if limit is not None and any(s.count >= limit for s in spools.values()):
+            spools.add(item, feed)
+            if limit is not None and spools.count >= limit:
                 break
-        if not spools and not constants:
-            raise CalibrationError(f"{label}: no samples; give at least one")
-        return constants | {name: spool.rows() for name, spool in spools.items()}
+        return spools.arrays()
+
+
+class _Spools:
+    """Feeds so far: one file per input. shapes: by the shapes of its samples, where each sample starts."""
+
+    def __init__(self, label: str, specs: Sequence[InputSpec], stack: ExitStack) -> None:
+        names = {s.name for s in specs}
+        self._label, self._specs, self._stack = label, {s.name: s for s in specs}, stack
+        self._fixed = {s.name for s in specs if not s.shape or s.shape[0] not in (None, 1, model_batch(specs))}
+        self._fixed.update(n for n in NORMALIZATION if n not in names)
+        self._first = ""
+        self._names: tuple[str, ...] = ()
+        self._spools: dict[str, Spool] = {}
+        self._constants: dict[str, Rows] = {}
+        self._shapes: dict[tuple[tuple[int, ...], ...], dict[str, list[int]]] = {}
+
+    @property
+    def count(self) -> int:
+        return max((s.count for s in self._spools.values()), default=0)
+
+    def add(self, item: str, feed: Any) -> None:
+        if not isinstance(feed, Mapping):
+            raise CalibrationError(f"{self._label}: {item} is a {type(feed).__name__}; give a dict of arrays by name")
+        self._first = self._first or item
+        self._names = self._names or tuple(feed)
+        if feed.keys() != set(self._names):
+            found = f"{item} has arrays {listed(feed)}, {self._first} has {listed(self._names)}"
+            raise CalibrationError(f"{self._label}: {found}; give the same in each")
+        samples: dict[str, Rows] = {}
+        for name in self._names:
+            if name in EXTRA_ARRAYS and name not in self._fixed and name not in self._specs:
+                continue
+            value = feed[name]
+            rows = value if isinstance(value, FileRows) else as_array(self._label, name, value)
+            pair = f"{self._label}: {name!r} of {self._first} and {item}"
+            if name in self._fixed or not rows.shape:
+                _check_same(pair, self._constants.setdefault(name, rows), rows)
+                continue
+            samples[name] = rows[...][None] if len(rows.shape) == self._rank(name, rows) - 1 else rows
+            self._check_consistent(pair, name, samples[name])
+        self._append(samples)
+
+    def _rank(self, name: str, rows: Rows) -> int:
+        spec = self._spec(name)
+        return len(rows.shape) if spec is None else len(spec.shape)
+
+    def _spec(self, name: str) -> InputSpec | None:
+        """The input that `name` goes to; a single input takes an array of any name."""
+        return self._specs.get(name, next(iter(self._specs.values())) if len(self._specs) == 1 else None)
+
+    def _append(self, samples: Mapping[str, Rows]) -> None:
+        key = tuple(rows.shape[1:] for rows in samples.values())
+        starts = self._shapes.setdefault(key, {name: [] for name in samples})
+        for name, rows in samples.items():
+            if name not in self._spools:
+                self._spools[name] = self._stack.enter_context(Spool(rows.shape[1:], rows.dtype))
+            spool, each = self._spools[name], int(np.prod(rows.shape[1:])) * rows.dtype.itemsize
+            starts[name] += range(spool.size, spool.size + rows.shape[0] * each, each) if each else [0] * rows.shape[0]
+            for block in blocks(rows, np.arange(rows.shape[0])):
+                spool.append(block)
+
+    def arrays(self) -> list[dict[str, Rows]]:
+        if not self._spools and not self._constants:
+            raise CalibrationError(f"{self._label}: no samples; give at least one")
+        if len(self._shapes) <= 1:
+            return [self._constants | {name: spool.rows() for name, spool in self._spools.items()}]
+        ordered = sorted(self._shapes, key=lambda key: sum(int(np.prod(shape)) for shape in key))
+        return [self._constants | self._of_shape(key) for key in ordered]
+
+    def _of_shape(self, key: tuple[tuple[int, ...], ...]) -> dict[str, Rows]:
+        starts = self._shapes[key]
+        named = zip(self._spools.items(), key, strict=True)
+        return {name: spool.rows_at(starts[name], shape) for (name, spool), shape in named}
+
+    def _check_consistent(self, pair: str, name: str, rows: Rows) -> None:
+        spool, spec = self._spools.get(name), self._spec(name)
+        if spool is None:
+            return
+        if spool.sample != rows.shape[1:] and not (spec is not None and _may_differ(spec, spool, rows)):
+            raise CalibrationError(f"{pair} has shapes {spool.sample} and {rows.shape[1:]}; pad or resize to one shape")
+        if spool.dtype != rows.dtype:
+            raise CalibrationError(f"{pair} is {spool.dtype} and {rows.dtype}; give one dtype")
+
+
+def _may_differ(spec: InputSpec, spool: Spool, rows: Rows) -> bool:
+    """Whether the input leaves free the dimensions in which samples differ, as they are or as image bytes."""
+    first, other, free = spool.sample, rows.shape[1:], spec.shape[1:]
+    if not len(first) == len(other) == len(free):
+        return False
+    if rows.dtype == np.uint8 and len(free) == 3 and first[2] == other[2]:
+        return None in free
+    return all(size is None or a == b for size, a, b in zip(free, first, other, strict=True))
 
 
 def watched(label: str, feeds: Iterable[Any], note: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
@@ -101,13 +167,6 @@ def as_array(label: str, name: str, value: ArrayLike) -> Array:
 
 def listed(items: Iterable[Any]) -> str:
     return ", ".join(repr(item) if isinstance(item, str) else str(item) for item in items)
-
-
-def _check_consistent(pair: str, spool: Spool, rows: Rows) -> None:
-    if spool.sample != rows.shape[1:]:
-        raise CalibrationError(f"{pair} has shapes {spool.sample} and {rows.shape[1:]}; pad or resize to one shape")
-    if spool.dtype != rows.dtype:
-        raise CalibrationError(f"{pair} is {spool.dtype} and {rows.dtype}; give one dtype")
 
 
 def _check_same(pair: str, first: Rows, other: Rows) -> None:

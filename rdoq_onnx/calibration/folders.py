@@ -20,8 +20,8 @@ IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".
 _KINDS = {"images": IMAGES, "arrays (.npy, .npz)": frozenset({".npy", ".npz"}), "tensors (.pb)": frozenset({".pb"})}
 
 
-def folder_arrays(folder: Path, specs: Sequence[InputSpec], limit: int | None) -> dict[str, Rows]:
-    """Read the samples in `folder` and below, in path order; at most `limit` images, evenly spaced.
+def folder_arrays(folder: Path, specs: Sequence[InputSpec], limit: int | None) -> list[dict[str, Rows]]:
+    """Read the samples in `folder` and below, in path order, by shape; at most `limit` images, evenly spaced.
 
     Ignores other files. Raises CalibrationError, naming the file that does not fit.
     """
@@ -34,7 +34,7 @@ def folder_arrays(folder: Path, specs: Sequence[InputSpec], limit: int | None) -
         raise CalibrationError(f"{folder}: contains {' and '.join(kinds)}; keep each kind in its own folder")
     pictures, arrays, tensors = by_kind.values()
     if pictures:
-        return _images(folder, pictures, specs, limit)
+        return [_images(folder, pictures, specs, limit)]
     feeds = _array_feeds(folder, arrays) if arrays else _tensor_feeds(folder, tensors, [s.name for s in specs])
     return collate(str(folder), feeds, specs)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rdoq_onnx.calibration.array_files import read_arrays
-from rdoq_onnx.calibration.feeds import NORMALIZATION, as_array, collate, has_length, listed, model_batch, watched
+from rdoq_onnx.calibration.feeds import EXTRA_ARRAYS, as_array, collate, has_length, listed, model_batch, watched
 from rdoq_onnx.calibration.folders import evenly, folder_arrays
 from rdoq_onnx.calibration.images import channel_axis
 from rdoq_onnx.calibration.pixels import DEFAULT_PIXELS, Pixels
@@ -24,8 +24,6 @@ from rdoq_onnx.calibration.samples import Converted, InputSpec, Rows, Samples
 from rdoq_onnx.calibration.synthetic import draw
 from rdoq_onnx.calibration.user_code import call
 from rdoq_onnx.errors import CalibrationError
-
-EXTRA_ARRAYS = ("y", *NORMALIZATION)  # labels and normalization, which may be stored with the samples
 
 MAX_FEEDS = 1024  # samples taken of feeds without a length
 _FUNCTION = r"([A-Za-z_][\w.]*):(\w+)"  # module:function
@@ -59,6 +57,24 @@ def load_samples(
     Reads every sample once; raises CalibrationError if one does not fit.
     """
     label, stored, limit = _read(source, specs, limit, note)
+    parts = [_samples(label, arrays, specs, pixels) for arrays in stored]
+    images = (_holds_images(_by_input(label, arrays, specs)[s.name], s) for arrays in stored for s in specs)
+    if pixels.is_set and not any(images):
+        raise CalibrationError(
+            f"{label} holds no images as bytes, so --image-mean, --image-std and --image-scale "
+            "do not apply; leave them out"
+        )
+    samples = replace(parts[0], others=tuple(part.arrays for part in parts[1:]))
+    if len(parts) > 1:
+        samples = samples if limit is None else samples.some(limit)
+    else:
+        samples = replace(samples, picked=evenly(len(samples), limit, samples.batch or 1))
+    len(samples.digest)  # converts, and thereby checks, all values before the long work
+    return samples
+
+
+def _samples(label: str, stored: Mapping[str, Rows], specs: Sequence[InputSpec], pixels: Pixels) -> Samples:
+    """Check and convert arrays of one shape."""
     inputs = _by_input(label, stored, specs)
     for spec in specs:
         _check_rank(label, inputs[spec.name], spec)
@@ -70,19 +86,11 @@ def load_samples(
         raise CalibrationError(f"{label}: {count} samples, the model takes {step} at a time; give a multiple of {step}")
     extra = {name: stored[name][...] for name in EXTRA_ARRAYS if name in stored and name not in inputs}
     converted = {s.name: _convert_input(label, inputs[s.name], s, extra, pixels, s.name in fixed) for s in specs}
-    if pixels.is_set and not any(_holds_images(inputs[s.name], s) for s in specs):
-        raise CalibrationError(
-            f"{label} holds no images as bytes, so --image-mean, --image-std and --image-scale "
-            "do not apply; leave them out"
-        )
-    samples = replace(
+    return replace(
         samples,
         arrays={n: converted[n] for n in samples.arrays},
         constants={n: converted[n][...] for n in samples.constants},
-        picked=evenly(count, limit, step),
     )
-    len(samples.digest)  # converts, and thereby checks, all values before the long work
-    return samples
 
 
 def synthetic(
@@ -110,28 +118,28 @@ def synthetic(
 
 def _read(
     source: Source, specs: Sequence[InputSpec], limit: int | None, note: Note
-) -> tuple[str, Mapping[str, Rows], int | None]:
-    """Read any source; return its name for messages, its arrays, and how many samples of them to take."""
+) -> tuple[str, list[Mapping[str, Rows]], int | None]:
+    """Read any source; return its name for messages, its arrays by shape, and how many samples of them to take."""
     if isinstance(source, str | Path):
         path = Path(source)
         function = re.fullmatch(_FUNCTION, str(source))
         if not function or path.exists():
-            return str(source), folder_arrays(path, specs, limit) if path.is_dir() else read_arrays(path), limit
+            return str(source), [*folder_arrays(path, specs, limit)] if path.is_dir() else [read_arrays(path)], limit
         made = call(str(source), *function.groups())
         if isinstance(made, str) and re.fullmatch(_FUNCTION, made):
             raise CalibrationError(f"{source}: returns {made!r}; return feeds, arrays or a path")
         return (str(source), *_read(made, specs, limit, note)[1:])
     if isinstance(source, Mapping):
-        return "arrays", {name: as_array("arrays", name, value) for name, value in source.items()}, limit
+        return "arrays", [{name: as_array("arrays", name, value) for name, value in source.items()}], limit
     get_next = getattr(source, "get_next", None)
     label = "feeds" if get_next is None else "data reader"
     feeds = source if get_next is None else iter(get_next, None)
     if not isinstance(feeds, Iterable):
         raise CalibrationError(f"calibration is a {type(source).__name__}; give a path, arrays by name, or feeds")
     if limit is not None or has_length(source):
-        return label, collate(label, watched(label, feeds, note), specs, limit), limit
-    arrays = collate(label, watched(label, feeds, note), specs, MAX_FEEDS)
-    if any(rows.shape[:1] >= (MAX_FEEDS,) for rows in arrays.values()):
+        return label, [*collate(label, watched(label, feeds, note), specs, limit)], limit
+    arrays: list[Mapping[str, Rows]] = [*collate(label, watched(label, feeds, note), specs, MAX_FEEDS)]
+    if sum(max((rows.shape[0] for rows in shape.values() if rows.shape), default=0) for shape in arrays) >= MAX_FEEDS:
         note(f"{label}: took the first {MAX_FEEDS:,} samples, as the number is not known; --samples sets another")
     return label, arrays, MAX_FEEDS
 
@@ -220,7 +228,8 @@ def _as_images(where: str, rows: Rows, spec: InputSpec, pixels: Pixels | None) -
 
 def _checked(where: str, array: Array, dtype: np.dtype[Any]) -> Array:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise CalibrationError(f"{where} holds NaN or infinity; remove those samples")
+        mask = "" if np.isnan(array).any() else ", or use a large finite value such as -1e4 if it is a mask"
+        raise CalibrationError(f"{where} holds NaN or infinity; remove those samples{mask}")
     return _convert(where, array, dtype)
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,7 +63,8 @@ class Samples:
 
     source: where they come from, for messages. constants: inputs that are the same in every run. batch: the model's
     fixed batch size, None if free. rows: rows of axis 0 per sample; more than one where the model mixes them.
-    picked: the selected rows of the arrays, in order; None for all.
+    picked: the selected rows of the arrays, those of one shape together; None for all. others: arrays of further
+    shapes, whose rows are numbered after those of `arrays`. No batch mixes shapes.
     """
 
     source: str
@@ -71,31 +73,64 @@ class Samples:
     batch: int | None = None
     rows: int = 1
     picked: NDArray[np.int64] | None = None
+    others: tuple[Mapping[str, Rows], ...] = ()
 
     def __len__(self) -> int:
         return len(self._picked) // self.rows
 
     def feeds(self, chosen: Any) -> dict[str, Array]:
-        """The feeds for the samples `chosen` (indices or a slice)."""
+        """The feeds for the samples `chosen` (indices or a slice). Raises ValueError if their shapes differ."""
         rows = self._rows_of(chosen)
-        return {name: a[rows] for name, a in self.arrays.items()} | dict(self.constants)
+        shapes = self._shape_of(rows)
+        if (shapes != shapes[:1]).any():
+            raise ValueError("samples of different shapes do not fit into one batch")
+        shape = int(shapes[0]) if len(shapes) else 0
+        first = int(self._ends[shape - 1]) if shape else 0
+        return {name: a[rows - first] for name, a in self._groups[shape].items()} | dict(self.constants)
 
     def inseparable(self) -> "Samples":
         """Treat all rows of a run as one sample."""
         return replace(self, rows=self.rows * (self.batch or 1), batch=1)
 
     def counted_batches(self, size: int) -> Iterator[tuple[int, dict[str, Array]]]:
-        """Yield (number of samples, feeds) in batches of `size`, or of the model's `batch`; the last may be smaller."""
+        """Yield (number of samples, feeds) in batches of `size`, or of the model's `batch`.
+
+        The last batch of each shape may be smaller.
+        """
         step = self.batch or size
-        for start in range(0, len(self), step):
-            yield min(step, len(self) - start), self.feeds(slice(start, start + step))
+        for first, end in self._spans():
+            for start in range(first, end, step):
+                stop = min(start + step, end)
+                yield stop - start, self.feeds(slice(start, stop))
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """Yield the feeds of `counted_batches`."""
         return (feeds for _, feeds in self.counted_batches(size))
 
     def take(self, chosen: Any) -> "Samples":
-        return replace(self, picked=self._rows_of(chosen))
+        rows = self._rows_of(chosen)
+        return replace(self, picked=rows[np.argsort(self._shape_of(rows), kind="stable")] if self.others else rows)
+
+    def by_shape(self) -> list["Samples"]:
+        """Samples of one shape each."""
+        return [self.take(slice(*span)) for span in self._spans()] if self.others else [self]
+
+    def of_common_shapes(self, most: int) -> "Samples":
+        """Take those of the `most` shapes that have the most samples; of equally frequent shapes evenly spaced ones."""
+        spans = self._spans()
+        if len(spans) <= most:
+            return self
+        counts = np.array([end - first for first, end in spans])
+        least = np.sort(counts)[-most]
+        more, equal = np.flatnonzero(counts > least), np.flatnonzero(counts == least)
+        spread = equal[np.linspace(0, len(equal) - 1, most - len(more)).round().astype(int)]
+        return self.take(np.concatenate([np.arange(*spans[k]) for k in np.union1d(more, spread)]))
+
+    @property
+    def largest(self) -> int:
+        """The index of a sample of the largest shape."""
+        firsts = [first for first, _ in self._spans()]
+        return max(firsts, key=lambda k: sum(v.nbytes for v in self.feeds([k]).values()), default=0)
 
     def some(self, count: int) -> "Samples":
         """Take at most `count` evenly spaced samples, in whole batches if the model fixes their size."""
@@ -108,10 +143,13 @@ class Samples:
 
     def loaded(self, limit: int) -> "Samples":
         """Load all samples into memory if they take at most `limit` bytes; otherwise return `self`."""
-        each = sum(int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in self.arrays.values())
-        if each * len(self._picked) > limit:
+        shapes = self._shape_of(self._picked)
+        used = [(self._groups[k], self._picked[shapes == k], end) for k, end in enumerate([0, *self._ends[:-1]])]
+        used = [each for each in used if len(each[1])]
+        if not used or sum(_bytes(arrays) * len(rows) for arrays, rows, _ in used) > limit:
             return self
-        return replace(self, arrays={name: a[self._picked] for name, a in self.arrays.items()}, picked=None)
+        first, *others = ({name: a[rows - start] for name, a in arrays.items()} for arrays, rows, start in used)
+        return replace(self, arrays=first, picked=None, others=tuple(others))
 
     def split(self, fraction: float, seed: int) -> tuple["Samples", "Samples"]:
         """Split at random into two disjoint parts, with `fraction` in the first; each keeps the order of the samples.
@@ -130,11 +168,14 @@ class Samples:
     def digest(self) -> str:
         """Hexadecimal SHA-256 over names, dtypes, shapes and values. Reads every sample once."""
         state = hashlib.sha256()
-        for name, rows in sorted((*self.arrays.items(), *self.constants.items())):
-            shape = rows.shape if name in self.constants else (len(self._picked), *rows.shape[1:])
-            state.update(repr((name, rows.dtype.str, shape)).encode())
-            for block in [rows[...]] if name in self.constants else blocks(rows, self._picked):
-                state.update(np.ascontiguousarray(block).tobytes())
+        shapes = self._shape_of(self._picked)
+        for k, start in enumerate([0, *self._ends[:-1]]):
+            picked = self._picked[shapes == k] - start
+            for name, rows in sorted((*self._groups[k].items(), *self.constants.items())):
+                shape = rows.shape if name in self.constants else (len(picked), *rows.shape[1:])
+                state.update(repr((name, rows.dtype.str, shape)).encode())
+                for block in [rows[...]] if name in self.constants else blocks(rows, picked):
+                    state.update(np.ascontiguousarray(block).tobytes())
         return state.hexdigest()
 
     def fixed_batch(self, specs: Sequence[InputSpec]) -> int | None:
@@ -148,14 +189,37 @@ class Samples:
         return min(fixed, default=None)
 
     @property
+    def _groups(self) -> tuple[Mapping[str, Rows], ...]:
+        return (self.arrays, *self.others)
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """The number of the row behind those of each shape."""
+        return np.cumsum([next((a.shape[0] for a in arrays.values()), 0) for arrays in self._groups])
+
+    @property
     def _picked(self) -> NDArray[np.int64]:
-        count = next((a.shape[0] for a in self.arrays.values()), 0)
-        return np.arange(count) if self.picked is None else self.picked
+        return np.arange(self._ends[-1]) if self.picked is None else self.picked
 
     def _rows_of(self, chosen: Any) -> NDArray[np.int64]:
         whole = self._picked[: len(self) * self.rows].reshape(-1, self.rows)
         rows: NDArray[np.int64] = whole[chosen].reshape(-1)
         return rows
+
+    def _shape_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Index into `_groups` of each of `rows`."""
+        return np.searchsorted(self._ends, rows, "right")
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """The first sample of each shape and the one behind its last."""
+        shapes = self._shape_of(self._rows_of(slice(None))[:: self.rows])
+        edges = [0, *(np.flatnonzero(np.diff(shapes)) + 1).tolist(), len(shapes)]
+        return [(first, end) for first, end in pairwise(edges) if end > first]
+
+
+def _bytes(arrays: Mapping[str, Rows]) -> int:
+    """Bytes of one row."""
+    return sum(int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in arrays.values())
 
 
 def blocks(rows: Rows, picked: NDArray[np.int64]) -> Iterator[Array]:

@@ -10,6 +10,7 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.candidates.blocks import MOST_INPUTS
 from rdoq_onnx.candidates.moments import Moments, Sums
 from rdoq_onnx.gradients.backward import declared_shapes, reverse_graph
+from rdoq_onnx.gradients.plan import SHAPES
 from rdoq_onnx.gradients.sum_graph import SumGraph
 from rdoq_onnx.model.graph import Graph
 from rdoq_onnx.model.layers import Layer
@@ -32,7 +33,8 @@ def collect(
         sums = [Sums(layer, graph) for layer in layers]
         tensors = list(dict.fromkeys(name for s in sums for name in s.tensors))
         model = with_outputs(network.model, tensors)
-        add = _in_graph(model, sums, runtime) if runtime.in_graph else _on_host(model, sums, runtime, workers)
+        in_graph = runtime.in_graph and len(samples.by_shape()) <= SHAPES
+        add = _in_graph(model, sums, runtime) if in_graph else _on_host(model, sums, runtime, workers)
         for count, feeds in samples.counted_batches(batch):
             add(count, feeds)
             advance(count)
@@ -52,18 +54,19 @@ def _on_host(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime, w
 
 
 def _in_graph(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime) -> Add:
-    """Sum the outputs of `model` by nodes appended to it, rebuilt whenever the batch size changes."""
-    sessions: dict[int, Session] = {}
+    """Sum the outputs of `model` by nodes appended to it, rebuilt whenever the shape of a batch changes."""
+    sessions: dict[tuple[tuple[int, ...], ...], Session] = {}
 
     def add(count: int, feeds: Feeds) -> None:
-        if count not in sessions:
+        shapes = tuple(value.shape for value in feeds.values())
+        if shapes not in sessions:
             sessions.clear()
             forward = reverse_graph(model, feeds, runtime, fetch=[o.name for o in model.graph.output]).model
             graph = SumGraph(forward, declared_shapes(forward.graph.output), count)
             for s in sums:
                 s.append(graph)
-            sessions[count] = runtime.session(graph.model(), "all")
-        values = iter(sessions[count].bound(feeds))
+            sessions[shapes] = runtime.session(graph.model(), "all")
+        values = iter(sessions[shapes].bound(feeds))
         for s in sums:
             s.add_sums(values)
 

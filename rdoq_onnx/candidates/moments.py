@@ -155,8 +155,9 @@ class Sums:
         """Append nodes that compute the sums to a graph that outputs `tensors`."""
         inputs, blocks = self._own.first.shape, self._own.second.shape[:2]
         graph.moments(self._layer, inputs, blocks)
-        if self._pool is not None and self._pool.leaves(inputs[1], graph.shapes[self._pool.tensor]):
-            graph.positions(self._pool.tensor, blocks)
+        pool = self._pool if self._positions is not None else None
+        if pool is not None and pool.leaves(inputs[1], graph.shapes[pool.tensor]):
+            graph.positions(pool.tensor, blocks)
         else:
             self._positions = None
 

@@ -35,12 +35,18 @@ def with_sensitivity(plan: ReversePlan, moments: Sequence[Moments], advance: Adv
     Layers with one position per sample stay without F, which adds little to the covariance there; so do layers whose
     outputs have no adjoint, or no finite one.
     """
-    sums = (_GraphSums if plan.runtime.in_graph else _HostSums)(plan, moments, Backward.of(plan))
+    kind = _GraphSums if plan.runtime.in_graph else _HostSums
+    totals: dict[int, Float] = {}
+    lost: set[int] = set()
     count = 0
-    for number in sums.batches():
-        count += number
-        advance(number)
-    means = {k: f / count for k, f in sums.totals.items() if np.isfinite(f).all()}
+    for part in plan.by_shape():
+        sums = kind(part, moments, Backward.of(part))
+        for number in sums.batches():
+            count += number
+            advance(number)
+        totals = {k: totals.get(k, 0.0) + f for k, f in sums.totals.items()}
+        lost |= set(range(len(moments))) - totals.keys()
+    means = {k: f / count for k, f in totals.items() if np.isfinite(f).all() and k not in lost}
     return tuple(replace(m, sensitivity=means[k]) if k in means else m for k, m in enumerate(moments))
 
 
@@ -52,7 +58,9 @@ class _Sums(ABC):
         self._plan, self._layers, self._moments, self._backward = plan, layers, moments, backward
         shapes = declared_shapes(backward.reverse.model.graph.output)
         self._kept = [
-            k for k, layer in enumerate(layers) if not backward.lost(layer) and _positions(layer, backward, shapes) > 1
+            k
+            for k, layer in enumerate(layers)
+            if not backward.lost(layer) and (plan.total or _positions(layer, backward, shapes) > 1)
         ]
         self.totals: dict[int, Float] = {}
 
@@ -71,7 +79,7 @@ class _HostSums(_Sums):
         super().__init__(plan, moments, backward.loaded(plan.runtime))
 
     def batches(self) -> Iterator[int]:
-        for done in self._backward.passes(self._plan.samples, self._plan.seed, exact=False):
+        for done in self._backward.passes(exact=False):
             self._plan.workers.map(lambda k, done=done: self._add_layer(k, done), self._kept)  # type: ignore[misc]
             yield done.count
             del done  # or two passes would be in memory while the next one runs
@@ -92,7 +100,7 @@ class _GraphSums(_Sums):
         self._backward = backward.loaded(plan.runtime, graph.model())
 
     def batches(self) -> Iterator[int]:
-        for count, rows in self._backward.sums(self._plan.samples, self._plan.seed, exact=False):
+        for count, rows in self._backward.sums(exact=False):
             for k, second in zip(self._kept, next(rows), strict=True):
                 self._add(k, second)
             yield count

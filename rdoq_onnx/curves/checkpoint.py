@@ -37,7 +37,7 @@ from rdoq_onnx.system.progress import Advance, Progress, Unfinished
 from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
-VERSION = 5
+VERSION = 6
 _SHARE = 20  # writing unfinished values may take 1 / _SHARE of the time
 _PAUSE = 10.0  # minimum seconds between two of these writes
 

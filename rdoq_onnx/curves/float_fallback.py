@@ -1,8 +1,9 @@
 """Float fallback: keep activations and layers in float that even full width would ruin, as measured exactly.
 
 First order misjudges large perturbations both ways: behind a logarithm it overestimates δ a hundredfold, behind a
-threshold it underestimates δ as much. And no quantizer with one scale suits a tensor of few wide and many narrow
-channels: one layer in float then makes a better model than one that a single tensor spoils.
+threshold it underestimates δ as much, as it does for a sample that is rounded to zero in front of a normalization. And
+no quantizer with one scale suits a tensor of few wide and many narrow channels, or of loud and quiet samples: one layer
+in float then makes a better model than one that a single tensor spoils.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,23 +22,31 @@ from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.model.graph import Graph, after_clamps
 from rdoq_onnx.model.layers import Activation, Layer
+from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.probing.probe import Prober, exact_activation
 from rdoq_onnx.system.progress import Advance
 
-SAMPLES = 8  # per exact measurement
+SAMPLES = (8, 64)  # per exact measurement: minimum and maximum; one sample in twenty may be the one that is ruined
+WORK = 3e10  # elements that exact measurements may compute beyond the minimum
 # δ at full width, as a share of the signal's power:
 _DOUBTFUL = 1e-3  # of one activation or layer (30 dB); above it, first order is checked
 _TOLERABLE = 5e-3  # of all activations, or of all layers (23 dB); above it, the worst stay in float
 _HARMLESS = 3e-4  # of one activation or layer (35 dB); up to it, it is always quantized
 
 
-def doubtful(network: Network, measured: Distortions, power: float) -> list[int]:
-    """Return the indices of activations whose first-order δ at full width is large; power: that of the signal."""
+def doubtful(network: Network, measured: Distortions, observation: Observation) -> list[int]:
+    """Return the indices of activations whose first-order δ at full width is large, or may be far too small.
+
+    An activation that has quiet samples rounds them to zero. Where the network normalizes each sample, the derivative
+    in the direction of the sample itself, which is then the error, vanishes.
+    """
+    limit = _DOUBTFUL * observation.metric.power
     return [
         k
         for k, (activation, values) in enumerate(zip(network.activations, measured.activations, strict=True))
-        if values[max(values)].min() > _DOUBTFUL * power and activation.tensor not in measured.missing
+        if (values[max(values)].min() > limit or activation.tensor in observation.quiet)
+        and activation.tensor not in measured.missing
     ]
 
 

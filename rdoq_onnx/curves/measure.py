@@ -19,7 +19,7 @@ from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, c
 from rdoq_onnx.curves.select import Measured, select
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.gradients.plan import draws
+from rdoq_onnx.gradients.plan import differentiated, draws
 from rdoq_onnx.observation.equalization import equalize, exponent_for
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
@@ -61,8 +61,8 @@ def measure_network(
             coarse, candidates = candidates, bench.clipped(candidates)
             measured = bench.first_order(candidates)
             candidates, measured = bench.checked(candidates, coarse, measured)
-        fallback = empty | choose_fallback(aimed, candidates, measured, config, bench.check())
-    count = draws(len(split.measuring), observation.metric.elements)
+        fallback = empty | choose_fallback(aimed, candidates, measured, config, bench.check(len(network.layers)))
+    count = draws(len(differentiated(split.measuring)), observation.metric.elements)
     return select(source, network, observation, Measured(candidates, measured, count), fallback)
 
 

@@ -16,7 +16,7 @@ from rdoq_onnx.candidates.moment_passes import collect, passes
 from rdoq_onnx.candidates.sensitivity import with_sensitivity
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
-from rdoq_onnx.curves.float_fallback import SAMPLES, checked, doubtful
+from rdoq_onnx.curves.float_fallback import SAMPLES, WORK, checked, doubtful
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
@@ -130,10 +130,11 @@ class Bench:
         self, candidates: Candidates, coarse: Candidates, measured: Distortions
     ) -> tuple[Candidates, Distortions]:
         """Measure exactly the activations that first order may misjudge."""
-        indices = doubtful(self.network, measured, self.observation.metric.power)
+        indices = doubtful(self.network, measured, self.observation)
         doubts = {k: (table := coarse.activations[k].table)[max(table)] for k in indices}
         if doubts:
-            first, prober = (candidates, measured), self.check()
+            runs = sum(len(candidates.widths) + len(clips) for clips in doubts.values())
+            first, prober = (candidates, measured), self.check(runs)
             candidates, measured = self.keep.step(
                 "doubtful", len(doubts), lambda advance: checked(*first, doubts, prober, advance)
             )
@@ -175,9 +176,10 @@ class Bench:
         batch = reverse_batch(network, self.observation, self.runtime, len(samples))
         return ReversePlan(network, samples, self.observation.metric, self.runtime, self.pool, batch, self.config.seed)
 
-    def check(self) -> Prober:
-        """Return a prober for what first order may misjudge."""
-        return self._prober(self.split.judging.some(SAMPLES))
+    def check(self, runs: int) -> Prober:
+        """Return a prober for what first order may misjudge, for `runs` perturbations."""
+        affordable = WORK / max(runs * sum(self.observation.sizes.values()), 1)
+        return self._prober(self.split.judging.some(int(np.clip(affordable, *SAMPLES))))
 
     def _prober(self, samples: Samples) -> Prober:
         return Prober(self.network, samples, self.observation.metric, self.runtime, self.observation.batching)

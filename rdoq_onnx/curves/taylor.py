@@ -9,7 +9,7 @@ corrected by -ΔW·E[x], which leaves a perturbation ΔW(x - E[x]) and the produ
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,15 +34,19 @@ def first_order(
 
     unfinished: sums of an earlier run, which continues from there.
     """
-    backward, unfinished = Backward.of(plan), unfinished or Unfinished()
-    sums = (_GraphSums if plan.runtime.in_graph else _HostSums)(plan, candidates, backward)
-    sums.restore(unfinished.get())
-    if sums.samples:
-        advance(sums.samples)
-    for count in sums.batches():
-        unfinished.put(sums.state())
-        advance(count)
-    return sums.result()
+    unfinished = unfinished or Unfinished()
+    kind = _GraphSums if plan.runtime.in_graph else _HostSums
+    state, missing = unfinished.get(), dict[str, str]()
+    if state is not None:
+        advance(state["samples"])
+    for part in plan.by_shape():
+        sums = kind(part, candidates, Backward.of(part))
+        sums.restore(state)
+        for count in sums.batches():
+            unfinished.put(sums.state())
+            advance(count)
+        state, missing = sums.state(), sums.missing | missing
+    return sums.result(missing)
 
 
 class _Sums(ABC):
@@ -54,13 +58,12 @@ class _Sums(ABC):
         self._reverse = backward.reverse
         lost = backward.reverse.missing
         sites = {**{u.output: u.output for layer in network.layers for u in layer.uses}, **network.sites}
-        self._missing = {tensor: lost[site] for tensor, site in sites.items() if site in lost}
+        self.missing = {tensor: lost[site] for tensor, site in sites.items() if site in lost}
         self.samples = 0
-        self._layers = [
-            _LayerSums(each, network.rows(each.layer)) for each in candidates.layers if not backward.lost(each.layer)
-        ]
+        self._all = [_LayerSums(each, network.rows(each.layer)) for each in candidates.layers]
+        self._layers = [sums for sums in self._all if not backward.lost(sums.layer)]
         self._activations = [{b: np.zeros(len(q)) for b, q in a.table.items()} for a in candidates.activations]
-        self._differentiable = [k for k, a in enumerate(network.activations) if a.tensor not in self._missing]
+        self._differentiable = [k for k, a in enumerate(network.activations) if a.tensor not in self.missing]
 
     @abstractmethod
     def batches(self) -> Iterator[int]:
@@ -69,15 +72,15 @@ class _Sums(ABC):
     def state(self) -> dict[str, Any]:
         """Return the sums so far, for `restore`."""
         activations = tuple({b: v.copy() for b, v in table.items()} for table in self._activations)
-        layers = tuple(s.total.copy() for s in self._layers)
+        layers = tuple(s.total.copy() for s in self._all)
         return {"samples": self.samples, "layers": layers, "activations": activations}
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Continue from `state`, if there is one."""
         if state is not None:
             self.samples, self._activations = state["samples"], [dict(table) for table in state["activations"]]
-            for sums, total in zip(self._layers, state["layers"], strict=True):
-                sums.total = total
+            for sums, total in zip(self._all, state["layers"], strict=True):
+                sums.total = total.copy()
 
     def _add_activation(self, index: int, sums: NDArray[Any]) -> None:
         """Add `sums`, one for each quantizer, width by width."""
@@ -86,19 +89,19 @@ class _Sums(ABC):
         for bits, part in zip(table, parts, strict=True):
             table[bits] += part
 
-    def result(self) -> Distortions:
-        """Return the curves: the sums over the number of samples and output elements."""
+    def result(self, missing: Mapping[str, str]) -> Distortions:
+        """Return the curves: the sums over the number of samples and output elements; NaN for what is `missing`."""
         factor = 1.0 / (max(self.samples, 1) * self._plan.metric.elements)
-        measured = {id(sums.layer): sums.total * factor for sums in self._layers}
-        weights = tuple(
-            measured.get(id(x.layer), np.full((len(x.variants), x.layer.linear.channels, len(x.variants[0])), np.nan))
-            for x in self._candidates.layers
-        )
+
+        def scale(tensors: Iterable[str]) -> float:
+            return factor if missing.keys().isdisjoint(tensors) else np.nan
+
+        weights = tuple(s.total * scale(u.output for u in s.layer.uses) for s in self._all)
         activations = tuple(
-            {b: v * (np.nan if a.activation.tensor in self._missing else factor) for b, v in sums.items()}
+            {b: v * scale([a.activation.tensor]) for b, v in sums.items()}
             for a, sums in zip(self._candidates.activations, self._activations, strict=True)
         )
-        return Distortions(weights, activations, self._missing)
+        return Distortions(weights, activations, missing)
 
 
 class _HostSums(_Sums):
@@ -109,7 +112,7 @@ class _HostSums(_Sums):
 
     def batches(self) -> Iterator[int]:
         adjoints, workers = self._reverse.adjoints, self._plan.workers
-        for done in self._backward.passes(self._plan.samples, self._plan.seed, first=self.samples):
+        for done in self._backward.passes(first=self.samples):
             workers.map(lambda sums, done=done: sums.add(sums.products(done, adjoints)), self._layers)  # type: ignore[misc]
             workers.map(lambda k, done=done: self._add_activation(k, self._rounding(k, done)), self._differentiable)  # type: ignore[misc]
             self.samples += done.count
@@ -138,8 +141,7 @@ class _GraphSums(_Sums):
         self._changes = {name: plan.runtime.tensor(s.changes) for name, s in zip(changes, self._layers, strict=False)}
 
     def batches(self) -> Iterator[int]:
-        plan = self._plan
-        for count, rows in self._backward.sums(plan.samples, plan.seed, first=self.samples, fixed=self._changes):
+        for count, rows in self._backward.sums(first=self.samples, fixed=self._changes):
             for outputs in rows:
                 for sums, squares in zip(self._layers, outputs, strict=False):
                     sums.add(squares[:, 0])

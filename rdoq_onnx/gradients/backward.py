@@ -16,11 +16,10 @@ from onnx import ValueInfoProto
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import ModelError, ShortageError
-from rdoq_onnx.gradients.plan import EXACT_ROWS, ReversePlan, rounds
+from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.gradients.reverse import Reverse, reverse_model
 from rdoq_onnx.gradients.sum_graph import SumGraph
 from rdoq_onnx.model.layers import Layer, Use
-from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.system.runtime import BoundFeeds, Runtime, Session
 
 Array = NDArray[Any]
@@ -41,16 +40,20 @@ class Pass:
 
 @dataclass(frozen=True)
 class Backward:
-    """A network's reverse graph and its session.
+    """The reverse graph of a plan for samples of one shape, and its session.
 
     reverse: `adjoints` names the output that holds g of each tensor; `missing` lists tensors without one.
     session: None before loading, or if ONNX Runtime rejects the graph; then all adjoints are missing.
     """
 
+    plan: ReversePlan
     reverse: Reverse
-    session: Session | None
-    metric: Metric
-    batch: int
+    session: Session | None = None
+
+    @property
+    def batch(self) -> int:
+        """The number of samples of a run."""
+        return self.plan.batch
 
     @classmethod
     def of(cls, plan: ReversePlan) -> "Backward":
@@ -62,7 +65,7 @@ class Backward:
         reverse = reverse_graph(
             plan.differentiated, feeds, plan.runtime, at=perturbed(network), outputs=outputs, fetch=tensors
         )
-        return cls(reverse, None, plan.metric, plan.batch)
+        return cls(plan, reverse)
 
     def loaded(self, runtime: Runtime, model: onnx.ModelProto | None = None) -> "Backward":
         """Return a copy with a session of `model`, a graph derived from the reverse graph, or of that graph itself.
@@ -82,7 +85,7 @@ class Backward:
         """Return a SumGraph that appends sums to the reverse graph."""
         return SumGraph(self.reverse.model, declared_shapes(self.reverse.model.graph.output), self.batch)
 
-    def passes(self, samples: Samples, seed: int, exact: bool = True, first: int = 0) -> Iterator[Pass]:
+    def passes(self, exact: bool = True, first: int = 0) -> Iterator[Pass]:
         """Yield one Pass per batch, none without a session; `exact` and `first` as in `batches`."""
         session, fetched = self.session, set(self.reverse.adjoints.values())
         if session is None:
@@ -92,11 +95,11 @@ class Backward:
             names = [o for o in session.outputs if not row or o in fetched]
             return dict(zip(names, session.run(feeds, names), strict=True))
 
-        for count, rows in self.batches(samples, seed, exact, first):
+        for count, rows in self.batches(exact, first):
             yield Pass(tuple(fetch(k, feeds) for k, feeds in enumerate(rows)), self.batch, count)
 
     def sums(
-        self, samples: Samples, seed: int, exact: bool = True, first: int = 0, fixed: BoundFeeds | None = None
+        self, exact: bool = True, first: int = 0, fixed: BoundFeeds | None = None
     ) -> Iterator[tuple[int, Iterator[list[Array]]]]:
         """Yield (real samples, all outputs for each v) per batch, from a session that outputs sums over a batch.
 
@@ -105,44 +108,43 @@ class Backward:
         session = self.session
         if session is None or not session.outputs:
             return
-        for count, rows in self.batches(samples, seed, exact, first):
+        for count, rows in self.batches(exact, first):
             yield count, ([v.numpy() for v in session.bound({**feeds, **(fixed or {})})] for feeds in rows)
 
-    def batches(
-        self, samples: Samples, seed: int, exact: bool = True, first: int = 0
-    ) -> Iterator[tuple[int, Iterator[dict[str, Array]]]]:
+    def batches(self, exact: bool = True, first: int = 0) -> Iterator[tuple[int, Iterator[dict[str, Array]]]]:
         """Yield (real samples, feeds with the seeds of each v) per batch; the seeds of filler samples are 0.
 
-        exact: v runs over the unit vectors if outputs are few. first: number of samples already processed.
+        exact: v runs over the unit vectors if outputs are few. first: number of runs of all shapes already processed.
         """
-        units = exact and self.metric.elements <= EXACT_ROWS
-        for _ in range(first // len(samples), 1 if units else rounds(len(samples))):
-            rest = samples.take(slice(first % len(samples), None))
+        samples, start = self.plan.samples, self.plan.start
+        done = max(first - start, 0)
+        for _ in range(done // len(samples), self.plan.rounds(exact)):
+            rest = samples.take(slice(done % len(samples), None))
             for count, feeds in full_batches(rest, self.batch):
-                yield count, self._rows(feeds, seed, first, count, units)
-                first += count
+                yield count, self._rows(feeds, start + done, count, self.plan.units(exact))
+                done += count
 
     def lost(self, layer: Layer) -> bool:
         """Whether any output of `layer` lacks an adjoint."""
         return any(u.output in self.reverse.missing for u in layer.uses)
 
-    def _rows(
-        self, feeds: dict[str, Array], seed: int, first: int, count: int, units: bool
-    ) -> Iterator[dict[str, Array]]:
-        metric, reverse = self.metric, self.reverse
+    def _rows(self, feeds: dict[str, Array], first: int, count: int, units: bool) -> Iterator[dict[str, Array]]:
+        metric, reverse, batch = self.plan.metric, self.reverse, self.batch
         shapes = declared_shapes(reverse.model.graph.input)
-        sizes = [int(np.prod(shapes[reverse.seeds[o]])) // self.batch for o in metric.outputs]
-        for row in range(metric.elements if units and reverse.adjoints else 1):
+        sizes = [int(np.prod(shapes[reverse.seeds[o]])) // batch for o in metric.outputs]
+        elements = sum(sizes)
+        factors = [w * metric.share(k, n) ** 0.5 for k, (w, n) in enumerate(zip(metric.weights, sizes, strict=True))]
+        for row in range(elements if units and reverse.adjoints else 1):
             if units:
-                v = np.zeros((self.batch, metric.elements), np.float32)
+                v = np.zeros((batch, elements), np.float32)
                 v[:, row] = 1
             else:
-                v = np.stack([_signs(seed, first + k, metric.elements) for k in range(self.batch)])
+                v = np.stack([_signs(self.plan.seed, first + k, elements) for k in range(batch)])
             v[count:] = 0
             parts = np.split(v, np.cumsum(sizes)[:-1], axis=1)
             seeds = {
                 reverse.seeds[o]: (part * np.float32(w)).reshape(shapes[reverse.seeds[o]])
-                for o, part, w in zip(metric.outputs, parts, metric.weights, strict=True)
+                for o, part, w in zip(metric.outputs, parts, factors, strict=True)
             }
             yield {**feeds, **seeds}
 

@@ -49,7 +49,7 @@ def reverse_batch(
     size = observation.batching.size
     if observation.batching.stackable:
         sets = 2 + (rows_of(observation.metric.elements) if exact else 1)
-        each = 4 * sets * sum(observation.sizes.values())
+        each = int(4 * sets * sum(observation.sizes.values()) * observation.batching.peak)
         size = max(min(size * 3 // sets, _CACHED // max(each, 1)), 1)
     return _on_device(network, observation, runtime, samples) or size
 
@@ -65,6 +65,7 @@ def _on_device(network: Network, observation: Observation, runtime: Runtime, sam
     largest = max((x.group * x.inputs * x.positions(sizes[output]) for x, output in uses), default=1)
     channels = max((x.group * x.inputs // math.prod(x.shape[2:]) for x, _ in uses if len(x.shape) > 2), default=1)
     each = 12 * sum(sizes.values()) + 8 * largest  # bytes: tensors and adjoints; X, and X transposed for the product
+    each = int(each * observation.batching.peak)
     room = runtime.memory() - _WEIGHT * sum(math.prod(x.linear.shape) for x in network.layers)
     fits = max(min(room // _SHARE // each, _LARGEST // largest, _ROWS // channels, _MAX_BATCH), 1)
     return -(-samples // -(-samples // (1 << fits.bit_length() - 1)))

@@ -4,7 +4,7 @@ Random signs v give E_v[(vᵀJΔ)²] = ‖JΔ‖² (supplement, Eq. 3 to 5); for
 instead, which is exact.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -15,12 +15,16 @@ from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import Workers
 
 EXACT_ROWS = 16
+SHAPES = 8  # of samples; each takes a graph of its own
 LEAST_DRAWS = 32  # of v; fewer samples run repeatedly, or noise would decide which of many quantizers is best
 
 
 @dataclass(frozen=True)
 class ReversePlan:
     """Reverse passes of `network` over `samples`, `batch` of them at a time.
+
+    The reverse graph is of one shape, so the samples of each shape have a plan of their own (`by_shape`); `total` is
+    then the number of samples of all, and `start` the number of runs that come before.
 
     seed: of the random v. around: the model to differentiate, with the tensors of `network.model`; None for that model
     itself.
@@ -34,11 +38,39 @@ class ReversePlan:
     batch: int
     seed: int
     around: onnx.ModelProto | None = None
+    total: int = 0
+    start: int = 0
+
+    def by_shape(self) -> list["ReversePlan"]:
+        """Return the plans for the samples of each of the most common shapes."""
+        common = differentiated(self.samples)
+        parts = common.by_shape()
+        if len(parts) == 1:
+            return [replace(self, samples=common)]
+        plans, start = [], 0
+        for part in parts:
+            batch = min(self.batch, len(part))
+            plans.append(replace(self, samples=part, batch=batch, total=len(common), start=start))
+            start += plans[-1].rounds() * len(part)
+        return plans
+
+    def units(self, exact: bool = True) -> bool:
+        """Whether v runs over the unit vectors; exact: whether it may."""
+        return exact and self.metric.elements <= EXACT_ROWS
+
+    def rounds(self, exact: bool = True) -> int:
+        """Return how often each sample runs; `exact` as in `units`."""
+        return 1 if self.units(exact) else rounds(self.total or len(self.samples))
 
     @property
     def differentiated(self) -> onnx.ModelProto:
         """The model to differentiate."""
         return self.network.model if self.around is None else self.around
+
+
+def differentiated(samples: Samples) -> Samples:
+    """Return those of `samples` that run backwards: those of the most common shapes."""
+    return samples.of_common_shapes(SHAPES)
 
 
 def rows_of(elements: int) -> int:

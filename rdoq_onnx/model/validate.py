@@ -17,6 +17,7 @@ from rdoq_onnx.model.sizes import weights_as_inputs
 
 MAX_NESTING = 16  # levels of nested graphs; exporters stay under 8
 MAX_BYTES = 2**33  # bytes of one tensor, for a batch of 1 where the model leaves it free
+_BLOCKED = "com.microsoft.nchwc"  # weights in blocks of channels, as many as fit a register
 _INFERABLE = 1024  # elements: shape inference sees no larger constants
 _PACKED: dict[int, int] = {  # sub-byte types: elements per byte
     getattr(TensorProto, name): count
@@ -26,7 +27,11 @@ _PACKED: dict[int, int] = {  # sub-byte types: elements per byte
 
 
 def check_model(model: ModelProto) -> None:
-    """Raise ModelError if graphs are nested too deep, names clash, or a tensor's data does not match its shape."""
+    """Raise ModelError for what no step can handle.
+
+    Graphs nested too deep, names that clash, tensors whose data does not match their shape, and layouts that only ONNX
+    Runtime's processor at hand understands.
+    """
     for graph, depth in _graphs(model.graph, 1):
         if depth > MAX_NESTING:
             raise ModelError(
@@ -39,6 +44,11 @@ def check_model(model: ModelProto) -> None:
         for tensor in graph.initializer:
             _check_tensor(tensor)
         for node in graph.node:
+            if node.domain == _BLOCKED:
+                raise ModelError(
+                    f"{node.op_type} {node.name!r} is of the domain {_BLOCKED}: the model was saved by ONNX Runtime at "
+                    "its highest optimization level; save it at the basic or extended level, or export it again"
+                )
             for tensor in attribute_tensors(node):
                 _check_tensor(tensor)
     constant = {t.name for t in model.graph.initializer}

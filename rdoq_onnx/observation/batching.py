@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,14 @@ _MAX_FIXED_BATCH = 4096  # rows: a larger fixed axis 0 is not considered a batch
 
 @dataclass(frozen=True)
 class Batching:
-    """size: samples per run. stackable: whether any number of samples can be stacked along axis 0."""
+    """size: samples per run. stackable: whether any number of samples can be stacked along axis 0.
+
+    peak: elements of the largest sample over those of an average one.
+    """
 
     size: int
     stackable: bool
+    peak: float = 1.0
 
 
 def separated(network: Network, samples: Samples, runtime: Runtime) -> Samples:
@@ -86,28 +90,58 @@ def _rows_independent(batch: int, value: Array, first: Array, last: Array) -> bo
     if value.ndim == 0 or not value.shape == first.shape == last.shape or len(value) % batch:
         return False
     rows = len(value) // batch
-    return _close(value[rows:], first[rows:]) and _close(value[:-rows], last[:-rows])
+    return close(value[rows:], first[rows:]) and close(value[:-rows], last[:-rows])
 
 
 def find_batching(session: Session, samples: Samples, names: Sequence[str]) -> tuple[Batching, dict[str, int]]:
     """Find out by trial whether samples can share a batch; also return each tensor's elements per sample.
 
-    They can if two samples in one batch give every tensor the rows that each sample gives alone.
+    They can if two samples in one batch give every tensor the rows that each sample gives alone. Where shapes differ,
+    the elements are those of an average sample.
     """
     step = samples.batch or 1
     try:
-        alone = [session.run(feeds) for _, feeds in itertools.islice(samples.counted_batches(1), 2)]
+        sizes, largest = _sizes(session, samples, names)
+        pair = _pair(samples)
+        alone = [session.run(feeds) for feeds in pair]
     except RdoqError as error:
         raise _run_error(samples, error) from error
-    sizes = {n: int(v.size) // step for n, v in zip(session.outputs, alone[0], strict=True) if n in names}
+    peak = largest / max(sum(sizes.values()), 1) if samples.others else 1.0
     together = None
     if len(alone) == 2 and samples.batch is None:
         with contextlib.suppress(RdoqError):
-            together = session.run(samples.feeds([0, 1]))
+            together = session.run(_stacked(samples, *pair))
     if together is None or not all(_is_stacked(t, a, b) for t, a, b in zip(together, *alone, strict=True)):
-        return Batching(step, False), sizes
-    each = 4 * 3 * sum(sizes.values())  # bytes of a sample
-    return Batching(int(np.clip(_MAX_BATCH_BYTES // max(each, 1), 1, _MAX_BATCH)), True), sizes
+        return Batching(step, False, peak), sizes
+    each = 4 * 3 * largest  # bytes of a sample
+    return Batching(int(np.clip(_MAX_BATCH_BYTES // max(each, 1), 1, _MAX_BATCH)), True, peak), sizes
+
+
+def _sizes(session: Session, samples: Samples, names: Sequence[str]) -> tuple[dict[str, int], int]:
+    """Return the elements of each tensor in an average sample, and of all of them in the largest."""
+    step = samples.batch or 1
+    total, largest = dict.fromkeys(names, 0), 0
+    for part in samples.by_shape():
+        values = session.run(next(part.batches(1)))
+        sizes = {n: int(v.size) // step for n, v in zip(session.outputs, values, strict=True) if n in total}
+        largest = max(largest, sum(sizes.values()))
+        total = {n: total[n] + len(part) * size for n, size in sizes.items()}
+    return {n: round(size / len(samples)) for n, size in total.items()}, largest
+
+
+def _pair(samples: Samples) -> list[dict[str, Array]]:
+    """Return the feeds of two samples of one shape, cut to one if all differ; of a single one if there is but one."""
+    common = max(samples.by_shape(), key=len)
+    pair = [feeds for _, feeds in itertools.islice(common.counted_batches(1), 2)]
+    if len(pair) == 2 or len(samples) < 2 or samples.batch is not None:
+        return pair
+    pair = [feeds for _, feeds in itertools.islice(samples.counted_batches(1), 2)]
+    cut = {name: tuple(map(slice, np.minimum(a.shape, pair[1][name].shape))) for name, a in pair[0].items()}
+    return [{name: a[cut[name]] for name, a in feeds.items()} for feeds in pair]
+
+
+def _stacked(samples: Samples, first: Mapping[str, Array], second: Mapping[str, Array]) -> dict[str, Array]:
+    return {k: v if k in samples.constants else np.concatenate([v, second[k]]) for k, v in first.items()}
 
 
 def _is_stacked(both: Array, first: Array, second: Array) -> bool:
@@ -115,10 +149,11 @@ def _is_stacked(both: Array, first: Array, second: Array) -> bool:
     both, first, second = np.asarray(both), np.asarray(first), np.asarray(second)
     if first.ndim == 0 or both.shape != (len(first) + len(second), *first.shape[1:]):
         return False
-    return _close(np.concatenate([first, second]), both)
+    return close(np.concatenate([first, second]), both)
 
 
-def _close(expected: Array, actual: Array) -> bool:
+def close(expected: Array, actual: Array) -> bool:
+    """Whether two runs computed the same, up to rounding."""
     if expected.dtype.kind != "f":
         return bool((expected == actual).all())
     scale = float(np.abs(expected).max(initial=0)) or 1.0

@@ -5,6 +5,9 @@ p is multiplied by w_t first, so that each part weighs the same, whatever its un
 
     w_t² = D / (P · T_p · E‖y_t‖²),    P parts, T_p tensors in part p.
 
+Where samples have different shapes, D and the elements of a tensor are those of an average sample, and what a sample
+adds is scaled by these over its own: a sample's distortion is per element of its own, and each sample weighs the same.
+
 Tensors that are not floating point, or have no elements, are left out.
 """
 
@@ -26,14 +29,16 @@ Float = NDArray[np.float64]
 class Metric:
     """How outputs are compared.
 
-    parts: what they consist of. weights, sizes: w of each tensor and its elements in one sample, in the order of
-    `outputs`. power: E‖y‖² / D of the weighted tensors, i.e. the δ at 0 dB; 1 if all are 0.
+    parts: what they consist of. weights, sizes: w of each tensor and its elements in one sample (in an average one if
+    they `vary`), in the order of `outputs`. power: E‖y‖² / D of the weighted tensors, i.e. the δ at 0 dB; 1 if all
+    are 0.
     """
 
     parts: tuple[Part, ...]
     weights: tuple[float, ...]
     sizes: tuple[int, ...]
     power: float
+    vary: bool = False
 
     @property
     def elements(self) -> int:
@@ -53,11 +58,16 @@ class Metric:
     def part_errors(self, values: Sequence[Array], reference: Sequence[Array], samples: int) -> Float:
         """Return what each part adds to `errors`, [samples, parts]."""
         total = np.zeros((samples, len(self.parts)))
-        columns = (k for k, part in enumerate(self.parts) for _ in part.pieces)
-        for value, expected, weight, column in zip(values, reference, self.weights, columns, strict=True):
+        columns = [k for k, part in enumerate(self.parts) for _ in part.pieces]
+        for k, (value, expected, weight) in enumerate(zip(values, reference, self.weights, strict=True)):
             difference = (value.astype(np.float64) - expected) * weight
-            total[:, column] += np.square(difference).reshape(samples, -1).sum(axis=1)
+            squares = np.square(difference).reshape(samples, -1).sum(axis=1)
+            total[:, columns[k]] += squares * self.share(k, difference.size // samples)
         return total / self.elements
+
+    def share(self, index: int, elements: int) -> float:
+        """Return the factor of the squared errors of tensor `index` in a sample that has `elements` of it."""
+        return self.sizes[index] / max(elements, 1) if self.vary else 1.0
 
     def of_part(self, index: int) -> "Metric":
         """The same for one part alone: what it adds to δ."""
@@ -66,20 +76,21 @@ class Metric:
         sizes = self.sizes[chosen]
         rescale = (sum(sizes) / self.elements) ** 0.5  # δ stays divided by the D of all parts
         weights = tuple(w * rescale for w in self.weights[chosen])
-        return Metric((self.parts[index],), weights, sizes, self.power / len(self.parts))
+        return Metric((self.parts[index],), weights, sizes, self.power / len(self.parts), self.vary)
 
 
-def metric_of(parts: Sequence[Part], batches: Iterable[Mapping[str, Array]], samples: int) -> Metric:
-    """Build the metric from the values of the parts' tensors on each of `batches`, `samples` in total.
+def metric_of(parts: Sequence[Part], batches: Iterable[tuple[int, Mapping[str, Array]]], samples: int) -> Metric:
+    """Build the metric from pairs of a number of samples and the values of the parts' tensors, `samples` in total.
 
     Raises CalibrationError if there is no floating-point output to compare, or one is not finite.
     """
-    power: dict[str, float] = {}
+    powers: dict[str, dict[int, float]] = {}  # by tensor and its elements in a sample
     count: dict[str, int] = {}
-    for values in batches:
+    for number, values in batches:
         for name, value in values.items():
             if np.asarray(value).dtype.kind == "f":
-                power[name] = power.get(name, 0.0) + float(np.square(value.astype(np.float64)).sum())
+                own, size = powers.setdefault(name, {}), value.size // number
+                own[size] = own.get(size, 0.0) + float(np.square(value.astype(np.float64)).sum())
                 count[name] = count.get(name, 0) + value.size
     kept = _measurable(parts, count)
     if not kept and count:
@@ -91,16 +102,24 @@ def metric_of(parts: Sequence[Part], batches: Iterable[Mapping[str, Array]], sam
             "the model has no floating-point output, so there is no distortion to measure; "
             "export it with its scores as an output (scikit-learn: zipmap=False)"
         )
+    sizes = {name: size // samples for name, size in count.items()}
+    power = {
+        n: sum(p if len(own) == 1 else p * sizes[n] / max(s, 1) for s, p in own.items()) for n, own in powers.items()
+    }
     pieces = [(piece, len(part.pieces)) for part in kept for piece in part.pieces]
     for piece, _ in pieces:
         if not np.isfinite(power[piece.measured]):
-            raise CalibrationError(f"output {piece.output!r} of the float model is not finite on the given samples")
-    sizes = tuple(count[piece.measured] // samples for piece, _ in pieces)
-    elements = sum(sizes)
+            raise CalibrationError(
+                f"output {piece.output!r} of the float model is not finite on the given samples; "
+                "check them, and use a large finite value in masks"
+            )
+    average = tuple(sizes[piece.measured] for piece, _ in pieces)
+    elements = sum(average)
     shares = [power[piece.measured] / samples * len(kept) * several / elements for piece, several in pieces]
     weights = [1.0 / share**0.5 if len(pieces) > 1 and share > 0 else 1.0 for share in shares]
     total = sum(power[piece.measured] * weight**2 for (piece, _), weight in zip(pieces, weights, strict=True))
-    return Metric(kept, tuple(weights), sizes, total / max(samples * elements, 1) or 1.0)
+    vary = any(len(powers[piece.measured]) > 1 for piece, _ in pieces)
+    return Metric(kept, tuple(weights), average, total / max(samples * elements, 1) or 1.0, vary)
 
 
 def _measurable(parts: Sequence[Part], count: Mapping[str, int]) -> tuple[Part, ...]:

@@ -59,7 +59,8 @@ def equalize(network: Network, config: Config, samples: Samples, runtime: Runtim
 def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict[str, Float]:
     """Return each channel's peak magnitude per sample, averaged over samples, for tensors that may be part of a chain.
 
-    Arrays are [C, 1, ...] and broadcast to the tensor. Tensors whose axis 0 does not run over the samples are omitted.
+    Arrays are [C, 1, ...] and broadcast to the tensor. Tensors whose axis 0 does not run over the samples, or
+    whose axis 1 has a size of its own in each, are omitted.
     """
     graph = Graph(network.model)
     tensors = [n.output[0] for n in graph.nodes if n.op_type in SlotUnion.ALL or n.op_type in ("Conv", "Gemm")]
@@ -67,12 +68,17 @@ def channel_ranges(network: Network, samples: Samples, runtime: Runtime) -> dict
         return {}
     session = runtime.session(with_outputs(network.model, list(dict.fromkeys(tensors))), "all")
     sums: dict[str, Float] = {}
+    varying: set[str] = set()
     for count, feeds in samples.counted_batches(1):
         for name, value in zip(session.outputs, session.run(feeds), strict=True):
             if value.ndim >= 2 and value.size and value.dtype.kind == "f" and len(value) == count:
                 peaks = np.abs(value).max(axis=tuple(range(2, value.ndim)), keepdims=True)
-                sums[name] = sums.get(name, 0.0) + peaks.astype(np.float64).max(axis=0)
-    return {name: total / len(samples) for name, total in sums.items()}
+                peaks = peaks.astype(np.float64).max(axis=0)
+                if name in sums and sums[name].shape != peaks.shape:
+                    varying.add(name)
+                else:
+                    sums[name] = sums.get(name, 0.0) + peaks
+    return {name: total / len(samples) for name, total in sums.items() if name not in varying}
 
 
 def slot_factors(chains: Chains, network: Network, ranges: Mapping[str, Float], exponent: float) -> dict[int, float]:

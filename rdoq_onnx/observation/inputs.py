@@ -11,6 +11,7 @@ from rdoq_onnx.calibration.samples import Samples, input_specs
 from rdoq_onnx.config import Config
 from rdoq_onnx.model.validate import check_sizes
 from rdoq_onnx.observation.batching import separated
+from rdoq_onnx.observation.padding import unpadded
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 
@@ -26,14 +27,19 @@ def network_and_samples(
     """
     network = analyse(model, config.selection)
     check_sizes(model)
-    return network, separated(network, samples_for(model, calibration, config, progress), runtime)
+    return network, batched(network, model, samples_for(model, calibration, config, progress), runtime)
+
+
+def batched(network: Network, model: onnx.ModelProto, samples: Samples, runtime: Runtime) -> Samples:
+    """Return `samples` without padding, and with all rows of a run as one sample if the network mixes them."""
+    return separated(network, unpadded(model, samples, runtime), runtime)
 
 
 def validation_samples(
     network: Network, model: onnx.ModelProto, source: Any, config: Config, runtime: Runtime
 ) -> Samples:
     """Load the samples of --validation, all of them. Raises CalibrationError if they do not fit the model."""
-    return separated(network, load_samples(source, input_specs(model), None, config.pixels), runtime)
+    return batched(network, model, load_samples(source, input_specs(model), None, config.pixels), runtime)
 
 
 def samples_for(model: onnx.ModelProto, calibration: Any, config: Config, progress: Progress | None = None) -> Samples:

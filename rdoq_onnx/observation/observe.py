@@ -14,7 +14,7 @@ from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.batching import Batching, find_batching, observed_tensors
 from rdoq_onnx.observation.distortion import Metric, metric_of
 from rdoq_onnx.observation.parts import Part
-from rdoq_onnx.observation.ranges import ends_of, margin, widened, with_ends
+from rdoq_onnx.observation.ranges import ends_of, has_quiet_samples, margin, widened, with_ends
 from rdoq_onnx.observation.tail_model import FEW_VALUES, ExtremeValues
 from rdoq_onnx.system.runtime import Runtime
 
@@ -26,7 +26,9 @@ class Observation:
     """Results of one pass over the samples.
 
     ranges: least and greatest value of each activation, with a margin if samples are few. sizes: elements per sample of
-    each observed tensor. samples: their number. extremes: extreme values of activations observed at few values.
+    each observed tensor, on average where samples differ in shape; budgets count these. samples: their number.
+    extremes: extreme values of activations observed at few values. quiet: activations that are far smaller in
+    some samples than in others.
     """
 
     ranges: Mapping[str, tuple[float, float]]
@@ -35,6 +37,7 @@ class Observation:
     batching: Batching
     samples: int
     extremes: Mapping[str, ExtremeValues]
+    quiet: tuple[str, ...] = ()
 
     @property
     def few(self) -> bool:
@@ -64,17 +67,19 @@ def observe(network: Network, parts: Sequence[Part], samples: Samples, runtime: 
     model = with_outputs(network.model, [*dict.fromkeys([*outputs, *few])])
     session = runtime.session(with_ends(model, activations), "all")
 
-    def run() -> Iterator[dict[str, Array]]:
+    def run() -> Iterator[tuple[int, dict[str, Array]]]:
         for count, feeds in samples.counted_batches(batching.size):
             values = dict(zip(session.outputs, session.run(feeds), strict=True))
             for name in activations:
                 ends[name].append(ends_of(name, values, count if batching.stackable else 1))
             for name, parts in few.items():
                 parts.append(values[name].reshape(-1))
-            yield {name: np.asarray(values[name]) for name in outputs}
+            yield count, {name: np.asarray(values[name]) for name in outputs}
 
     metric = metric_of(parts, run(), len(samples))
     share = margin(len(samples))
-    ranges = {name: widened(np.concatenate(parts, axis=1), share) for name, parts in ends.items()}
+    joined = {name: np.concatenate(parts, axis=1) for name, parts in ends.items()}
+    ranges = {name: widened(values, share) for name, values in joined.items()}
+    quiet = tuple(name for name, values in joined.items() if has_quiet_samples(values))
     extremes = {name: ExtremeValues.of(np.concatenate(parts)) for name, parts in few.items()}
-    return Observation(ranges, sizes, metric, batching, len(samples), extremes)
+    return Observation(ranges, sizes, metric, batching, len(samples), extremes, quiet)

@@ -17,6 +17,8 @@ from rdoq_onnx.model.protos import default_opset
 Array = NDArray[Any]
 
 _ENOUGH_SAMPLES = 32  # for ranges without a margin
+_QUIET = 32  # a sample is quiet if its values fill less than 1 / _QUIET of the range: 8 of 256 steps
+_RARE = 64  # and quiet samples count if there is one in _RARE
 _AXES = "ends/axes"
 _ENDS = ("ReduceMin", "ReduceMax", "ReduceSum")  # the sum is finite only if all values are
 
@@ -51,7 +53,10 @@ def ends_of(tensor: str, values: Mapping[str, Array], count: int) -> NDArray[np.
     """
     low, high, total = (values[f"ends/{kind}/{tensor}"].reshape(count, -1) for kind in _ENDS)
     if not np.isfinite(total).all():
-        raise CalibrationError(f"tensor {tensor!r} of the float model is not finite on the given samples")
+        raise CalibrationError(
+            f"tensor {tensor!r} of the float model is not finite on the given samples; "
+            "check them, and use a large finite value in masks"
+        )
     return np.stack([low.min(axis=1), high.max(axis=1)]).astype(np.float64)
 
 
@@ -69,6 +74,16 @@ def widened(ends: NDArray[np.float64], share: float) -> tuple[float, float]:
     An end that several samples share gets no margin: it is a bound, like 0 behind a Relu.
     """
     return -_beyond(-ends[0], share), _beyond(ends[1], share)
+
+
+def has_quiet_samples(ends: NDArray[np.float64]) -> bool:
+    """Whether one scale for all samples, whose `ends` are [2, samples], is too coarse for some of them.
+
+    A sample of zeros alone is none of them.
+    """
+    span = max(float(ends[1].max()), 0.0) - min(float(ends[0].min()), 0.0)
+    peaks = np.abs(ends).max(axis=0)
+    return bool(np.mean((peaks > 0) & (peaks < span / _QUIET)) >= 1 / _RARE)
 
 
 def _beyond(ends: NDArray[np.float64], share: float) -> float:

@@ -34,8 +34,8 @@ class Prefix:
     """A session of F whose outputs are the tensors that suffixes may consume.
 
     ends: measured outputs. integers: integer tensors. outlines: for each output, an array of its dtype and of its shape
-    for one sample, or for one run if samples are not stackable. sizes: the known sizes of each output, else None.
-    shared: outputs that do not grow with the batch. memory: bytes that may be cached.
+    for the largest sample, or for its run if samples are not stackable. sizes: the known sizes of each output, else
+    None. shared: outputs that do not grow with the batch. memory: bytes that may be cached.
     """
 
     graph: Graph
@@ -64,8 +64,9 @@ class Prefix:
         integers, others = _types(inferred)
         names = [*ends, *_starts(network), *_consumed(graph, integers, others)]
         session = runtime.session(with_outputs(network.model, list(dict.fromkeys(names))), "all")
-        _, first = next(samples.counted_batches(batching.size))
-        trials = [samples.feeds([0]), samples.feeds([0, 0])] if batching.stackable else [first]
+        largest = samples.largest
+        one = samples.take(slice(largest, largest + (samples.batch or 1)))
+        trials = [one.feeds([0]), one.feeds([0, 0])] if batching.stackable else [one.feeds(slice(None))]
         shapes = [[_outline(value) for value in session.run(feeds)] for feeds in trials]
         outlines = dict(zip(session.outputs, shapes[0], strict=True))
         shared = (n for n, one, two in zip(session.outputs, *shapes, strict=True) if one.shape == two.shape)

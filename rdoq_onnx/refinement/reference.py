@@ -139,8 +139,8 @@ class Agreement:
 
 
 def agreement(expected: Values, values: Values) -> Agreement:
-    """Count the rows whose greatest score stays where it is; of one part of one piece."""
-    (one,), (other,) = expected[0], values[0]
+    """Count the rows whose greatest score stays where it is, of the first tensor."""
+    one, other = expected[0][0], values[0][0]
     return Agreement(int((one.argmax(axis=1) == other.argmax(axis=1)).sum()), len(one))
 
 

@@ -17,7 +17,7 @@ from rdoq_onnx.curves.shrinkage import shrunk_curves, squared_errors
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.emission.quantized_model import chosen_weights, quantized_model
 from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
-from rdoq_onnx.gradients.plan import ReversePlan, draws
+from rdoq_onnx.gradients.plan import ReversePlan, differentiated, draws
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.system.runtime import Runtime
@@ -68,7 +68,7 @@ def remeasured(allocation: Allocation, seed: int, samples: Samples, runtime: Run
     )
     if found.missing:  # leave exact curves as they are
         return measurement
-    seen = draws(len(samples), observation.metric.elements)
+    seen = draws(len(differentiated(samples)), observation.metric.elements)
     steady = [
         shrunk_curves(curves[0], squared_errors(each.variants[0], network.rows(each.layer)), seen)
         for each, curves in zip(candidates.layers, found.weights, strict=True)

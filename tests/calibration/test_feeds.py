@@ -8,6 +8,7 @@ import pytest
 from rdoq_onnx.calibration import feeds
 from rdoq_onnx.calibration.feeds import collate, model_batch
 from rdoq_onnx.calibration.load import MAX_FEEDS, load_samples
+from rdoq_onnx.calibration.pixels import Pixels
 from rdoq_onnx.errors import ModelError
 from tests.calibration.test_load import SILERO, X, every, floats, refusal, spec
 
@@ -62,7 +63,7 @@ def test_no_more_samples_than_the_limit_are_read():
             read.append(k)
             yield f"item {k}", {"x": floats(2, 3)}
 
-    assert collate("here", feeds(), [X], limit=3)["x"].shape[0] >= 3
+    assert collate("here", feeds(), [X], limit=3)[0]["x"].shape[0] >= 3
     assert read == [0, 1]
 
 
@@ -97,7 +98,7 @@ def test_long_reading_is_noted(monkeypatch):
 
 def test_one_sample_without_the_batch_axis():
     x = floats(4, 3)
-    found = collate("here", ((f"item {k}", {"x": row}) for k, row in enumerate(x)), [X])
+    found = collate("here", ((f"item {k}", {"x": row}) for k, row in enumerate(x)), [X])[0]
     np.testing.assert_array_equal(found["x"][...], x)
 
 
@@ -113,3 +114,36 @@ def test_batch_size_of_the_model(shapes, size):
     assert model_batch([spec("x", *shape) for shape in shapes]) == size
     with pytest.raises(ModelError, match="no input with samples on axis 0"):
         model_batch([spec("x")])
+
+
+def test_feeds_of_different_lengths_where_the_model_leaves_them_free():
+    free = (spec("x", None, 3, None), spec("n", None, dtype="int64"))
+    feeds = [{"x": floats(1, 3, 4 + k % 2), "n": np.array([k]), "y": np.arange(k)} for k in range(5)]
+    samples = load_samples(feeds, free, None)
+    found = [(f["x"].shape, f["n"].tolist()) for f in samples.batches(9)]
+    assert found == [((3, 3, 4), [0, 2, 4]), ((2, 3, 5), [1, 3])]
+    np.testing.assert_array_equal(next(samples.batches(9))["x"][1:2], feeds[2]["x"])
+    assert len(load_samples(feeds, free, 3)) == 3
+    assert "'x' of item 0 and item 1 has shapes (3, 4) and (2, 4)" in refusal(
+        [feeds[0], {**feeds[0], "x": floats(1, 2, 4)}], *free
+    )
+
+
+def test_folder_of_arrays_of_different_lengths(tmp_path):
+    for k in range(4):
+        np.save(tmp_path / f"{k}.npy", floats(1 + k % 2, 3, 7 - k))
+    samples = load_samples(tmp_path, [spec("x", None, 3, None)], None)
+    assert [f["x"].shape for f in samples.batches(9)] == [(2, 3, 4), (1, 3, 5), (2, 3, 6), (1, 3, 7)]
+
+
+def test_image_bytes_of_different_sizes_in_feeds():
+    feeds = [{"x": np.full((1, 4 + k, 5, 3), k, np.uint8)} for k in range(2)]
+    samples = load_samples(feeds, [spec("x", None, 3, None, None)], None, Pixels(mean=(0.0,) * 3, std=(1.0,) * 3))
+    assert [f["x"].shape for f in samples.batches(9)] == [(1, 3, 4, 5), (1, 3, 5, 5)]
+
+
+def test_several_shapes_with_a_fixed_batch():
+    free = spec("x", 2, None)
+    samples = load_samples([{"x": floats(2, 3 + k % 2)} for k in range(4)], [free], 5)
+    assert [f["x"].shape for f in samples.batches(1)] == [(2, 3), (2, 4)]
+    assert "give a multiple of 2" in refusal([{"x": floats(1, 3 + k % 2)} for k in range(3)], free)

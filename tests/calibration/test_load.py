@@ -164,6 +164,11 @@ def test_dtypes_and_values_refused(array, wanted, said):
     assert said in message
 
 
+def test_infinity_in_a_mask_says_what_to_use_instead():
+    assert "-1e4 if it is a mask" in refusal({"x": np.array([[0, -np.inf, 0]])}, X)
+    assert "mask" not in refusal({"x": np.array([[0, np.nan, np.inf]])}, X)
+
+
 def test_shapes_refused():
     assert "'x' has shape [3], but the model expects [?,3]" in refusal({"x": floats(3)}, X)
     assert "'x' has shape [5,4], but the model expects [?,3]" in refusal({"x": floats(5, 4)}, X)

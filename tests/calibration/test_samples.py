@@ -135,3 +135,53 @@ def test_blocks_hold_all_samples_in_order(monkeypatch):
     assert [len(part) for part in parts] == [2, 1, 1, 1]
     np.testing.assert_array_equal(np.concatenate(parts), rows[picked])
     assert len(list(blocks(rows, picked[:0]))) == 1
+
+
+@pytest.fixture
+def lengths():
+    """Seven samples: four of length 1, three of length 2."""
+    short, long = np.arange(4).reshape(4, 1), np.arange(10, 16).reshape(3, 2)
+    return Samples("feeds", {"x": short}, {"c": floats(2)}, others=({"x": long},))
+
+
+def test_no_batch_mixes_shapes(lengths):
+    assert len(lengths) == 7
+    found = [(n, f["x"].tolist()) for n, f in lengths.counted_batches(3)]
+    assert found == [(3, [[0], [1], [2]]), (1, [[3]]), (3, [[10, 11], [12, 13], [14, 15]])]
+    assert [f["x"].tolist() for f in lengths.take([5, 0]).batches(2)] == [[[0]], [[12, 13]]]
+    with pytest.raises(ValueError, match="different shapes"):
+        lengths.feeds([0, 4])
+
+
+def test_parts_of_samples_of_several_shapes(lengths):
+    assert [len(part) for part in lengths.by_shape()] == [4, 3]
+    assert every(lengths.by_shape()[1])["x"].tolist() == [[10, 11], [12, 13], [14, 15]]
+    assert lengths.feeds([lengths.largest])["x"].tolist() == [[10, 11]]
+    parts = lengths.split(0.5, 1)
+    rows = [row for part in parts for f in part.batches(9) for row in f["x"][:, 0].tolist()]
+    assert sorted(rows) == [0, 1, 2, 3, 10, 12, 14]
+    assert [len(part) for part in lengths.some(3).by_shape()] == [2, 1]
+
+
+def test_the_most_common_shapes_and_of_equal_ones_evenly_spaced():
+    arrays = [{"x": np.full((count, size), size)} for size, count in ((1, 1), (2, 3), (3, 1), (4, 1), (5, 1))]
+    samples = Samples("feeds", arrays[0], others=tuple(arrays[1:]))
+    found = [every(part)["x"].shape for part in samples.of_common_shapes(3).by_shape()]
+    assert found == [(1, 1), (3, 2), (1, 5)]
+    assert samples.of_common_shapes(5) is samples
+
+
+def test_samples_of_several_shapes_in_memory_and_their_digest(lengths):
+    few = lengths.take([1, 5, 6])
+    held = few.loaded(8 * (1 + 2 * 2))
+    assert held.picked is None
+    assert held.digest == few.digest != lengths.take([1, 4, 6]).digest
+    assert [f["x"].tolist() for f in held.batches(2)] == [f["x"].tolist() for f in few.batches(2)]
+    assert few.loaded(8 * 5 - 1) is few
+
+
+def test_a_fixed_batch_of_several_shapes():
+    samples = Samples("feeds", {"x": np.zeros((4, 1))}, batch=2, others=({"x": np.ones((2, 3))},))
+    assert [f["x"].shape for f in samples.batches(1)] == [(2, 1), (2, 1), (2, 3)]
+    joined = samples.inseparable()
+    assert [(n, f["x"].shape) for n, f in joined.counted_batches(5)] == [(1, (2, 1)), (1, (2, 1)), (1, (2, 3))]

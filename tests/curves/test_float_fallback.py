@@ -175,3 +175,21 @@ def test_no_layer_is_fed(empty):
     model.graph.initializer.append(numpy_helper.from_array(np.ones((12, 12), np.float32), "w"))
     with pytest.raises(ModelError, match="no layer can be quantized: an input of 'MatMul_0' has no elements"):
         pipeline.run(model, samples, CONFIG, Progress())
+
+
+@pytest.mark.parametrize("share", [1 / 20, 1 / 4])
+def test_quiet_samples_in_front_of_a_normalization_count(share):
+    """8 bits for all samples round the quiet ones to zero, where the derivative in their own direction vanishes."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 12] x) => (float[N, 5] y) <float tiny = {1e-9}> {
+        a = MatMul (x, v) s = Mul (a, a) m = ReduceMean <axes = [1]> (s) e = Add (m, tiny) d = Sqrt (e) n = Div (a, d)
+        y = MatMul (n, w) }""")
+    rng = np.random.default_rng(0)
+    arrays = {"v": rng.standard_normal((12, 16), np.float32), "w": rng.standard_normal((16, 5), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(t, n) for n, t in arrays.items())
+    x = rng.standard_normal((120, 12), np.float32)
+    x[:: round(1 / share)] *= 1e-3
+    result = pipeline.run(model, {"x": x}, CONFIG, Progress())
+    assert "x" in result.curves.fallback.tensors
+    assert result.report.sqnr_db > 25
+    assert result.curves.observation.quiet

@@ -1,5 +1,8 @@
 """First-order curves against exact ones and small perturbations, and their independence of batching."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +12,11 @@ from scipy.stats import spearmanr
 import rdoq_onnx
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.config import Config
+from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.probing.missing_curves import complete
+from rdoq_onnx.system.progress import Unfinished
+from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.threads import workers
 from tests.cases import Case, ignore
 from tests.conftest import ROOT
 
@@ -155,3 +162,54 @@ def test_an_activation_with_another_consumer_than_its_pooling_is_measured_itself
     model, _ = pooled_network("z = Exp (b)")
     model.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["N", 3, 7, 7]))
     assert analyse(model, Config().selection).sites["b"] == "b"
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_each_sample_weighs_the_same_whatever_its_length(pooled, in_graph, monkeypatch):
+    """δ is the mean of those of the samples, each over the elements of its own output."""
+    head, shape = ("y = ReduceMean <axes = [2], keepdims = 1> (z)", "1") if pooled else ("y = Identity (z)", "T")
+    model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3, T] x) => (float[N, 2, {shape}] y) {{
+        h = Conv <pads = [1, 1]> (x, w) a = Relu (h) z = Conv (a, v) {head} }}""")
+    rng = np.random.default_rng(2)
+    arrays = {"w": rng.standard_normal((4, 3, 3), np.float32), "v": rng.standard_normal((2, 4, 1), np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in arrays.items())
+    x = {size: rng.standard_normal((count, 3, size), np.float32) for size, count in ((3, 4), (5, 2))}
+    case = Case(model, [{"x": row} for size in (5, 3) for row in x[size]])
+    assert [len(part) for part in case.samples.by_shape()] == [4, 2]
+    own = [Case(model, {"x": part}) for part in x.values()]
+    for each in own:
+        each.candidates = case.candidates
+        each.prober = replace(each.prober, metric=each.seen.metric)
+    monkeypatch.setattr(Runtime, "in_graph", in_graph)
+    for curves in (Case.taylor, Case.probe):
+        short, long = (stacked(curves(each)) for each in own)
+        np.testing.assert_allclose(stacked(curves(case)), (4 * short + 2 * long) / 6, rtol=1e-3, atol=1e-9)
+    power = (4 * own[0].seen.metric.power + 2 * own[1].seen.metric.power) / 6
+    assert case.seen.metric.power == pytest.approx(power, rel=1e-6)
+
+
+def test_measuring_continues_in_the_middle_of_a_shape():
+    model, _, _ = wide_network(40)
+    model.graph.input[0].type.tensor_type.shape.dim.insert(1, onnx.TensorShapeProto.Dimension(dim_param="T"))
+    model.graph.node[2].op_type = "MatMul"
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.output[0].type.tensor_type.shape.dim.extend(
+        [onnx.TensorShapeProto.Dimension(dim_param=n) for n in "NT"] + [onnx.TensorShapeProto.Dimension(dim_value=40)]
+    )
+    rng = np.random.default_rng(0)
+    case = Case(model, [{"x": rng.standard_normal((1, 2 + k % 2, 5), np.float32)} for k in range(9)])
+    kept, states = Unfinished(), []
+    monitored = SimpleNamespace(get=lambda: None, put=states.append)
+    with workers(2) as pool:
+        plan = case.plan(pool, 2)
+        whole = first_order(plan, case.candidates, ignore, monitored)
+        for state in states[:: len(states) // 4]:
+            kept.put(state)
+            done = []
+            again = first_order(
+                plan, case.candidates, done.append, SimpleNamespace(get=lambda s=state: s, put=kept.put)
+            )
+            np.testing.assert_array_equal(stacked(again), stacked(whole))
+            assert sum(done) == 4 * 9

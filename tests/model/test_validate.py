@@ -105,6 +105,14 @@ def test_negative_sizes_of_inputs_and_outputs_are_free() -> None:
     assert rdoq_onnx.quantize(loose, {"x": x}, effort="fast", threads=1).report.sqnr_db > 20
 
 
+def test_models_of_the_highest_optimization_level_are_refused() -> None:
+    """Their convolutions hold weights in an order that depends on the processor."""
+    blocked = model()
+    blocked.graph.node[0].domain = "com.microsoft.nchwc"
+    with pytest.raises(ModelError, match="saved by ONNX Runtime at its highest optimization level"):
+        check_model(blocked)
+
+
 def test_broken_files() -> None:
     """A minute's worth of tests/fuzz_models.py, which runs longer by hand."""
     faults = [(n, outcome, said) for n, outcome, said in outcomes(count=80, seed=0, jobs=2) if "FAULT" in outcome]

@@ -92,3 +92,15 @@ def test_one_batch_is_not_enough(x):
     net = network("y = MatMul (x, w)", FIXED)
     with pytest.raises(CalibrationError, match="arrays holds 1 batch of 3; at least 2 are needed"):
         separated(net, samples_for(net.model, {"x": x[:3]}, Config()), RUNTIME)
+
+
+def test_lengths_that_all_differ_can_share_a_batch():
+    """Two samples cut to one length tell whether rows are independent."""
+    rng = np.random.default_rng(0)
+    for nodes, stackable in (("y = MatMul (x, w)", True), (MIXING["mean over the batch"], False)):
+        net = network(nodes, "(float[N, T, 6] x) => (float[N, T, 4] y)")
+        samples = samples_for(net.model, [{"x": rng.random((1, k, 6), np.float32)} for k in (2, 3, 7)], Config())
+        found = observe(net, whole(["y"]), samples, RUNTIME)
+        assert found.batching.stackable == stackable
+        assert found.sizes["x"] == 24
+        assert found.batching.peak == pytest.approx(7 / 4)

@@ -9,7 +9,8 @@ from rdoq_onnx.observation.parts import Part, Piece, whole
 
 
 def metric_from(names, batches, samples):
-    return metric_of(whole(names), [dict(zip(names, values, strict=True)) for values in batches], samples)
+    named = [(len(values[0]), dict(zip(names, values, strict=True))) for values in batches]
+    return metric_of(whole(names), named, samples)
 
 
 def outputs(rng, *shapes, dtype=np.float32):
@@ -47,7 +48,7 @@ def test_the_tensors_of_a_part_share_its_weight():
     rng = np.random.default_rng(1)
     logits, key, value = outputs(rng, (4, 5), (4, 30), (4, 70))
     parts = (*whole(["logits"]), Part("caches", tuple(Piece(n, n, n, "whole") for n in ("key", "value"))))
-    metric = metric_of(parts, [{"logits": logits, "key": key, "value": 9 * value}], 4)
+    metric = metric_of(parts, [(4, {"logits": logits, "key": key, "value": 9 * value})], 4)
     silent = [np.zeros_like(v) for v in (logits, key, value)]
     found = metric.part_errors(silent, [logits, key, 9 * value], 4).mean(axis=0)
     np.testing.assert_allclose(found, [0.5, 0.5], rtol=1e-6)
@@ -97,3 +98,14 @@ def test_decibels():
     assert sqnr_db(1, 2) == pytest.approx(-3.0103, abs=1e-4)
     assert sqnr_db(1, 0) == np.inf
     assert np.isfinite(sqnr_db(0, 1))
+
+
+def test_samples_of_different_sizes_weigh_the_same():
+    rng = np.random.default_rng(5)
+    short, long = outputs(rng, (2, 3), (1, 12))
+    metric = metric_from(["y"], [[short], [long]], 3)
+    assert (metric.elements, metric.sizes) == (6, (6,))
+    for value in (short, long):
+        by_hand = np.square(value).mean(axis=1)
+        np.testing.assert_allclose(metric.errors([0 * value], [value], len(value)), by_hand, rtol=1e-6)
+    assert metric.power == pytest.approx((2 * np.mean(short**2) + np.mean(long**2)) / 3, rel=1e-6)

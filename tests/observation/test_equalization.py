@@ -612,3 +612,14 @@ def test_the_columns_of_a_weight_on_a_grid_keep_their_scale(on_grid):
 
 def _initializer(model, name):
     return numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
+
+
+def test_a_tensor_whose_channel_axis_varies_has_no_ranges():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, T, 3] x) => (float[N, T, 2] y) <float[3, 2] w = {1, 2, 3, 4, 5, 6}>
+    { a = Relu (x) y = MatMul (a, w) }""")
+    network = analyse(run_passes(NORMALIZE, model), WIDE.selection)
+    feeds = [{"x": np.ones((1, size, 3), np.float32)} for size in (2, 2, 4)]
+    samples = load_samples(feeds, input_specs(network.model), None)
+    assert channel_ranges(network, samples, RUNTIME) == {}
+    assert channel_ranges(network, samples.by_shape()[0], RUNTIME)["a"].shape == (2, 1)

@@ -5,7 +5,7 @@ import pytest
 from onnx import parser
 
 from rdoq_onnx.errors import CalibrationError
-from rdoq_onnx.observation.ranges import ends_of, margin, widened, with_ends
+from rdoq_onnx.observation.ranges import ends_of, has_quiet_samples, margin, widened, with_ends
 from rdoq_onnx.system.runtime import Runtime
 
 RUNTIME = Runtime("cpu", 1)
@@ -45,3 +45,11 @@ def test_a_margin_is_no_wider_than_samples_differ():
     assert widened(ends, 0.9) == (-2.0, 9.0 + 4.0)
     assert margin(4) > margin(8) > margin(31) > 0
     assert margin(32) == margin(1000) == 0
+
+
+def test_quiet_samples():
+    loud = np.array([[-1.0] * 63, [1.0] * 63])
+    assert has_quiet_samples(np.column_stack([loud, [-0.05, 0.05]]))
+    assert not has_quiet_samples(np.column_stack([loud, [-0.05, 0.07]]))
+    assert not has_quiet_samples(np.column_stack([loud, [0, 0]]))
+    assert not has_quiet_samples(np.column_stack([loud, loud, [-0.05, 0.05]]))
