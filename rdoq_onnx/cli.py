@@ -166,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with warnings.catch_warnings():
             # An overflow is an error that names the tensor; numpy's warning would only repeat it.
             warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)
+            warnings.filterwarnings("ignore", "Possible (nested set|set )", FutureWarning)  # in the user's patterns
             command.main(typed, prog_name="rdoq-onnx", standalone_mode=False, obj=tuple(typed))
     except click.ClickException as error:
         _fail(f"{error.format_message().rstrip('.')}; see rdoq-onnx --help", 2)

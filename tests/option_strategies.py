@@ -61,7 +61,7 @@ MODELS = {
     "layer without data": (
         17,
         """(float[N, 3, 4] x) => (float[N, 3, 4] y)
-        { s = Slice (x, three, three, one) a = MatMul (s, w44) z = Concat <axis = 1> (x, a) y = MatMul (z, w44) }""",
+        { s = Slice (x, three, three, one) a = MatMul (s, w44) z = Concat <axis = 1> (x, a) y = MatMul (z, k44) }""",
     ),
     "residual": (
         14,

@@ -34,7 +34,8 @@ class OpenVINO:
         """
         try:
             values = self.compiled(dict(feeds))
-            return {port.get_any_name(): np.array(value) for port, value in values.items()}
+            # A constant passed on by Identity has the names of both.
+            return {name: np.array(value) for port, value in values.items() for name in port.get_names()}
         except Exception as error:
             raise ModelError(f"OpenVINO could not run the model: {_cause(error)}") from error
 

@@ -1,7 +1,7 @@
 """Names and patterns in options: matches, channel ranges, and the hint where nothing matches."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rdoq_onnx.analysis.patterns import as_pattern, channel_range, matches, nearest
@@ -27,6 +27,7 @@ def test_a_name_matches_itself_even_if_not_as_a_regex():
     assert matches("f(x)", ["f(x)"])
 
 
+@example("[[a]")
 @given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1))
 def test_the_pattern_of_a_name_matches_it(name):
     pattern = as_pattern(name)

@@ -200,3 +200,18 @@ def test_rerounding_keeps_widths(digits):
     before, after = digits.measurement.curves.distortion, around.curves.distortion
     np.testing.assert_array_equal(np.isfinite(before), np.isfinite(after))
     assert not np.allclose(before[np.isfinite(before)], after[np.isfinite(after)])
+
+
+@pytest.mark.parametrize("effort", ["fast", "best"])
+def test_a_tensor_joined_into_the_output_is_judged_behind_its_quantizer(effort):
+    """The quantizer does the work of the Relu; what is joined is what it decodes."""
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[N, 7] y)
+        { a = MatMul (x, w) b = Relu (a) c = MatMul (b, v) d = Sigmoid (c) y = Concat <axis = 1> (b, d) }""")
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (4, 4)), ("v", (4, 3))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    x = rng.standard_normal((64, 4)).astype(np.float32)
+    result = pipeline.run(model, {"x": x}, Config(effort=effort, threads=1), Progress())
+    producer = {o: n.op_type for n in result.model.graph.node for o in n.output}
+    assert producer["b"] == "DequantizeLinear"
+    assert result.report.sqnr_db > 30

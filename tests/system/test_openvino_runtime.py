@@ -148,3 +148,11 @@ def test_not_installed(monkeypatch):
     assert not openvino_runtime.installed()
     with pytest.raises(ProviderError, match="pip install openvino"):
         load(build())
+
+
+@needs_openvino
+def test_a_constant_output_has_a_name_of_its_own():
+    text = "g (float[N, 2] x) => (float[N, 2] y, float[2] c) { y = Relu (x) c = Identity (k) }"
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+    model.graph.initializer.append(numpy_helper.from_array(np.array([3, 4], np.float32), "k"))
+    assert load(model).run({"x": np.ones((1, 2), np.float32)})["c"].tolist() == [3, 4]
