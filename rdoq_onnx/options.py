@@ -163,7 +163,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="List layers, activations, what stays in float and the estimated time; write nothing.",
     ),
     click.option("--quiet", is_flag=True, help="Print errors only."),
-    click.option("--verbose", is_flag=True, help="Also list layers and activations with their widths."),
+    click.option(
+        "--verbose", is_flag=True, help="Also list layers and activations with their widths, and each node in float."
+    ),
 )
 
 

@@ -1,7 +1,7 @@
 """Find the constants that a model keeps in float, whatever reads them, so that none stays there unnoticed."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import onnx
 from onnx import NodeProto, TensorProto
@@ -54,7 +54,7 @@ def _skips(model: onnx.ModelProto, known: Collection[str], listed: Collection[st
             shape = _large(name, scope) if name not in known else None
             for user, at in _users((node, index), uses) if shape is not None else ():
                 name = user.name or str(user.output[0])
-                if name not in listed and not _is_scale(user, at, scope):
+                if name not in listed and not _is_scale(user, at, scope, uses):
                     found[Skip(name, user.op_type, _reason(user, shape or ()))] = None
     yield from found
 
@@ -88,17 +88,23 @@ def _users(use: Use, uses: dict[str, list[Use]]) -> list[Use]:
     return found
 
 
-def _is_scale(node: NodeProto, index: int, scope: Scope) -> bool:
-    """Whether input `index` of `node` is the scale of a quantizer, or of integers cast to float."""
+def _is_scale(node: NodeProto, index: int, scope: Scope, uses: Mapping[str, list[Use]]) -> bool:
+    """Whether input `index` of `node` is the scale of a quantizer, a factor of one, or that of integers cast to float.
+
+    A bias's scale is the product of its weight's and the activation's.
+    """
     if node.op_type in _QUANTIZERS:
         return index == 1
-    other = scope.producers.get(node.input[1 - index]) if node.op_type == "Mul" else None
+    if node.op_type != "Mul":
+        return False
+    after = uses.get(node.output[0], [])
+    if after and all(user.op_type in _QUANTIZERS and at == 1 for user, at in after):
+        return True
+    other = scope.producers.get(node.input[1 - index])
     if other is None or other.op_type != "Cast":
         return False
     source = scope.stored.get(other.input[0])
-    return (source is None and other.input[0] in scope.producers) or (
-        source is not None and source.data_type not in _FLOATS
-    )
+    return other.input[0] in scope.producers if source is None else source.data_type not in _FLOATS
 
 
 def _reason(node: NodeProto, shape: tuple[int, ...]) -> str:

@@ -19,6 +19,7 @@ import onnx
 
 from rdoq_onnx.model.graph import SHAPE_OPS, Graph, is_movement
 from rdoq_onnx.model.layers import LAYER_TYPES
+from rdoq_onnx.model.protos import reads
 
 Kind = Literal["whole", "joined", "selected"]
 
@@ -204,7 +205,7 @@ def _value_free(graph: Graph) -> set[str]:
     """Tensors that depend on no value of an input: constants, and what is made of shapes."""
     fixed = set(graph.constants)
     for node in graph.nodes:
-        if node.op_type in SHAPE_OPS or (node.input and all(not i or i in fixed for i in node.input)):
+        if node.op_type in SHAPE_OPS or (node.input and all(i in fixed for i in reads([node]))):
             fixed.update(node.output)
     return fixed
 

@@ -305,7 +305,7 @@ def test_silero_whose_layers_are_all_in_branches() -> None:
     x = np.random.default_rng(0).standard_normal((16, 576)).astype(np.float32) * np.geomspace(1e-3, 1, 16)[:, None]
     samples = {"input": x.astype(np.float32), "state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16000)}
     result = rdoq_onnx.quantize(ZOO / "silero_vad" / "model.onnx", samples, threads=1)
-    assert result.report.skipped == ()
+    assert all("a vector that it reads" in s.reason for s in result.report.skipped)  # biases
     assert {x.op for x in result.report.weight_only} == {"Conv", "LSTM"}
     assert result.report.output_bytes < 0.31 * result.report.input_bytes
     assert result.report.sqnr_db > 20

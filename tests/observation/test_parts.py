@@ -106,3 +106,11 @@ def test_caches_are_one_part_and_their_old_entries_none():
         ("y", "y", [("y", "whole")]),
         (CACHES, "present_k and 2 more", [("k", "joined"), ("v", "joined"), ("hn", "whole")]),
     ]
+
+
+def test_a_branch_on_a_constant_depends_on_what_it_captures():
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 4] x) => (float[N, 4] y) <bool t = {1}> {
+        y = If (t) <then_branch = one () => (float[N, 4] a) { a = Tanh (x) },
+                    else_branch = two () => (float[N, 4] b) { b = Relu (x) }> }""")
+    assert [piece.measured for part in find_parts(model) for piece in part.pieces] == ["y"]

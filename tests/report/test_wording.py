@@ -4,7 +4,18 @@ import shlex
 
 import pytest
 
-from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, percent, pin_of, step_name, times
+from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.report.wording import (
+    decibels,
+    histogram,
+    human_bytes,
+    kernel_words,
+    percent,
+    pin_of,
+    skip_lines,
+    step_name,
+    times,
+)
 
 
 @pytest.mark.parametrize("name", ["conv1", "a b", "it's", "x[2:8]", "f(x"])
@@ -47,3 +58,9 @@ def test_only_integer_kernels_count():
 
 def test_histogram_of_widths():
     assert histogram({2: 3, 4: 1}) == "2: 3, 4: 1"
+
+
+def test_nodes_in_float_for_the_same_reason_share_a_line():
+    skips = [Skip("a", "Gemm", "excluded"), Skip("b", "MatMul", "too small"), Skip("c", "Conv", "excluded")]
+    assert list(skip_lines(skips, each=False)) == ["Conv, Gemm, 2 nodes: excluded", "MatMul b: too small"]
+    assert list(skip_lines(skips, each=True)) == ["Gemm a: excluded", "Conv c: excluded", "MatMul b: too small"]
