@@ -88,7 +88,7 @@ TESTED_ELSEWHERE = {
     "refinement/reference": "tests/verification/test_verify.py",
     "report/outcome": "tests/report/test_html_report.py",
     "system/interrupts": "tests/test_cli.py",
-    "analysis/float_constants": "tests/test_dry_run.py",
+    "calibration/conversion": "tests/calibration/test_load.py",
     "passes/__init__": "tests/passes/normalization/test_normalize.py",
     "passes/normalization/hoist_weights": "tests/analysis/test_weight_only.py",
     "passes/normalization/inline_functions": "tests/passes/normalization/test_widen_floats.py",

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from rdoq_onnx.calibration.samples import Rows
+from rdoq_onnx.calibration.rows import Rows
 from rdoq_onnx.errors import CalibrationError
 
 SMALL = 1 << 20  # bytes: smaller arrays are read whole

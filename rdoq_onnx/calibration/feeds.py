@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rdoq_onnx.calibration.array_files import FileRows, Spool
-from rdoq_onnx.calibration.samples import InputSpec, Rows, blocks
+from rdoq_onnx.calibration.rows import Rows, blocks
+from rdoq_onnx.calibration.samples import InputSpec
 from rdoq_onnx.errors import CalibrationError, ModelError
 
 NORMALIZATION = ("mean", "std")  # arrays that may accompany images; the same in every feed

@@ -13,7 +13,8 @@ from rdoq_onnx.calibration import images
 from rdoq_onnx.calibration.array_files import Spool, read_arrays, read_bytes
 from rdoq_onnx.calibration.feeds import collate, model_batch
 from rdoq_onnx.calibration.pixels import default_normalization
-from rdoq_onnx.calibration.samples import InputSpec, Rows
+from rdoq_onnx.calibration.rows import Rows
+from rdoq_onnx.calibration.samples import InputSpec
 from rdoq_onnx.errors import CalibrationError
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})

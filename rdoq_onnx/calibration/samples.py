@@ -1,19 +1,18 @@
 """Specs of a model's inputs, and samples to feed them."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
+from rdoq_onnx.calibration.rows import Rows, blocks
 from rdoq_onnx.errors import ModelError
-
-_BLOCK = 1 << 24  # bytes of samples per read when all are read in sequence
 
 Array = NDArray[Any]
 
@@ -25,36 +24,6 @@ class InputSpec:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
-
-
-class Rows(Protocol):
-    """Samples of one input, read on demand: an array, a file, or a conversion of either."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __getitem__(self, rows: Any, /) -> Array:
-        """The samples `rows` (indices or a slice)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Converted:
-    """`convert` applied lazily to `rows`; each result has the shape `sample`."""
-
-    rows: Rows
-    sample: tuple[int, ...]
-    dtype: np.dtype[Any]
-    convert: Callable[[Array], Array]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.rows.shape[0], *self.sample)
-
-    def __getitem__(self, rows: Any, /) -> Array:
-        return self.convert(self.rows[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +140,8 @@ class Samples:
         shapes = self._shape_of(self._picked)
         for k, start in enumerate([0, *self._ends[:-1]]):
             picked = self._picked[shapes == k] - start
+            if not len(picked):
+                continue
             for name, rows in sorted((*self._groups[k].items(), *self.constants.items())):
                 shape = rows.shape if name in self.constants else (len(picked), *rows.shape[1:])
                 state.update(repr((name, rows.dtype.str, shape)).encode())
@@ -220,13 +191,6 @@ class Samples:
 def _bytes(arrays: Mapping[str, Rows]) -> int:
     """Bytes of one row."""
     return sum(int(np.prod(a.shape[1:])) * a.dtype.itemsize for a in arrays.values())
-
-
-def blocks(rows: Rows, picked: NDArray[np.int64]) -> Iterator[Array]:
-    """Yield the samples `picked` of `rows`, about _BLOCK bytes at a time."""
-    size = max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1)
-    for part in np.array_split(picked, -(-len(picked) * size // _BLOCK) or 1):
-        yield rows[part]
 
 
 def input_specs(model: ModelProto) -> tuple[InputSpec, ...]:

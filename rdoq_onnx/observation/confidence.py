@@ -63,7 +63,7 @@ def sqnr_error(signal: Float, noise: Float) -> float:
 def sqnr_needed(signal: Float, noise: Float, least: float) -> int | None:
     """Return about how many samples prove `least` dB if others are like these; None if these miss it or are one."""
     margin, spread = _sqnr(signal, noise) - least, sqnr_error(signal, noise)
-    if margin <= 0 or not math.isfinite(spread):
+    if len(signal) < 2 or margin <= 0 or not math.isfinite(spread):
         return None
     return max(2, math.ceil(len(signal) * (student(len(signal) - 1) * spread / margin) ** 2))
 

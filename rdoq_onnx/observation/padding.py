@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.calibration.samples import Rows, Samples
+from rdoq_onnx.calibration.rows import Rows
+from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.observation.batching import close
 from rdoq_onnx.system.runtime import Runtime, Session
