@@ -1,7 +1,7 @@
 """From samples to curves: candidates at every width, and the distortion of the output by each."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rdoq_onnx.curves.checkpoint import Binding, Steps, Store
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float
 from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
 from rdoq_onnx.curves.select import Measured, select
+from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.gradients.plan import draws
 from rdoq_onnx.observation.equalization import equalize, exponent_for
@@ -100,6 +101,17 @@ def measure(network: Network, config: Config, split: SampleSplit, runtime: Runti
         return restored(kept, network.model, config)
     measurement = measure_network(network, config, split, runtime, steps)
     if network.layers:
-        measurement = anchored(measurement, config, split, runtime, steps)
+        measurement = _falling(anchored(measurement, config, split, runtime, steps), len(split.measuring))
     steps.finish("measurement", stored_fields(measurement))
     return measurement
+
+
+def _falling(measurement: Measurement, samples: int) -> Measurement:
+    """Correct the curves of channels that few `samples` let rise with the width."""
+    distortion = measurement.curves.distortion.copy()
+    count = draws(samples, measurement.observation.metric.elements)
+    for measured, rows in zip(measurement.layers, measurement.unit_rows(), strict=True):
+        widths, codes = list(measured.codes), list(measured.codes.values())
+        errors = squared_errors(codes, measurement.network.rows(measured.layer))
+        distortion[rows, widths] = falling_curves(distortion[rows][:, widths], errors, count)
+    return replace(measurement, curves=replace(measurement.curves, distortion=distortion))

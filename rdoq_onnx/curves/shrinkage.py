@@ -13,6 +13,8 @@ from rdoq_onnx.model.codes import WeightCodes
 
 _VARIANT_SPREAD = 0.15  # d of variants relative to each other, between the channels of a layer
 _CHANNEL_SPREAD = 1.0  # d of the output's sensitivity to weight errors, between the channels of a layer
+_PER_BIT = 4.0  # factor of a squared rounding error from one width to the next
+_NO_EFFECT = 1e-6  # share of the layer's mean δ below which a channel has no effect
 _TINY = float(np.finfo(np.float64).tiny)
 
 Float = NDArray[np.float64]
@@ -40,6 +42,24 @@ def shrunk_curves(curves: Float, errors: Float, draws: int) -> Float:
     sensitivity = curves.sum(axis=0) / np.maximum(errors.sum(axis=0), _TINY)
     shrunk: Float = (1 - share) * curves + share * sensitivity * errors
     return shrunk
+
+
+def falling_curves(curves: Float, errors: Float, draws: int) -> Float:
+    """Raise δ of narrow widths [units, widths] where few samples make a channel look better than at a wider one.
+
+        δ(b) ≥ δ(b') · (‖ΔW(b)‖² / ‖ΔW(b')‖²)^s,   b' the next wider width
+
+    The least of several noisy values is too optimistic, and a wide budget would take it wherever it lies. Channels
+    without any effect keep their curves, and so may become constants.
+    """
+    share = noise_share(draws, _CHANNEL_SPREAD)
+    effective = curves > _NO_EFFECT * curves.mean(axis=0)
+    result = curves.copy()
+    for k in range(curves.shape[1] - 2, -1, -1):
+        ratio = errors[:, k] / np.maximum(errors[:, k + 1], _TINY)
+        floor = result[:, k + 1] * np.minimum(ratio, _PER_BIT) ** share
+        result[:, k] = np.maximum(result[:, k], np.where(effective[:, k + 1], floor, 0.0))
+    return result
 
 
 def squared_errors(codes: Sequence[WeightCodes], rows: NDArray[np.float32]) -> Float:
