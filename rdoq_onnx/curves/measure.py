@@ -101,17 +101,16 @@ def measure(network: Network, config: Config, split: SampleSplit, runtime: Runti
         return restored(kept, network.model, config)
     measurement = measure_network(network, config, split, runtime, steps)
     if network.layers:
-        measurement = _falling(anchored(measurement, config, split, runtime, steps), len(split.measuring))
+        measurement = _falling(anchored(measurement, config, split, runtime, steps))
     steps.finish("measurement", stored_fields(measurement))
     return measurement
 
 
-def _falling(measurement: Measurement, samples: int) -> Measurement:
-    """Correct the curves of channels that few `samples` let rise with the width."""
+def _falling(measurement: Measurement) -> Measurement:
+    """Correct curves that few samples let rise with the width."""
     distortion = measurement.curves.distortion.copy()
-    count = draws(samples, measurement.observation.metric.elements)
     for measured, rows in zip(measurement.layers, measurement.unit_rows(), strict=True):
         widths, codes = list(measured.codes), list(measured.codes.values())
         errors = squared_errors(codes, measurement.network.rows(measured.layer))
-        distortion[rows, widths] = falling_curves(distortion[rows][:, widths], errors, count)
+        distortion[rows, widths] = falling_curves(distortion[rows][:, widths], errors)
     return replace(measurement, curves=replace(measurement.curves, distortion=distortion))
