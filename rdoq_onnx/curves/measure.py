@@ -1,7 +1,7 @@
 """From samples to curves: candidates at every width, and the distortion of the output by each."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rdoq_onnx.curves.checkpoint import Binding, Steps, Store
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
 from rdoq_onnx.curves.select import Measured, select
+from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.gradients.plan import differentiated, draws
@@ -105,6 +106,16 @@ def measure(network: Network, config: Config, split: SampleSplit, runtime: Runti
         return restored(kept, network.model, config)
     measurement = measure_network(network, config, split, runtime, steps)
     if network.layers:
-        measurement = anchored(measurement, config, split, runtime, steps)
+        measurement = _falling(anchored(measurement, config, split, runtime, steps))
     steps.finish("measurement", stored_fields(measurement))
     return measurement
+
+
+def _falling(measurement: Measurement) -> Measurement:
+    """Correct curves that few samples let rise with the width."""
+    distortion = measurement.curves.distortion.copy()
+    for measured, rows in zip(measurement.layers, measurement.unit_rows(), strict=True):
+        widths, codes = list(measured.codes), list(measured.codes.values())
+        errors = squared_errors(codes, measurement.network.rows(measured.layer))
+        distortion[rows, widths] = falling_curves(distortion[rows][:, widths], errors)
+    return replace(measurement, curves=replace(measurement.curves, distortion=distortion))

@@ -13,6 +13,9 @@ from rdoq_onnx.model.codes import WeightCodes
 
 _VARIANT_SPREAD = 0.15  # d of variants relative to each other, between the channels of a layer
 _CHANNEL_SPREAD = 1.0  # d of the output's sensitivity to weight errors, between the channels of a layer
+_ON_GRID = 0.25  # squared rounding error, relative to that at the next width, at which weights lie on a narrow grid
+_JUST_ABOVE = 1 + 1e-9
+_NO_EFFECT = 1e-6  # share of the layer's mean δ below which a channel has no effect
 _TINY = float(np.finfo(np.float64).tiny)
 
 Float = NDArray[np.float64]
@@ -40,6 +43,21 @@ def shrunk_curves(curves: Float, errors: Float, draws: int) -> Float:
     sensitivity = curves.sum(axis=0) / np.maximum(errors.sum(axis=0), _TINY)
     shrunk: Float = (1 - share) * curves + share * sensitivity * errors
     return shrunk
+
+
+def falling_curves(curves: Float, errors: Float) -> Float:
+    """Raise δ of narrow widths [units, widths] to just above that of wider ones, so that it falls with the width.
+
+    The least of several noisy values is too optimistic: of widths that the budget allows, the one would be taken that
+    looked best on few samples, however narrow. Weights that lie on the grid of a narrow width, whose squared `errors`
+    there are smaller, keep their curves, and so do channels without any effect, which may become constants.
+    """
+    effective = curves > _NO_EFFECT * curves.mean(axis=0)
+    result = curves.copy()
+    for k in range(curves.shape[1] - 2, -1, -1):
+        noisy = effective[:, k + 1] & (errors[:, k] > _ON_GRID * errors[:, k + 1])
+        result[:, k] = np.maximum(result[:, k], np.where(noisy, result[:, k + 1] * _JUST_ABOVE, 0.0))
+    return result
 
 
 def squared_errors(codes: Sequence[WeightCodes], rows: NDArray[np.float32]) -> Float:

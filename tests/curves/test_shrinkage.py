@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rdoq_onnx.curves.shrinkage import picked, shrunk_curves, shrunk_variants, squared_errors
+from rdoq_onnx.curves.shrinkage import falling_curves, picked, shrunk_curves, shrunk_variants, squared_errors
 from rdoq_onnx.model.codes import WeightCodes
 
 
@@ -59,3 +59,17 @@ def test_picks_integers_and_scales_together():
     chosen = picked(variants, np.array([1, 0, 1]))
     assert chosen.integers.tolist() == [[1, 1], [0, 0], [1, 1]]
     assert chosen.scales.tolist() == [1, 0, 1]
+
+
+def test_curves_fall_with_the_width():
+    curves = np.array([[4.0, 1.0, 0.25], [1.0, 0.2, 0.25], [0.1, 0.3, 0.25]])
+    found = falling_curves(curves, np.array([16.0, 4.0, 1.0]) * np.ones((3, 1)))
+    np.testing.assert_array_equal(found[0], curves[0])
+    assert (np.diff(found, axis=1) < 0).all()
+    np.testing.assert_allclose(found, [[4.0, 1.0, 0.25], [1.0, 0.25, 0.25], [0.3, 0.3, 0.25]], rtol=1e-8)
+
+
+def test_a_grid_that_fits_and_channels_without_effect_keep_their_curves():
+    curves = np.array([[1.0, 0.0, 0.1], [1e-20, 2e-20, 3e-20], [8.0, 4.0, 2.0]])
+    errors = np.array([[4.0, 0.0, 0.3], [4.0, 1.0, 0.3], [4.0, 1.0, 0.3]])
+    np.testing.assert_array_equal(falling_curves(curves, errors), curves)
