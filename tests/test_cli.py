@@ -226,7 +226,7 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
             "metric": None,
             "parts": None,
         },
-        "agreement": {"percent": None, "bound_percent": None, "samples": None},
+        "agreement": {"percent": None, "bound_percent": None, "samples": None, "accuracy": None},
         "file_bytes": {"input": None, "output": None},
         "seconds": None,
         "latency": None,

@@ -54,6 +54,7 @@ def load_samples(
     source: path of an .npz, .npy or folder, "module:function", arrays by name, feeds, or an object with ONNX Runtime's
     get_next(). Takes evenly spaced samples of files and arrays, but the first ones of feeds, which may never end; at
     most MAX_FEEDS of feeds without a length if `limit` is None.
+    Integers [N] under "y" are the classes of the samples.
     pixels: image normalization. note: called with how far the reading of feeds is.
     Reads every sample once; raises CalibrationError if one does not fit.
     """
@@ -65,8 +66,9 @@ def load_samples(
             f"{label} holds no images as bytes, so --image-mean, --image-std and --image-scale "
             "do not apply; leave them out"
         )
-    samples = replace(parts[0], others=tuple(part.arrays for part in parts[1:]))
+    samples = parts[0]
     if len(parts) > 1:
+        samples = replace(samples, others=tuple(part.arrays for part in parts[1:]), labels=None)
         samples = samples if limit is None else samples.some(limit)
     else:
         samples = replace(samples, picked=evenly(len(samples), limit, samples.batch or 1))
@@ -86,11 +88,14 @@ def _samples(label: str, stored: Mapping[str, Rows], specs: Sequence[InputSpec],
     if count % step:
         raise CalibrationError(f"{label}: {count} samples, the model takes {step} at a time; give a multiple of {step}")
     extra = {name: stored[name][...] for name in EXTRA_ARRAYS if name in stored and name not in inputs}
+    labels = extra.get("y")
+    classes = labels is not None and labels.dtype.kind in "iu" and labels.shape == (count,)
     converted = {s.name: convert_input(label, inputs[s.name], s, extra, pixels, s.name in fixed) for s in specs}
     return replace(
         samples,
         arrays={n: converted[n] for n in samples.arrays},
         constants={n: converted[n][...] for n in samples.constants},
+        labels=labels.astype(np.int64) if labels is not None and classes else None,
     )
 
 

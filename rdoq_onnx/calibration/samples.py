@@ -33,7 +33,8 @@ class Samples:
     source: where they come from, for messages. constants: inputs that are the same in every run. batch: the model's
     fixed batch size, None if free. rows: rows of axis 0 per sample; more than one where the model mixes them.
     picked: the selected rows of the arrays, those of one shape together; None for all. others: arrays of further
-    shapes, whose rows are numbered after those of `arrays`. No batch mixes shapes.
+    shapes, whose rows are numbered after those of `arrays`. No batch mixes shapes. labels: the class of each of these
+    rows, if known.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Samples:
     rows: int = 1
     picked: NDArray[np.int64] | None = None
     others: tuple[Mapping[str, Rows], ...] = ()
+    labels: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self._picked) // self.rows
@@ -117,8 +119,9 @@ class Samples:
         used = [each for each in used if len(each[1])]
         if not used or sum(_bytes(arrays) * len(rows) for arrays, rows, _ in used) > limit:
             return self
+        labels = None if self.labels is None else self.labels[self._picked]
         first, *others = ({name: a[rows - start] for name, a in arrays.items()} for arrays, rows, start in used)
-        return replace(self, arrays=first, picked=None, others=tuple(others))
+        return replace(self, arrays=first, picked=None, others=tuple(others), labels=labels)
 
     def split(self, fraction: float, seed: int) -> tuple["Samples", "Samples"]:
         """Split at random into two disjoint parts, with `fraction` in the first; each keeps the order of the samples.
@@ -132,6 +135,11 @@ class Samples:
         chosen[np.random.default_rng(seed).permutation(groups)[:first]] = True
         rows = np.repeat(chosen, step)
         return self.take(np.flatnonzero(rows)), self.take(np.flatnonzero(~rows))
+
+    @property
+    def classes(self) -> NDArray[np.int64] | None:
+        """The class of each sample, [samples]; None if not known, or if a sample is several rows."""
+        return None if self.labels is None or self.rows > 1 else self.labels[self._picked]
 
     @cached_property
     def digest(self) -> str:

@@ -146,16 +146,19 @@ def _same(session: Session, cut: _Cut, feeds: Mapping[str, Array], first: int, e
 
 def _without(cut: _Cut, samples: Samples) -> Samples:
     """Return `samples` cut to what is kept, by shape."""
-    groups: list[tuple[int, dict[str, Rows]]] = []
+    groups: list[tuple[int, dict[str, Rows], Array | None]] = []
     for part in samples.by_shape():
         spans = cut.spans(part.feeds(slice(None))[cut.mask])
         lengths = spans[:, 1] - spans[:, 0]
         for length in np.unique(lengths).tolist():
             picked = np.flatnonzero(lengths == length)
             rows = {k: _CutRows(part, k, picked, cut.axes.get(k), spans[picked]) for k in samples.arrays}
-            groups.append((length, dict(rows)))
-    first, *others = (arrays for _, arrays in sorted(groups, key=lambda group: group[0]))
-    return replace(samples, arrays=first, picked=None, others=tuple(others))
+            groups.append((length, dict(rows), None if part.classes is None else part.classes[picked]))
+    groups.sort(key=lambda group: group[0])
+    first, *others = (arrays for _, arrays, _ in groups)
+    classes = [labels for *_, labels in groups if labels is not None]
+    labels = np.concatenate(classes) if classes else None
+    return replace(samples, arrays=first, picked=None, others=tuple(others), labels=labels)
 
 
 def _slices(rank: int, axis: int, first: int, end: int) -> tuple[slice, ...]:

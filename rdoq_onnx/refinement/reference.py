@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -19,6 +20,7 @@ from rdoq_onnx.refinement.judge import FLOAT_MEMORY
 from rdoq_onnx.system.runtime import Feeds, Runtime
 
 Arrays = tuple[NDArray[Any], ...]
+Classes = NDArray[np.int64]
 _EMBEDS = frozenset({"Div", "LayerNormalization", "LpNormalization", "Tanh"})  # the last node of an embedding
 FloatRuns = Iterable[tuple[Arrays, Arrays]]  # per batch: what a PartReader reads, what distortion is measured of
 
@@ -94,11 +96,11 @@ class Reference:
     def agreement(self, model: onnx.ModelProto) -> "Agreement":
         """Count the samples whose top class a quantized model keeps."""
         session = self.runtime.session(model, "all")
-        counts = [
-            agreement(b.expected, self.read(session.run(b.feeds, self.outputs), b.feeds, b.count))
-            for b in self.batches()
-        ]
-        return Agreement(sum(c.hits for c in counts), sum(c.samples for c in counts))
+        expected, found = [], []
+        for b in self.batches():
+            expected.append(top_classes(b.expected))
+            found.append(top_classes(self.read(session.run(b.feeds, self.outputs), b.feeds, b.count)))
+        return Agreement.of(np.concatenate(expected), np.concatenate(found), self.samples.classes)
 
     def _float_runs(self) -> Iterator[tuple[Arrays, Arrays]]:
         metric, inner = self.measurement.observation.metric, self.reader.inner
@@ -116,10 +118,20 @@ class Reference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many of `samples` keep their top class."""
+    """How many of `samples` keep their top class.
+
+    accuracy: shares whose top class is the label, of the float and of the quantized model; None without labels.
+    """
 
     hits: int
     samples: int
+    accuracy: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, expected: Classes, found: Classes, labels: Classes | None = None) -> "Agreement":
+        """Compare top classes [samples]."""
+        accuracy = None if labels is None else (float((expected == labels).mean()), float((found == labels).mean()))
+        return cls(int((expected == found).sum()), len(expected), accuracy)
 
     @property
     def share(self) -> float:
@@ -130,18 +142,27 @@ class Agreement:
         """The one-sided 95 % bound of the share."""
         return share_bound(self.hits, self.samples)
 
-    def text(self) -> str:
-        return f"{100 * self.share:.1f} % of {self.samples} samples, at least {100 * self.bound:.1f} % (95 %)"
+    def rows(self) -> list[tuple[str, str]]:
+        """Word the figures as (figure, value) rows."""
+        kept = f"{100 * self.share:.1f} % of {self.samples} samples, at least {100 * self.bound:.1f} % (95 %)"
+        if self.accuracy is None:
+            return [("top class kept", kept)]
+        before, after = (f"{100 * share:.1f} %" for share in self.accuracy)
+        return [("top class kept", kept), ("accuracy", f"{after}; the float model has {before}")]
 
-    def document(self) -> dict[str, float]:
+    def document(self) -> dict[str, Any]:
         """The figures for JSON, shares in percent."""
-        return {"percent": 100 * self.share, "bound_percent": 100 * self.bound, "samples": self.samples}
+        accuracy = None
+        if self.accuracy is not None:
+            before, after = self.accuracy
+            accuracy = {"float_percent": 100 * before, "percent": 100 * after}
+        shares = {"percent": 100 * self.share, "bound_percent": 100 * self.bound}
+        return {**shares, "samples": self.samples, "accuracy": accuracy}
 
 
-def agreement(expected: Values, values: Values) -> Agreement:
-    """Count the rows whose greatest score stays where it is, of the first tensor."""
-    one, other = expected[0][0], values[0][0]
-    return Agreement(int((one.argmax(axis=1) == other.argmax(axis=1)).sum()), len(one))
+def top_classes(values: Values) -> Classes:
+    """Return where the greatest score of each sample is, of the first tensor."""
+    return values[0][0].argmax(axis=1)
 
 
 def classifies(reference: Reference) -> bool:

@@ -200,7 +200,7 @@ class Report:
                     ("  others", f"{len(worst) - _SHOWN_PARTS} parts of {worst[_SHOWN_PARTS].sqnr_db:.2f} dB or more")
                 )
         if self.agreement is not None:
-            rows.append(("top class kept", self.agreement.text()))
+            rows += self.agreement.rows()
         return rows
 
     def _widths(self) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from rdoq_onnx.errors import ModelError, VerificationError
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.part_values import PartPowers
 from rdoq_onnx.observation.parts import Part
-from rdoq_onnx.refinement.reference import Agreement, Reference, agreement, classifies
+from rdoq_onnx.refinement.reference import Agreement, Reference, classifies, top_classes
 from rdoq_onnx.targets import COMPLETE, Target
 from rdoq_onnx.verification.agreement import BASIC, DEFAULT, check_agreement
 from rdoq_onnx.verification.kernels import float_layers, kernel_counts
@@ -138,7 +138,7 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Run], reported: str
     # Additional outputs may change how the model is fused, so they get a session of their own.
     inner = None if set(metric.outputs) <= set(names) else with_outputs(quantized, metric.outputs)
     session = None if inner is None else reference.runtime.session(inner, LEVELS[reported])
-    measured, powers, gaps, counts = [], [], [], []
+    measured, powers, gaps, expected, found = [], [], [], [], []
     noises: dict[str, list[Float]] = {where: [] for where in runs}
     for batch in reference.batches():
         raw = {where: run(batch.feeds, names) for where, run in runs.items()}
@@ -150,13 +150,14 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Run], reported: str
         named = dict(zip(names, raw[reported], strict=True))
         ends = session.run(batch.feeds) if session is not None else [named[n] for n in metric.outputs]
         measured.append(metric.part_errors(ends, batch.aimed, batch.count))
-        counts.append(agreement(batch.expected, values[reported]))
+        expected.append(top_classes(batch.expected))
+        found.append(top_classes(values[reported]))
     return _Compared(
         np.concatenate(measured).mean(axis=0),
         PartPowers.joined(powers),
         np.concatenate(gaps),
         {where: np.concatenate(several) for where, several in noises.items()},
-        Agreement(sum(c.hits for c in counts), sum(c.samples for c in counts)),
+        Agreement.of(np.concatenate(expected), np.concatenate(found), reference.samples.classes),
     )
 
 

@@ -50,6 +50,7 @@ def test_load_takes_y_mean_and_std_where_the_model_has_them():
     given = {"y": floats(5, 3), "mean": floats(5, 2)}
     samples = load_samples(given, [spec("y", None, 3), spec("mean", None, 2)], None)
     assert list(samples.arrays) == ["y", "mean"]
+    assert samples.classes is None
     np.testing.assert_array_equal(every(load_samples({"y": floats(5, 3)}, [spec("y", None, 3)], None))["y"], given["y"])
 
 
@@ -215,3 +216,12 @@ def test_zoo_silero():
     given = {"input": floats(4, 576), "state": np.zeros((2, 1, 128), np.float32), "sr": np.int64(16000)}
     samples = load_samples(given, specs, None)
     assert (set(samples.constants), samples.batch) == ({"state", "sr"}, 1)
+
+
+def test_integers_under_y_are_classes():
+    x = {"x": floats(6, 3)}
+    samples = load_samples(x | {"y": np.arange(6, dtype=np.uint8)}, [X], 3)
+    assert samples.classes.tolist() == [0, 2, 5]
+    assert samples.classes.dtype == np.int64
+    for other in (floats(6), np.arange(5), np.zeros((6, 2), np.int64)):
+        assert load_samples(x | {"y": other}, [X], None).classes is None

@@ -1,5 +1,7 @@
 """Samples by index: batches, splits, digests; and specs of a model's inputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -163,3 +165,13 @@ def test_a_fixed_batch_of_several_shapes():
     assert [f["x"].shape for f in samples.batches(1)] == [(2, 1), (2, 1), (2, 3)]
     joined = samples.inseparable()
     assert [(n, f["x"].shape) for n, f in joined.counted_batches(5)] == [(1, (2, 1)), (1, (2, 1)), (1, (2, 3))]
+
+
+def test_classes_follow_their_samples(lengths):
+    assert lengths.classes is None
+    labelled = replace(lengths, labels=np.arange(7))
+    taken = labelled.take([6, 2, 0, 5])
+    assert taken.classes.tolist() == [2, 0, 6, 5]
+    assert taken.loaded(1 << 20).classes.tolist() == [2, 0, 6, 5]
+    assert [part.classes.tolist() for part in taken.by_shape()] == [[2, 0], [6, 5]]
+    assert replace(labelled, rows=7).classes is None

@@ -80,6 +80,14 @@ def test_samples_stay_whole(kind):
     assert unpadded(model, samples, RUNTIME) is samples
 
 
+def test_classes_stay_with_their_samples():
+    samples = samples_for(attention(), padded() | {"y": np.arange(len(LENGTHS))}, Config())
+    found = unpadded(attention(), samples, RUNTIME)
+    for part in found.by_shape():
+        for index, label in enumerate(part.classes):
+            assert part.feeds([index])["ids"].shape[1] == LENGTHS[label]
+
+
 def test_what_stands_in_the_padding_does_not_matter():
     """A run on padded samples is one on samples of different lengths."""
     arrays = {k: np.concatenate([v] * 4) for k, v in padded().items()}
