@@ -162,7 +162,8 @@ class Agreement:
 
 def top_classes(values: Values) -> Classes:
     """Return where the greatest score of each sample is, of the first tensor."""
-    return values[0][0].argmax(axis=1)
+    classes: Classes = values[0][0].argmax(axis=1)
+    return classes
 
 
 def classifies(reference: Reference) -> bool:
