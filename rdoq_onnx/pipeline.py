@@ -15,7 +15,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.measure import measure, regime, store_for
 from rdoq_onnx.curves.measurement import Measurement
-from rdoq_onnx.emission.emit import emit_model, recorded_settings
+from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.gradients.plan import differentiated
@@ -105,27 +105,34 @@ class Job:
             )
 
     def _at(self, measurement: Measurement, config: Config, steps: Steps, additivity: bool) -> Result:
-        progress, runtime, split = self.progress, self.runtime, self.split
-        reference = Reference(self.reference, measurement, split.held_out, runtime).kept(steps)
+        progress, split = self.progress, self.split
+        reference = Reference(self.reference, measurement, split.held_out, self.runtime).kept(steps)
         goal = Goal.of(config, replace(reference, samples=split.search, floats=None), reference)
         refined = self._refined(measurement, config, steps, goal)
         allocation = refined.allocation
-        alone = measured_alone(allocation, measurement, split.held_out, runtime, progress) if additivity else None
+        alone = measured_alone(allocation, measurement, split.held_out, self.runtime, progress) if additivity else None
         with progress.step("emit"):
             recorded = recorded_settings(config, self.samples)
             emission = emit_model(allocation, recorded, config.storage, config.keep_channels, refined.model)
+        outcome = self._judged(emission, refined, reference, config)
+        self.store.flush()
+        if goal is not None:
+            progress.note(f"{goal.option} {goal.least:g}: {goal.word(goal.prove(emission.model))}")
+        report = advised(make_report(outcome), allocation, config)
+        return Result(emission.model, report, allocation, config, alone, outcome.failure)
+
+    def _judged(self, emission: Emission, refined: Refined, reference: Reference, config: Config) -> Outcome:
+        """Verify what was emitted, and time it."""
+        allocation, split, runtime, progress = refined.allocation, self.split, self.runtime, self.progress
         with progress.step("verify"):
             verification = verify(emission, allocation, reference)
             predicted = predicted_parts(allocation, split.measuring, runtime, config.threads)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
             unsearched = unsearched_distortion(allocation, split.held_out, runtime)
         with progress.step("latency"):
-            batch = measurement.observation.batching.size
-            latency = measure_latency(self.reference, emission.model, self.samples, batch, self.runtime)
-        self.store.flush()
-        if goal is not None:
-            progress.note(f"{goal.option} {goal.least:g}: {goal.word(goal.prove(emission.model))}")
-        outcome = Outcome(
+            batch = reference.measurement.observation.batching.size
+            latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)
+        return Outcome(
             self.source,
             self.original,
             self.samples,
@@ -136,9 +143,9 @@ class Job:
             refined.steps,
             progress.seconds,
             failure,
+            latency,
+            unsearched,
         )
-        report = replace(make_report(outcome), latency=latency, unsearched=unsearched)
-        return Result(emission.model, advised(report, allocation, config), allocation, config, alone, failure)
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:
         """Allocate within the budgets of `config`, or the fewest bits that reach `goal`, and refine."""

@@ -14,12 +14,16 @@ from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.model.sizes import model_bytes
 from rdoq_onnx.refinement.refine import Step
 from rdoq_onnx.report.report import LayerReport, PartReport, Report, WeightOnlyReport, count_widths
+from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.verify import Verification
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The results of all steps of a run on the model `original`, read from `source`. seconds: of each step."""
+    """The results of all steps of a run on the model `original`, read from `source`.
+
+    seconds: of each step. unsearched: δ of the weights outside the search alone.
+    """
 
     source: str
     original: onnx.ModelProto
@@ -31,6 +35,8 @@ class Outcome:
     steps: tuple[Step, ...]
     seconds: Mapping[str, float]
     failure: VerificationError | None = None
+    latency: tuple[Latency, ...] = ()
+    unsearched: float = 0.0
 
 
 def make_report(outcome: Outcome) -> Report:
@@ -87,5 +93,7 @@ def make_report(outcome: Outcome) -> Report:
             for part, predicted in zip(verification.parts, outcome.predicted_parts, strict=True)
         ),
         agreement=verification.agreement,
+        latency=outcome.latency,
+        unsearched=outcome.unsearched,
         reason=None if outcome.failure is None else str(outcome.failure),
     )
