@@ -1,6 +1,6 @@
 """Every model of onnx.backend.test through the program: emitted and verified, or refused with a reason.
 
-    python -m tests.backend_models [--only PATTERN] [--every N] [--jobs 2]
+    python tests/backend_models.py [--only PATTERN] [--every N] [--jobs 2]
 
 Each runs twice: as it is, through the command line on synthetic samples; and, where it has a layer's operator, with all
 its inputs but one made constants (most node tests feed the weight), on its own data. A fault is a traceback, a death by

@@ -1,6 +1,6 @@
 """Broken models made from good ones: the program writes a model that loads, or says in a line why not.
 
-    python -m tests.fuzz_models --count 10000 --seed 0 [--jobs 2]
+    python tests/fuzz_models.py --count 10000 --seed 0 [--jobs 2]
 
 Mutates bytes and protobuf fields of small models (below), of the bundled and of the zoo's models, and runs the command
 line on each in a process apart; for the zoo's, which take long, all up to the measurement. A fault is a traceback, a
@@ -22,11 +22,13 @@ import numpy as np
 import onnxruntime as ort
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper, parser
 
+sys.path.append(str(Path(__file__).parent.parent))  # for `tests`; behind the installed package
+
 from rdoq_onnx import cli
 from tests import fuzzing
 
 ROOT = Path(__file__).parent.parent
-ZOO = Path("/work/shared/zoo")
+ZOO = ROOT.parent / "shared" / "zoo"
 LARGE = 0.05  # share of mutants that are made from bundled and zoo models
 OPTIONS = ("--effort", "fast", "--samples", "6", "--threads", "1", "--quiet")
 UP_TO_THE_MEASUREMENT = ("--exclude", ".*")

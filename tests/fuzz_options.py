@@ -1,6 +1,6 @@
 """Random combinations of all options on small models: an exit code that is documented, and never a traceback.
 
-    python -m tests.fuzz_options --count 5000 --seed 0 [--jobs 2]
+    python tests/fuzz_options.py --count 5000 --seed 0 [--jobs 2]
 
 Draws models and options from `tests/option_strategies.py` and runs the command line on each in a process apart. A fault
 is a traceback, an exit code other than 0, 2, 3 and 4, a death by a signal, a run of over a minute, an error that does
@@ -24,6 +24,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from hypothesis import HealthCheck, Phase, given, settings
+
+sys.path.append(str(Path(__file__).parent.parent))  # for `tests`; behind the installed package
 
 from rdoq_onnx import cli
 from tests import fuzzing
