@@ -140,9 +140,11 @@ def raise_opset(model: ModelProto, opset: int) -> ModelProto:
     try:
         return without_weights(model, convert)
     except Exception as error:  # the converter raises RuntimeError, ConvertError, and others
+        present = default_opset(model)
+        moved, fix = ("raised", "later") if present < opset else ("lowered", "earlier")
         raise ModelError(
-            f"opset {default_opset(model)} could not be raised to {opset}: {one_line(error)}; "
-            f"export the model again with opset {opset} or later"
+            f"opset {present} could not be {moved} to {opset}: {one_line(error)}; "
+            f"export the model again with opset {opset} or {fix}"
         ) from error
 
 

@@ -169,6 +169,12 @@ def test_a_failed_conversion_is_one_line_with_the_opset() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_only_a_newer_opset_has_is_refused_with_an_earlier_one() -> None:
+    with pytest.raises(ModelError, match=r"opset 28 could not be lowered to 27: .* opset 27 or earlier"):
+        normalized("""<ir_version: 14, opset_import: ["" : 28]>
+            g (int8[3] x, int8[3] y) => (int8[3] z) { z = BitShift <direction = "RIGHT"> (x, y) }""")
+
+
 @dataclass(frozen=True)
 class Fails(Pass):
     """Raises `error` in `requires`, or leaves a model that is not valid."""
