@@ -11,11 +11,11 @@ from rdoq_onnx.curves.measurement import aimed_at
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.emission.quantized_model import mixed
 from rdoq_onnx.gradients.batch_sizes import reverse_batch, with_memory
-from rdoq_onnx.gradients.plan import ReversePlan
+from rdoq_onnx.gradients.plan import LEAST_DRAWS, ReversePlan
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
-SAMPLES = 32
+DRAWS = 8  # of random v: a part's share sums all curves, so it is less noisy than one of them
 
 
 def predicted_parts(allocation: Allocation, samples: Samples, runtime: Runtime, threads: int) -> tuple[float, ...]:
@@ -24,14 +24,15 @@ def predicted_parts(allocation: Allocation, samples: Samples, runtime: Runtime, 
     metric = observation.metric
     if len(metric.parts) == 1 or not allocation.layer_bits:
         return (allocation.predicted / len(metric.parts),) * len(metric.parts)
-    candidates, some = _chosen(allocation), samples.some(SAMPLES)
+    candidates, some = _chosen(allocation), samples.some(DRAWS)
     sums = []
     with workers(threads) as pool:
         for k in range(len(metric.parts)):
             part = metric.of_part(k)
             network = aimed_at(allocation.measurement.network, part.outputs)
             batch = reverse_batch(network, observation, runtime, len(some))
-            plan = ReversePlan(network, some, part, runtime, pool, batch, 0)
+            total = LEAST_DRAWS // DRAWS * len(some)
+            plan = ReversePlan(network, some, part, runtime, pool, batch, 0, total=total)
             curves = with_memory(
                 lambda size, plan=plan: first_order(  # type: ignore[misc]
                     replace(plan, batch=size), candidates, lambda done: None
