@@ -31,8 +31,8 @@ def predicted_parts(allocation: Allocation, samples: Samples, runtime: Runtime, 
             part = metric.of_part(k)
             network = aimed_at(allocation.measurement.network, part.outputs)
             batch = reverse_batch(network, observation, runtime, len(some))
-            total = LEAST_DRAWS // DRAWS * len(some)
-            plan = ReversePlan(network, some, part, runtime, pool, batch, 0, total=total)
+            virtual = LEAST_DRAWS // DRAWS * len(some)  # of which each draws LEAST_DRAWS / virtual, so DRAWS in all
+            plan = ReversePlan(network, some, part, runtime, pool, batch, 0, total=virtual)
             curves = with_memory(
                 lambda size, plan=plan: first_order(  # type: ignore[misc]
                     replace(plan, batch=size), candidates, lambda done: None
