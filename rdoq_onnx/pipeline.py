@@ -126,7 +126,7 @@ class Job:
         allocation, split, runtime, progress = refined.allocation, self.split, self.runtime, self.progress
         with progress.step("verify"):
             verification = verify(emission, allocation, reference)
-            predicted = predicted_parts(allocation, split.measuring, runtime, config.threads)
+            predicted = predicted_parts(allocation, split.measuring, runtime)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
             unsearched = unsearched_distortion(allocation, split.held_out, runtime)
         with progress.step("latency"):

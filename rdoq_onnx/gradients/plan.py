@@ -26,8 +26,8 @@ class ReversePlan:
     The reverse graph is of one shape, so the samples of each shape have a plan of their own (`by_shape`); `total` is
     then the number of samples of all, and `start` the number of runs that come before.
 
-    seed: of the random v. around: the model to differentiate, with the tensors of `network.model`; None for that model
-    itself.
+    seed: of the random v; draws: their least number over all samples. around: the model to differentiate, with the
+    tensors of `network.model`; None for that model itself.
     """
 
     network: Network
@@ -40,6 +40,7 @@ class ReversePlan:
     around: onnx.ModelProto | None = None
     total: int = 0
     start: int = 0
+    draws: int = LEAST_DRAWS
 
     def by_shape(self) -> list["ReversePlan"]:
         """Return the plans for the samples of each of the most common shapes."""
@@ -60,7 +61,7 @@ class ReversePlan:
 
     def rounds(self, exact: bool = True) -> int:
         """Return how often each sample runs; `exact` as in `units`."""
-        return 1 if self.units(exact) else rounds(self.total or len(self.samples))
+        return 1 if self.units(exact) else rounds(self.total or len(self.samples), self.draws)
 
     @property
     def differentiated(self) -> onnx.ModelProto:
@@ -78,9 +79,9 @@ def rows_of(elements: int) -> int:
     return elements if elements <= EXACT_ROWS else 1
 
 
-def rounds(samples: int) -> int:
-    """Return how many random v each of `samples` samples needs."""
-    return -(-LEAST_DRAWS // samples)
+def rounds(samples: int, least: int = LEAST_DRAWS) -> int:
+    """Return how many random v each of `samples` samples needs, so that there are `least` of them."""
+    return -(-least // samples)
 
 
 def draws(samples: int, elements: int) -> int:

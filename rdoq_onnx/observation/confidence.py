@@ -12,6 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from rdoq_onnx.observation.distortion import sqnr_db
+
 LEVEL = 0.95
 _Z = 1.6448536269514722  # the normal quantile of LEVEL
 _T = {
@@ -79,8 +81,7 @@ def student(freedom: int) -> float:
 
 
 def _sqnr(signal: Float, noise: Float) -> float:
-    total = float(noise.sum())
-    return _DECIBELS * math.log(max(float(signal.sum()), 1e-300) / total) if total > 0 else math.inf
+    return sqnr_db(float(signal.sum()), float(noise.sum()))
 
 
 def _tail(hits: int, samples: int, share: float) -> float:

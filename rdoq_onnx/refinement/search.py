@@ -71,11 +71,11 @@ class Goal:
             )
         goal = cls("--top1-agreement", config.top1_agreement, search, proof)
         count, needed = len(proof.samples), share_needed(goal.least / 100)
-        if 100 * share_bound(count, count) < goal.least:
+        if (best := 100 * share_bound(count, count)) < goal.least:
             fix = f"give {needed} with --validation" if needed else "no number of samples proves it"
             raise BudgetError(
                 f"{goal.option} {goal.least:g}: {count} samples without a miss prove only "
-                f"{100 * share_bound(count, count):.1f} %; {fix}, or ask for less"
+                f"{best:.1f} %; {fix}, or ask for less"
             )
         return goal
 
@@ -97,8 +97,7 @@ class Goal:
             needed = sqnr_needed(powers.signal[:, worst], powers.noise[:, worst], self.least)
             return Proof(powers.sqnr_db[worst], powers.bounds_db[worst], len(powers.signal), needed)
         same = self.proof.agreement(model)
-        bound = 100 * share_bound(same.hits, same.samples)
-        return Proof(100 * same.share, bound, same.samples, share_needed(self.least / 100))
+        return Proof(100 * same.share, 100 * same.bound, same.samples, share_needed(self.least / 100))
 
     def word(self, proof: Proof) -> str:
         bound = "nothing" if not math.isfinite(proof.bound) else f"{proof.bound:.2f} {self.unit}"

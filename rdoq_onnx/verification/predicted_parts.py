@@ -11,14 +11,14 @@ from rdoq_onnx.curves.measurement import aimed_at
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.emission.quantized_model import mixed
 from rdoq_onnx.gradients.batch_sizes import reverse_batch, with_memory
-from rdoq_onnx.gradients.plan import LEAST_DRAWS, ReversePlan
+from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
 DRAWS = 8  # of random v: a part's share sums all curves, so it is less noisy than one of them
 
 
-def predicted_parts(allocation: Allocation, samples: Samples, runtime: Runtime, threads: int) -> tuple[float, ...]:
+def predicted_parts(allocation: Allocation, samples: Samples, runtime: Runtime) -> tuple[float, ...]:
     """Return what each part adds to the predicted δ of `allocation`; equal shares where first order gives none."""
     observation = allocation.measurement.observation
     metric = observation.metric
@@ -26,13 +26,12 @@ def predicted_parts(allocation: Allocation, samples: Samples, runtime: Runtime, 
         return (allocation.predicted / len(metric.parts),) * len(metric.parts)
     candidates, some = _chosen(allocation), samples.some(DRAWS)
     sums = []
-    with workers(threads) as pool:
+    with workers(runtime.threads) as pool:
         for k in range(len(metric.parts)):
             part = metric.of_part(k)
             network = aimed_at(allocation.measurement.network, part.outputs)
             batch = reverse_batch(network, observation, runtime, len(some))
-            virtual = LEAST_DRAWS // DRAWS * len(some)  # of which each draws LEAST_DRAWS / virtual, so DRAWS in all
-            plan = ReversePlan(network, some, part, runtime, pool, batch, 0, total=virtual)
+            plan = ReversePlan(network, some, part, runtime, pool, batch, 0, draws=DRAWS)
             curves = with_memory(
                 lambda size, plan=plan: first_order(  # type: ignore[misc]
                     replace(plan, batch=size), candidates, lambda done: None
