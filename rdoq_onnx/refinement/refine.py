@@ -81,8 +81,9 @@ class Refinement:
         best.clip(self.plan)
         uniform = uniform_bits(best.allocation.measurement, self.config.budgets)
         if uniform is not None:
-            best.step("uniform", uniform)
-            best.protect(uniform, self.config)
+            trial = best.tried(uniform)
+            best.keep("uniform", trial)
+            best.protect(trial, self.config)
         self._fit(best)
         return Refined(best.allocation, best.model, best.steps)
 
@@ -113,53 +114,76 @@ def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: 
         return Refinement(config, plan, judge, split, pool, advance, steps).of(allocation)
 
 
-class _Best:
-    """The best allocation so far, with its quantized model and its errors on the judging samples."""
+@dataclass(frozen=True)
+class _Trial:
+    """An allocation, its quantized model, and that model's errors on the judging samples, [samples, parts]."""
 
-    def __init__(self, allocation: Allocation, judge: Judge, advance: Advance) -> None:
-        self.allocation, self.model = allocation, quantized_model(allocation)
-        self._errors = judge.errors(self.model)
-        self._judge, self._advance = judge, advance
-        self._steps: dict[str, Step] = {}
-        advance(1)
+    allocation: Allocation
+    model: onnx.ModelProto
+    errors: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, allocation: Allocation, judge: Judge) -> "_Trial":
+        model = quantized_model(allocation)
+        return cls(allocation, model, judge.errors(model))
 
     @property
     def distortion(self) -> float:
-        return float(self._errors.sum(axis=1).mean())
+        return float(self.errors.sum(axis=1).mean())
+
+
+class _Best:
+    """The best trial so far, and the steps that led to it."""
+
+    def __init__(self, allocation: Allocation, judge: Judge, advance: Advance) -> None:
+        self._judge, self._advance = judge, advance
+        self._steps: dict[str, Step] = {}
+        self._trial = self.tried(allocation)
+
+    @property
+    def allocation(self) -> Allocation:
+        return self._trial.allocation
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        return self._trial.model
 
     @property
     def steps(self) -> tuple[Step, ...]:
         return tuple(self._steps.values())
 
     def step(self, name: str, trial: Allocation, sure: float = 0.0) -> bool:
-        """Keep `trial` if it lowers the distortion by at least `sure` standard errors; return whether it did."""
-        model = quantized_model(trial)
-        before, errors = self.distortion, self._judge.errors(model)
+        """Try `trial`; `keep` it if it is better, and return whether it is."""
+        return self.keep(name, self.tried(trial), sure)
+
+    def tried(self, allocation: Allocation) -> _Trial:
+        trial = _Trial.of(allocation, self._judge)
         self._advance(1)
-        tried, gains = float(errors.sum(axis=1).mean()), (self._errors - errors).sum(axis=1)
+        return trial
+
+    def keep(self, name: str, trial: _Trial, sure: float = 0.0) -> bool:
+        """Keep `trial` if it lowers the distortion by at least `sure` standard errors; return whether it did."""
+        before, tried = self._trial.distortion, trial.distortion
+        gains = (self._trial.errors - trial.errors).sum(axis=1)
         better = tried < _ENOUGH * before and before - tried >= sure * gains.std() / len(gains) ** 0.5
         if better:
-            self.allocation, self.model, self._errors = trial, model, errors
+            self._trial = trial
         first = self._steps.get(name, Step(name, before, before, tried))
-        self._steps[name] = replace(first, after=self.distortion, tried=tried)
+        self._steps[name] = replace(first, after=self._trial.distortion, tried=tried)
         return better
 
-    def protect(self, uniform: Allocation, config: Config) -> None:
+    def protect(self, uniform: _Trial, config: Config) -> None:
         """Leave no part of the outputs worse than `uniform` widths do: by widths nearer to those, or by themselves."""
-        if self._errors.shape[1] == 1:
+        before, errors = self._trial, uniform.errors
+        if errors.shape[1] == 1 or not _significantly_worse(before.errors, errors):
             return
-        before, errors = self.distortion, self._judge.errors(quantized_model(uniform))
-        if not _significantly_worse(self._errors, errors):
-            return
-        for distance in _DISTANCES:
-            near = allocate_near(uniform, config.budgets, distance)
-            model = quantized_model(near)
-            if not _significantly_worse(tried := self._judge.errors(model), errors):
-                break
-        else:
-            near, model, tried = uniform, quantized_model(uniform), errors
-        self.allocation, self.model, self._errors = near, model, tried
-        self._steps[PARTS] = Step(PARTS, before, self.distortion, self.distortion)
+        near = (
+            _Trial.of(allocate_near(uniform.allocation, config.budgets, distance), self._judge)
+            for distance in _DISTANCES
+        )
+        self._trial = next((trial for trial in near if not _significantly_worse(trial.errors, errors)), uniform)
+        after = self._trial.distortion
+        self._steps[PARTS] = Step(PARTS, before.distortion, after, after)
 
     def swap(self, config: Config, plan: Plan) -> None:
         """Move bits between layers and activations, greatest distortion first."""
