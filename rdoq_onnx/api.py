@@ -111,10 +111,9 @@ def allocate(
 ) -> Allocation:
     """Choose the widths of least predicted distortion within the budgets (Lagrangian; allocate.py proves the gap).
 
-    Arguments as for `quantize`. pins: a dict, or pairs, of a name or regular expression of layers or
-    activations and their width. size: maximum
-    bytes of all weights at their widths, instead of `weight_bits`; layer_limit: of any layer's weights. Raises
-    BudgetError if a budget cannot be met, ConfigError if a pin matches nothing.
+    Arguments as for `quantize`. pins: a dict, or pairs, of a name or regular expression of layers or activations
+    and their width. size: maximum bytes of all weights at their widths, instead of `weight_bits`; layer_limit: of any
+    layer's weights. Raises BudgetError if a budget cannot be met, ConfigError if a pin matches nothing.
     """
     quantized = bool(measurement.network.activations)
     if quantized and activation_bits == "none":

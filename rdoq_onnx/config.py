@@ -34,8 +34,9 @@ def setting(default: T, check: Check | None = None, *, measured: bool = True, op
     return field(default=default, metadata={"check": check, "measured": measured, "option": option})
 
 
-def _optional(check: Check) -> Check:
-    return lambda option, value: None if value is None else check(option, value)
+def optional(take: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """Let `take`, of an option and its value, pass None on."""
+    return lambda option, value: None if value is None else take(option, value)
 
 
 def _within(low: float, high: float, option: str, value: float) -> None:
@@ -171,21 +172,21 @@ class Config:
     """
 
     weight_bits: float = setting(8.0, partial(_within, 0, MAX_BITS), measured=False)
-    activation_bits: float | None = setting(8.0, _optional(partial(_within, 1, MAX_BITS)), measured=False)
-    sqnr: float | None = setting(None, _optional(_decibels), measured=False)
-    top1_agreement: float | None = setting(None, _optional(_percentage), measured=False)
+    activation_bits: float | None = setting(8.0, optional(partial(_within, 1, MAX_BITS)), measured=False)
+    sqnr: float | None = setting(None, optional(_decibels), measured=False)
+    top1_agreement: float | None = setting(None, optional(_percentage), measured=False)
     moved: Side = setting("both", partial(_one_of, get_args(Side)), measured=False)
     joint: bool = setting(False, measured=False)
     widths: tuple[int, ...] = setting(tuple(range(MAX_BITS + 1)), _widths)
     pins: tuple[tuple[str, int], ...] = setting((), _pins, measured=False, option="--pin")
     exclude: tuple[str, ...] = setting((), _patterns)
     exclude_ops: tuple[str, ...] = setting(())
-    size: int | None = setting(None, _optional(_bytes), measured=False)
-    layer_limit: int | None = setting(None, _optional(_bytes), measured=False)
-    samples: int | None = setting(None, _optional(_samples), measured=False)
-    image_scale: float | None = setting(None, _optional(_factor), measured=False)
-    image_mean: tuple[float, ...] | None = setting(None, _optional(_finite), measured=False)
-    image_std: tuple[float, ...] | None = setting(None, _optional(partial(_finite, zero=False)), measured=False)
+    size: int | None = setting(None, optional(_bytes), measured=False)
+    layer_limit: int | None = setting(None, optional(_bytes), measured=False)
+    samples: int | None = setting(None, optional(_samples), measured=False)
+    image_scale: float | None = setting(None, optional(_factor), measured=False)
+    image_mean: tuple[float, ...] | None = setting(None, optional(_finite), measured=False)
+    image_std: tuple[float, ...] | None = setting(None, optional(partial(_finite, zero=False)), measured=False)
     measure: Measure = setting("taylor", partial(_one_of, get_args(Measure)))
     effort: Effort = setting("default", partial(_one_of, get_args(Effort)))
     seed: int = setting(0, _natural)
@@ -194,8 +195,8 @@ class Config:
     storage: Storage | None = setting(None, measured=False)
     keep_channels: bool = setting(False, measured=False)
     threads: int = setting(0, _threads, measured=False)
-    min_sqnr: float | None = setting(None, _optional(_decibels), measured=False)
-    max_bytes: int | None = setting(None, _optional(_bytes), measured=False)
+    min_sqnr: float | None = setting(None, optional(_decibels), measured=False)
+    max_bytes: int | None = setting(None, optional(_bytes), measured=False)
 
     def __post_init__(self) -> None:
         _check_fields(self)

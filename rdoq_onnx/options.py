@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 
-from rdoq_onnx.config import MAX_BITS, Config, Side, option_of
+from rdoq_onnx.config import MAX_BITS, Config, Side, option_of, optional
 from rdoq_onnx.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -341,10 +341,6 @@ def pins_of(option: str, value: Any) -> tuple[tuple[str, int], ...]:
     return _several(option, value, _one_pin)
 
 
-def _or_none(take: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-    return lambda option, value: None if value is None else take(option, value)
-
-
 _BUDGETS = ("bits", "weight_bits", "activation_bits")  # parsed together
 _FIELDS = {"pin": "pins", "exclude_op": "exclude_ops"}  # options whose field in Config has another name
 # For each option whose value click returns in another form than Config takes.
@@ -363,17 +359,17 @@ _NUMBERS = ("activation_bits", "sqnr", "top1_agreement", "image_scale", "min_sqn
 _SIZES = ("size", "layer_limit", "max_bytes")
 # For each field of Config that is not just text, what makes it from a keyword argument.
 _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(_NUMBERS, _or_none(number)),
-    **dict.fromkeys(_SIZES, _or_none(_size)),
+    **dict.fromkeys(_NUMBERS, optional(number)),
+    **dict.fromkeys(_SIZES, optional(_size)),
     **dict.fromkeys(("joint", "keep_channels"), flag),
     **dict.fromkeys(("seed", "threads"), _whole),
     "weight_bits": number,
-    "samples": _or_none(_whole),
-    "storage": _or_none(_text),
+    "samples": optional(_whole),
+    "storage": optional(_text),
     "widths": _listed(parse_widths, _whole),
     "pins": pins_of,
     **dict.fromkeys(("exclude", "exclude_ops"), partial(_several, one=_text)),
     **{
-        name: _or_none(_listed(partial(parse_numbers, option_of(name)), number)) for name in ("image_mean", "image_std")
+        name: optional(_listed(partial(parse_numbers, option_of(name)), number)) for name in ("image_mean", "image_std")
     },
 }

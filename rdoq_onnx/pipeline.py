@@ -128,7 +128,7 @@ class Job:
             verification = verify(emission, allocation, reference)
             predicted = predicted_parts(allocation, split.measuring, runtime)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
-            unsearched = unsearched_distortion(allocation, split.held_out, runtime)
+            unsearched = unsearched_distortion(allocation, reference)
         with progress.step("latency"):
             batch = reference.measurement.observation.batching.size
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)

@@ -20,6 +20,11 @@ def channel_range(pattern: str) -> tuple[str, slice | None]:
     return match[1], slice(first, last)
 
 
+def pins(pattern: str, names: Iterable[str]) -> bool:
+    """Whether a --pin of `pattern` fixes what has one of `names`, or channels of it."""
+    return matches(channel_range(pattern)[0], names)
+
+
 def as_pattern(name: str) -> str:
     """The pattern that matches only `name`."""
     return name if _compiles(name) and channel_range(name)[1] is None else re.escape(name)

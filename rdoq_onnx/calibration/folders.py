@@ -13,7 +13,7 @@ from rdoq_onnx.calibration import images
 from rdoq_onnx.calibration.array_files import Spool, read_arrays, read_bytes
 from rdoq_onnx.calibration.feeds import collate, model_batch
 from rdoq_onnx.calibration.pixels import default_normalization
-from rdoq_onnx.calibration.rows import Rows
+from rdoq_onnx.calibration.rows import Rows, evenly
 from rdoq_onnx.calibration.samples import InputSpec
 from rdoq_onnx.errors import CalibrationError
 
@@ -38,13 +38,6 @@ def folder_arrays(folder: Path, specs: Sequence[InputSpec], limit: int | None) -
         return [_images(folder, pictures, specs, limit)]
     feeds = _array_feeds(folder, arrays) if arrays else _tensor_feeds(folder, tensors, [s.name for s in specs])
     return collate(str(folder), feeds, specs)
-
-
-def evenly(count: int, limit: int | None, step: int = 1) -> NDArray[np.int64]:
-    """Evenly spaced indices of at most `limit` of `count` samples, rounded to a multiple of `step`."""
-    if limit is None or limit >= count:
-        return np.arange(count)
-    return np.linspace(0, count - 1, max(limit // step, 1) * step).astype(np.int64)
 
 
 def _images(folder: Path, files: Sequence[Path], specs: Sequence[InputSpec], limit: int | None) -> dict[str, Rows]:

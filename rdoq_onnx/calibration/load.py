@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from rdoq_onnx.calibration.array_files import read_arrays
 from rdoq_onnx.calibration.conversion import convert_input, holds_images, shape_text
 from rdoq_onnx.calibration.feeds import EXTRA_ARRAYS, as_array, collate, has_length, listed, model_batch, watched
-from rdoq_onnx.calibration.folders import evenly, folder_arrays
+from rdoq_onnx.calibration.folders import folder_arrays
 from rdoq_onnx.calibration.pixels import DEFAULT_PIXELS, Pixels
-from rdoq_onnx.calibration.rows import Rows
+from rdoq_onnx.calibration.rows import Rows, evenly
 from rdoq_onnx.calibration.samples import InputSpec, Samples
 from rdoq_onnx.calibration.synthetic import draw
 from rdoq_onnx.calibration.user_code import call
@@ -53,8 +53,7 @@ def load_samples(
 
     source: path of an .npz, .npy or folder, "module:function", arrays by name, feeds, or an object with ONNX Runtime's
     get_next(). Takes evenly spaced samples of files and arrays, but the first ones of feeds, which may never end; at
-    most MAX_FEEDS of feeds without a length if `limit` is None.
-    Integers [N] under "y" are the classes of the samples.
+    most MAX_FEEDS of feeds without a length if `limit` is None. Integers [N] under "y" are the samples' classes.
     pixels: image normalization. note: called with how far the reading of feeds is.
     Reads every sample once; raises CalibrationError if one does not fit.
     """

@@ -47,3 +47,10 @@ def blocks(rows: Rows, picked: NDArray[np.int64]) -> Iterator[Array]:
     size = max(int(np.prod(rows.shape[1:])) * rows.dtype.itemsize, 1)
     for part in np.array_split(picked, -(-len(picked) * size // _BLOCK) or 1):
         yield rows[part]
+
+
+def evenly(count: int, limit: int | None, step: int = 1) -> NDArray[np.int64]:
+    """Evenly spaced indices of at most `limit` of `count` samples, rounded to a multiple of `step`."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.linspace(0, count - 1, max(limit // step, 1) * step).astype(np.int64)

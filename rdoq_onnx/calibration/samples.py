@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
-from rdoq_onnx.calibration.rows import Rows, blocks
+from rdoq_onnx.calibration.rows import Rows, blocks, evenly
 from rdoq_onnx.errors import ModelError
 
 Array = NDArray[Any]
@@ -56,8 +56,7 @@ class Samples:
         if (shapes != shapes[:1]).any():
             raise ValueError("samples of different shapes do not fit into one batch")
         shape = int(shapes[0]) if len(shapes) else 0
-        first = int(self._ends[shape - 1]) if shape else 0
-        return {name: a[rows - first] for name, a in self._groups[shape].items()} | dict(self.constants)
+        return {name: a[rows - self._starts[shape]] for name, a in self._groups[shape].items()} | dict(self.constants)
 
     def inseparable(self) -> "Samples":
         """Treat all rows of a run as one sample."""
@@ -109,13 +108,13 @@ class Samples:
         groups = len(self) // step
         if groups * step <= count:
             return self
-        picked = np.linspace(0, groups - 1, max(count // step, 1)).astype(int)
+        picked = evenly(groups, max(count // step, 1))
         return self.take((picked[:, None] * step + np.arange(step)).reshape(-1))
 
     def loaded(self, limit: int) -> "Samples":
         """Load all samples into memory if they take at most `limit` bytes; otherwise return `self`."""
         shapes = self._shape_of(self._picked)
-        used = [(self._groups[k], self._picked[shapes == k], end) for k, end in enumerate([0, *self._ends[:-1]])]
+        used = [(self._groups[k], self._picked[shapes == k], start) for k, start in enumerate(self._starts)]
         used = [each for each in used if len(each[1])]
         if not used or sum(_bytes(arrays) * len(rows) for arrays, rows, _ in used) > limit:
             return self
@@ -146,7 +145,7 @@ class Samples:
         """Hexadecimal SHA-256 over names, dtypes, shapes and values. Reads every sample once."""
         state = hashlib.sha256()
         shapes = self._shape_of(self._picked)
-        for k, start in enumerate([0, *self._ends[:-1]]):
+        for k, start in enumerate(self._starts):
             picked = self._picked[shapes == k] - start
             if not len(picked):
                 continue
@@ -175,6 +174,11 @@ class Samples:
     def _ends(self) -> NDArray[np.int64]:
         """The number of the row behind those of each shape."""
         return np.cumsum([next((a.shape[0] for a in arrays.values()), 0) for arrays in self._groups])
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The number of the first row of each shape."""
+        return [0, *self._ends[:-1].tolist()]
 
     @property
     def _picked(self) -> NDArray[np.int64]:

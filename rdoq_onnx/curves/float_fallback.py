@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network, layer_names
-from rdoq_onnx.analysis.patterns import as_pattern, channel_range, matches
+from rdoq_onnx.analysis.patterns import as_pattern, pins
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
@@ -161,7 +161,7 @@ def _worst(shares: Mapping[str, tuple[float, tuple[str, ...]]], pinned: Sequence
     for key, (share, names) in sorted(shares.items(), key=lambda item: -item[1][0]):
         if total <= _TOLERABLE or share <= _HARMLESS:
             break
-        if not any(matches(channel_range(p)[0], names) for p in pinned):
+        if not any(pins(p, names) for p in pinned):
             worst[key] = share
             total -= share
     return worst

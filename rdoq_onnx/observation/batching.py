@@ -131,7 +131,7 @@ def _sizes(session: Session, samples: Samples, names: Sequence[str]) -> tuple[di
 
 def _pair(samples: Samples) -> list[dict[str, Array]]:
     """Return the feeds of two samples of one shape, cut to one if all differ; of a single one if there is but one."""
-    common = max(samples.by_shape(), key=len)
+    common = samples.of_common_shapes(1)
     pair = [feeds for _, feeds in itertools.islice(common.counted_batches(1), 2)]
     if len(pair) == 2 or len(samples) < 2 or samples.batch is not None:
         return pair

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.calibration.rows import Rows
+from rdoq_onnx.calibration.rows import Rows, evenly
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.observation.batching import close
@@ -123,7 +123,7 @@ def _padded(cut: _Cut, samples: Samples) -> list[tuple[Samples, int, tuple[int, 
 
 
 def _spread(found: list[Any]) -> list[Any]:
-    return [found[k] for k in np.unique(np.linspace(0, len(found) - 1, _TRIALS).astype(int))]
+    return [found[k] for k in evenly(len(found), _TRIALS)]
 
 
 def _same(session: Session, cut: _Cut, feeds: Mapping[str, Array], first: int, end: int) -> bool:

@@ -100,10 +100,9 @@ def selected(allocation: Allocation) -> list[str]:
 
 def weak_part(allocation: Allocation, report: Report) -> list[str]:
     """Point out a part of the outputs that is far worse than the others, with the layer that makes it."""
-    parts = getattr(report, "parts", ())
-    if len(parts) < 2:
+    if len(report.parts) < 2:
         return []
-    worst, *better = sorted(parts, key=lambda part: part.sqnr_db)
+    worst, *better = sorted(report.parts, key=lambda part: part.sqnr_db)
     others = median(part.sqnr_db for part in better)
     if worst.sqnr_db > others - _FAR_DB:
         return []

@@ -38,11 +38,11 @@ def measure_latency(
 ) -> tuple[Latency, ...]:
     """Time both models in ONNX Runtime on the CPU, with one sample and with `batch`; with the model's batch if fixed.
 
-    Of samples of several shapes, those of the most common one are taken. Returns nothing if the CPU cannot run
-    them.
+    Of samples of several shapes, those of the most common one are taken.
+    Returns nothing if the CPU cannot run the models.
     """
     on_cpu = replace(runtime, provider="cpu")
-    samples = max(samples.by_shape(), key=len)
+    samples = samples.of_common_shapes(1)
     sizes = [samples.batch] if samples.batch else sorted({1, min(batch, len(samples))})
     try:
         sessions = [on_cpu.session(model, "all") for model in (original, quantized)]

@@ -8,6 +8,7 @@ from rdoq_onnx.api import allocate, measure
 from rdoq_onnx.calibration.load import load_samples
 from rdoq_onnx.calibration.samples import input_specs
 from rdoq_onnx.emission.weight_only import stored_weight
+from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.verification.unsearched import unsearched_distortion
 
@@ -33,4 +34,5 @@ def test_by_hand(model, bits):
     stored = stored_weight(allocation.measurement.network.weight_only[0], bits, table)
     error = (stored.integers * stored.scales - table)[ids] @ w
     expected = np.square(error).sum() / error.size
-    assert unsearched_distortion(allocation, samples, Runtime("cpu", 1)) == pytest.approx(expected, rel=1e-4)
+    reference = Reference(model, allocation.measurement, samples, Runtime("cpu", 1))
+    assert unsearched_distortion(allocation, reference) == pytest.approx(expected, rel=1e-4)
