@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rdoq_onnx.analysis.network import layer_names
 from rdoq_onnx.analysis.patterns import channel_range, matches, suggestion
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
@@ -21,11 +20,10 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     mask = np.ones(distortion.shape, bool)
     for pattern, bits in pins:
         name, channels = channel_range(pattern)
-        named = _named_rows(measurement)
-        eligible = named if channels is None else named[: len(measurement.network.layers)]
-        matching = [(k, _part(u, channels)) for k, u in eligible if matches(name, k)]
+        eligible = [u for u in measurement.units() if channels is None or u.kind == "layer"]
+        matching = [(u.names, _part(u.rows, channels)) for u in eligible if matches(name, u.names)]
         if not matching and not any(matches(name, w.names) for w in measurement.network.weight_only):
-            all_names = [n for names, _ in eligible for n in names]
+            all_names = [n for unit in eligible for n in unit.names]
             raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{suggestion(name, all_names)}")
         for names, units in matching:
             if units.start >= units.stop:
@@ -47,11 +45,3 @@ def _part(rows: slice, channels: slice | None) -> slice:
         return rows
     first, last, _ = channels.indices(rows.stop - rows.start)
     return slice(rows.start + first, rows.start + last)
-
-
-def _named_rows(measurement: Measurement) -> list[tuple[tuple[str, ...], slice]]:
-    """List, for each layer and activation, the names that patterns match and its rows of the curves."""
-    layers = zip(map(layer_names, measurement.network.layers), measurement.unit_rows(), strict=True)
-    first = measurement.channels
-    activations = measurement.network.activations
-    return [*layers, *((a.names, slice(first + k, first + k + 1)) for k, a in enumerate(activations))]

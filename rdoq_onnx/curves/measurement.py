@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.analysis.network import Network, layer_names
 from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.model.codes import Affine, WeightCodes
@@ -56,6 +57,17 @@ class MeasuredActivation:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """A layer or an activation: its name, all names that patterns match, and its rows of the curves."""
+
+    kind: Literal["layer", "activation"]
+    name: str
+    names: tuple[str, ...]
+    rows: slice
+    fusion: bool = False
+
+
+@dataclass(frozen=True)
 class Measurement:
     """The curves of a network, and the candidates that they describe.
 
@@ -88,6 +100,17 @@ class Measurement:
         """Return the rows of `curves` of each layer's channels."""
         ends = np.cumsum([0, *(layer.linear.channels for layer in self.network.layers)])
         return [slice(int(a), int(b)) for a, b in pairwise(ends)]
+
+    def units(self) -> list[Unit]:
+        """List all layers, then all activations."""
+        layers, activations = self.network.layers, self.network.activations
+        units = [
+            Unit("layer", layer.name, layer_names(layer), rows)
+            for layer, rows in zip(layers, self.unit_rows(), strict=True)
+        ]
+        for row, each in enumerate(activations, self.channels):
+            units.append(Unit("activation", each.tensor, each.names, slice(row, row + 1), each.fusion))
+        return units
 
     def per_layer(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Split values of all weight channels into one array per layer."""

@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.allocation.frontier import with_budget
-from rdoq_onnx.analysis.patterns import as_pattern, channel_range, matches
+from rdoq_onnx.analysis.patterns import as_pattern, pins
 from rdoq_onnx.config import MAX_BITS, Config, Side
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.report import causes
@@ -24,16 +24,6 @@ _OFF = 3.0  # ratio of measured to predicted distortion, either way, beyond whic
 _LARGE = 0.2  # minimum share of the distortion for a layer or activation to be worth a pin
 _EXPENSIVE = 0.1  # maximum relative increase in bits for a pin
 _TARGET = 0.25  # share of its distortion that a pinned unit should keep at most
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """A layer or an activation: its rows of the curves, and the budget it belongs to."""
-
-    kind: str
-    name: str
-    rows: NDArray[np.int64]
-    side: Side
 
 
 def advised(report: Report, allocation: Allocation, config: Config) -> Report:
@@ -55,7 +45,7 @@ def advise(allocation: Allocation, config: Config, report: Report) -> tuple[str,
         pinned = causes.pinned(allocation, config)
         cause = pinned and (_pin(allocation, config) or pinned)
     if not cause and poor:
-        cause = _pin(allocation, config) or _more_bits(allocation, config) or _in_float(allocation, config)
+        cause = _pin(allocation, config) or _more_bits(allocation, config) or _in_float(allocation)
     return (*lines, *cause, *speed_hints(report))
 
 
@@ -78,7 +68,7 @@ def _inaccurate(allocation: Allocation, config: Config, report: Report) -> str:
 
 def _pin(allocation: Allocation, config: Config) -> list[str]:
     """Suggest a wider pin for the layer or activation of most distortion, if that is cheap."""
-    units = _units(allocation, config)
+    units = [u for u in allocation.measurement.units() if not u.fusion]
     distortions, bits = allocation.distortions, allocation.bits
     curves, total = allocation.measurement.curves, allocation.predicted
     worst = max(units, key=lambda u: float(distortions[u.rows].sum()), default=None)
@@ -91,22 +81,23 @@ def _pin(allocation: Allocation, config: Config) -> list[str]:
     if width is None or left[width] >= own:
         return []
     spent = bits * curves.elements
-    rows = _rows_of(worst.side, allocation)
+    side: Side = "both" if config.joint else "weights" if worst.kind == "layer" else "activations"
+    rows = _rows_of(side, allocation)
     extra = int(((width - bits[worst.rows]) * curves.elements[worst.rows]).sum())
     if not 0 < extra <= _EXPENSIVE * int(spent[rows].sum()):
         return []
     share = extra / float(spent[rows].sum())
-    now = config.activation_bits if worst.side == "activations" else _weight_bits(allocation, config)
+    now = config.activation_bits if side == "activations" else _weight_bits(allocation, config)
     budget = max(_up((int(spent[rows].sum()) + extra) / int(curves.elements[rows].sum())), now or 0.0)
-    trial = with_budget(replace(config, pins=(*config.pins, (as_pattern(worst.name), width))), worst.side, budget)
+    trial = with_budget(replace(config, pins=(*config.pins, (as_pattern(worst.name), width))), side, budget)
     predicted = _predicted(allocation, trial)
     if predicted is None or predicted >= total:
         return []
     who = f"{worst.kind} {worst.name}"
-    if matched := next((width for p, width in config.pins if matches(channel_range(p)[0], [worst.name])), None):
+    if matched := next((width for p, width in config.pins if pins(p, [worst.name])), None):
         who += f", pinned to {causes.bits_word(matched)},"
     cause = f"{who} causes {100 * own / total:.0f} % of the distortion"
-    options = f"{pin_of(worst.name, width)} {_budget_option(worst.side, budget)}"
+    options = f"{pin_of(worst.name, width)} {_budget_option(side, budget)}"
     effect = f"costs {100 * share:.1f} % more bits and leaves {100 * predicted / total:.0f} % of the total"
     return [f"{cause}: {options} {effect}"]
 
@@ -131,10 +122,10 @@ def _more_bits(allocation: Allocation, config: Config) -> list[str]:
     return [f"{cause} {share:.0f} % of the distortion: {effect}"]
 
 
-def _in_float(allocation: Allocation, config: Config) -> list[str]:
+def _in_float(allocation: Allocation) -> list[str]:
     """Suggest to exclude the layer of most distortion, where no width helps."""
     distortions, total = allocation.distortions, allocation.predicted
-    layers = [u for u in _units(allocation, config) if u.kind == "layer"]
+    layers = [u for u in allocation.measurement.units() if u.kind == "layer"]
     worst = max(layers, key=lambda u: float(distortions[u.rows].sum()), default=None)
     if worst is None:
         return []
@@ -145,21 +136,6 @@ def _in_float(allocation: Allocation, config: Config) -> list[str]:
 
 def _weight_bits(allocation: Allocation, config: Config) -> float:
     return config.weight_bits if config.size is None else _up(allocation.weight_average)
-
-
-def _units(allocation: Allocation, config: Config) -> list[_Unit]:
-    """List what a pin may widen: all layers, and all activations except fusion tensors."""
-    measurement = allocation.measurement
-    layers = [
-        _Unit("layer", layer.name, np.arange(rows.start, rows.stop), "both" if config.joint else "weights")
-        for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=True)
-    ]
-    activations = [
-        _Unit("activation", a.tensor, np.array([measurement.channels + k]), "both" if config.joint else "activations")
-        for k, a in enumerate(measurement.network.activations)
-        if not a.fusion
-    ]
-    return [*layers, *activations]
 
 
 def _rows_of(side: Side, allocation: Allocation) -> NDArray[np.int64]:

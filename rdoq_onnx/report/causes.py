@@ -1,14 +1,11 @@
 """Name causes of a poor or doubtful result that more bits and better curves do not cure, one line each."""
 
-from collections.abc import Iterator
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocation import Allocation
-from rdoq_onnx.analysis.network import layer_names
-from rdoq_onnx.analysis.patterns import channel_range, matches
+from rdoq_onnx.analysis.patterns import pins
 from rdoq_onnx.analysis.weight_only import BITS
 from rdoq_onnx.config import Config
 from rdoq_onnx.model.graph import Graph, upstream
@@ -48,8 +45,8 @@ def pinned(allocation: Allocation, config: Config) -> list[str]:
     """Name the pinned layer or activation that causes most of the predicted distortion."""
     total, bits, curves = allocation.predicted, allocation.bits, allocation.measurement.curves
     for pattern, width in config.pins:
-        for kind, name, rows in _named_rows(allocation, channel_range(pattern)[0]):
-            own = float(allocation.distortions[rows].sum())
+        for unit in (u for u in allocation.measurement.units() if pins(pattern, u.names)):
+            rows, own = unit.rows, float(allocation.distortions[unit.rows].sum())
             offered = np.flatnonzero(np.isfinite(curves.distortion[rows]).all(axis=0))
             wider = offered[offered > bits[rows].min()]
             if own < _MAIN * total or not len(wider):
@@ -57,8 +54,8 @@ def pinned(allocation: Allocation, config: Config) -> list[str]:
             left = {b: total - own + float(curves.distortion[rows, b].sum()) for b in wider.tolist()}
             best = next((b for b in left if left[b] <= _MAIN * total), max(left))
             return [
-                f"{kind} {name}, pinned to {bits_word(width)}, causes {100 * own / total:.0f} % of the distortion: "
-                f"{pin_of(name, best)} leaves {100 * left[best] / total:.0f} % of the total"
+                f"{unit.kind} {unit.name}, pinned to {bits_word(width)}, causes {100 * own / total:.0f} % of the "
+                f"distortion: {pin_of(unit.name, best)} leaves {100 * left[best] / total:.0f} % of the total"
             ]
     return []
 
@@ -66,17 +63,6 @@ def pinned(allocation: Allocation, config: Config) -> list[str]:
 def bits_word(width: int) -> str:
     """Word a width."""
     return "1 bit" if width == 1 else f"{width} bits"
-
-
-def _named_rows(allocation: Allocation, pattern: str) -> Iterator[tuple[str, str, NDArray[np.int64]]]:
-    """Yield the layers and activations that `pattern` matches: kind, name and rows of the curves."""
-    measurement = allocation.measurement
-    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=True):
-        if matches(pattern, layer_names(layer)):
-            yield "layer", layer.name, np.arange(rows.start, rows.stop)
-    for k, activation in enumerate(measurement.network.activations):
-        if matches(pattern, activation.names):
-            yield "activation", activation.tensor, np.array([measurement.channels + k])
 
 
 def selected(allocation: Allocation) -> list[str]:
