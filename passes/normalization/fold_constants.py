@@ -79,8 +79,12 @@ def _producers(tensor: Tensor, computed: Mapping[int, tuple[int, Node]]) -> list
 
 def _has_small_constants(node: Node) -> bool:
     """Whether all inputs are constants, and so small that the result cannot be large."""
-    values = [surgeon.values(t) for t in node.inputs if t.name]
-    if any(v is None or (v.size > _MAX_INPUT and node.op != "Shape") for v in values):
+    read = [t for t in node.inputs if t.name]
+    # Sizes first: the values of a large one are read from the disk.
+    if any(not isinstance(t, Constant) or (math.prod(t.shape) > _MAX_INPUT and node.op != "Shape") for t in read):
+        return False
+    values = [surgeon.values(t) for t in read]
+    if any(v is None for v in values):
         return False
     return node.op != "ConstantOfShape" or bool(0 <= math.prod(np.asarray(values[0]).tolist()) <= _SMALL)
 
@@ -100,7 +104,7 @@ def _evaluate(node: Node, opset: int, exposed: set[int], limit: int | None = Non
     read = any(t.outputs or id(t) in exposed for t in others)
     if read or not surgeon.standard(node) or id(output) in exposed:
         return False
-    feeds = {f"i{k}": t.values for k, t in enumerate(node.inputs) if t.name}
+    feeds = {f"i{k}": np.asarray(surgeon.values(t)) for k, t in enumerate(node.inputs) if t.name}
     names = [f"i{k}" if t.name else "" for k, t in enumerate(node.inputs)]
     attrs = {k: numpy_helper.from_array(v.values) if isinstance(v, Constant) else v for k, v in node.attrs.items()}
     proto = helper.make_node(node.op, names, [f"o{k}" for k in range(len(node.outputs))], **attrs)

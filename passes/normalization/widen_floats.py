@@ -15,9 +15,9 @@ from onnx import (
     TypeProto,
     ValueInfoProto,
     helper,
-    numpy_helper,
 )
 
+from rdoq_onnx.model import external
 from rdoq_onnx.model.protos import all_names, all_nodes, rename, subgraphs_of
 from rdoq_onnx.passes import Pass
 
@@ -126,10 +126,10 @@ def _widen_type(kind: TypeProto, kinds: Set[int]) -> None:
 
 def _widen_tensor(tensor: TensorProto, kinds: Set[int]) -> None:
     if tensor.data_type in kinds:
-        array = numpy_helper.to_array(tensor)
+        array = external.values(tensor)
         if tensor.data_type == _WIDE:
             array = np.where(np.isfinite(array), np.clip(array, -_MAX, _MAX), array)
-        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+        tensor.CopyFrom(external.stored(array.astype(np.float32), tensor.name))
 
 
 def _fresh_names(names: list[str], taken: set[str]) -> dict[str, str]:

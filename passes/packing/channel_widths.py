@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
-from onnx.numpy_helper import to_array
+
+from rdoq_onnx.model import external
 
 MAX_BITS = 8
 
@@ -45,7 +46,7 @@ def read_weights(model: ModelProto, names: Sequence[str]) -> list[Weight]:
     readers = {name: node for node in model.graph.node for name in node.input}
     result = []
     for name in dict.fromkeys(names):
-        integers = to_array(tensors[name])
+        integers = external.values(tensors[name])
         if integers.size and integers.ndim:
             axis = _axis(name, integers.ndim, readers, tensors)
             result.append(Weight(name, integers, axis, *_widths(_rows(integers, axis))))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
+from rdoq_onnx.model import external
 from rdoq_onnx.model.graph import Graph, attribute
 from rdoq_onnx.model.layers import LAYER_TYPES
 
@@ -124,7 +124,7 @@ def read_layer(node: onnx.NodeProto, graph: Graph) -> StoredLayer | None:
 
 def initializer(name: str, graph: Graph) -> NDArray[Any] | None:
     tensor = graph.initializers.get(name)
-    return None if tensor is None else numpy_helper.to_array(tensor)
+    return None if tensor is None else external.values(tensor)
 
 
 def _weight(name: str, graph: Graph) -> tuple[NDArray[Any], NDArray[np.float32] | None] | None:

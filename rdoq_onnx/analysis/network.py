@@ -7,10 +7,11 @@ from functools import cached_property
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.analysis.weight_only import WeightOnly
+from rdoq_onnx.model import external
 from rdoq_onnx.model.graph import Graph, downstream
 from rdoq_onnx.model.layers import Activation, Layer
 from rdoq_onnx.passes import run_passes
@@ -34,7 +35,7 @@ class Network:
 
     def rows(self, layer: Layer) -> NDArray[np.float32]:
         """The float weights of `layer` as rows, [units, K]."""
-        return layer.linear.rows(numpy_helper.to_array(self._initializers[layer.weight]))
+        return layer.linear.rows(external.values(self._initializers[layer.weight]))
 
     @cached_property
     def sites(self) -> Mapping[str, str]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from rdoq_onnx.analysis.patterns import matches, nearest, suggestion
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.model import external
 from rdoq_onnx.model.graph import Graph
 
 # What patterns can select: a node's operator type and its names.
@@ -86,6 +88,16 @@ def not_a_matrix(tensor: TensorProto) -> Refusal | None:
 
 def not_finite(tensor: TensorProto) -> Refusal | None:
     """Refuse an initializer with NaN or infinite values."""
-    if np.isfinite(numpy_helper.to_array(tensor)).all():
+    place = external.Place.of(tensor)
+    finite = np.isfinite(external.values(tensor)).all() if place is None else _finite(place, tensor.data_type)
+    if finite:
         return None
     return Refusal("its weight holds NaN or infinity; train or export it again")
+
+
+@cache
+def _finite(place: external.Place, data_type: int) -> bool:
+    """Whether a detached tensor is finite; it is read once."""
+    tensor = TensorProto(data_type=data_type, dims=[place.length // 4])
+    external.place(tensor, place)
+    return bool(np.isfinite(external.values(tensor)).all())

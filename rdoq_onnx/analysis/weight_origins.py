@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto
 
 from rdoq_onnx.analysis.skips import QUANTIZED, Refusal
+from rdoq_onnx.model import external
 from rdoq_onnx.model.graph import attribute
 from rdoq_onnx.model.protos import subgraphs_of
 
@@ -43,7 +44,7 @@ class Scope:
             tensor, integers = attribute(producer, "value", None), attribute(producer, "value_ints", None)
             if integers is not None:
                 return tuple(integers)
-        return None if tensor is None else tuple(numpy_helper.to_array(tensor).reshape(-1).tolist())
+        return None if tensor is None else tuple(external.values(tensor).reshape(-1).tolist())
 
 
 def walk(graph: GraphProto, around: Scope | None = None, *owner: NodeProto) -> Iterator[tuple[NodeProto, Scope]]:

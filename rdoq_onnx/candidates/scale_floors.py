@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto
 
 from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.model import external
 from rdoq_onnx.model.graph import Graph
 from rdoq_onnx.model.layers import Layer
 
@@ -38,7 +39,7 @@ def _scale_floor(layer: Layer, bias: TensorProto | None, data: tuple[float, floa
     step = max(data[1], 0.0) - min(data[0], 0.0)
     if bias is None or step <= 0:
         return None
-    values = np.abs(numpy_helper.to_array(bias).astype(np.float64))
+    values = np.abs(external.values(bias).astype(np.float64))
     aligned = values.ndim and values.shape[-1] == layer.linear.channels
     spread = values.reshape(-1, layer.linear.channels).max(axis=0) if aligned else values.max(initial=0.0)
     # The narrowest activation quantizer has the finest scale: a tenth of the range over 255 steps.

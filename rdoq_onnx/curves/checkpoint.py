@@ -23,6 +23,7 @@ from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import FloatFallback, MeasuredActivation, MeasuredLayer
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import Affine, WeightCodes
+from rdoq_onnx.model.external import Place, bytes_at
 from rdoq_onnx.model.layers import Activation, Layer, Use
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.observation.batching import Batching
@@ -65,9 +66,11 @@ class Binding:
 
     @classmethod
     def of(cls, model: onnx.ModelProto, samples: str, settings: Mapping[str, Any]) -> "Binding":
-        state = hashlib.sha256()
-        for part in model_parts(model):
-            state.update(hashlib.sha256(part).digest())
+        state, tensors = hashlib.sha256(), [None, *model.graph.initializer]
+        for tensor, part in zip(tensors, model_parts(model), strict=True):
+            where = None if tensor is None else Place.of(tensor)
+            # What a file holds counts, not where the file is.
+            state.update(hashlib.sha256(part if where is None else bytes_at(where).data).digest())
         return cls(state.hexdigest(), samples, json.loads(json.dumps(settings)))
 
 

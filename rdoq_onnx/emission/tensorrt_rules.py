@@ -24,8 +24,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto
 
+from rdoq_onnx.model import external
 from rdoq_onnx.model.graph import Graph, attribute
 from rdoq_onnx.model.layers import LAYER_TYPES
 from rdoq_onnx.model.sizes import weights_as_inputs
@@ -214,7 +215,7 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _array(tensor: TensorProto) -> np.ndarray:
-    return numpy_helper.to_array(tensor)
+    return external.values(tensor)
 
 
 def _name(kind: int) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from rdoq_onnx.analysis.weight_only import WeightOnly
 from rdoq_onnx.candidates.quantizer import quantize_rows
+from rdoq_onnx.model import external
 from rdoq_onnx.model.grid import Grid
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.quantize_stored import QuantizeStored, StoredWeight
@@ -20,7 +20,7 @@ _REACH = 127  # greatest magnitude of weight integers beside float data
 def with_weight_only(model: onnx.ModelProto, widths: Sequence[tuple[WeightOnly, int]]) -> onnx.ModelProto:
     """Quantize weights outside the search, each to its number of bits."""
     tensors = {t.name: t for t in model.graph.initializer}
-    weights = [stored_weight(w, bits, numpy_helper.to_array(tensors[w.tensor])) for w, bits in widths]
+    weights = [stored_weight(w, bits, external.values(tensors[w.tensor])) for w, bits in widths]
     return run_passes([QuantizeStored(weights)], model) if weights else model
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from rdoq_onnx.model import external
+
 Array = NDArray[Any]
 Grads = Any  # Sequence[str | None]; a rule may return NotImplemented
 Rule = Callable[["Tape", NodeProto, Grads], Grads]
@@ -50,7 +52,7 @@ class Tape:
 
     def value(self, name: str) -> Array | None:
         """Return a constant's value, or None."""
-        return numpy_helper.to_array(self.constants[name]) if name in self.constants else None
+        return external.values(self.constants[name]) if name in self.constants else None
 
     def name(self, stem: str) -> str:
         """Return and reserve a name that the graph does not use yet."""

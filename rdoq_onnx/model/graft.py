@@ -10,18 +10,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_attribute, make_tensor_value_info, np_dtype_to_tensor_dtype
-from onnx.numpy_helper import from_array, to_array
 from onnx_graphsurgeon import Constant, Graph, Node, Tensor
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from rdoq_onnx.errors import ModelError
+from rdoq_onnx.model import external
 from rdoq_onnx.model.protos import all_nodes, copy_fields, execution_order, live_nodes, reads, subgraphs_of
 
 _GRAPH, _GRAPHS, _TENSOR = AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.TENSOR
 _NUMBERS = {AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.FLOATS, AttributeProto.INTS}
 _TEXTS = {AttributeProto.STRING, AttributeProto.STRINGS}
+
+
+class Stored(LazyValues):  # type: ignore[misc]
+    """The values of a TensorProto, mapped if they are in a file."""
+
+    def load(self) -> NDArray[Any]:
+        array = external.values(self.tensor)
+        return array if external.Place.of(self.tensor) else np.array(array)
 
 
 def skeleton(model: ModelProto) -> ModelProto:
@@ -193,9 +202,9 @@ def _write_values(
 
 def _fill(tensor: Tensor, weight: TensorProto) -> None:
     if isinstance(tensor, Constant):
-        tensor.values = LazyValues(weight)
+        tensor.values = Stored(weight)
     else:
-        tensor.to_constant(LazyValues(weight))
+        tensor.to_constant(Stored(weight))
 
 
 def _collect(constants: dict[str, Constant], tensors: Iterable[Tensor]) -> None:
@@ -218,10 +227,14 @@ def tensor_proto(tensor: Constant, original: TensorProto | None = None) -> Tenso
         return result
     array = tensor.values
     if original is not None:
-        old = to_array(original)
-        if old.dtype == array.dtype and old.shape == array.shape and old.tobytes() == array.tobytes():
+        old = external.values(original)
+        if old.dtype == array.dtype and old.shape == array.shape and np.array_equal(_bytes(old), _bytes(array)):
             return original
-    return from_array(array, tensor.name)
+    return external.stored(array, tensor.name)
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _attribute(name: str, value: Any, old: AttributeProto | None) -> AttributeProto:

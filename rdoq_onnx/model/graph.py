@@ -6,8 +6,9 @@ from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
+from rdoq_onnx.model import external
 from rdoq_onnx.model.protos import reads
 
 # Movement operators: every output value is an input value, or the zero that every quantizer here represents.
@@ -45,7 +46,7 @@ class Graph:
     def constant(self, tensor: str) -> NDArray[Any] | None:
         """The value of a small initializer (FoldConstants has folded computed ones); None for any other tensor."""
         stored = self.initializers.get(tensor)
-        return None if stored is None or math.prod(stored.dims) > _SMALL else numpy_helper.to_array(stored)
+        return None if stored is None or math.prod(stored.dims) > _SMALL else external.values(stored)
 
     def sole_consumer(self, tensor: str) -> onnx.NodeProto | None:
         """The only consumer of `tensor`; None if there are several or `tensor` is a graph output."""
@@ -103,7 +104,7 @@ def _pads_with_zero(node: onnx.NodeProto, graph: Graph) -> bool:
     if len(node.input) < 3 or not node.input[2]:
         return True
     value = graph.initializers.get(node.input[2])
-    return value is not None and not onnx.numpy_helper.to_array(value).any()
+    return value is not None and not external.values(value).any()
 
 
 def upstream(tensors: Sequence[str], producer: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -5,6 +5,7 @@ import math
 from onnx import ModelProto
 from onnx.helper import make_tensor_value_info
 
+from rdoq_onnx.model.external import Place
 from rdoq_onnx.model.protos import copy_fields, tensors
 
 # The checker serializes the model, which protobuf refuses from 2 GiB on. 64 MiB are left for all that is not tensors.
@@ -24,9 +25,10 @@ def tensor_bytes(model: ModelProto) -> int:
 
 def model_bytes(model: ModelProto) -> int:
     """Bytes of `model` in a single file, even if protobuf could not write that file."""
+    outside = sum(place.length for t in model.graph.initializer if (place := Place.of(t)))
     if serializable(model):
-        return int(model.ByteSize())
-    return int(weights_as_inputs(model).ByteSize()) + tensor_bytes(model)
+        return int(model.ByteSize()) + outside
+    return int(weights_as_inputs(model).ByteSize()) + tensor_bytes(model) + outside
 
 
 def serializable(model: ModelProto) -> bool:

@@ -19,7 +19,8 @@ from onnx_graphsurgeon import Constant, Graph, Node, Tensor, Variable
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from rdoq_onnx.model.graft import Origin, import_opsets, skeleton, tensor_proto
+from rdoq_onnx.model.external import Place
+from rdoq_onnx.model.graft import Origin, Stored, import_opsets, skeleton, tensor_proto
 from rdoq_onnx.model.protos import all_names, copy_fields
 
 __all__ = [
@@ -84,7 +85,7 @@ def constant(name: str, value: NDArray[Any] | TensorProto) -> Constant:
     """Create an initializer; a TensorProto is stored unchanged, as 2-bit and 4-bit types require."""
     if isinstance(value, np.ndarray):
         return Constant(name, value)
-    return Constant(name, LazyValues(value))
+    return Constant(name, Stored(value))
 
 
 def freeze(tensor: Tensor, value: NDArray[Any] | TensorProto | Constant) -> None:
@@ -92,13 +93,17 @@ def freeze(tensor: Tensor, value: NDArray[Any] | TensorProto | Constant) -> None
     if isinstance(value, Constant):
         value = value._values
     tensor.inputs.clear()
-    tensor.to_constant(LazyValues(value) if isinstance(value, TensorProto) else value)
+    tensor.to_constant(Stored(value) if isinstance(value, TensorProto) else value)
 
 
 def values(tensor: Tensor) -> NDArray[Any] | None:
     """The value of a constant; None for a computed or sparse tensor. Reading it has no side effect."""
-    dense = isinstance(tensor, Constant) and not isinstance(tensor._values, SparseValues)
-    return tensor.values if dense else None
+    if not isinstance(tensor, Constant) or isinstance(tensor._values, SparseValues):
+        return None
+    # What is mapped is not kept: its pages would stay in memory.
+    mapped = isinstance(tensor._values, LazyValues) and Place.of(tensor._values.tensor) is not None
+    value: NDArray[Any] = tensor._values.load() if mapped else tensor.values
+    return value
 
 
 def exposed(graph: Graph) -> set[int]:

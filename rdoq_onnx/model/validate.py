@@ -12,6 +12,7 @@ import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from rdoq_onnx.errors import ModelError
+from rdoq_onnx.model.external import Place
 from rdoq_onnx.model.protos import attribute_tensors, subgraphs_of
 from rdoq_onnx.model.sizes import weights_as_inputs
 
@@ -97,10 +98,12 @@ def _check_tensor(tensor: TensorProto) -> None:
         raise ModelError(f"tensor {tensor.name!r} has a negative dimension: {list(tensor.dims)}; export it again")
     if tensor.data_type == TensorProto.STRING:
         actual, expected = len(tensor.string_data), count
-    elif tensor.HasField("raw_data"):
+    elif tensor.HasField("raw_data") or Place.of(tensor):
         packed = _PACKED.get(tensor.data_type)
         each = 1 if packed else helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        actual, expected = len(tensor.raw_data), -(-count // packed) if packed else count * each
+        place = Place.of(tensor)
+        actual = place.length if place else len(tensor.raw_data)
+        expected = -(-count // packed) if packed else count * each
     elif tensor.data_type in _PACKED:
         return
     else:

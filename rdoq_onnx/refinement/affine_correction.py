@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.emission.quantized_model import bias_shift, chosen_weights, mixed
+from rdoq_onnx.model import external
 from rdoq_onnx.model.codes import WeightCodes, stored
 from rdoq_onnx.model.graph import Graph, attribute
 from rdoq_onnx.model.layers import Layer
@@ -198,8 +198,8 @@ def _constants(network: Network, layer: Layer) -> tuple[Float, Array]:
     """Return the bias that the layer itself adds, zero if none, and its weight."""
     node = next(n for n in network.model.graph.node if n.name == layer.name)
     tensors = {t.name: t for t in network.model.graph.initializer}
-    weight = numpy_helper.to_array(tensors[layer.weight])
+    weight = external.values(tensors[layer.weight])
     if len(node.input) < 3 or node.input[2] not in tensors:
         return np.zeros(layer.linear.channels), weight
-    bias = attribute(node, "beta", 1.0) * numpy_helper.to_array(tensors[node.input[2]]).astype(np.float64)
+    bias = attribute(node, "beta", 1.0) * external.values(tensors[node.input[2]]).astype(np.float64)
     return np.broadcast_to(bias.reshape(-1), (layer.linear.channels,)), weight

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from rdoq_onnx.model.protos import copy_fields
+
 _PLAIN = (str, int, float, bool, type(None))
 
 Arrays = list[NDArray[Any]]
@@ -58,8 +60,8 @@ def decode(tree: Any, arrays: Arrays, classes: Classes) -> Any:
 def model_parts(model: onnx.ModelProto) -> Iterator[bytes]:
     """Serialize the model without its initializers, then each of these: no part reaches protobuf's 2 GiB limit."""
     shell = onnx.ModelProto()
-    shell.CopyFrom(model)
-    del shell.graph.initializer[:]
+    copy_fields(model, shell, skip={"graph"})
+    copy_fields(model.graph, shell.graph, skip={"initializer"})
     for part in (shell, *model.graph.initializer):
         yield part.SerializeToString(deterministic=True)
 

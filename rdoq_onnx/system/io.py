@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto
-from onnx.external_data_helper import load_external_data_for_tensor, set_external_data, uses_external_data
+from onnx import TensorProto, helper
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from rdoq_onnx.errors import ConfigError, ModelError, OutputError
+from rdoq_onnx.model.external import DETACHED, LARGE, Place, attached, bytes_at, place
 from rdoq_onnx.model.protos import copy_fields, tensors
 from rdoq_onnx.system.atomic import atomic, followed, lock_folder, reason
 
@@ -51,15 +52,18 @@ def read_model(path: PathLike) -> onnx.ModelProto:
     if not model.HasField("graph") or not model.graph.node:
         found = "a graph without nodes" if model.HasField("graph") else "no graph"
         raise ModelError(f"{path}: contains {found}; export the model again")
-    external = [t for t in _tensors(model) if uses_external_data(t)]
-    for tensor in external:
+    outside = [t for t in _tensors(model) if uses_external_data(t)]
+    for tensor in outside:
         _check_location(path, tensor)
     try:
         onnx.checker.check_model(path)  # by path, as the checker would serialize a model in memory
     except Exception as error:  # the checker also raises protobuf's and built-in exceptions
         raise ModelError(f"{path}: is not a valid ONNX model: {reason(error)}; export it again") from error
-    for tensor in external:
-        _load_external(path, tensor)
+    mapped = set()
+    if sum(map(_stored_bytes, model.graph.initializer)) + sum(map(_length, outside)) >= DETACHED:
+        mapped = {id(t) for t in model.graph.initializer if _length(t) >= LARGE}
+    for tensor in outside:
+        (_map_external if id(tensor) in mapped else _load_external)(path, tensor)
     return model
 
 
@@ -103,9 +107,9 @@ def write_model(model: onnx.ModelProto, path: PathLike) -> None:
     The same model gives the same bytes. Raises OutputError.
     """
     path = followed(Path(path))
-    if sum(map(_stored_bytes, _tensors(model))) <= LIMIT:
+    if sum(map(_stored_bytes, _tensors(model))) + sum(map(_length, model.graph.initializer)) <= LIMIT:
         with atomic(path) as (file,):
-            file.write(model.SerializeToString(deterministic=True))
+            file.write(attached(model).SerializeToString(deterministic=True))
         return
     # The digest in the name keeps a model from ever being paired with another model's data.
     data = path.with_name(f"{path.name}.{_digest(model)}.data")
@@ -185,17 +189,46 @@ def _check_location(path: Path, tensor: TensorProto) -> None:
 
 
 def _load_external(path: Path, tensor: TensorProto) -> None:
-    """Load a tensor's external data, refusing data too long for the tensor before it is in memory."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    try:
-        size = (path.parent / entries["location"]).stat().st_size - int(entries.get("offset", 0))
-        if int(entries.get("length", size)) > _MAX_ITEMSIZE * math.prod(tensor.dims):
-            raise ValueError(f"it is longer than a tensor of shape {list(tensor.dims)}")
+    """Load a tensor's external data."""
+    with _readable(path, tensor):
+        _extent(path, tensor)
         load_external_data_for_tensor(tensor, str(path.parent))
         tensor.ClearField("data_location")  # as if it had never been external
+
+
+def _map_external(path: Path, tensor: TensorProto) -> None:
+    """Make a tensor refer to its external data by an absolute path (see external.py)."""
+    with _readable(path, tensor):
+        place(tensor, _extent(path, tensor))
+
+
+@contextlib.contextmanager
+def _readable(path: Path, tensor: TensorProto) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # onnx raises ValueError, OSError and the checker's errors
         found = f"external data of tensor {tensor.name!r} cannot be read: {reason(error)}"
         raise ModelError(f"{path}: {found}; export the model again") from error
+
+
+def _extent(path: Path, tensor: TensorProto) -> Place:
+    """Return where a tensor's external data are, refusing data that are not in the file, or too long for it."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    file, offset = (path.parent / entries["location"]).absolute(), int(entries.get("offset", 0))
+    rest = file.stat().st_size - offset
+    length = int(entries.get("length", rest))
+    if length > _MAX_ITEMSIZE * math.prod(tensor.dims):
+        raise ValueError(f"it is longer than a tensor of shape {list(tensor.dims)}")
+    if offset < 0 or length < 0 or length > rest:
+        raise ValueError("the file ends before it")
+    return Place(os.fspath(file), offset, length)
+
+
+def _length(tensor: TensorProto) -> int:
+    """Return the bytes that a tensor takes outside the model file, by its shape; 0 inside."""
+    if not uses_external_data(tensor):
+        return 0
+    return math.prod(tensor.dims) * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
 
 
 def _externalized(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.ModelProto:
@@ -205,14 +238,13 @@ def _externalized(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx
     copy_fields(model.graph, shell.graph, skip={"initializer"})
     for tensor in model.graph.initializer:
         copy = shell.graph.initializer.add()
-        if len(tensor.raw_data) < INLINE:
+        data = _data(tensor)
+        if len(data) < INLINE:
             copy.CopyFrom(tensor)
         else:
-            copy_fields(tensor, copy, skip={"raw_data"})
+            copy_fields(tensor, copy, skip={"raw_data", "external_data"})
             offset = file.seek(-(-file.tell() // PAGE) * PAGE)
-            copy.raw_data = b""  # set_external_data requires the field
-            set_external_data(copy, location, offset, file.write(tensor.raw_data))
-            copy.ClearField("raw_data")
+            place(copy, Place(location, offset, file.write(data)))
     return shell
 
 
@@ -220,10 +252,17 @@ def _digest(model: onnx.ModelProto) -> str:
     """Hash the tensors that go to the external data file."""
     state = hashlib.blake2b(digest_size=8)
     for tensor in model.graph.initializer:
-        if len(tensor.raw_data) >= INLINE:
-            state.update(len(tensor.raw_data).to_bytes(8, "little"))
-            state.update(tensor.raw_data)
+        data = _data(tensor)
+        if len(data) >= INLINE:
+            state.update(len(data).to_bytes(8, "little"))
+            state.update(data)
     return state.hexdigest()
+
+
+def _data(tensor: TensorProto) -> memoryview | bytes:
+    """Return the bytes of a tensor, mapped if it is detached."""
+    where = Place.of(tensor)
+    return tensor.raw_data if where is None else bytes_at(where).data
 
 
 def _data_files(path: Path) -> set[Path]:

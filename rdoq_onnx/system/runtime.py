@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from rdoq_onnx.errors import ModelError, ProviderError, ShortageError
+from rdoq_onnx.model.external import relocated, with_detached, without_detached
 from rdoq_onnx.passes.normalization.widen_floats import float32_interface
 from rdoq_onnx.system.device_memory import free_memory
 from rdoq_onnx.system.threads import cores
@@ -43,6 +44,9 @@ _CUDA_OPTIONS = {
 }
 _ARENA = {"arena_extend_strategy": 1}  # grow by the requested size, not by powers of two
 _FATAL_ONLY = 4
+_FOLDER = "session.model_external_initializers_file_folder_path"
+_PREPACKED = 1 << 30  # bytes of detached weights up to which sessions keep a copy in the order that kernels read
+_WRITTEN = 1 << 20  # bytes of a weight that an optimized graph refers to rather than holds
 _NO_MEMORY = ("Failed to allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -179,21 +183,34 @@ class Runtime:
         return self._load(model, self._options(level), self.providers)
 
     def optimized(self, model: onnx.ModelProto, level: Level = "basic") -> onnx.ModelProto:
-        """Optimize the graph of `model` at a level; always on the CPU, so that the result is device-independent."""
-        return replace(self, provider="cpu").traced(model, level)[1]
+        """Optimize the graph of `model` at a level; always on the CPU, so that the result is device-independent.
 
-    def traced(self, model: onnx.ModelProto, level: Level = "basic") -> tuple[Session, onnx.ModelProto]:
-        """`session` and `optimized` together; on the CPU for the cost of one."""
+        Detached weights are inputs meanwhile: nothing is computed from them.
+        """
+        bare, weights = without_detached(model)
+        result = replace(self, provider="cpu").traced(bare, level, weights=True)[1]
+        return with_detached(result, weights)
+
+    def traced(
+        self, model: onnx.ModelProto, level: Level = "basic", weights: bool = False
+    ) -> tuple[Session, onnx.ModelProto]:
+        """`session` and `optimized` together; on the CPU for the cost of one.
+
+        weights: whether the optimized graph has the values of its large weights.
+        """
         if self.device != "cpu":
             return self.session(model, level), self.optimized(model, level)
         with tempfile.TemporaryDirectory() as folder:
             options = self._options(level)
             options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+            outside = () if weights else (("file_name", "weights"), ("min_size_in_bytes", str(_WRITTEN)))
+            for key, value in outside:
+                options.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
             try:
                 session = self._load(model, options, [_CPU])
             except ModelError as error:  # most likely the disk, as the model loads at other levels
                 raise ModelError(f"{error}; if {tempfile.gettempdir()} is full, set TMPDIR") from error
-            return session, onnx.load(options.optimized_model_filepath)
+            return session, onnx.load(options.optimized_model_filepath, load_external_data=False)
 
     def _options(self, level: Level) -> "ort.SessionOptions":
         options = ort.SessionOptions()
@@ -211,7 +228,12 @@ class Runtime:
     def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions", providers: Sequence[str]) -> Session:
         configured = [(_CUDA, _CUDA_OPTIONS) if name == _CUDA else name for name in providers]
         try:
-            handle = ort.InferenceSession(float32_interface(model).SerializeToString(), options, providers=configured)
+            shell, folder, size = relocated(float32_interface(model))
+            if folder:
+                options.add_session_config_entry(_FOLDER, folder)
+            if size > _PREPACKED:
+                options.add_session_config_entry("session.disable_prepacking", "1")
+            handle = ort.InferenceSession(shell.SerializeToString(), options, providers=configured)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise _failure("ONNX Runtime refuses the model", error) from error
         return Session(handle, "cuda" if _CUDA in providers else "cpu")

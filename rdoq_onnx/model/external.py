@@ -1,0 +1,178 @@
+"""Tensors whose values are in a file: large weights are mapped where they are read, and never copied with a model.
+
+A *detached* tensor is external data of ONNX whose location is an absolute path. `values` maps it, so that its pages are
+in memory only while somebody reads them. Models of DETACHED bytes and more have their large tensors detached when they
+are read; what the passes make of these goes to the `Shelf` of the run.
+"""
+
+import contextlib
+import math
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from rdoq_onnx.model.protos import reads
+
+DETACHED = 1 << 25  # bytes of a model's tensors from which on it is detached
+LARGE = 1 << 16  # bytes of a detached tensor
+_PAGE = mmap.ALLOCATIONGRANULARITY
+_SHELF: ContextVar["Shelf | None"] = ContextVar("shelf", default=None)
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the values of a detached tensor are: `length` bytes of the file `path` from `offset` on."""
+
+    path: str
+    offset: int
+    length: int
+
+    @classmethod
+    def of(cls, tensor: TensorProto) -> "Place | None":
+        """Return the place of a detached tensor; None for any other."""
+        if not uses_external_data(tensor):
+            return None
+        entries = {e.key: e.value for e in tensor.external_data}
+        return cls(entries["location"], int(entries.get("offset", 0)), int(entries.get("length", 0)))
+
+
+def values(tensor: TensorProto) -> Array:
+    """Return the values of a tensor; those of a detached one are mapped, and read-only."""
+    place = Place.of(tensor)
+    if place is None:
+        return np.asarray(numpy_helper.to_array(tensor))
+    mapped = bytes_at(place)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    if dtype.itemsize * math.prod(tensor.dims) == place.length:
+        return np.asarray(mapped.view(dtype).reshape(tuple(tensor.dims)))
+    packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=mapped.tobytes())  # of 4 bits and less
+    return np.asarray(numpy_helper.to_array(packed))
+
+
+def stored(array: Array, name: str) -> TensorProto:
+    """Return the tensor `name` with the values of `array`, on the run's shelf if there is one and it is large."""
+    shelf = _SHELF.get()
+    if shelf is None or array.nbytes < LARGE:
+        return numpy_helper.from_array(np.asarray(array), name)
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return shelf.put(TensorProto(name=name, data_type=kind, dims=array.shape), np.ascontiguousarray(array))
+
+
+def place(tensor: TensorProto, where: Place) -> None:
+    """Make `tensor` refer to `where`, in place of what it holds."""
+    tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", where.path), ("offset", where.offset), ("length", where.length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def attached(model: ModelProto) -> ModelProto:
+    """Return `model` with all values inside; itself if they are."""
+    if not any(map(uses_external_data, model.graph.initializer)):
+        return model
+    result = ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        where = Place.of(tensor)
+        if where is not None:
+            tensor.raw_data = bytes_at(where).tobytes()
+            del tensor.external_data[:]
+            tensor.ClearField("data_location")
+    return result
+
+
+def bytes_at(where: Place) -> NDArray[np.uint8]:
+    """Map the bytes of a detached tensor."""
+    return np.asarray(np.memmap(where.path, np.uint8, "r", where.offset, (where.length,)))
+
+
+def relocated(model: ModelProto) -> tuple[ModelProto, str, int]:
+    """Return `model` with relative locations, the folder that they start from, and the bytes of detached tensors.
+
+    Returns `model` itself and no folder if nothing is detached.
+    """
+    places = [where for t in model.graph.initializer if (where := Place.of(t))]
+    if not places:
+        return model, "", 0
+    folder = os.path.commonpath([Path(where.path).parent for where in places])
+    result = ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        where = Place.of(tensor)
+        if where is not None:
+            place(tensor, replace(where, path=os.path.relpath(where.path, folder)))
+    return result, folder, sum(where.length for where in places)
+
+
+def without_detached(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
+    """Return `model` with its detached tensors as inputs, and these; itself if there are none."""
+    detached = {t.name: t for t in model.graph.initializer if Place.of(t)}
+    if not detached:
+        return model, {}
+    result = ModelProto()
+    result.CopyFrom(model)
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(t for t in model.graph.initializer if t.name not in detached)
+    taken = {i.name for i in model.graph.input}
+    result.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in detached.values() if t.name not in taken
+    )
+    return result, detached
+
+
+def with_detached(model: ModelProto, detached: Mapping[str, TensorProto]) -> ModelProto:
+    """Make the inputs that `without_detached` made tensors again, in place, as far as nodes read them."""
+    if detached:
+        read = set(reads(model.graph.node)) | {o.name for o in model.graph.output}
+        inputs = [i for i in model.graph.input if i.name not in detached]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.graph.initializer.extend(t for name, t in detached.items() if name in read)
+    return model
+
+
+@dataclass
+class Shelf:
+    """A file that large tensors are moved to. It is made when the first one arrives."""
+
+    path: Path
+    _end: int = field(default=0, init=False)
+
+    @contextlib.contextmanager
+    def taking(self) -> Iterator[None]:
+        """Let `stored` use this shelf."""
+        token = _SHELF.set(self)
+        try:
+            yield
+        finally:
+            _SHELF.reset(token)
+
+    def detach(self, model: ModelProto) -> ModelProto:
+        """Move the large tensors of `model` here, in place; of a model under DETACHED bytes, none. Returns `model`."""
+        raw = [t for t in model.graph.initializer if len(t.raw_data) >= LARGE]
+        if sum(len(t.raw_data) for t in raw) >= DETACHED:
+            for tensor in raw:
+                self.put(tensor, np.frombuffer(tensor.raw_data, np.uint8))
+        return model
+
+    def put(self, tensor: TensorProto, array: Array) -> TensorProto:
+        """Write the bytes of `array` and make `tensor` refer to them. Returns `tensor`."""
+        offset = -(-self._end // _PAGE) * _PAGE
+        with self.path.open("r+b" if self._end else "wb") as file:
+            file.seek(offset)
+            file.write(array.data)
+        place(tensor, Place(os.fspath(self.path), offset, array.nbytes))
+        self._end = offset + array.nbytes
+        return tensor
