@@ -16,6 +16,7 @@ import onnx
 from onnx import ModelProto
 
 from rdoq_onnx.errors import ModelError, RdoqError
+from rdoq_onnx.model.external import without_detached
 from rdoq_onnx.model.sizes import serializable, weights_as_inputs
 
 __all__ = ["Pass", "check", "one_line", "run_passes"]
@@ -66,8 +67,9 @@ def run_passes(passes: Sequence[Pass], model: ModelProto, *, checked: bool = Tru
 
 def check(model: ModelProto) -> None:
     """Raise ModelError unless onnx.checker accepts `model`; works beyond the checker's 2 GiB limit."""
+    bare, _ = without_detached(model)
     try:
-        onnx.checker.check_model(model if serializable(model) else weights_as_inputs(model))
+        onnx.checker.check_model(bare if serializable(bare) else weights_as_inputs(bare))
     except onnx.checker.ValidationError as error:
         raise ModelError(f"the model is not valid ONNX: {one_line(error)}") from error
 

@@ -1,6 +1,7 @@
 """The Python API: `quantize`, and its steps one by one."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Budgets, Config
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.measure import measure as measure_curves
-from rdoq_onnx.curves.measure import regime, store_for
+from rdoq_onnx.curves.measure import regime, scratch_for, store_for
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import ConfigError, ModelError
+from rdoq_onnx.model.external import attached, same
 from rdoq_onnx.observation.inputs import network_and_samples
 from rdoq_onnx.options import flag, keywords, number
 from rdoq_onnx.report.result import Result
@@ -64,7 +66,8 @@ def quantize(
     ('/0/Conv', 16)
     """
     config = Config(**_sides(bits, weight_bits, activation_bits, weights_only), **keywords(options, _ALSO))
-    return pipeline.run(model, calibration, config, Progress(), curves, validation)
+    result = pipeline.run(model, calibration, config, Progress(), curves, validation)
+    return replace(result, model=attached(result.model))
 
 
 def measure(
@@ -91,10 +94,11 @@ def measure(
     [True]
     """
     config = Config(**_sides(8, None, None, weights_only), **keywords(options, ("weights_only", "curves")))
-    normal = read_normalized(model)[1]
+    scratch = scratch_for(config, curves)
+    normal = read_normalized(model, scratch.shelf)[1]
     runtime = Runtime(config.provider, config.threads)
     network, samples = network_and_samples(normal, calibration, config, runtime, Progress())
-    steps = Steps(store_for(normal, samples, len(samples), config, curves), Progress(), regime(config))
+    steps = Steps(store_for(normal, samples, len(samples), config, curves, scratch), Progress(), regime(config))
     return measure_curves(network, config, SampleSplit.whole(samples, config.seed), runtime, steps)
 
 
@@ -133,11 +137,11 @@ def emit(
     storage: "packed", "native" or "int8"; None for the default of the measurement's target. keep_channels: keep 0-bit
     channels. Raises ModelError if `model` is not the measured one.
     """
-    if read_normalized(model)[1] != allocation.measurement.source:
+    if not same(read_normalized(model)[1], allocation.measurement.source):
         raise ModelError("this is not the model that the allocation was measured on; measure it first")
     given = keywords({"target": allocation.measurement.network.target.name, "storage": storage})
     kept = flag("keep_channels", keep_channels)
-    return emit_model(allocation, {}, Config(**given).storage, kept).model
+    return attached(emit_model(allocation, {}, Config(**given).storage, kept).model)
 
 
 _ALSO = ("bits", "weights_only", "curves")  # keywords that are no fields of Config

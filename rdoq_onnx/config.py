@@ -20,6 +20,7 @@ MAX_BITS = 8
 MAX_THREADS = 1024
 MAX_SAMPLES = 1_000_000
 MAX_BYTES = 1 << 50
+LEAST_MEMORY = 1 << 28
 
 T = TypeVar("T")
 Check = Callable[[str, Any], None]  # takes an option and its value; raises ConfigError
@@ -103,6 +104,17 @@ def _bytes(option: str, count: int) -> None:
         raise ConfigError(f"{option} {count}: give 1 to {MAX_BYTES} bytes")
 
 
+def _memory(option: str, count: int) -> None:
+    _bytes(option, count)
+    if count < LEAST_MEMORY:
+        raise ConfigError(f"{option} {count}: give at least {LEAST_MEMORY // 2**20}MiB")
+
+
+def _folder(option: str, path: str) -> None:
+    if not path:
+        raise ConfigError(f"{option} '': give the path of a folder")
+
+
 def _percentage(option: str, value: float) -> None:
     _within(0, 100, option, value)
     if 0 < value <= 1:
@@ -169,6 +181,8 @@ class Config:
     keep_channels: keep channels of 0 bits in the file instead of folding them away.
     threads: threads of ONNX Runtime, 0 to 1024; 0 lets it choose.
     min_sqnr, max_bytes: minimum output SQNR in dB, and maximum file size, of the emitted model.
+    scratch: folder for what large networks keep on the disk during a run; None for the system's temporary folder.
+    memory: bytes that a run should not exceed; None for a third of the machine's.
     """
 
     weight_bits: float = setting(8.0, partial(_within, 0, MAX_BITS), measured=False)
@@ -197,6 +211,8 @@ class Config:
     threads: int = setting(0, _threads, measured=False)
     min_sqnr: float | None = setting(None, optional(_decibels), measured=False)
     max_bytes: int | None = setting(None, optional(_bytes), measured=False)
+    scratch: str | None = setting(None, optional(_folder), measured=False)
+    memory: int | None = setting(None, optional(_memory), measured=False)
 
     def __post_init__(self) -> None:
         _check_fields(self)

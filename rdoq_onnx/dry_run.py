@@ -25,6 +25,7 @@ from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import SAMPLES, WEIGHT_BITS, WORK
 from rdoq_onnx.curves.float_fallback import in_float, unfed
+from rdoq_onnx.curves.measure import scratch_for
 from rdoq_onnx.curves.measurement import activation_elements, aimed_at
 from rdoq_onnx.curves.steps import CLIPPING, SENSING
 from rdoq_onnx.gradients.plan import rows_of
@@ -57,7 +58,8 @@ class DryRun:
 def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     """Read and analyse the model and run a few samples. Raises what a run would raise up to there."""
     runtime = Runtime(config.provider, config.threads)
-    normal = read_normalized(model)[1]
+    scratch = scratch_for(config, None)
+    normal = read_normalized(model, scratch.shelf)[1]
     network = analyse(normal, config.selection)
     samples = batched(network, normal, samples_for(normal, calibration, config), runtime)
     parts = find_parts(network.model)

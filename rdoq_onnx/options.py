@@ -139,6 +139,16 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--threads", type=int, default=0, metavar="N", help="Threads of ONNX Runtime, numpy and BLAS; 0 for all cores."
     ),
     click.option(
+        "--scratch",
+        metavar="FOLDER",
+        help="Folder for what large networks keep on the disk during a run.  [default: the system's temporary folder]",
+    ),
+    click.option(
+        "--memory",
+        metavar="BYTES",
+        help="Memory that a run should not exceed, e.g. 4GB.  [default: a third of the machine's]",
+    ),
+    click.option(
         "--curves",
         metavar="FILE",
         help="Checkpoint the measurement in FILE as it proceeds; skip what FILE already holds.",
@@ -352,11 +362,12 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "size": partial(parse_bytes, "--size"),
     "layer_limit": partial(parse_bytes, "--layer-limit"),
     "max_bytes": partial(parse_bytes, "--max-bytes"),
+    "memory": partial(parse_bytes, "--memory"),
     "image_mean": partial(parse_numbers, "--image-mean"),
     "image_std": partial(parse_numbers, "--image-std"),
 }
 _NUMBERS = ("activation_bits", "sqnr", "top1_agreement", "image_scale", "min_sqnr")
-_SIZES = ("size", "layer_limit", "max_bytes")
+_SIZES = ("size", "layer_limit", "max_bytes", "memory")
 # For each field of Config that is not just text, what makes it from a keyword argument.
 _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(_NUMBERS, optional(number)),
@@ -366,6 +377,7 @@ _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {
     "weight_bits": number,
     "samples": optional(_whole),
     "storage": optional(_text),
+    "scratch": optional(_text),
     "widths": _listed(parse_widths, _whole),
     "pins": pins_of,
     **dict.fromkeys(("exclude", "exclude_ops"), partial(_several, one=_text)),

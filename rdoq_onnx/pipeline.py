@@ -13,7 +13,7 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps, Store
-from rdoq_onnx.curves.measure import measure, regime, store_for
+from rdoq_onnx.curves.measure import measure, regime, scratch_for, store_for
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
@@ -72,8 +72,9 @@ class Job:
         runtime = Runtime(config.provider, config.threads)
         check_storage(config.target, config.storage, runtime)
         with progress.step("normalize"):
-            original, normal = read_normalized(model)
-            reference = runnable(original)
+            scratch = scratch_for(config, curves)
+            original, normal = read_normalized(model, scratch.shelf)
+            reference = runnable(original, scratch.shelf)
             network, samples = network_and_samples(normal, calibration, config, runtime, progress)
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
         shapes, seen = len(samples.by_shape()), differentiated(samples)
@@ -86,7 +87,7 @@ class Job:
             searching = config.sqnr is not None or config.top1_agreement is not None
             split = split.validated(other, config.seed, searching)
         source = str(model) if not isinstance(model, onnx.ModelProto) else ""
-        store = store_for(normal, samples, len(split.seen), config, curves)
+        store = store_for(normal, samples, len(split.seen), config, curves, scratch)
         return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
 
     def result(self, config: Config, *, additivity: bool = False) -> Result:

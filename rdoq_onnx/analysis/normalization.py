@@ -5,6 +5,7 @@ from pathlib import Path
 import onnx
 
 from rdoq_onnx.errors import ModelError
+from rdoq_onnx.model.external import Shelf, taking
 from rdoq_onnx.model.protos import default_opset
 from rdoq_onnx.model.validate import check_model
 from rdoq_onnx.passes import run_passes
@@ -22,16 +23,23 @@ _FIRST_OPSET = 7  # the oldest that ONNX Runtime accepts
 Model = onnx.ModelProto | str | Path
 
 
-def read_normalized(model: Model) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Return the original model and the model after the NORMALIZE passes. Raises ModelError."""
+def read_normalized(model: Model, shelf: Shelf | None = None) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Return the original model and the model after the NORMALIZE passes. Raises ModelError.
+
+    shelf: where large weights go; None keeps those in memory that are not in files of the user's.
+    """
     if not isinstance(model, onnx.ModelProto | str | Path):
         raise ModelError(f"the model is a {type(model).__name__}; give a path or an onnx.ModelProto")
     original = model if isinstance(model, onnx.ModelProto) else io.read_model(model)
+    if shelf is not None:
+        original = shelf.detached(original)
     check_model(original)
-    return original, run_passes(NORMALIZE, original)
+    with taking(shelf):
+        return original, run_passes(NORMALIZE, original)
 
 
-def runnable(original: onnx.ModelProto) -> onnx.ModelProto:
+def runnable(original: onnx.ModelProto, shelf: Shelf | None = None) -> onnx.ModelProto:
     """The float model in a form that ONNX Runtime runs: float16 widened to float32, and opset 7 or later."""
-    model = run_passes(NORMALIZE[:2], original)
+    with taking(shelf):
+        model = run_passes(NORMALIZE[:2], original)
     return raise_opset(model, OPSET) if 0 < default_opset(model) < _FIRST_OPSET else model

@@ -35,6 +35,7 @@ from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.system import io
 from rdoq_onnx.system.encoding import Arrays, decode, encode, model_parts
 from rdoq_onnx.system.progress import Advance, Progress, Unfinished
+from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
@@ -73,20 +74,30 @@ class Binding:
             state.update(hashlib.sha256(part if where is None else bytes_at(where).data).digest())
         return cls(state.hexdigest(), samples, json.loads(json.dumps(settings)))
 
+    @property
+    def identity(self) -> str:
+        """A hash of all."""
+        text = json.dumps([VERSION, __version__, self.model, self.samples, self.settings])
+        return hashlib.sha256(text.encode()).hexdigest()
+
 
 class Store:
-    """Values by name, also kept in a file if there is one."""
+    """Values by name, also kept in a file if there is one. scratch: for large arrays."""
 
-    def __init__(self, path: Path | None = None, binding: Binding | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, binding: Binding | None = None, scratch: Scratch | None = None
+    ) -> None:
+        self.scratch = scratch or Scratch()
         self._file = (path, binding) if path is not None and binding is not None else None
         self._values: dict[str, Any] = {}
         self._next = 0.0
         self._written = True
 
     @classmethod
-    def open(cls, path: str | Path, binding: Binding) -> "Store":
+    def open(cls, path: str | Path, binding: Binding, scratch: Scratch | None = None) -> "Store":
         """Open the store at `path`, empty if there is no file. Raises ConfigError if the file has another binding."""
-        store = cls(Path(path), binding)
+        store = cls(Path(path), binding, scratch)
+        store.scratch.bind(binding.identity)
         if Path(path).exists():
             store._values = _read(Path(path), binding)
         return store

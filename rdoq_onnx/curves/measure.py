@@ -21,10 +21,12 @@ from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.gradients.plan import differentiated, draws
+from rdoq_onnx.model.external import taking
 from rdoq_onnx.observation.equalization import equalize, exponent_for
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.threads import workers
 
 EQUALIZING = 32  # samples that channel ranges are measured on
@@ -47,7 +49,8 @@ def measure_network(
         return _unsearched(network, split.seen, runtime)
     with workers(config.threads) as pool:
         source, plain, some = network.model, network, split.fitting.some(EQUALIZING)
-        equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
+        with taking(steps.store.scratch.shelf):
+            equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
         network = analyse(equalized, config.selection)
         parts = find_parts(network.model)
         aimed = aimed_at(network, measured_tensors(parts))
@@ -77,7 +80,7 @@ def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measure
 
 def stored_fields(measurement: Measurement) -> dict[str, Any]:
     """Return the fields of a measurement that cannot be derived from the normalized model and the settings."""
-    names = (f.name for f in fields(measurement) if f.name not in ("source", "network"))
+    names = (f.name for f in fields(measurement) if f.name not in ("source", "network", "scratch"))
     return {"model": measurement.network.model, **{name: getattr(measurement, name) for name in names}}
 
 
@@ -88,14 +91,24 @@ def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config)
     return Measurement(source=source, network=network, **rest)
 
 
-def store_for(model: onnx.ModelProto, samples: Samples, seen: int, config: Config, curves: str | Path | None) -> Store:
+def scratch_for(config: Config, curves: str | Path | None) -> Scratch:
+    """Return the scratch folder of a run, beside the file `curves` if given. Raises ConfigError."""
+    if curves is not None and not isinstance(curves, str | Path):
+        raise ConfigError(f"curves is a {type(curves).__name__}; give a path")
+    if config.scratch is not None and not Path(config.scratch).is_dir():
+        raise ConfigError(f"--scratch {config.scratch}: is not a folder; create it first")
+    parent = None if config.scratch is None else Path(config.scratch)
+    return Scratch(parent, None if curves is None else Path(curves))
+
+
+def store_for(
+    model: onnx.ModelProto, samples: Samples, seen: int, config: Config, curves: str | Path | None, scratch: Scratch
+) -> Store:
     """Open the store of the normalized `model` measured on `seen` of the `samples`, in the file `curves` if given."""
     if curves is None:
-        return Store()
-    if not isinstance(curves, str | Path):
-        raise ConfigError(f"curves is a {type(curves).__name__}; give a path")
+        return Store(scratch=scratch)
     data = f"{samples.digest}, {seen} of {len(samples)}"
-    return Store.open(curves, Binding.of(model, data, config.measuring()))
+    return Store.open(curves, Binding.of(model, data, config.measuring()), scratch)
 
 
 def measure(network: Network, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> Measurement:
@@ -103,8 +116,9 @@ def measure(network: Network, config: Config, split: SampleSplit, runtime: Runti
     kept = steps.get("measurement")
     if kept is not None:
         steps.progress.note("curves: measured by an earlier run")
-        return restored(kept, network.model, config)
-    measurement = measure_network(network, config, split, runtime, steps)
+        return replace(restored(kept, network.model, config), scratch=steps.store.scratch)
+    scratch = steps.store.scratch
+    measurement = replace(measure_network(network, config, split, runtime, steps), scratch=scratch)
     if network.layers:
         measurement = _falling(anchored(measurement, config, split, runtime, steps))
     steps.finish("measurement", stored_fields(measurement))

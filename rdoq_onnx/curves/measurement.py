@@ -16,6 +16,7 @@ from rdoq_onnx.model.codes import Affine, WeightCodes
 from rdoq_onnx.model.layers import Activation, Layer
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.observe import Observation
+from rdoq_onnx.system.scratch import Scratch
 
 Float = NDArray[np.float64]
 
@@ -74,7 +75,7 @@ class Measurement:
     source: the normalized model. network: the equalized model, and what to quantize in it. layers, activations: the
     best candidates for those of `network`, in its order. curves: a row per channel of each layer, in order, then one
     per activation; columns are 0 to 8 bits. fallback: what stays in float. probed: tensors without an adjoint, measured
-    exactly instead, with the reason.
+    exactly instead, with the reason. scratch: the folder of what is too large for memory, which lives as long.
     """
 
     source: onnx.ModelProto
@@ -85,6 +86,7 @@ class Measurement:
     curves: Curves
     fallback: FloatFallback
     probed: Mapping[str, str]
+    scratch: Scratch | None = None
 
     @property
     def aimed(self) -> Network:

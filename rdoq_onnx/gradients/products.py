@@ -19,6 +19,13 @@ def _transposed(tape: Tape, name: str) -> str:
     return tape.op("Transpose", name, perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
+def _flat_product(tape: Tape, g: str, weight: str, batch: Sequence[int]) -> str:
+    """Append g Wᵀ, g [*batch, columns], without a copy of the matrix W, which may be large."""
+    rows, columns = tape.shapes[weight]
+    product = tape.op("Gemm", tape.reshape(g, [-1, columns]), weight, transB=1)
+    return tape.reshape(product, [*batch, rows])
+
+
 @rule("MatMul")
 def _matmul(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     (a, b), g = node.input, str(grads[0])
@@ -28,7 +35,10 @@ def _matmul(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     batch = tape.shapes[node.output[0]][:-2]
     left = right = None
     if tape.wants(a):
-        product = tape.op("MatMul", g, _transposed(tape, b))
+        if tape.detached(b) and len(shape_b) == 2:
+            product = _flat_product(tape, g, b, tape.shapes[node.output[0]][:-1])
+        else:
+            product = tape.op("MatMul", g, _transposed(tape, b))
         left = tape.unbroadcast(product, (*batch, *shape_a[-2:]), a)
     if tape.wants(b):
         product = tape.op("MatMul", _transposed(tape, a), g)

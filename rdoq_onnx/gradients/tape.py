@@ -54,6 +54,10 @@ class Tape:
         """Return a constant's value, or None."""
         return external.values(self.constants[name]) if name in self.constants else None
 
+    def detached(self, name: str) -> bool:
+        """Whether `name` is a constant whose values stay in a file."""
+        return name in self.constants and external.Place.of(self.constants[name]) is not None
+
     def name(self, stem: str) -> str:
         """Return and reserve a name that the graph does not use yet."""
         candidate, count = stem, 1

@@ -9,7 +9,7 @@ import contextlib
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from rdoq_onnx.model.protos import reads
+from rdoq_onnx.model.protos import copy_fields, reads
 
 DETACHED = 1 << 25  # bytes of a model's tensors from which on it is detached
 LARGE = 1 << 16  # bytes of a detached tensor
@@ -67,6 +67,22 @@ def stored(array: Array, name: str) -> TensorProto:
         return numpy_helper.from_array(np.asarray(array), name)
     kind = helper.np_dtype_to_tensor_dtype(array.dtype)
     return shelf.put(TensorProto(name=name, data_type=kind, dims=array.shape), np.ascontiguousarray(array))
+
+
+@contextlib.contextmanager
+def taking(shelf: "Shelf | None") -> Iterator[None]:
+    """Let `stored` use `shelf`, if there is one."""
+    token = _SHELF.set(shelf)
+    try:
+        yield
+    finally:
+        _SHELF.reset(token)
+
+
+def same(one: ModelProto, other: ModelProto) -> bool:
+    """Whether two models are equal, wherever their detached values are."""
+    (bare, mine), (rest, theirs) = without_detached(one), without_detached(other)
+    return bare == rest and all(np.array_equal(values(mine[n]), values(theirs[n]), equal_nan=True) for n in mine)
 
 
 def place(tensor: TensorProto, where: Place) -> None:
@@ -145,34 +161,33 @@ def with_detached(model: ModelProto, detached: Mapping[str, TensorProto]) -> Mod
 
 @dataclass
 class Shelf:
-    """A file that large tensors are moved to. It is made when the first one arrives."""
+    """A file that large tensors are moved to. It is made when the first one arrives, where `at` says."""
 
-    path: Path
+    at: Callable[[], Path]
     _end: int = field(default=0, init=False)
 
-    @contextlib.contextmanager
-    def taking(self) -> Iterator[None]:
-        """Let `stored` use this shelf."""
-        token = _SHELF.set(self)
-        try:
-            yield
-        finally:
-            _SHELF.reset(token)
-
-    def detach(self, model: ModelProto) -> ModelProto:
-        """Move the large tensors of `model` here, in place; of a model under DETACHED bytes, none. Returns `model`."""
-        raw = [t for t in model.graph.initializer if len(t.raw_data) >= LARGE]
-        if sum(len(t.raw_data) for t in raw) >= DETACHED:
-            for tensor in raw:
-                self.put(tensor, np.frombuffer(tensor.raw_data, np.uint8))
-        return model
+    def detached(self, model: ModelProto) -> ModelProto:
+        """Return `model` with its large tensors here; itself if it has less than DETACHED bytes of them."""
+        if sum(len(t.raw_data) for t in model.graph.initializer if len(t.raw_data) >= LARGE) < DETACHED:
+            return model
+        result = ModelProto()
+        copy_fields(model, result, skip={"graph"})
+        copy_fields(model.graph, result.graph, skip={"initializer"})
+        for tensor in model.graph.initializer:
+            moved = len(tensor.raw_data) >= LARGE
+            copy = result.graph.initializer.add()
+            copy_fields(tensor, copy, skip={"raw_data"} if moved else set())
+            if moved:
+                self.put(copy, np.frombuffer(tensor.raw_data, np.uint8))
+        return result
 
     def put(self, tensor: TensorProto, array: Array) -> TensorProto:
         """Write the bytes of `array` and make `tensor` refer to them. Returns `tensor`."""
         offset = -(-self._end // _PAGE) * _PAGE
-        with self.path.open("r+b" if self._end else "wb") as file:
+        path = self.at()
+        with path.open("r+b" if self._end else "wb") as file:
             file.seek(offset)
             file.write(array.data)
-        place(tensor, Place(os.fspath(self.path), offset, array.nbytes))
+        place(tensor, Place(os.fspath(path), offset, array.nbytes))
         self._end = offset + array.nbytes
         return tensor

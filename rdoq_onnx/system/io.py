@@ -228,7 +228,8 @@ def _length(tensor: TensorProto) -> int:
     """Return the bytes that a tensor takes outside the model file, by its shape; 0 inside."""
     if not uses_external_data(tensor):
         return 0
-    return math.prod(tensor.dims) * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+    each = int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+    return int(math.prod(tensor.dims)) * each
 
 
 def _externalized(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.ModelProto:
