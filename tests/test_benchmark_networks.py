@@ -181,3 +181,9 @@ def test_variants_change_only_layers_or_width(load, networks):
     wide = sizes.with_width(base, 640)
     assert (wide.layers, wide.vocabulary, wide.width) == (base.layers, base.vocabulary, 640)
     assert wide.weights > 2 * base.weights
+
+
+def test_exponents_are_fitted_where_there_are_two_sizes(load):
+    exponent = load("growth").exponent
+    assert exponent([10, 20, 40], [3.0, 12.0, 48.0]) == "2.00"
+    assert exponent([10], [3.0]) == exponent([10, 10], [3.0, 4.0]) == exponent([10, 20], [0.0, 4.0]) == ""

@@ -3,7 +3,7 @@
     python tests/benchmarks/networks.py SHAPE PATH [--samples N] [--tokens N] [--inline] [--cache] [--tied] [--seed N]
 
 SHAPE is smollm2 (163 million weights), tinyllama (1.1 billion), minilm, small, or decoder:N or encoder:N for about N
-weights. Memory stays below 300 MB for any size. Samples go to calib.npz next to the model.
+weights. Any size takes about 100 MB of memory. Samples go to calib.npz next to the model.
 """
 
 import argparse

@@ -76,13 +76,13 @@ def encoder(layers: int, width: int, vocabulary: int = 4096) -> Encoder:
 
 
 def decoder_of(weights: int) -> Decoder:
-    """Make a decoder of about `weights` weights; layers, width and vocabulary grow together."""
-    return _nearest([decoder(k, w, 16 * w) for k, w in _grown()], weights)
+    """Make a decoder of about `weights` weights: layers in proportion to the width, tables with a constant share."""
+    return _nearest([decoder(k, w, w * w // 64) for k, w in _grown()], weights)
 
 
 def encoder_of(weights: int) -> Encoder:
-    """Make an encoder of about `weights` weights; layers, width and vocabulary grow together."""
-    return _nearest([encoder(k, w, 40 * w) for k, w in _grown()], weights)
+    """Make an encoder of about `weights` weights: layers in proportion to the width, tables with a constant share."""
+    return _nearest([encoder(k, w, w * w // 32) for k, w in _grown()], weights)
 
 
 def with_layers(shape: Shape, layers: int) -> Shape:
