@@ -13,6 +13,7 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps, Store
+from rdoq_onnx.curves.large import Around
 from rdoq_onnx.curves.measure import measure, regime, scratch_for, store_for
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
@@ -53,6 +54,7 @@ class Job:
     runtime: Runtime
     store: Store
     progress: Progress
+    single: bool = True
 
     @classmethod
     def of(
@@ -63,11 +65,13 @@ class Job:
         progress: Progress,
         curves: str | Path | None = None,
         validation: Any = None,
+        *,
+        single: bool = True,
     ) -> "Job":
         """Read and normalize `model`, load its samples, and open the checkpoint `curves` if given.
 
-        validation: samples that goals and gates are decided on, instead of some of the calibration. None as
-        `calibration` means synthetic samples. Raises the RdoqErrors of errors.py.
+        single: whether there is one budget. validation: samples that goals and gates are decided on, instead of some of
+        the calibration. None as `calibration` means synthetic samples. Raises the RdoqErrors of errors.py.
         """
         runtime = Runtime(config.provider, config.threads)
         check_storage(config.target, config.storage, runtime)
@@ -88,7 +92,7 @@ class Job:
             split = split.validated(other, config.seed, searching)
         source = str(model) if not isinstance(model, onnx.ModelProto) else ""
         store = store_for(normal, samples, len(split.seen), config, curves, scratch)
-        return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
+        return cls(source, original, reference, network.model, samples, split, runtime, store, progress, single)
 
     def result(self, config: Config, *, additivity: bool = False) -> Result:
         """Quantize at the budget of `config`, whose other settings are the job's.
@@ -99,11 +103,17 @@ class Job:
         if additivity and not network.layers:
             raise ConfigError("--report: this model has no layer in the search, so nothing to plot; use --json")
         steps = Steps(self.store, self.progress, regime(config))
-        measurement = measure(network, config, self.split, self.runtime, steps)
+        measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
         with self.progress.budget():
             return replace(self, runtime=replace(self.runtime, shared_arena=True))._at(
                 measurement, config, steps, additivity
             )
+
+    def _around(self, config: Config) -> Around | None:
+        """Return what tells which widths of a large network matter; None if all do, for other budgets."""
+        if self.store.kept or not self.single or config.sqnr is not None or config.top1_agreement is not None:
+            return None
+        return lambda measurement: allocate_bits(measurement, config.budgets).bits
 
     def _at(self, measurement: Measurement, config: Config, steps: Steps, additivity: bool) -> Result:
         progress, split = self.progress, self.split

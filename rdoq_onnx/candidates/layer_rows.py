@@ -53,10 +53,13 @@ class LayerRows:
 
     def codes(self, second: Float, damping: float, starts: Mapping[int, WeightCodes]) -> dict[int, WeightCodes]:
         """Round with error compensation under a second moment, at each width and scales around those of `starts`."""
+        return self.rounded(Compensator.of(second, damping), starts) if any(starts) else dict(starts)
+
+    def rounded(self, compensator: Compensator, starts: Mapping[int, WeightCodes]) -> dict[int, WeightCodes]:
+        """Round as `codes` does, by a compensator that other rows of the layer share."""
         trials = {b: _Trials.around(c.scales, *window(self.rows, b, self.limit)) for b, c in starts.items() if b}
         if not trials:
             return dict(starts)
-        compensator = Compensator.of(second, damping)
         floor = scale_floor(self.rows, self.least_scale)
         codes = _compensated(self.blocks, self.rows.astype(np.float32), compensator, list(trials.values()), floor)
         kept = (on_grid(c, self.grid, b, self.limit, floor) for b, c in zip(trials, codes, strict=True))

@@ -1,6 +1,7 @@
 """Forward passes that collect moments, on the host or inside the graph."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import onnx
@@ -14,6 +15,7 @@ from rdoq_onnx.gradients.plan import SHAPES
 from rdoq_onnx.gradients.sum_graph import SumGraph
 from rdoq_onnx.model.graph import Graph
 from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Feeds, Runtime, Session
@@ -27,19 +29,43 @@ def collect(
     network: Network, samples: Samples, batch: int, runtime: Runtime, workers: Workers, advance: Advance
 ) -> tuple[Moments, ...]:
     """Collect the moments of all layers, `batch` samples at a time, in several passes if memory requires it."""
-    result: list[Moments] = []
-    graph = Graph(network.model)
-    for layers in _portions(network.layers):
-        sums = [Sums(layer, graph) for layer in layers]
-        tensors = list(dict.fromkeys(name for s in sums for name in s.tensors))
-        model = with_outputs(network.model, tensors)
-        in_graph = runtime.in_graph and len(samples.by_shape()) <= SHAPES
-        add = _in_graph(model, sums, runtime) if in_graph else _on_host(model, sums, runtime, workers)
-        for count, feeds in samples.counted_batches(batch):
-            add(count, feeds)
-            advance(count)
-        result += [s.result() for s in sums]
-    return tuple(result)
+    found: dict[Layer, Moments] = {}
+    for portion in portions(network.layers):
+        found |= of_inputs(replace(network, layers=tuple(portion)), samples, batch, runtime, workers, advance)
+    first = first_of_input(network.layers)
+    return tuple(found[first[layer.name]] for layer in network.layers)
+
+
+def of_inputs(
+    network: Network, samples: Samples, batch: int, runtime: Runtime, workers: Workers, advance: Advance
+) -> dict[Layer, Moments]:
+    """Collect in one pass the moments of each layer that is the first to read its input."""
+    graph, layers = Graph(network.model), list(dict.fromkeys(first_of_input(network.layers).values()))
+    sums = [Sums(layer, graph) for layer in layers]
+    tensors = list(dict.fromkeys(name for s in sums for name in s.tensors))
+    model = with_outputs(network.model, tensors)
+    in_graph = runtime.in_graph and len(samples.by_shape()) <= SHAPES
+    add = _in_graph(model, sums, runtime) if in_graph else _on_host(model, sums, runtime, workers)
+    for count, feeds in samples.counted_batches(batch):
+        add(count, feeds)
+        advance(count)
+    return {layer: s.result() for layer, s in zip(layers, sums, strict=True)}
+
+
+def first_of_input(layers: Sequence[Layer]) -> dict[str, Layer]:
+    """For each layer by name, the first one that unfolds the same input in the same way: they share their moments."""
+    first: dict[object, Layer] = {}
+    return {layer.name: first.setdefault(_input_of(layer), layer) for layer in layers}
+
+
+def _input_of(layer: Layer) -> object:
+    """Return what the moments of a layer depend on."""
+    uses = [(u.data, replace(u.linear, shape=_without_channels(u.linear))) for u in layer.uses]
+    return tuple(uses)
+
+
+def _without_channels(linear: Linear) -> tuple[int, ...]:
+    return tuple(0 if k == linear.axis else size for k, size in enumerate(linear.shape))
 
 
 def _on_host(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime, workers: Workers) -> Add:
@@ -75,18 +101,29 @@ def _in_graph(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime) 
 
 def passes(network: Network) -> int:
     """Return the number of passes of `collect` over the samples."""
-    return sum(1 for _ in _portions(network.layers))
+    return sum(1 for _ in portions(network.layers))
 
 
-def _portions(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
+def portions(layers: Sequence[Layer], memory: int = _MEMORY, shared: bool = True) -> Iterator[list[Layer]]:
+    """Divide `layers` so that the second moments of a portion take at most `memory` bytes, in double.
+
+    shared: whether layers that read the same input have one in common.
+    """
+    first = first_of_input(layers)
     portion: list[Layer] = []
     total = 0
     for layer in layers:
-        groups, inputs = layer.linear.group, layer.linear.inputs
-        size = 8 * groups * inputs * min(inputs, MOST_INPUTS)
-        if portion and total + size > _MEMORY:
+        size = 0 if shared and first[layer.name] in portion else second_bytes(layer)
+        if portion and total + size > memory:
             yield portion
             portion, total = [], 0
+            size = second_bytes(layer)
         portion.append(layer)
         total += size
     yield portion
+
+
+def second_bytes(layer: Layer) -> int:
+    """Return the bytes of a layer's second moment, in double."""
+    groups, inputs = layer.linear.group, layer.linear.inputs
+    return 8 * groups * inputs * min(inputs, MOST_INPUTS)

@@ -44,10 +44,13 @@ def with_sensitivity(plan: ReversePlan, moments: Sequence[Moments], advance: Adv
         for number in sums.batches():
             count += number
             advance(number)
-        totals = {k: totals.get(k, 0.0) + f for k, f in sums.totals.items()}
+        totals = {k: totals[k] + f if k in totals else f for k, f in sums.totals.items()}
         lost |= set(range(len(moments))) - totals.keys()
-    means = {k: f / count for k, f in totals.items() if np.isfinite(f).all() and k not in lost}
-    return tuple(replace(m, sensitivity=means[k]) if k in means else m for k, m in enumerate(moments))
+        del sums  # and its session
+    for f in totals.values():
+        f /= count
+    usable = {k for k, f in totals.items() if np.isfinite(f).all()} - lost
+    return tuple(replace(m, sensitivity=totals[k]) if k in usable else m for k, m in enumerate(moments))
 
 
 class _Sums(ABC):
@@ -69,7 +72,10 @@ class _Sums(ABC):
         """Add all samples; yield the number of samples of each batch."""
 
     def _add(self, index: int, second: NDArray[Any]) -> None:
-        self.totals[index] = self.totals.get(index, 0.0) + second.astype(np.float64)
+        if index in self.totals:
+            self.totals[index] += second
+        else:
+            self.totals[index] = second.astype(np.float64)
 
 
 class _HostSums(_Sums):

@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
+from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import FloatFallback, MeasuredActivation, MeasuredLayer
 from rdoq_onnx.errors import ConfigError
@@ -39,7 +40,7 @@ from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
-VERSION = 6
+VERSION = 7
 _SHARE = 20  # writing unfinished values may take 1 / _SHARE of the time
 _PAUSE = 10.0  # minimum seconds between two of these writes
 
@@ -49,7 +50,7 @@ CLASSES = {
     for c in (
         *(Activation, ActivationCandidates, Affine, Batching, Candidates, Curves, Distortions, Layer, LayerCandidates),
         *(ExtremeValues, FloatFallback, Linear, MeasuredActivation, MeasuredLayer, Metric, Observation, Part, Piece),
-        *(Tail, Use, WeightCodes),
+        *(SpooledCodes, Tail, Use, WeightCodes),
     )
 }
 
@@ -101,6 +102,11 @@ class Store:
         if Path(path).exists():
             store._values = _read(Path(path), binding)
         return store
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is a file, for later runs."""
+        return self._file is not None
 
     def get(self, name: str) -> Any:
         """Return the value of `name`, or None."""

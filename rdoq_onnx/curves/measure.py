@@ -11,12 +11,14 @@ from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
+from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.checkpoint import Binding, Steps, Store
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
+from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
 from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
-from rdoq_onnx.curves.select import Measured, select
+from rdoq_onnx.curves.select import Layers, Measured, best_roundings, select
 from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.errors import ConfigError
@@ -38,12 +40,17 @@ def regime(config: Config) -> str:
 
 
 def measure_network(
-    network: Network, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps
+    network: Network,
+    config: Config,
+    split: SampleSplit,
+    runtime: Runtime,
+    steps: Steps,
+    around: Around | None = None,
 ) -> Measurement:
     """Observe the float network, make all candidates and measure all curves, reusing results kept by `steps`.
 
     Rounding is fitted on one part of the samples and measured on another: curves on its own samples would be too
-    optimistic.
+    optimistic. around: of a large network, allocates on coarse curves; only widths near these are made in full.
     """
     if not network.layers:
         return _unsearched(network, split.seen, runtime)
@@ -58,16 +65,47 @@ def measure_network(
         empty = unfed(network, observation.sizes)
         aimed = in_float(aimed, empty)
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
-        candidates = bench.candidates()
+        large = is_large(aimed, config)
+        own = bench.without_layers() if large else bench
+        candidates = own.candidates()
         if config.measure == "probe":
-            measured = bench.exact(candidates)
+            measured = own.exact(candidates)
         else:
-            coarse, candidates = candidates, bench.clipped(candidates)
-            measured = bench.first_order(candidates)
-            candidates, measured = bench.checked(candidates, coarse, measured)
+            coarse, candidates = candidates, own.clipped(candidates)
+            measured = own.first_order(candidates)
+            candidates, measured = own.checked(candidates, coarse, measured)
+        count = draws(len(differentiated(split.measuring)), observation.metric.elements)
+        found = Measured(candidates, measured, count)
+        if large:
+            return _layer_by_layer(source, network, bench, found, empty, around)
         fallback = empty | choose_fallback(aimed, candidates, measured, config, bench.check(len(network.layers)))
-    count = draws(len(differentiated(split.measuring)), observation.metric.elements)
-    return select(source, network, observation, Measured(candidates, measured, count), fallback)
+    return select(source, network, observation, best_roundings(network, found), found, fallback)
+
+
+def _layer_by_layer(
+    source: onnx.ModelProto,
+    network: Network,
+    bench: Bench,
+    activations: Measured,
+    empty: FloatFallback,
+    around: Around | None,
+) -> Measurement:
+    """Measure the layers of a large network, beside its `activations`."""
+    large = LargeBench.of(bench)
+    lost = large.collect()
+    layerwise = large.coarse()
+    widest, curves = at_full_width(layerwise)
+    candidates = replace(widest, activations=activations.candidates.activations)
+    distortions = replace(activations.distortions, weights=tuple(curves))
+    prober = bench.check(len(network.layers))
+    fallback = empty | choose_fallback(bench.network, candidates, distortions, bench.config, prober)
+    missing = {**activations.distortions.missing, **lost}
+    found = Measured(candidates, replace(distortions, missing=missing), activations.draws)
+
+    def assembled(layers: Layers) -> Measurement:
+        return select(source, network, bench.observation, layers, found, fallback)
+
+    return assembled(large.refine(layerwise, assembled, around))
 
 
 def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
@@ -84,11 +122,16 @@ def stored_fields(measurement: Measurement) -> dict[str, Any]:
     return {"model": measurement.network.model, **{name: getattr(measurement, name) for name in names}}
 
 
-def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config) -> Measurement:
+def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config, scratch: Scratch) -> Measurement:
     """Restore the measurement of `source` from its `stored_fields`."""
     rest = {name: value for name, value in stored.items() if name != "model"}
     network = in_float(analyse(stored["model"], config.selection), stored["fallback"])
-    return Measurement(source=source, network=network, **rest)
+    folder = str(scratch.folder) if any(isinstance(x.codes, SpooledCodes) for x in rest["layers"]) else ""
+    layers = tuple(
+        replace(x, codes=replace(x.codes, folder=folder)) if isinstance(x.codes, SpooledCodes) else x
+        for x in rest["layers"]
+    )
+    return Measurement(source=source, network=network, **{**rest, "layers": layers}, scratch=scratch)
 
 
 def scratch_for(config: Config, curves: str | Path | None) -> Scratch:
@@ -111,14 +154,24 @@ def store_for(
     return Store.open(curves, Binding.of(model, data, config.measuring()), scratch)
 
 
-def measure(network: Network, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> Measurement:
-    """Measure the curves of `network`, anchored to exact runs if the effort allows; `steps` keeps the result."""
+def measure(
+    network: Network,
+    config: Config,
+    split: SampleSplit,
+    runtime: Runtime,
+    steps: Steps,
+    around: Around | None = None,
+) -> Measurement:
+    """Measure the curves of `network`, anchored to exact runs if the effort allows; `steps` keeps the result.
+
+    around: as for `measure_network`.
+    """
     kept = steps.get("measurement")
     if kept is not None:
         steps.progress.note("curves: measured by an earlier run")
-        return replace(restored(kept, network.model, config), scratch=steps.store.scratch)
+        return restored(kept, network.model, config, steps.store.scratch)
     scratch = steps.store.scratch
-    measurement = replace(measure_network(network, config, split, runtime, steps), scratch=scratch)
+    measurement = replace(measure_network(network, config, split, runtime, steps, around), scratch=scratch)
     if network.layers:
         measurement = _falling(anchored(measurement, config, split, runtime, steps))
     steps.finish("measurement", stored_fields(measurement))

@@ -1,6 +1,6 @@
 """Select the best rounding of each channel and the best clipping of each activation, at each width."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.probing.distortions import Distortions
 
 Float = NDArray[np.float64]
+Layers = Sequence[tuple[MeasuredLayer, Float]]  # with the curves [units, widths] of each
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,30 @@ class Measured:
     draws: int
 
 
+def best_roundings(network: Network, measured: Measured) -> Layers:
+    """Select the best rounding variant of each channel and width."""
+    widths = measured.candidates.widths
+    return [
+        _best_rounding(network, candidates, distortion, widths, measured.draws)
+        for candidates, distortion in zip(measured.candidates.layers, measured.distortions.weights, strict=True)
+    ]
+
+
 def select(
-    source: onnx.ModelProto, network: Network, observation: Observation, measured: Measured, fallback: FloatFallback
+    source: onnx.ModelProto,
+    network: Network,
+    observation: Observation,
+    layers: Layers,
+    measured: Measured,
+    fallback: FloatFallback,
 ) -> Measurement:
-    """Select the best rounding variant of each channel and width, and the best clipping of each activation and width.
+    """Assemble a measurement of the `layers`, with the best clipping of each activation and width.
 
     fallback: what stays in float.
     """
     remaining = in_float(network, fallback)
     widths, missing = measured.candidates.widths, measured.distortions.missing
-    layers = [
-        _best_rounding(network, candidates, distortion, widths, measured.draws)
-        for candidates, distortion in zip(measured.candidates.layers, measured.distortions.weights, strict=True)
-        if candidates.layer.name not in fallback.layers
-    ]
+    layers = [(each, curves) for each, curves in layers if each.layer.name not in fallback.layers]
     kept = {a.tensor: a for a in remaining.activations}
     pairs = zip(measured.candidates.activations, measured.distortions.activations, strict=True)
     activations = [

@@ -13,6 +13,7 @@ from rdoq_onnx.candidates.activations import refined
 from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, widest
 from rdoq_onnx.candidates.make import make_candidates
 from rdoq_onnx.candidates.moment_passes import collect, passes
+from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.candidates.sensitivity import with_sensitivity
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
@@ -48,11 +49,24 @@ class Bench:
     pool: Workers
     keep: Steps
 
+    def without_layers(self) -> "Bench":
+        """Return the bench of the activations alone."""
+        return replace(self, network=replace(self.network, layers=()))
+
     def candidates(self) -> Candidates:
         """Make the candidates of all channels and activations at all widths."""
         kept: Candidates | None = self.keep.get("candidates")
         if kept is not None:
             return kept
+        network = self.network
+        moments = self._moments() if network.layers else ()
+        offered = tuple(sorted({min(w, widest(network)) for w in self.config.widths}))
+        reach, few = {a.tensor: self.observation.reach(a.tensor) for a in network.activations}, self.observation.few
+        return self.keep.step(
+            "candidates", 1, lambda _: make_candidates(network, offered, reach, moments, self.pool, uncertain=few)
+        )
+
+    def _moments(self) -> tuple[Moments, ...]:
         network, progress = self.network, self.keep.progress
         fitting = self.split.fitting
         with progress.step("moments", len(fitting) * passes(network)) as advance:
@@ -63,15 +77,10 @@ class Bench:
         sensing = fitting.some(SENSING)
         with progress.step("sensitivity", len(sensing)) as advance:
             size = reverse_batch(network, self.observation, self.runtime, len(sensing), exact=False)
-            plan = self._plan(replace(network, activations=()), sensing)
-            moments = with_memory(
+            plan = self.plan(replace(network, activations=()), sensing)
+            return with_memory(
                 lambda batch: with_sensitivity(replace(plan, batch=batch), moments, advance), size, self.observation
             )
-        offered = tuple(sorted({min(w, widest(network)) for w in self.config.widths}))
-        reach, few = {a.tensor: self.observation.reach(a.tensor) for a in network.activations}, self.observation.few
-        return self.keep.step(
-            "candidates", 1, lambda _: make_candidates(network, offered, reach, moments, self.pool, uncertain=few)
-        )
 
     def clipped(self, candidates: Candidates) -> Candidates:
         """Replace the quantizers of each activation by fewer, finer ones around the best on some samples."""
@@ -98,6 +107,8 @@ class Bench:
 
     def first_order(self, candidates: Candidates) -> Distortions:
         """Measure first-order curves, and exact ones for what has no adjoint."""
+        if not self.network.layers and not self.network.activations:
+            return Distortions((), (), {})
         measuring, judging = self.split.measuring, self.split.judging
         together = len(judging) == len(measuring)
         network = self.network if together else replace(self.network, activations=())
@@ -165,14 +176,15 @@ class Bench:
         advance: Advance,
         unfinished: Unfinished | None = None,
     ) -> Distortions:
-        plan = self._plan(network, samples)
+        plan = self.plan(network, samples)
         return with_memory(
             lambda batch: first_order(replace(plan, batch=batch), candidates, advance, unfinished),
             plan.batch,
             self.observation,
         )
 
-    def _plan(self, network: Network, samples: Samples) -> ReversePlan:
+    def plan(self, network: Network, samples: Samples) -> ReversePlan:
+        """Return the plan of reverse passes of `network` over `samples`."""
         batch = reverse_batch(network, self.observation, self.runtime, len(samples))
         return ReversePlan(network, samples, self.observation.metric, self.runtime, self.pool, batch, self.config.seed)
 

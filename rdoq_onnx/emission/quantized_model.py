@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.passes import run_passes
@@ -28,6 +29,8 @@ def chosen_weights(allocation: Allocation) -> list[tuple[Layer, WeightCodes, NDA
 
 def mixed(codes: Mapping[int, WeightCodes], bits: NDArray[np.int64]) -> WeightCodes:
     """Combine the codes of a layer's widths, each channel at its own."""
+    if isinstance(codes, SpooledCodes):
+        return codes.chosen(bits)
     first = next(iter(codes.values()))
     integers, scales = first.integers.copy(), first.scales.copy()
     for width, code in codes.items():

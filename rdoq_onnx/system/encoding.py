@@ -31,13 +31,13 @@ def encode(value: Any, arrays: Arrays, classes: Classes) -> Any:
         return value.item()
     if isinstance(value, tuple):
         return {"tuple": [encode(item, arrays, classes) for item in value]}
+    if type(value).__name__ in classes:
+        fields = {f.name: encode(getattr(value, f.name), arrays, classes) for f in dataclasses.fields(value)}
+        return {type(value).__name__: fields}
     if isinstance(value, Mapping):
         return {"dict": [[encode(k, arrays, classes), encode(v, arrays, classes)] for k, v in value.items()]}
     if isinstance(value, onnx.ModelProto):
         return {"model": [encode(_bytes(part), arrays, classes) for part in model_parts(value)]}
-    if type(value).__name__ in classes:
-        fields = {f.name: encode(getattr(value, f.name), arrays, classes) for f in dataclasses.fields(value)}
-        return {type(value).__name__: fields}
     raise TypeError(f"no encoding for {type(value).__name__}")
 
 

@@ -34,6 +34,20 @@ class Workers:
         """Apply `function` to each item, or to each pair of items of two iterables; results are in order."""
         return list(self.pool.map(function, *items))
 
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Like `map`, but yield each result as soon as it and those before it are there."""
+        return self.pool.map(function, items)
+
+
+class Alone:
+    """No threads of its own: tasks run one after another in the caller's, such as a task of `Workers`."""
+
+    threads = 1
+
+    def map(self, function: Callable[..., R], *items: Iterable[Any]) -> list[R]:
+        """Apply `function` as `Workers.map` does."""
+        return list(map(function, *items))
+
 
 @contextmanager
 def workers(threads: int) -> Iterator[Workers]:

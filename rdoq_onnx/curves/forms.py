@@ -1,0 +1,156 @@
+"""Curves of a large layer as quadratic forms: sums over samples once, then any ΔW at the cost of one product.
+
+δ_j = E⟨∇_j, ΔW_j⟩² / D is a form in ΔW_j whose matrix E[∇_j ∇_jᵀ] is too large to keep for each channel j. In an
+orthonormal basis U in which the matrices of all channels are nearly diagonal, their diagonals suffice (EKFAC, George
+et al., NeurIPS 2018):
+
+    δ_j ≈ Σ_k p_jk (Uᵀ ΔW_j)_k² / D,    p_jk = E[(Uᵀ ∇_j)_k²]
+
+U holds the eigenvectors of F = E[Σ_j ∇_j ∇_jᵀ] from other samples: those that the rounding was fitted to. Beyond
+MOST_WEIGHTS weights even p is too large, and only its sums over j and over k are kept: p_jk ≈ p_j p_k / Σ p.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.candidates.blocks import Blocks, in_parts
+from rdoq_onnx.candidates.statistics import Statistics
+from rdoq_onnx.gradients.backward import Backward, Pass, use_gradients
+from rdoq_onnx.gradients.plan import ReversePlan
+from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.system.progress import Advance
+
+Array = NDArray[Any]
+
+MOST_WEIGHTS = 1 << 28
+
+
+@dataclass(frozen=True)
+class Form:
+    """The forms of a layer's channels, E[⟨∇, ΔW⟩²] of channel j.
+
+    basis [G·parts, B, B]; powers [G·parts, O, B], or [G·parts, O, 1] and `shares` [G·parts, 1, B] whose product it is.
+    """
+
+    blocks: Blocks
+    basis: Array
+    powers: Array
+    shares: Array | None = None
+
+    def __call__(self, changes: Array, units: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the forms of `changes` [units, weights of a unit], of the channels `units`."""
+        turned = self.blocks.cut(changes) @ self.basis
+        np.square(turned, out=turned)
+        powers = self.powers[:, units] if self.blocks.single else self.powers
+        if self.shares is None:
+            sums = np.einsum("gok,gok->go", turned, powers)
+        else:
+            sums = (turned @ self.shares.swapaxes(1, 2) * powers)[..., 0]
+        return self.blocks.gather(sums.astype(np.float64), 1)[:, 0]
+
+
+class FormSums:
+    """Running sums of p of one layer, in float32."""
+
+    def __init__(self, layer: Layer, statistics: Statistics, marginal: bool) -> None:
+        self.layer, self._statistics, self._marginal = layer, statistics, marginal
+        self._mean = statistics.moments(layer).mean.astype(np.float32)[..., None]
+        blocks, outputs = Blocks(layer.linear), layer.linear.channels
+        groups = layer.linear.group
+        count, width = groups * blocks.parts, in_parts(self._mean).shape[1]
+        outputs = outputs if blocks.shared else outputs // groups
+        self.powers = np.zeros((count, outputs, 1 if marginal else width), np.float32)
+        self.shares = np.zeros((count, 1, width), np.float32)
+
+    def add(self, done: Pass, backward: Backward) -> None:
+        """Add the samples of one pass."""
+        basis = self._statistics.basis(self.layer)
+        turned = basis.swapaxes(1, 2)
+        pairs = [use_gradients(use, done, backward.reverse.adjoints) for use in self.layer.uses]
+        repeat = len(basis) // self.layer.linear.group
+        for sample in range(done.count):
+            gradient: Any = 0.0
+            for x, g in pairs:
+                inputs = turned @ in_parts(x[sample] - self._mean)
+                gradient = gradient + np.repeat(g[sample], repeat, axis=0) @ inputs.swapaxes(1, 2)
+            self._add(np.square(gradient))
+
+    def _add(self, squares: Array) -> None:
+        """Add squares [G·parts, rows·O, B]."""
+        count, outputs, _ = self.powers.shape
+        squares = squares.reshape(count, -1, outputs, squares.shape[-1]).sum(axis=1)
+        if self._marginal:
+            self.shares += squares.sum(axis=1, keepdims=True)
+            squares = squares.sum(axis=2, keepdims=True)
+        self.powers += squares
+
+    def keep(self, factor: float) -> None:
+        """Keep p times `factor`, 1 / (samples · D)."""
+        self._statistics.put("powers", self.layer, self.powers * np.float32(factor))
+        if self._marginal:
+            total = np.maximum(self.shares.sum(axis=2, keepdims=True), np.finfo(np.float32).tiny)
+            self._statistics.put("shares", self.layer, self.shares / total)
+
+
+def marginal(network: Network) -> bool:
+    """Whether only the sums of p are kept."""
+    return sum(math.prod(layer.linear.shape) for layer in network.layers) > MOST_WEIGHTS
+
+
+def kept_form(statistics: Statistics, layer: Layer) -> Form:
+    """Return the forms that `measure_forms` kept of a layer."""
+    shares = statistics.get("shares", layer) if statistics.has("shares", layer) else None
+    return Form(Blocks(layer.linear), statistics.basis(layer), statistics.get("powers", layer), shares)
+
+
+def measure_forms(plan: ReversePlan, statistics: Statistics, advance: Advance) -> dict[str, str]:
+    """Sum p of each layer of `plan.network` over its samples, in portions that fit in memory, and keep it.
+
+    Returns the outputs of layers without an adjoint, with the reason.
+    """
+    lost: dict[str, str] = {}
+    for layers in form_portions(plan.network, statistics.memory):
+        missing = tuple(x for x in layers if not statistics.has("powers", x))
+        if not missing:
+            advance(len(plan.samples))
+            continue
+        lost |= _measure(replace(plan, network=replace(plan.network, layers=missing)), statistics, advance)
+    return lost
+
+
+def _measure(plan: ReversePlan, statistics: Statistics, advance: Advance) -> dict[str, str]:
+    few, runs, lost = marginal(statistics.network), 0, dict[str, str]()
+    sums = [FormSums(layer, statistics, few) for layer in plan.network.layers]
+    for part in plan.by_shape():
+        backward = Backward.of(part).loaded(plan.runtime)
+        reason = backward.reverse.missing
+        lost |= {u.output: reason[u.output] for x in plan.network.layers for u in x.uses if u.output in reason}
+        usable = [each for each in sums if not backward.lost(each.layer)]
+        for done in backward.passes():
+            plan.workers.map(lambda each, done=done, b=backward: each.add(done, b), usable)  # type: ignore[misc]
+            runs += done.count
+            advance(done.count)
+            del done  # or two passes would be in memory while the next one runs
+    for each in sums:
+        if not any(u.output in lost for u in each.layer.uses):
+            each.keep(1 / (max(runs, 1) * plan.metric.elements))
+    return lost
+
+
+def form_portions(network: Network, memory: int) -> list[list[Layer]]:
+    """Divide the layers so that the sums of one pass take at most `memory` bytes."""
+    portions: list[list[Layer]] = [[]]
+    total = 0
+    for layer in network.layers:
+        size = 0 if marginal(network) else 4 * math.prod(layer.linear.shape)
+        if portions[-1] and total + size > memory:
+            portions.append([])
+            total = 0
+        portions[-1].append(layer)
+        total += size
+    return portions

@@ -1,0 +1,138 @@
+"""Candidates and curves of a large network, one layer at a time, from statistics that are sums over samples.
+
+All widths are rounded to nearest first, which gives coarse curves. A first allocation on these tells which widths
+matter for each channel; only those are rounded with error compensation, and their curves replace the coarse ones. The
+codes are in the scratch folder from then on. What an earlier run left there is not made again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.candidates.candidates import integer_limit
+from rdoq_onnx.candidates.compensation import Compensator
+from rdoq_onnx.candidates.spooled import SpooledCodes
+from rdoq_onnx.candidates.statistics import Statistics
+from rdoq_onnx.curves.forms import kept_form, marginal
+from rdoq_onnx.curves.layer_work import LayerWork, Rounded
+from rdoq_onnx.curves.measurement import MeasuredLayer
+from rdoq_onnx.curves.shrinkage import shrunk_curves, shrunk_variants
+from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.system.threads import Alone, Workers
+
+Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Units = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What is known of a layer's channels at each width, [units, widths].
+
+    scales, curves, errors: scale, δ and ‖ΔW‖² of the codes so far. compensated: whether these are error-compensated.
+    """
+
+    scales: Float
+    curves: Float
+    errors: Float
+    compensated: Mask
+
+    def packed(self) -> Float:
+        return np.stack([self.scales, self.curves, self.errors, self.compensated])
+
+    @classmethod
+    def of(cls, packed: NDArray[np.float64]) -> "LayerState":
+        scales, curves, errors, compensated = np.array(packed)
+        return cls(scales, curves, errors, compensated > 0)
+
+
+@dataclass(frozen=True)
+class Layerwise:
+    """The layers of `network`, worked on one by one.
+
+    widths: those offered to weight channels, ascending. floors: lower bounds on the scales of each layer's channels.
+    draws: the number of values of ⟨g, Δ⟩² behind each curve.
+    """
+
+    network: Network
+    statistics: Statistics
+    widths: tuple[int, ...]
+    floors: Sequence[Float | None]
+    draws: int
+    workers: Workers | Alone
+
+    def round_to_nearest(self, index: int) -> None:
+        """Make the codes and curves of a layer at all widths, by rounding to nearest."""
+        work = self._work(index)
+        if self.statistics.has("state", work.layer):
+            return
+        covariance = self.statistics.moments(work.layer).covariance
+        parts = self.workers.map(lambda units: work.nearest(units, covariance, self.widths), work.parts(work.all))
+        each = [Rounded.joined(by_width) for by_width in zip(*parts, strict=True)]
+        scales, curves, errors = (
+            np.stack(v, axis=1) for v in zip(*((r.codes.scales, r.curves, r.errors) for r in each), strict=True)
+        )
+        state = LayerState(scales, self._shrunk(curves, errors), errors, np.zeros(curves.shape, np.bool_))
+        self._keep(work.layer, np.stack([r.codes.integers for r in each]), state)
+
+    def compensate(self, index: int, wanted: Mask) -> None:
+        """Round `wanted` [units, widths] with error compensation, as far as that is not done yet."""
+        work = self._work(index)
+        state, integers = self.state(work.layer), None
+        wanted = wanted & ~state.compensated & (np.array(self.widths) > 0)
+        if not wanted.any():
+            return
+        integers = np.array(self.statistics.get("codes", work.layer))
+        variants = self.statistics.moments(work.layer).variants()
+        compensators = [Compensator.of(*each) for each in (variants[:1] if marginal(self.network) else variants)]
+        for k in np.flatnonzero(wanted.any(axis=0)):
+            units = np.flatnonzero(wanted[:, k])
+            chosen = self._compensated(work, units, self.widths[k], state.scales[:, k], compensators)
+            integers[k, units] = chosen.codes.integers
+            state.scales[units, k] = chosen.codes.scales
+            state.errors[units, k] = chosen.errors
+            state.curves[units, k] = self._shrunk(chosen.curves[:, None], chosen.errors[:, None])[:, 0]
+        self._keep(
+            work.layer, integers, LayerState(state.scales, state.curves, state.errors, state.compensated | wanted)
+        )
+
+    def state(self, layer: Layer) -> LayerState:
+        return LayerState.of(self.statistics.get("state", layer))
+
+    def measured(self, layer: Layer) -> tuple[MeasuredLayer, Float]:
+        """Return a layer's codes and its curves [units, widths]."""
+        state, folder = self.state(layer), str(self.statistics.scratch.folder)
+        scales = np.ascontiguousarray(state.scales.T.astype(np.float32))
+        codes = SpooledCodes(folder, self.statistics.name("codes", layer), self.widths, scales)
+        return MeasuredLayer(layer, codes, self.statistics.moments(layer).mean), state.curves
+
+    def _compensated(
+        self, work: LayerWork, units: Units, bits: int, scales: Float, compensators: Sequence[Compensator]
+    ) -> Rounded:
+        """Round `units` of a layer to `bits` bits in several variants, and choose the best for each."""
+        parts = work.parts(units)
+        tasks = [(part, compensator) for compensator in compensators for part in parts]
+        rounded = self.workers.map(lambda task: work.compensated(task[0], bits, scales[task[0]], task[1]), tasks)
+        joined = (Rounded.joined(rounded[k : k + len(parts)]) for k in range(0, len(rounded), len(parts)))
+        # Of a layer with groups, all channels were rounded.
+        variants = [v if len(v.curves) == len(units) else v.taken(units) for v in joined]
+        if len(variants) == 1:
+            return variants[0]
+        curves = np.stack([v.curves for v in variants])[..., None]
+        return Rounded.best(variants, shrunk_variants(curves, self.draws)[..., 0].argmin(axis=0))
+
+    def _work(self, index: int) -> LayerWork:
+        layer = self.network.layers[index]
+        form = kept_form(self.statistics, layer)
+        return LayerWork(layer, self.network.rows(layer), form, integer_limit(self.network), self.floors[index])
+
+    def _shrunk(self, curves: Float, errors: Float) -> Float:
+        return shrunk_curves(curves, errors, self.draws)
+
+    def _keep(self, layer: Layer, integers: NDArray[np.int8], state: LayerState) -> None:
+        # The state last: without it, an interrupted layer is made again from the scales it had.
+        self.statistics.put("codes", layer, integers)
+        self.statistics.put("state", layer, state.packed())
