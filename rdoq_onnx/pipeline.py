@@ -20,6 +20,7 @@ from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.gradients.plan import differentiated
+from rdoq_onnx.model.external import is_detached
 from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.refine import Refined, refine
@@ -105,9 +106,9 @@ class Job:
         steps = Steps(self.store, self.progress, regime(config))
         measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
         with self.progress.budget():
-            return replace(self, runtime=replace(self.runtime, shared_arena=True))._at(
-                measurement, config, steps, additivity
-            )
+            # A shared arena keeps what the largest session took.
+            shared = replace(self.runtime, shared_arena=not is_detached(self.normal))
+            return replace(self, runtime=shared)._at(measurement, config, steps, additivity)
 
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""

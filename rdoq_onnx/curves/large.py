@@ -5,8 +5,9 @@ LARGE weights on, curves are quadratic forms (forms.py) instead, and one layer's
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +110,7 @@ class LargeBench:
             if not wanted:
                 break
             with self.bench.keep.progress.step("candidates", len(wanted)) as advance:
-                self._each(lambda each, k: each.compensate(k, wanted[k]), layerwise, wanted, advance)
+                self._each(partial(_compensate, wanted), layerwise, wanted, advance)
         return _layers(layerwise)
 
     def _each(
@@ -140,6 +141,10 @@ class LargeBench:
             if not fine.all():
                 wanted[index[layer.name]] = near & ~fine[:, None] if fine.any() else near
         return wanted
+
+
+def _compensate(wanted: Mapping[int, NDArray[np.bool_]], layerwise: Layerwise, index: int) -> None:
+    layerwise.compensate(index, wanted[index])
 
 
 def at_full_width(layerwise: Layerwise) -> tuple[Candidates, list[Float]]:

@@ -47,6 +47,11 @@ class Place:
         return cls(entries["location"], int(entries.get("offset", 0)), int(entries.get("length", 0)))
 
 
+def is_detached(model: ModelProto) -> bool:
+    """Whether any tensor of `model` is detached."""
+    return any(map(uses_external_data, model.graph.initializer))
+
+
 def values(tensor: TensorProto) -> Array:
     """Return the values of a tensor; those of a detached one are mapped, and read-only."""
     place = Place.of(tensor)
@@ -96,7 +101,7 @@ def place(tensor: TensorProto, where: Place) -> None:
 
 def attached(model: ModelProto) -> ModelProto:
     """Return `model` with all values inside; itself if they are."""
-    if not any(map(uses_external_data, model.graph.initializer)):
+    if not is_detached(model):
         return model
     result = ModelProto()
     result.CopyFrom(model)

@@ -85,6 +85,11 @@ class Scratch:
         """Map the array `name`, read-only."""
         return np.asarray(np.load(self._path(name), mmap_mode="r", allow_pickle=False))
 
+    def moved(self, name: str, array: Array) -> Array:
+        """Keep `array`, and return it mapped."""
+        self.put(name, array)
+        return self.get(name)
+
     def has(self, name: str) -> bool:
         return self._path(name).exists()
 

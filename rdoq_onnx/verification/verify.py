@@ -1,7 +1,8 @@
 """Verify the emitted model on held-out samples, which no measurement has used."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,11 +15,12 @@ from rdoq_onnx.errors import ModelError, VerificationError
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.part_values import PartPowers
 from rdoq_onnx.observation.parts import Part
+from rdoq_onnx.refinement.judge import FLOAT_MEMORY
 from rdoq_onnx.refinement.reference import Agreement, Reference, classifies, top_classes
 from rdoq_onnx.targets import COMPLETE, Target
 from rdoq_onnx.verification.agreement import BASIC, DEFAULT, check_agreement
 from rdoq_onnx.verification.kernels import float_layers, kernel_counts
-from rdoq_onnx.verification.runs import LEVELS, Run, onnxruntime_runs, openvino_runs
+from rdoq_onnx.verification.runs import LEVELS, Load, Run, onnxruntime_runs, openvino_runs
 from rdoq_onnx.verification.widths import check_widths
 
 Float = NDArray[np.float64]
@@ -81,7 +83,8 @@ def verify(emission: Emission, allocation: Allocation, reference: Reference) -> 
     if broken:
         raise VerificationError(f"the emitted model breaks a rule of TensorRT: {broken[0]}")
     try:
-        runs, optimized = onnxruntime_runs(reference.readable(emission.model), runtime)
+        runs = onnxruntime_runs(reference.readable(emission.model), runtime)
+        optimized = runtime.traced(reference.readable(emission.model), LEVELS[DEFAULT])[1]
         if target.name == "openvino":
             runs |= openvino_runs(reference.readable(emission.model), runtime.threads)
         compared = _compared(emission.model, runs, _reported_level(target), reference)
@@ -133,18 +136,23 @@ def _reported_level(target: Target) -> str:
     return DEFAULT if target.saturates else BASIC
 
 
-def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Run], reported: str, reference: Reference) -> _Compared:
+def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Load], reported: str, reference: Reference) -> _Compared:
     metric, names, reader = reference.measurement.observation.metric, reference.outputs, reference.reader
+    # One session after another: together they may not fit in memory.
+    outputs = {where: _outputs(load(), names, where, reference) for where, load in runs.items()}
     # Additional outputs may change how the model is fused, so they get a session of their own.
     inner = None if set(metric.outputs) <= set(names) else with_outputs(quantized, metric.outputs)
     session = None if inner is None else reference.runtime.session(inner, LEVELS[reported])
     measured, powers, gaps, expected, found = [], [], [], [], []
     noises: dict[str, list[Float]] = {where: [] for where in runs}
-    for batch in reference.batches():
-        raw = {where: run(batch.feeds, names) for where, run in runs.items()}
-        values = {where: reference.read(v, batch.feeds, batch.count) for where, v in raw.items()}
+    for k, batch in enumerate(reference.batches()):
+        raw = {where: values[k] for where, values in outputs.items()}
+        values = {}
         for where, several in noises.items():
-            several.append(reader.gap(batch.expected, values[where]))
+            read = reference.read(raw[where], batch.feeds, batch.count)
+            several.append(reader.gap(batch.expected, read))
+            if where in LEVELS:
+                values[where] = read
         powers.append(reader.powers(batch.expected, values[reported]))
         gaps.append(reader.gap(values[DEFAULT], values[BASIC]))
         named = dict(zip(names, raw[reported], strict=True))
@@ -159,6 +167,20 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Run], reported: str
         {where: np.concatenate(several) for where, several in noises.items()},
         Agreement.of(np.concatenate(expected), np.concatenate(found), reference.samples.classes),
     )
+
+
+def _outputs(run: Run, names: Sequence[str], where: str, reference: Reference) -> list[list[NDArray[Any]]]:
+    """Return the outputs of each batch; those that are large are in the scratch folder."""
+    measurement = reference.measurement
+    each, scratch = 4 * measurement.observation.metric.elements * len(reference.samples), measurement.scratch
+    batches = reference.samples.batches(measurement.observation.batching.size)
+    if scratch is None or each <= FLOAT_MEMORY:
+        return [run(feeds, names) for feeds in batches]
+    key = "".join(c if c.isalnum() else "_" for c in where)
+    return [
+        [scratch.moved(f"verify-{key}-{k}-{n}", value) for n, value in enumerate(run(feeds, names))]
+        for k, feeds in enumerate(batches)
+    ]
 
 
 def _figures(parts: tuple[Part, ...], compared: _Compared) -> tuple[PartFigures, ...]:
