@@ -118,15 +118,8 @@ def _run_all(
     documents: dict[str, str] = {}
     first = next(iter(configs.values()))
     together = len(configs) > 1 and files.json is not None and BITS not in files.json
-    job = Job.of(
-        files.input,
-        files.calibration,
-        first,
-        progress or Progress(),
-        files.curves,
-        files.validation,
-        single=len(configs) == 1,
-    )
+    job = Job.of(files.input, files.calibration, first, progress or Progress(), files.curves, files.validation)
+    job = replace(job, single=len(configs) == 1)
     for bits, config in configs.items():
         own = replace(files.at(bits), json=None) if together else files.at(bits)
         try:

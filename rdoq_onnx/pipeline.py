@@ -43,7 +43,7 @@ class Job:
     """What the runs at several budgets share: the model, its samples, the measurement so far.
 
     original: the unmodified model; reference: in the form that ONNX Runtime runs; normal: after the NORMALIZE passes,
-    with the branches of the analysis already inserted, once for all budgets.
+    with the branches of the analysis already inserted, once for all budgets. single: whether there is only one.
     """
 
     source: str
@@ -66,12 +66,10 @@ class Job:
         progress: Progress,
         curves: str | Path | None = None,
         validation: Any = None,
-        *,
-        single: bool = True,
     ) -> "Job":
         """Read and normalize `model`, load its samples, and open the checkpoint `curves` if given.
 
-        single: whether there is one budget. validation: samples that goals and gates are decided on, instead of some of
+        validation: samples that goals and gates are decided on, instead of some of
         the calibration. None as `calibration` means synthetic samples. Raises the RdoqErrors of errors.py.
         """
         runtime = Runtime(config.provider, config.threads)
@@ -93,7 +91,7 @@ class Job:
             split = split.validated(other, config.seed, searching)
         source = str(model) if not isinstance(model, onnx.ModelProto) else ""
         store = store_for(normal, samples, len(split.seen), config, curves, scratch)
-        return cls(source, original, reference, network.model, samples, split, runtime, store, progress, single)
+        return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
 
     def result(self, config: Config, *, additivity: bool = False) -> Result:
         """Quantize at the budget of `config`, whose other settings are the job's.

@@ -59,7 +59,7 @@ NUMPY_ONLY = (
 ADAPTERS = {
     "onnxruntime": ("rdoq_onnx/system/runtime.py",),
     "openvino": ("rdoq_onnx/system/openvino_runtime.py",),
-    "onnx_graphsurgeon": ("rdoq_onnx/model/surgeon.py", "rdoq_onnx/model/graft.py"),
+    "onnx_graphsurgeon": tuple(f"rdoq_onnx/model/{m}.py" for m in ("surgeon", "graft", "lazy_values")),
 }
 
 ROOT_FILES = 12

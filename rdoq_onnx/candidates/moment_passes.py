@@ -21,7 +21,7 @@ from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Feeds, Runtime, Session
 from rdoq_onnx.system.threads import Workers
 
-_MEMORY = 1 << 30  # bytes of sums per pass over the samples
+MEMORY = 1 << 30  # bytes of sums per pass over the samples
 Add = Callable[[int, Feeds], None]
 
 
@@ -30,7 +30,7 @@ def collect(
 ) -> tuple[Moments, ...]:
     """Collect the moments of all layers, `batch` samples at a time, in several passes if memory requires it."""
     found: dict[Layer, Moments] = {}
-    for portion in portions(network.layers):
+    for portion in portions(network.layers, MEMORY):
         found |= of_inputs(replace(network, layers=tuple(portion)), samples, batch, runtime, workers, advance)
     first = first_of_input(network.layers)
     return tuple(found[first[layer.name]] for layer in network.layers)
@@ -101,10 +101,10 @@ def _in_graph(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime) 
 
 def passes(network: Network) -> int:
     """Return the number of passes of `collect` over the samples."""
-    return sum(1 for _ in portions(network.layers))
+    return sum(1 for _ in portions(network.layers, MEMORY))
 
 
-def portions(layers: Sequence[Layer], memory: int = _MEMORY, shared: bool = True) -> Iterator[list[Layer]]:
+def portions(layers: Sequence[Layer], memory: int, shared: bool = True) -> Iterator[list[Layer]]:
     """Divide `layers` so that the second moments of a portion take at most `memory` bytes, in double.
 
     shared: whether layers that read the same input have one in common.

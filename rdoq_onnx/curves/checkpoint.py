@@ -5,7 +5,6 @@ settings) and the values as written by `system/encoding.py`. The other members h
 since members are slow to open. Each write replaces the whole file, so that it is complete even if a run is killed.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
 from rdoq_onnx.candidates.spooled import SpooledCodes
+from rdoq_onnx.curves.binding import VERSION, Binding
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import FloatFallback, MeasuredActivation, MeasuredLayer
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import Affine, WeightCodes
-from rdoq_onnx.model.external import Place, bytes_at
 from rdoq_onnx.model.layers import Activation, Layer, Use
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.observation.batching import Batching
@@ -34,13 +32,12 @@ from rdoq_onnx.observation.parts import Part, Piece
 from rdoq_onnx.observation.tail_model import ExtremeValues, Tail
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.system import io
-from rdoq_onnx.system.encoding import Arrays, decode, encode, model_parts
+from rdoq_onnx.system.encoding import Arrays, decode, encode
 from rdoq_onnx.system.progress import Advance, Progress, Unfinished
 from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
-VERSION = 7
 _SHARE = 20  # writing unfinished values may take 1 / _SHARE of the time
 _PAUSE = 10.0  # minimum seconds between two of these writes
 
@@ -56,30 +53,6 @@ CLASSES = {
 
 T = TypeVar("T")
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Binding:
-    """Identity of a measurement: hashes of the model and the samples, and the settings that it depends on."""
-
-    model: str
-    samples: str
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, model: onnx.ModelProto, samples: str, settings: Mapping[str, Any]) -> "Binding":
-        state, tensors = hashlib.sha256(), [None, *model.graph.initializer]
-        for tensor, part in zip(tensors, model_parts(model), strict=True):
-            where = None if tensor is None else Place.of(tensor)
-            # What a file holds counts, not where the file is.
-            state.update(hashlib.sha256(part if where is None else bytes_at(where).data).digest())
-        return cls(state.hexdigest(), samples, json.loads(json.dumps(settings)))
-
-    @property
-    def identity(self) -> str:
-        """A hash of all."""
-        text = json.dumps([VERSION, __version__, self.model, self.samples, self.settings])
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:

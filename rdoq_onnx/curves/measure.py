@@ -14,7 +14,8 @@ from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
-from rdoq_onnx.curves.checkpoint import Binding, Steps, Store
+from rdoq_onnx.curves.binding import Binding
+from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
 from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 from onnx.helper import make_attribute, make_tensor_value_info, np_dtype_to_tensor_dtype
 from onnx_graphsurgeon import Constant, Graph, Node, Tensor
@@ -18,19 +17,12 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model import external
+from rdoq_onnx.model.lazy_values import Stored, same_bytes
 from rdoq_onnx.model.protos import all_nodes, copy_fields, execution_order, live_nodes, reads, subgraphs_of
 
 _GRAPH, _GRAPHS, _TENSOR = AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.TENSOR
 _NUMBERS = {AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.FLOATS, AttributeProto.INTS}
 _TEXTS = {AttributeProto.STRING, AttributeProto.STRINGS}
-
-
-class Stored(LazyValues):  # type: ignore[misc]
-    """The values of a TensorProto, mapped if they are in a file."""
-
-    def load(self) -> NDArray[Any]:
-        array = external.values(self.tensor)
-        return array if external.Place.of(self.tensor) else np.array(array)
 
 
 def skeleton(model: ModelProto) -> ModelProto:
@@ -226,15 +218,9 @@ def tensor_proto(tensor: Constant, original: TensorProto | None = None) -> Tenso
         result.name = tensor.name
         return result
     array = tensor.values
-    if original is not None:
-        old = external.values(original)
-        if old.dtype == array.dtype and old.shape == array.shape and np.array_equal(_bytes(old), _bytes(array)):
-            return original
+    if original is not None and same_bytes(external.values(original), array):
+        return original
     return external.stored(array, tensor.name)
-
-
-def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _attribute(name: str, value: Any, old: AttributeProto | None) -> AttributeProto:

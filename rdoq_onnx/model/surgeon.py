@@ -20,7 +20,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from rdoq_onnx.model.external import Place
-from rdoq_onnx.model.graft import Origin, Stored, import_opsets, skeleton, tensor_proto
+from rdoq_onnx.model.graft import Origin, import_opsets, skeleton, tensor_proto
+from rdoq_onnx.model.lazy_values import Stored
 from rdoq_onnx.model.protos import all_names, copy_fields
 
 __all__ = [

@@ -10,7 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.curves.checkpoint import Binding, Steps
+from rdoq_onnx.curves.binding import Binding
+from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.model.graph import Graph
 from rdoq_onnx.model.protos import with_outputs

@@ -1,29 +1,37 @@
 """Read and write models with external data, and other files.
 
-With atomic.py and calibration/array_files.py, the only module that touches the disk. Files that are read are untrusted:
-no pickle, and external data only from the model's own folder.
+With atomic.py, external_data.py, scratch.py, model/external.py and calibration/array_files.py, the only module that
+touches the disk. Files that are read are untrusted: no pickle.
 """
 
 import contextlib
 import hashlib
-import math
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx import TensorProto
+from onnx.external_data_helper import uses_external_data
 
 from rdoq_onnx.errors import ConfigError, ModelError, OutputError
-from rdoq_onnx.model.external import DETACHED, LARGE, Place, attached, bytes_at, place
-from rdoq_onnx.model.protos import copy_fields, tensors
+from rdoq_onnx.model.external import DETACHED, LARGE, attached
+from rdoq_onnx.model.protos import tensors
 from rdoq_onnx.system.atomic import atomic, followed, lock_folder, reason
+from rdoq_onnx.system.external_data import (
+    INLINE,
+    check_location,
+    data_of,
+    externalized,
+    load_external,
+    map_external,
+    outside_bytes,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,9 +39,6 @@ else:
     import tomli as tomllib
 
 LIMIT = 2**31 - 2**24  # bytes of tensors: protobuf writes under 2 GiB, names and nodes included
-PAGE = 4096  # bytes: page-aligned external data can be memory-mapped
-INLINE = 1024  # bytes: smaller tensors stay in the model file
-_MAX_ITEMSIZE = 16  # bytes per element
 
 PathLike = str | Path
 
@@ -54,16 +59,16 @@ def read_model(path: PathLike) -> onnx.ModelProto:
         raise ModelError(f"{path}: contains {found}; export the model again")
     outside = [t for t in _tensors(model) if uses_external_data(t)]
     for tensor in outside:
-        _check_location(path, tensor)
+        check_location(path, tensor)
     try:
         onnx.checker.check_model(path)  # by path, as the checker would serialize a model in memory
     except Exception as error:  # the checker also raises protobuf's and built-in exceptions
         raise ModelError(f"{path}: is not a valid ONNX model: {reason(error)}; export it again") from error
     mapped = set()
-    if sum(map(_stored_bytes, model.graph.initializer)) + sum(map(_length, outside)) >= DETACHED:
-        mapped = {id(t) for t in model.graph.initializer if _length(t) >= LARGE}
+    if sum(map(_stored_bytes, model.graph.initializer)) + sum(map(outside_bytes, outside)) >= DETACHED:
+        mapped = {id(t) for t in model.graph.initializer if outside_bytes(t) >= LARGE}
     for tensor in outside:
-        (_map_external if id(tensor) in mapped else _load_external)(path, tensor)
+        (map_external if id(tensor) in mapped else load_external)(path, tensor)
     return model
 
 
@@ -107,7 +112,7 @@ def write_model(model: onnx.ModelProto, path: PathLike) -> None:
     The same model gives the same bytes. Raises OutputError.
     """
     path = followed(Path(path))
-    if sum(map(_stored_bytes, _tensors(model))) + sum(map(_length, model.graph.initializer)) <= LIMIT:
+    if sum(map(_stored_bytes, _tensors(model))) + sum(map(outside_bytes, model.graph.initializer)) <= LIMIT:
         with atomic(path) as (file,):
             file.write(attached(model).SerializeToString(deterministic=True))
         return
@@ -116,7 +121,7 @@ def write_model(model: onnx.ModelProto, path: PathLike) -> None:
     with lock_folder(path.parent):
         replaced = _data_files(path) - {data}
         with atomic(data, path) as (data_file, file):
-            shell = _externalized(model, data.name, data_file)
+            shell = externalized(model, data.name, data_file)
             if sum(map(_stored_bytes, _tensors(shell))) > LIMIT:
                 raise OutputError(f"{path}: subgraphs hold over 2 GB; move their tensors to the main graph")
             file.write(shell.SerializeToString(deterministic=True))
@@ -170,100 +175,15 @@ def _stored_bytes(tensor: TensorProto) -> int:
     return fixed + 10 * varints + sum(map(len, tensor.string_data))
 
 
-def _check_location(path: Path, tensor: TensorProto) -> None:
-    """Refuse external data that is not a plain file inside the model's folder."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}  # the last one counts, as in onnx
-    location = Path(os.fsdecode(entries.get("location", "")))  # protobuf returns bytes for invalid UTF-8
-    where = f"{path}: external data {str(location)!r} of tensor {tensor.name!r}"
-    if location.is_absolute() or ".." in location.parts:
-        raise ModelError(f"{where} lies outside the model's folder; move it there and save the model again")
-    steps = [path.parent / Path(*location.parts[: n + 1]) for n in range(len(location.parts))]
-    try:
-        linked, present = any(step.is_symlink() for step in steps), bool(steps) and steps[-1].is_file()
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{where} has no usable path ({reason(error)}); save the model again") from error
-    if linked:
-        raise ModelError(f"{where} is a symbolic link; copy the file itself into the model's folder")
-    if not present:
-        raise ModelError(f"{where} is missing; copy the file into the model's folder")
-
-
-def _load_external(path: Path, tensor: TensorProto) -> None:
-    """Load a tensor's external data."""
-    with _readable(path, tensor):
-        _extent(path, tensor)
-        load_external_data_for_tensor(tensor, str(path.parent))
-        tensor.ClearField("data_location")  # as if it had never been external
-
-
-def _map_external(path: Path, tensor: TensorProto) -> None:
-    """Make a tensor refer to its external data by an absolute path (see external.py)."""
-    with _readable(path, tensor):
-        place(tensor, _extent(path, tensor))
-
-
-@contextlib.contextmanager
-def _readable(path: Path, tensor: TensorProto) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # onnx raises ValueError, OSError and the checker's errors
-        found = f"external data of tensor {tensor.name!r} cannot be read: {reason(error)}"
-        raise ModelError(f"{path}: {found}; export the model again") from error
-
-
-def _extent(path: Path, tensor: TensorProto) -> Place:
-    """Return where a tensor's external data are, refusing data that are not in the file, or too long for it."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    file, offset = (path.parent / entries["location"]).absolute(), int(entries.get("offset", 0))
-    rest = file.stat().st_size - offset
-    length = int(entries.get("length", rest))
-    if length > _MAX_ITEMSIZE * math.prod(tensor.dims):
-        raise ValueError(f"it is longer than a tensor of shape {list(tensor.dims)}")
-    if offset < 0 or length < 0 or length > rest:
-        raise ValueError("the file ends before it")
-    return Place(os.fspath(file), offset, length)
-
-
-def _length(tensor: TensorProto) -> int:
-    """Return the bytes that a tensor takes outside the model file, by its shape; 0 inside."""
-    if not uses_external_data(tensor):
-        return 0
-    each = int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
-    return int(math.prod(tensor.dims)) * each
-
-
-def _externalized(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.ModelProto:
-    """Write large initializers to `file` and return a copy that refers to them; they are never in memory twice."""
-    shell = onnx.ModelProto()
-    copy_fields(model, shell, skip={"graph"})
-    copy_fields(model.graph, shell.graph, skip={"initializer"})
-    for tensor in model.graph.initializer:
-        copy = shell.graph.initializer.add()
-        data = _data(tensor)
-        if len(data) < INLINE:
-            copy.CopyFrom(tensor)
-        else:
-            copy_fields(tensor, copy, skip={"raw_data", "external_data"})
-            offset = file.seek(-(-file.tell() // PAGE) * PAGE)
-            place(copy, Place(location, offset, file.write(data)))
-    return shell
-
-
 def _digest(model: onnx.ModelProto) -> str:
     """Hash the tensors that go to the external data file."""
     state = hashlib.blake2b(digest_size=8)
     for tensor in model.graph.initializer:
-        data = _data(tensor)
+        data = data_of(tensor)
         if len(data) >= INLINE:
             state.update(len(data).to_bytes(8, "little"))
             state.update(data)
     return state.hexdigest()
-
-
-def _data(tensor: TensorProto) -> memoryview | bytes:
-    """Return the bytes of a tensor, mapped if it is detached."""
-    where = Place.of(tensor)
-    return tensor.raw_data if where is None else bytes_at(where).data
 
 
 def _data_files(path: Path) -> set[Path]:

@@ -150,7 +150,7 @@ def test_several_passes_over_the_samples_if_memory_is_short(monkeypatch):
     network, samples = build(nodes, (4, 5, 6), 4, {"w": (5, 4, 1, 1), "v": (3, 5, 3, 3)}, np.random.default_rng(5))
     assert passes(network) == 1
     at_once = collected(network, samples)
-    monkeypatch.setattr(moment_passes, "_MEMORY", 1)
+    monkeypatch.setattr(moment_passes, "MEMORY", 1)
     assert passes(network) == 2
     for a, b in zip(at_once, collected(network, samples), strict=True):
         np.testing.assert_array_equal(a.mean, b.mean)

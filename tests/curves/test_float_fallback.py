@@ -129,7 +129,7 @@ def test_a_pin_quantizes_it_anyway(model, samples):
 
 def test_the_fallback_is_stored_with_the_curves(model, samples):
     measurement = pipeline.run(model, samples, CONFIG, Progress()).curves
-    again = restored(stored_fields(measurement), measurement.source, CONFIG)
+    again = restored(stored_fields(measurement), measurement.source, CONFIG, measurement.scratch)
     assert again.network.activations == measurement.network.activations
     assert again.network.skipped == measurement.network.skipped
 
@@ -158,7 +158,9 @@ def test_layers_fed_by_no_elements_stay_in_float(empty, changes):
     assert [layer.name for layer in result.curves.network.layers] == ["MatMul_0", "MatMul_3"]
     assert [s.node for s in result.report.skipped] == ["MatMul_1", "MatMul_2"]
     assert all("has no elements on these samples" in s.reason for s in result.report.skipped)
-    again = restored(stored_fields(result.curves), result.curves.source, replace(CONFIG, **changes))
+    again = restored(
+        stored_fields(result.curves), result.curves.source, replace(CONFIG, **changes), result.curves.scratch
+    )
     assert again.network.skipped == result.curves.network.skipped
 
 

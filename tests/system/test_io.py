@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, numpy_helper, parser
 
 from rdoq_onnx.errors import ConfigError, ModelError, OutputError
-from rdoq_onnx.system import io
+from rdoq_onnx.system import external_data, io
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>'
 TEXT = HEADER + "g (float[N,3] x) => (float[N,3] y) { y = Add(x, w) }"
@@ -222,7 +222,7 @@ def test_write_over_2_gb(model, tmp_path, monkeypatch):
     assert path.stat().st_size < 1000
     assert io.read_model(path) == model
     locations = {e.key: e.value for e in onnx.load(path, load_external_data=False).graph.initializer[2].external_data}
-    assert locations == {"location": data.name, "offset": str(io.PAGE), "length": "2400"}
+    assert locations == {"location": data.name, "offset": str(external_data.PAGE), "length": "2400"}
 
 
 def test_write_refuses_2_gb_outside_initializers(model, tmp_path, monkeypatch):

@@ -1,0 +1,25 @@
+"""Values of graphsurgeon's constants, read from their TensorProto when they are asked for."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from rdoq_onnx.model import external
+
+
+class Stored(LazyValues):  # type: ignore[misc]
+    """The values of a TensorProto, mapped if they are in a file."""
+
+    def load(self) -> NDArray[Any]:
+        array = external.values(self.tensor)
+        return array if external.Place.of(self.tensor) else np.array(array)
+
+
+def same_bytes(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays are equal bit by bit, in type and shape too."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    mine, theirs = (np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (one, other))
+    return bool(np.array_equal(mine, theirs))
