@@ -71,9 +71,9 @@ class Store:
     def open(cls, path: str | Path, binding: Binding, scratch: Scratch | None = None) -> "Store":
         """Open the store at `path`, empty if there is no file. Raises ConfigError if the file has another binding."""
         store = cls(Path(path), binding, scratch)
-        store.scratch.bind(binding.identity)
         if Path(path).exists():
             store._values = _read(Path(path), binding)
+        store.scratch.bind(binding.identity)  # of a file of another measurement, the folder stays as it is
         return store
 
     @property

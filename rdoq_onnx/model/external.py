@@ -6,8 +6,8 @@ are read; what the passes make of these goes to the `Shelf` of the run.
 """
 
 import contextlib
+import hashlib
 import math
-import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from rdoq_onnx.errors import OutputError
 from rdoq_onnx.model.protos import copy_fields, reads
 
 DETACHED = 1 << 25  # bytes of a model's tensors from which on it is detached
 LARGE = 1 << 16  # bytes of a detached tensor
-_PAGE = mmap.ALLOCATIONGRANULARITY
+_WHOLE_BYTES = "biuf"  # kinds of numpy whose bytes are those of ONNX; strings and types of 4 bits are not
+SUFFIX = ".weights"  # of a file of the shelf
 _SHELF: ContextVar["Shelf | None"] = ContextVar("shelf", default=None)
 
 Array = NDArray[Any]
@@ -68,7 +70,7 @@ def values(tensor: TensorProto) -> Array:
 def stored(array: Array, name: str) -> TensorProto:
     """Return the tensor `name` with the values of `array`, on the run's shelf if there is one and it is large."""
     shelf = _SHELF.get()
-    if shelf is None or array.nbytes < LARGE:
+    if shelf is None or array.nbytes < LARGE or array.dtype.kind not in _WHOLE_BYTES:
         return numpy_helper.from_array(np.asarray(array), name)
     kind = helper.np_dtype_to_tensor_dtype(array.dtype)
     return shelf.put(TensorProto(name=name, data_type=kind, dims=array.shape), np.ascontiguousarray(array))
@@ -85,9 +87,29 @@ def taking(shelf: "Shelf | None") -> Iterator[None]:
 
 
 def same(one: ModelProto, other: ModelProto) -> bool:
-    """Whether two models are equal, wherever their detached values are."""
-    (bare, mine), (rest, theirs) = without_detached(one), without_detached(other)
-    return bare == rest and all(np.array_equal(values(mine[n]), values(theirs[n]), equal_nan=True) for n in mine)
+    """Whether two models are equal, wherever their values are."""
+    mine, theirs = one.graph.initializer, other.graph.initializer
+    return (
+        len(mine) == len(theirs)
+        and _without_tensors(one) == _without_tensors(other)
+        and all(_same_tensor(a, b) for a, b in zip(mine, theirs, strict=True))
+    )
+
+
+def _without_tensors(model: ModelProto) -> ModelProto:
+    result = ModelProto()
+    copy_fields(model, result, skip={"graph"})
+    copy_fields(model.graph, result.graph, skip={"initializer"})
+    return result
+
+
+def _same_tensor(one: TensorProto, other: TensorProto) -> bool:
+    if Place.of(one) == Place.of(other):
+        return one == other
+    if (one.name, one.data_type, one.dims) != (other.name, other.data_type, other.dims):
+        return False
+    mine, theirs = (np.ascontiguousarray(values(t)).reshape(-1).view(np.uint8) for t in (one, other))
+    return np.array_equal(mine, theirs)
 
 
 def place(tensor: TensorProto, where: Place) -> None:
@@ -166,10 +188,14 @@ def with_detached(model: ModelProto, detached: Mapping[str, TensorProto]) -> Mod
 
 @dataclass
 class Shelf:
-    """A file that large tensors are moved to. It is made when the first one arrives, where `at` says."""
+    """Files that large tensors are moved to, in the folder that `at` makes when the first one arrives.
+
+    A file's name is the hash of what it holds: later runs find their tensors there, and those of others stay. written:
+    the files of this run.
+    """
 
     at: Callable[[], Path]
-    _end: int = field(default=0, init=False)
+    written: set[Path] = field(default_factory=set, init=False)
 
     def detached(self, model: ModelProto) -> ModelProto:
         """Return `model` with its large tensors here; itself if it has less than DETACHED bytes of them."""
@@ -187,12 +213,18 @@ class Shelf:
         return result
 
     def put(self, tensor: TensorProto, array: Array) -> TensorProto:
-        """Write the bytes of `array` and make `tensor` refer to them. Returns `tensor`."""
-        offset = -(-self._end // _PAGE) * _PAGE
-        path = self.at()
-        with path.open("r+b" if self._end else "wb") as file:
-            file.seek(offset)
-            file.write(array.data)
-        place(tensor, Place(os.fspath(path), offset, array.nbytes))
-        self._end = offset + array.nbytes
+        """Write the bytes of `array` and make `tensor` refer to them. Returns `tensor`. Raises OutputError."""
+        digest = hashlib.blake2b(array.data, digest_size=16).hexdigest()
+        path = self.at() / f"{digest}{SUFFIX}"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            try:
+                part.write_bytes(array.data)
+                part.replace(path)
+            except OSError as error:
+                part.unlink(missing_ok=True)
+                found = f"{path}: cannot be written ({error.strerror or error})"
+                raise OutputError(f"{found}; give --scratch a larger folder") from error
+        self.written.add(path)
+        place(tensor, Place(os.fspath(path), 0, array.nbytes))
         return tensor

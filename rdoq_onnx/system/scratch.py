@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.errors import OutputError
-from rdoq_onnx.model.external import Shelf
+from rdoq_onnx.model.external import SUFFIX, Shelf
 from rdoq_onnx.system.atomic import reason
 
 Array = NDArray[Any]
 _SUFFIX = ".data"
 _PREFIX = "rdoq-onnx-"
+_KINDS = (".npy", ".part", SUFFIX)  # endings of what a folder holds
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Scratch:
     """Arrays by name in a folder that is made when the first one arrives.
 
     parent: where to make a temporary folder; None for the system's. checkpoint: the file that the folder belongs to,
-    if any.
+    if any. identity: of the measurement that the folder of a checkpoint is for, once it is bound to one.
     """
 
     parent: Path | None = None
     checkpoint: Path | None = None
+    identity: str = field(default="", init=False)
 
     @cached_property
     def folder(self) -> Path:
         """The folder, made if need be. Raises OutputError."""
         try:
             if self.checkpoint is not None:
-                path = self.checkpoint.with_name(self.checkpoint.name + _SUFFIX).absolute()
-                path.mkdir(exist_ok=True)
-                return path
+                self._beside.mkdir(exist_ok=True)
+                if self.identity:
+                    self._mark(self._beside)
+                return self._beside
             made = tempfile.mkdtemp(prefix=_PREFIX, dir=self.parent)
         except OSError as error:
             where = self.parent or self.checkpoint or tempfile.gettempdir()
@@ -54,20 +57,30 @@ class Scratch:
 
     @cached_property
     def shelf(self) -> Shelf:
-        """The file for large weights of models in memory."""
-        return Shelf(lambda: self.folder / "weights")
+        """The files of large weights of models in memory."""
+        return Shelf(lambda: self.folder)
 
     def bind(self, identity: str) -> None:
-        """Empty the folder of a checkpoint unless it was written under the same `identity`."""
-        if self.checkpoint is None or not self.checkpoint.with_name(self.checkpoint.name + _SUFFIX).exists():
-            return
-        mark = self.folder / "identity"
+        """Empty the folder of a checkpoint unless it was written under the same `identity`. Raises OutputError."""
+        self.identity = identity
+        if self.checkpoint is not None and self._beside.exists():
+            self._mark(self.folder)
+
+    def _mark(self, folder: Path) -> None:
+        mark = folder / "identity"
         with contextlib.suppress(OSError):
-            if mark.read_text() == identity:
+            if mark.read_text() == self.identity:
                 return
-        for path in self.folder.glob("*.npy"):
-            path.unlink(missing_ok=True)
-        mark.write_text(identity)
+        for path in folder.iterdir():
+            if path.suffix in _KINDS and path not in self.shelf.written:
+                path.unlink(missing_ok=True)
+        mark.write_text(self.identity)
+
+    @property
+    def _beside(self) -> Path:
+        """The folder of the checkpoint."""
+        assert self.checkpoint is not None
+        return self.checkpoint.with_name(self.checkpoint.name + _SUFFIX).absolute()
 
     def put(self, name: str, array: Array) -> None:
         """Keep `array`; a killed run leaves none of it or all. Raises OutputError."""

@@ -1,0 +1,114 @@
+"""The scratch folder: when it is made and removed, and what a run that is killed leaves in it."""
+
+import gc
+import os
+import tempfile
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from rdoq_onnx.errors import OutputError
+from rdoq_onnx.system.scratch import Scratch
+
+ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def test_a_temporary_folder_goes_with_the_last_object_that_uses_it(tmp_path):
+    scratch = Scratch(tmp_path)
+    assert not list(tmp_path.iterdir())
+    scratch.put("a", ARRAY)
+    shelf = scratch.shelf
+    shelf.put(TensorProto(), ARRAY)
+    (folder,) = tmp_path.iterdir()
+    assert scratch.bytes() == sum(p.stat().st_size for p in folder.iterdir())
+    del scratch
+    gc.collect()
+    assert folder.exists()  # the shelf uses it
+    del shelf
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_without_a_parent_it_is_in_the_folder_of_the_system(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert Scratch().folder.parent == tmp_path
+
+
+def test_arrays_by_name(tmp_path):
+    scratch = Scratch(tmp_path)
+    assert not scratch.has("a")
+    found = scratch.moved("a", ARRAY)
+    np.testing.assert_array_equal(found, ARRAY)
+    assert not found.flags.writeable
+    scratch.put("a", ARRAY + 1)
+    np.testing.assert_array_equal(scratch.get("a"), ARRAY + 1)
+    scratch.put("b", ARRAY)
+    scratch.drop("a", "b", "c")
+    assert not scratch.has("a")
+    assert not scratch.has("b")
+
+
+def beside(tmp_path, identity="one"):
+    scratch = Scratch(None, tmp_path / "c.curves")
+    scratch.bind(identity)
+    return scratch
+
+
+def test_beside_a_checkpoint_it_stays(tmp_path):
+    scratch = beside(tmp_path)
+    assert not list(tmp_path.iterdir())
+    scratch.put("a", ARRAY)
+    del scratch
+    gc.collect()
+    assert (tmp_path / "c.curves.data").is_dir()
+    np.testing.assert_array_equal(beside(tmp_path).get("a"), ARRAY)
+
+
+def test_another_identity_empties_it(tmp_path):
+    first = beside(tmp_path)
+    first.put("a", ARRAY)
+    first.shelf.put(TensorProto(), ARRAY)
+    (first.folder / "b.part").touch()
+    (first.folder / "mine.txt").touch()
+    second = Scratch(None, tmp_path / "c.curves")
+    kept = second.shelf.put(TensorProto(), ARRAY + 1)  # a model is read before its identity is known
+    second.bind("two")
+    assert not second.has("a")
+    names = sorted(p.name for p in second.folder.iterdir())
+    assert names == sorted([os.path.basename(kept.external_data[0].value), "identity", "mine.txt"])
+    second.put("a", ARRAY)
+    assert beside(tmp_path, "two").has("a")
+    assert not beside(tmp_path, "one").has("a")
+
+
+def test_a_folder_of_unknown_identity_is_emptied(tmp_path):
+    beside(tmp_path).put("a", ARRAY)
+    (tmp_path / "c.curves.data" / "identity").unlink()
+    assert not beside(tmp_path).has("a")
+
+
+def test_an_array_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    scratch = Scratch(tmp_path)
+    scratch.put("a", ARRAY)
+
+    def halfway(file, array, allow_pickle):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", halfway)
+    for name in ("a", "b"):
+        with pytest.raises(OutputError, match=rf"{name}\.npy: cannot be written \(.*\); give --scratch") as caught:
+            scratch.put(name, ARRAY + 1)
+        assert "\n" not in str(caught.value)
+    assert [p.name for p in scratch.folder.iterdir()] == ["a.npy"]
+    np.testing.assert_array_equal(scratch.get("a"), ARRAY)
+
+
+def test_no_folder_can_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    for scratch in (Scratch(tmp_path / "file"), Scratch(tmp_path / "none"), Scratch(None, tmp_path / "file" / "c")):
+        with pytest.raises(OutputError, match=r"no scratch folder can be made \(.*\); give --scratch") as caught:
+            scratch.put("a", ARRAY)
+        assert str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
