@@ -131,7 +131,7 @@ def _measure(plan: ReversePlan, statistics: Statistics, advance: Advance) -> dic
         reason = backward.reverse.missing
         lost |= {u.output: reason[u.output] for x in plan.network.layers for u in x.uses if u.output in reason}
         usable = [each for each in sums if not backward.lost(each.layer)]
-        for done in backward.passes():
+        for done in backward.passes() if usable else ():
             plan.workers.map(lambda each, done=done, b=backward: each.add(done, b), usable)  # type: ignore[misc]
             runs += done.count
             advance(done.count)

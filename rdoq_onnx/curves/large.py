@@ -21,6 +21,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.forms import form_portions, measure_forms
 from rdoq_onnx.curves.layerwise import Layerwise
 from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.curves.missing_forms import lacks_gain
 from rdoq_onnx.curves.select import Layers
 from rdoq_onnx.curves.steps import SENSING, Bench
 from rdoq_onnx.errors import ModelError
@@ -94,6 +95,13 @@ class LargeBench:
         floors = scale_floors(network, reach)
         count = draws(len(differentiated(bench.split.measuring)), observation.metric.elements)
         layerwise = Layerwise(network, self.statistics, offered, floors, count, bench.pool)
+        lost = [k for k, layer in enumerate(network.layers) if lacks_gain(self.statistics, layer)]
+        if lost:
+            prober = bench.check(len(lost))
+            with bench.keep.progress.step("probe", len(lost)) as advance:
+                for k in lost:
+                    layerwise.measure_gain(k, prober)
+                    advance(1)
         with bench.keep.progress.step("rounding", len(network.layers)) as advance:
             self._each(lambda each, k: each.round_to_nearest(k), layerwise, range(len(network.layers)), advance)
         return layerwise

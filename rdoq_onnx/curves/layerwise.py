@@ -16,11 +16,13 @@ from rdoq_onnx.candidates.candidates import integer_limit
 from rdoq_onnx.candidates.compensation import Compensator
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.candidates.statistics import Statistics
-from rdoq_onnx.curves.forms import kept_form, marginal
+from rdoq_onnx.curves.forms import marginal
 from rdoq_onnx.curves.layer_work import LayerWork, Rounded
 from rdoq_onnx.curves.measurement import MeasuredLayer
+from rdoq_onnx.curves.missing_forms import form_of, measured_gain
 from rdoq_onnx.curves.shrinkage import shrunk_curves, shrunk_variants
 from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.threads import Alone, Workers
 
 Float = NDArray[np.float64]
@@ -63,6 +65,12 @@ class Layerwise:
     floors: Sequence[Float | None]
     draws: int
     workers: Workers | Alone
+
+    def measure_gain(self, index: int, prober: Prober) -> None:
+        """Measure what stands in for the forms of a layer without an adjoint."""
+        work = self._work(index)
+        gain = measured_gain(work, self.statistics.moments(work.layer), self.widths, prober)
+        self.statistics.put("gain", work.layer, np.array([gain]))
 
     def round_to_nearest(self, index: int) -> None:
         """Make the codes and curves of a layer at all widths, by rounding to nearest."""
@@ -126,7 +134,7 @@ class Layerwise:
 
     def _work(self, index: int) -> LayerWork:
         layer = self.network.layers[index]
-        form = kept_form(self.statistics, layer)
+        form = form_of(self.statistics, layer)
         return LayerWork(layer, self.network.rows(layer), form, integer_limit(self.network), self.floors[index])
 
     def _shrunk(self, curves: Float, errors: Float) -> Float:

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 import rdoq_onnx
 from rdoq_onnx import cli
 from rdoq_onnx.errors import ModelError
+from rdoq_onnx.model.external import Place, place
 from rdoq_onnx.model.validate import MAX_NESTING, check_model, check_sizes
 from tests.conftest import real_models
 from tests.fuzz_models import outcomes
@@ -129,3 +130,10 @@ def test_hostile_models_are_refused_in_a_line(case, tmp_path, capsys):
     assert stop.value.code == 2
     assert said in line
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_external_data_that_are_not_loaded() -> None:
+    given = model()
+    place(given.graph.initializer[0], Place("w.bin", 0, 64))
+    with pytest.raises(ModelError, match=r"'w' are in the file 'w\.bin', which is not loaded; give the path of the model"):
+        check_model(given)
