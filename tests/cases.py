@@ -1,5 +1,7 @@
 """A model with samples, observed, with all its candidates: what tests of curves start from."""
 
+import contextlib
+
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import read_normalized
 from rdoq_onnx.calibration.split import SampleSplit
@@ -7,7 +9,9 @@ from rdoq_onnx.candidates.make import make_candidates
 from rdoq_onnx.candidates.moment_passes import collect
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps, Store
+from rdoq_onnx.curves.large import LargeBench
 from rdoq_onnx.curves.measure import measure_network
+from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.observation.batching import separated
@@ -17,6 +21,7 @@ from rdoq_onnx.observation.parts import whole
 from rdoq_onnx.probing.probe import Prober, exact
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.threads import workers
 
 RUNTIME = Runtime("cpu", 2)
@@ -55,3 +60,15 @@ class Case:
 
     def probe(self):
         return exact(self.candidates, self.prober, ignore)
+
+
+@contextlib.contextmanager
+def large_bench(model, calibration, folder=None, **settings):
+    """Yield the bench of a network that is measured one layer at a time, whatever its size."""
+    config = Config(threads=2, **settings)
+    network = analyse(read_normalized(model)[1], config.selection)
+    samples = separated(network, samples_for(network.model, calibration, config), RUNTIME)
+    split, steps = SampleSplit.whole(samples, config.seed), Steps(Store(scratch=Scratch(folder)), Progress(), "test")
+    seen = observe(network, whole(o.name for o in network.model.graph.output), samples, RUNTIME)
+    with workers(2) as pool:
+        yield LargeBench.of(Bench(network, config, split, seen, RUNTIME, pool, steps))
