@@ -118,6 +118,7 @@ TESTED_ELSEWHERE = {
     "curves/select": "tests/curves/test_float_fallback.py",
     "curves/steps": "tests/curves/test_float_fallback.py",
     "allocation/allocation": "tests/allocation/test_budget.py",
+    "curves/layerwise": "tests/curves/test_large.py",
     "emission/quantized_model": "tests/candidates/test_make.py",
     "emission/storage": "tests/verification/test_verify.py",
     "emission/weight_only": "tests/analysis/test_weight_only.py",

@@ -72,7 +72,8 @@ class LayerWork:
         """Divide `units` into tasks. The units of several groups stay together, all of them."""
         if not Blocks(self.layer.linear).single:
             return [self.all]
-        return np.array_split(units, max(1, -(-len(units) * self.rows.shape[1] // _TOGETHER)))
+        tasks = -(-len(units) * self.rows.shape[1] // _TOGETHER)
+        return np.array_split(units, max(1, min(tasks, len(units))))
 
     def nearest(self, units: Units, covariance: Float, widths: tuple[int, ...]) -> list[Rounded]:
         """Round `units` to nearest at each of the `widths`."""

@@ -124,10 +124,13 @@ def stored_fields(measurement: Measurement) -> dict[str, Any]:
 
 
 def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config, scratch: Scratch) -> Measurement:
-    """Restore the measurement of `source` from its `stored_fields`."""
+    """Restore the measurement of `source` from its `stored_fields`. Raises ConfigError if `scratch` lacks its codes."""
     rest = {name: value for name, value in stored.items() if name != "model"}
     network = in_float(analyse(stored["model"], config.selection), stored["fallback"])
-    folder = str(scratch.folder) if any(isinstance(x.codes, SpooledCodes) for x in rest["layers"]) else ""
+    spooled = [x.codes.name for x in rest["layers"] if isinstance(x.codes, SpooledCodes)]
+    if not all(map(scratch.has, spooled)):
+        raise ConfigError(f"--curves {scratch.checkpoint}: its folder {scratch.folder} is incomplete; delete both")
+    folder = str(scratch.folder) if spooled else ""
     layers = tuple(
         replace(x, codes=replace(x.codes, folder=folder)) if isinstance(x.codes, SpooledCodes) else x
         for x in rest["layers"]

@@ -5,9 +5,9 @@ only, in time linear in the number of nodes.
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper
@@ -103,7 +103,7 @@ def _check_tensor(tensor: TensorProto) -> None:
         packed = _PACKED.get(tensor.data_type)
         each = 1 if packed else helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         place = Place.of(tensor)
-        if place and not os.path.isabs(place.path):
+        if place and not Path(place.path).is_absolute():
             found = f"the values of tensor {tensor.name!r} are in the file {place.path!r}, which is not loaded"
             raise ModelError(f"{found}; give the path of the model, or load it with its external data")
         actual = place.length if place else len(tensor.raw_data)

@@ -32,14 +32,15 @@ def network(kind, outputs="[3]"):
     """Return one layer in front of a nonlinearity, and samples. outputs: the axes over which a mean is taken."""
     nodes, shape = LAYERS[kind]
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
-    g (float[N, 4, 6, 6] x) => (float[N, A, B, C] y) {{ {nodes} t = Tanh (z) y = ReduceMean <axes = {outputs}> (t) }}""")
+    g (float[N, 4, 6, 6] x) => (float[N, A, B, C] y)
+    {{ {nodes} t = Tanh (z) y = ReduceMean <axes = {outputs}> (t) }}""")
     rng = np.random.default_rng(1)
     model.graph.initializer.append(numpy_helper.from_array(0.4 * rng.standard_normal(shape, np.float32), "w"))
     return model, {"x": rng.standard_normal((9, 4, 6, 6), np.float32) + 0.5}
 
 
 def gradients(large, layer):
-    """The gradients of all samples and v, less the mean input: ∇ [runs, G, O, K], and the factor of their mean square."""
+    """Return ∇ of all samples and v, [runs, G, O, K], and the factor of their mean square."""
     bench = large.bench
     plan = bench.plan(replace(bench.network, activations=()), bench.split.measuring)
     mean = large.statistics.moments(layer).mean.astype(np.float32)[:, None]
@@ -62,7 +63,9 @@ def test_powers_are_the_mean_squares_of_turned_gradients(tmp_path, kind, outputs
         (layer,) = large.bench.network.layers
         gradient, factor = gradients(large, layer)
         basis = large.statistics.basis(layer)
-        np.testing.assert_allclose(basis.swapaxes(1, 2) @ basis, np.stack([np.eye(basis.shape[1])] * len(basis)), atol=1e-5)
+        np.testing.assert_allclose(
+            basis.swapaxes(1, 2) @ basis, np.stack([np.eye(basis.shape[1])] * len(basis)), atol=1e-5
+        )
         expected = factor * np.square(np.einsum("ngok,gkb->ngob", gradient, basis)).sum(axis=0)
         form = kept_form(large.statistics, layer)
         np.testing.assert_allclose(form.powers, expected, rtol=1e-3, atol=1e-4 * expected.max())
@@ -150,7 +153,9 @@ def test_the_largest_networks_keep_sums_of_powers(monkeypatch, kind):
         totals = full.powers.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(few.shares, totals / totals.sum(axis=2, keepdims=True), rtol=1e-4)
         # Summed over channels with the same change, both are the same.
-        change = np.broadcast_to(np.random.default_rng(0).random(full.blocks.row_length), (layer.linear.channels, full.blocks.row_length))
+        change = np.broadcast_to(
+            np.random.default_rng(0).random(full.blocks.row_length), (layer.linear.channels, full.blocks.row_length)
+        )
         values = [f(np.ascontiguousarray(change, np.float32), np.arange(len(change))).sum() for f in (few, full)]
         if full.blocks.single:
             assert values[0] == pytest.approx(values[1], rel=1e-4)

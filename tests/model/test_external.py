@@ -28,7 +28,9 @@ def network():
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> g (float[2, 3, 128] x) => (float[2, 3, 4] y)
     { a = MatMul (x, w) b = Tanh (a) c = Add (b, h) y = MatMul (c, v) }""")
     weights = {"w": (128, 160), "h": (160,), "v": (160, 4)}
-    model.graph.initializer.extend(numpy_helper.from_array(rng.normal(0, 0.1, s).astype("f"), n) for n, s in weights.items())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(rng.normal(0, 0.1, s).astype("f"), n) for n, s in weights.items()
+    )
     return model, {"x": rng.standard_normal((2, 3, 128), np.float32)}
 
 
@@ -167,7 +169,9 @@ def test_models_are_the_same_wherever_their_values_are(detached, tmp_path):
     assert external.same(model, model)
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    changed.graph.initializer[0].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(model.graph.initializer[0]) + 1, "w"))
+    changed.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(model.graph.initializer[0]) + 1, "w")
+    )
     assert not external.same(moved, Shelf(lambda: other).detached(changed))
     changed.CopyFrom(moved)
     changed.graph.node[1].op_type = "Relu"

@@ -135,5 +135,7 @@ def test_hostile_models_are_refused_in_a_line(case, tmp_path, capsys):
 def test_external_data_that_are_not_loaded() -> None:
     given = model()
     place(given.graph.initializer[0], Place("w.bin", 0, 64))
-    with pytest.raises(ModelError, match=r"'w' are in the file 'w\.bin', which is not loaded; give the path of the model"):
+    with pytest.raises(
+        ModelError, match=r"'w' are in the file 'w\.bin', which is not loaded; give the path of the model"
+    ):
         check_model(given)

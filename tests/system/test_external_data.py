@@ -101,7 +101,7 @@ def test_refusals(path, entries, found):
 
 def test_a_file_that_is_too_short(path):
     data = path.with_name("w.bin").read_bytes()
-    path.with_name("w.bin").write_bytes(data[: LARGE])
+    path.with_name("w.bin").write_bytes(data[:LARGE])
     with pytest.raises(ModelError, match="tensor 'w' cannot be read") as caught:
         io.read_model(path)
     assert "\n" not in str(caught.value)
@@ -110,7 +110,7 @@ def test_a_file_that_is_too_short(path):
 @pytest.mark.parametrize("more", [-4, 4])
 def test_another_length_than_that_of_the_shape(path, more):
     located(path, length=128 * 160 * 4 + more)
-    with pytest.raises(ModelError, match="tensor 'w' is of shape .*, but its data has another size"):
+    with pytest.raises(ModelError, match=r"tensor 'w' is of shape .*, but its data has another size"):
         read_normalized(path)
 
 

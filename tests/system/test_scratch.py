@@ -1,8 +1,8 @@
 """The scratch folder: when it is made and removed, and what a run that is killed leaves in it."""
 
 import gc
-import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def test_another_identity_empties_it(tmp_path):
     second.bind("two")
     assert not second.has("a")
     names = sorted(p.name for p in second.folder.iterdir())
-    assert names == sorted([os.path.basename(kept.external_data[0].value), "identity", "mine.txt"])
+    assert names == sorted([Path(kept.external_data[0].value).name, "identity", "mine.txt"])
     second.put("a", ARRAY)
     assert beside(tmp_path, "two").has("a")
     assert not beside(tmp_path, "one").has("a")

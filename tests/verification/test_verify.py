@@ -1,5 +1,7 @@
 """The last gate: the emitted file must do what the report says, or the run fails."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +12,15 @@ from onnx import numpy_helper
 from rdoq_onnx.api import allocate, measure
 from rdoq_onnx.calibration.load import load_samples
 from rdoq_onnx.calibration.samples import input_specs
+from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.system.io import read_model
+from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.scratch import Scratch
+from rdoq_onnx.verification import verify as verify_module
 from rdoq_onnx.verification.verify import verify
 from rdoq_onnx.verification.widths import check_widths
 from tests.conftest import ROOT
@@ -144,3 +150,34 @@ def test_a_level_whose_kernels_compute_something_else(case, monkeypatch):
         )
         with pytest.raises(VerificationError, match=r"has -?\d+\.\d dB at ONNX Runtime's (default|BASIC) level"):
             verify(emitted, allocation, Reference(original, allocation.measurement, samples, RUNTIME))
+
+
+def test_one_session_is_in_memory_at_a_time(case, monkeypatch):
+    """Together they may not fit."""
+    original, emitted, allocation, samples = case
+    reference = Reference(original, allocation.measurement, samples, RUNTIME).kept(Steps(Store(), Progress(), "test"))
+    load, alive, most = Runtime.session, weakref.WeakSet(), []
+
+    def counted(self, model, level="basic"):
+        gc.collect()
+        most.append(len(alive))
+        session = load(self, model, level)
+        alive.add(session.handle)
+        return session
+
+    list(reference.batches())  # its own session runs the float network
+    monkeypatch.setattr(Runtime, "session", counted)
+    verify(emitted, allocation, reference)
+    assert len(most) >= 4
+    assert max(most) <= 1
+
+
+def test_large_outputs_go_to_the_scratch_folder(case, monkeypatch, tmp_path):
+    original, emitted, allocation, samples = case
+    expected = verify(emitted, allocation, Reference(original, allocation.measurement, samples, RUNTIME))
+    monkeypatch.setattr(verify_module, "FLOAT_MEMORY", 0)
+    allocation = replace(allocation, measurement=replace(allocation.measurement, scratch=Scratch(tmp_path)))
+    found = verify(emitted, allocation, Reference(original, allocation.measurement, samples, RUNTIME))
+    assert [p.name for folder in tmp_path.iterdir() for p in folder.glob("verify-*.npy")]
+    assert replace(found, powers=None) == replace(expected, powers=None)
+    np.testing.assert_array_equal(found.powers.noise, expected.powers.noise)
