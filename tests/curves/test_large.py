@@ -255,3 +255,32 @@ def test_layers_without_an_adjoint_are_measured_exactly_as_a_whole(grouped, monk
     assert found.report.probed
     assert "gain" in kinds(written)
     assert found.report.sqnr_db > expected.report.sqnr_db - 1.5
+
+
+@pytest.fixture
+def detaching(monkeypatch):
+    """Let tensors of a few bytes count as large, in files and on the shelf."""
+    for name in ("rdoq_onnx.model.external", "rdoq_onnx.system.io"):
+        monkeypatch.setattr(f"{name}.DETACHED", 1)
+        monkeypatch.setattr(f"{name}.LARGE", 100)
+
+
+def test_detached_weights_change_no_byte(grouped, tmp_path, request):
+    expected = Run(grouped, tmp_path / "plain.curves", activation_bits=8)
+    request.getfixturevalue("detaching")
+    assert Run(grouped, tmp_path / "c.curves", activation_bits=8).data == expected.data
+    assert list((tmp_path / "c.curves.data").glob("*.weights"))
+    # The other regime equalizes other weights, which must not replace those that the first one refers to.
+    assert Run(grouped, tmp_path / "c.curves", activation_bits=4).report.sqnr_db > 5
+    again = Run(grouped, tmp_path / "c.curves", activation_bits=8)
+    assert "observe" not in again.steps
+    assert again.data == expected.data
+
+
+def test_a_model_in_memory_is_that_of_its_measurement_when_it_is_detached(grouped, request):
+    request.getfixturevalue("detaching")
+    model = onnx.load(grouped[0])
+    measured = api.measure(model, grouped[1], threads=1, effort="fast", weights_only=True)
+    emitted = api.emit(model, api.allocate(measured, weight_bits=4))
+    onnx.checker.check_model(emitted, full_check=True)
+    assert not any(t.external_data for t in emitted.graph.initializer)
