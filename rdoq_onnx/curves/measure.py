@@ -59,7 +59,7 @@ def measure_network(
         source, plain, some = network.model, network, split.fitting.some(EQUALIZING)
         with taking(steps.store.scratch.shelf):
             equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
-        network = analyse(equalized, config.selection)
+        network = analyse(steps.store.scratch.located(equalized, source), config.selection)
         parts = find_parts(network.model)
         aimed = aimed_at(network, measured_tensors(parts))
         observation = steps.step("observe", 1, lambda _: observe(aimed, parts, split.seen, runtime))
@@ -126,10 +126,11 @@ def stored_fields(measurement: Measurement) -> dict[str, Any]:
 def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config, scratch: Scratch) -> Measurement:
     """Restore the measurement of `source` from its `stored_fields`. Raises ConfigError if `scratch` lacks its codes."""
     rest = {name: value for name, value in stored.items() if name != "model"}
-    network = in_float(analyse(stored["model"], config.selection), stored["fallback"])
+    model = scratch.located(stored["model"], source)
+    network = in_float(analyse(model, config.selection), stored["fallback"])
     spooled = [x.codes.name for x in rest["layers"] if isinstance(x.codes, SpooledCodes)]
     if not all(map(scratch.has, spooled)):
-        raise ConfigError(f"--curves {scratch.checkpoint}: its folder {scratch.folder} is incomplete; delete both")
+        raise scratch.incomplete()
     folder = str(scratch.folder) if spooled else ""
     layers = tuple(
         replace(x, codes=replace(x.codes, folder=folder)) if isinstance(x.codes, SpooledCodes) else x

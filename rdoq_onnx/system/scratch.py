@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
-from rdoq_onnx.errors import OutputError
-from rdoq_onnx.model.external import SUFFIX, Shelf
+from rdoq_onnx.errors import ConfigError, OutputError
+from rdoq_onnx.model.external import SUFFIX, Place, Shelf, is_detached, place
 from rdoq_onnx.system.atomic import reason
 
 Array = NDArray[Any]
@@ -109,6 +110,34 @@ class Scratch:
     def drop(self, *names: str) -> None:
         for name in names:
             self._path(name).unlink(missing_ok=True)
+
+    def located(self, model: ModelProto, source: ModelProto) -> ModelProto:
+        """Return `model`, which an earlier run made of `source`, with its detached tensors where they are now.
+
+        They are in this folder, or where `source` has them. Raises ConfigError if they are in neither.
+        """
+        if not is_detached(model):
+            return model
+        places = {t.name: Place.of(t) for t in source.graph.initializer}
+        result = ModelProto()
+        result.CopyFrom(model)
+        for tensor in result.graph.initializer:
+            before = Place.of(tensor)
+            if before is not None:
+                now = self._own(before) or places.get(tensor.name)
+                if now is None or now.length != before.length:
+                    raise self.incomplete()
+                place(tensor, now)
+        return result
+
+    def _own(self, before: Place) -> Place | None:
+        path = self.folder / Path(before.path).name
+        known = path.suffix == SUFFIX and path.is_file() and path.stat().st_size == before.length
+        return Place(os.fspath(path), 0, before.length) if known else None
+
+    def incomplete(self) -> ConfigError:
+        """Return the error of a folder that lacks what its checkpoint refers to."""
+        return ConfigError(f"--curves {self.checkpoint}: its folder {self.folder} is incomplete; delete both")
 
     def bytes(self) -> int:
         """Return the bytes that the folder holds now."""

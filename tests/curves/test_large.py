@@ -284,3 +284,16 @@ def test_a_model_in_memory_is_that_of_its_measurement_when_it_is_detached(groupe
     emitted = api.emit(model, api.allocate(measured, weight_bits=4))
     onnx.checker.check_model(emitted, full_check=True)
     assert not any(t.external_data for t in emitted.graph.initializer)
+
+
+def test_a_checkpoint_and_its_model_can_move(grouped, tmp_path, request):
+    request.getfixturevalue("detaching")
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    model = onnx.load(grouped[0])
+    onnx.save(model, old / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    first = Run((old / "model.onnx", grouped[1]), old / "c.curves", activation_bits=8)
+    old.rename(new)
+    again = Run((new / "model.onnx", grouped[1]), new / "c.curves", activation_bits=8)
+    assert "observe" not in again.steps
+    assert again.data == first.data

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import ModelProto, TensorProto
 
-from rdoq_onnx.errors import OutputError
+from rdoq_onnx.errors import ConfigError, OutputError
+from rdoq_onnx.model.external import Place, place, values
 from rdoq_onnx.system.scratch import Scratch
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -112,3 +113,39 @@ def test_no_folder_can_be_made(tmp_path):
             scratch.put("a", ARRAY)
         assert str(tmp_path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def kept(scratch, outside):
+    """Return a model with one tensor on the shelf and one in the file `outside`."""
+    model = ModelProto()
+    scratch.shelf.put(model.graph.initializer.add(name="a", data_type=1, dims=[2, 3]), ARRAY)
+    outside.write_bytes(ARRAY.tobytes())
+    place(model.graph.initializer.add(name="b", data_type=1, dims=[2, 3]), Place(str(outside), 0, ARRAY.nbytes))
+    return model
+
+
+def test_a_kept_model_is_found_after_a_move(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    model = kept(beside(tmp_path / "old"), tmp_path / "old" / "b.bin")
+    assert beside(tmp_path / "old").located(model, model) == model
+    source = ModelProto()
+    source.CopyFrom(model)
+    (tmp_path / "old" / "b.bin").rename(tmp_path / "new" / "b.bin")
+    (tmp_path / "old" / "c.curves.data").rename(tmp_path / "new" / "c.curves.data")
+    place(source.graph.initializer[1], Place(str(tmp_path / "new" / "b.bin"), 0, ARRAY.nbytes))
+    found = beside(tmp_path / "new").located(model, source)
+    for tensor in found.graph.initializer:
+        assert tensor.external_data[0].value.startswith(str(tmp_path / "new"))
+        np.testing.assert_array_equal(values(tensor), ARRAY)
+    assert Scratch(tmp_path / "old").located(ModelProto(), source) == ModelProto()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "gone.weights", "short.weights"])
+def test_a_kept_model_whose_tensors_are_not_there(tmp_path, path):
+    scratch = beside(tmp_path)
+    (scratch.folder / "short.weights").write_bytes(bytes(5))
+    model = kept(scratch, tmp_path / "b.bin")
+    place(model.graph.initializer[0], Place(path, 0, ARRAY.nbytes))
+    with pytest.raises(ConfigError, match=r"c\.curves: its folder .*c\.curves\.data is incomplete; delete both"):
+        scratch.located(model, ModelProto(graph={"initializer": [model.graph.initializer[1]]}))
