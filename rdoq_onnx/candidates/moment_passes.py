@@ -114,7 +114,7 @@ def portions(layers: Sequence[Layer], memory: int, shared: bool = True) -> Itera
     total = 0
     for layer in layers:
         size = 0 if shared and first[layer.name] in portion else second_bytes(layer)
-        if portion and total + size > memory:
+        if portion and size and total + size > memory:
             yield portion
             portion, total = [], 0
             size = second_bytes(layer)

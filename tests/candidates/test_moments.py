@@ -9,7 +9,7 @@ from rdoq_onnx.analysis.normalization import NORMALIZE
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.candidates import blocks, moment_passes
 from rdoq_onnx.candidates.blocks import in_parts
-from rdoq_onnx.candidates.moment_passes import collect, passes
+from rdoq_onnx.candidates.moment_passes import collect, first_of_input, passes, portions, second_bytes
 from rdoq_onnx.config import Config
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.passes import run_passes
@@ -243,3 +243,22 @@ def test_some_positions_represent_many():
     covariance = np.cov(vectors, bias=True)
     assert 0 < np.linalg.norm(found.covariance[0] - covariance) < 0.05 * np.linalg.norm(covariance)
     assert 0 < np.abs(found.mean[0] - vectors.mean(axis=1)).max() < 0.03
+
+
+def test_layers_that_read_the_same_input_share_its_moments():
+    nodes = "a = MatMul (x, q) b = MatMul (x, k) c = Mul (a, b) y = MatMul (c, v)"
+    network, _ = build(nodes, (5, 6), 3, {"q": (6, 8), "k": (6, 8), "v": (8, 3)}, np.random.default_rng(0))
+    layers = network.layers
+    first = first_of_input(layers)
+    assert [first[layer.name].name for layer in layers] == [layers[0].name, layers[0].name, layers[2].name]
+    own, both = second_bytes(layers[0]), second_bytes(layers[2])
+    assert (own, both) == (8 * 6 * 6, 8 * 8 * 8)
+
+    def sizes(memory, shared=True):
+        return [len(portion) for portion in portions(layers, memory, shared)]
+
+    assert sizes(own + both) == [3]
+    assert sizes(own) == [2, 1]
+    assert sizes(own, shared=False) == [1, 1, 1]
+    assert sizes(2 * own, shared=False) == [2, 1]
+    assert sizes(1) == [2, 1]
