@@ -75,7 +75,7 @@ class Statistics:
                 advance(len(samples))
                 continue
             part = replace(self.network, layers=tuple(missing))
-            for layer, moments in of_inputs(part, samples, batch, runtime, workers, advance).items():
+            for layer, moments in of_inputs(part, samples, batch, runtime, workers, advance):
                 self.put("mean", layer, moments.mean)
                 self.put("covariance", layer, moments.covariance.astype(np.float32))
 
