@@ -224,6 +224,7 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
             "sqnr_db": None,
             "optimality_gap": None,
             "metric": None,
+            "curves": None,
             "parts": None,
         },
         "agreement": {"percent": None, "bound_percent": None, "samples": None, "accuracy": None},

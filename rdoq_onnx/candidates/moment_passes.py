@@ -31,15 +31,15 @@ def collect(
     """Collect the moments of all layers, `batch` samples at a time, in several passes if memory requires it."""
     found: dict[Layer, Moments] = {}
     for portion in portions(network.layers, MEMORY):
-        found |= of_inputs(replace(network, layers=tuple(portion)), samples, batch, runtime, workers, advance)
+        found |= dict(of_inputs(replace(network, layers=tuple(portion)), samples, batch, runtime, workers, advance))
     first = first_of_input(network.layers)
     return tuple(found[first[layer.name]] for layer in network.layers)
 
 
 def of_inputs(
     network: Network, samples: Samples, batch: int, runtime: Runtime, workers: Workers, advance: Advance
-) -> dict[Layer, Moments]:
-    """Collect in one pass the moments of each layer that is the first to read its input."""
+) -> Iterator[tuple[Layer, Moments]]:
+    """Collect in one pass the moments of each layer that is the first to read its input; free their sums one by one."""
     graph, layers = Graph(network.model), list(dict.fromkeys(first_of_input(network.layers).values()))
     sums = [Sums(layer, graph) for layer in layers]
     tensors = list(dict.fromkeys(name for s in sums for name in s.tensors))
@@ -49,7 +49,9 @@ def of_inputs(
     for count, feeds in samples.counted_batches(batch):
         add(count, feeds)
         advance(count)
-    return {layer: s.result() for layer, s in zip(layers, sums, strict=True)}
+    del add  # and its session
+    for layer in layers:
+        yield layer, sums.pop(0).result()
 
 
 def first_of_input(layers: Sequence[Layer]) -> dict[str, Layer]:

@@ -26,21 +26,27 @@ from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.progress import Advance
 
+Array = NDArray[Any]
 Float = NDArray[np.float64]
 
 
-def with_sensitivity(plan: ReversePlan, moments: Sequence[Moments], advance: Advance) -> tuple[Moments, ...]:
+def with_sensitivity(
+    plan: ReversePlan, moments: Sequence[Moments], advance: Advance, kind: type[np.floating[Any]] = np.float64
+) -> tuple[Moments, ...]:
     """Add F from one reverse pass to the `moments` of the layers of `plan.network`; `advance(n)` after n more samples.
+
+    kind: the type that F is summed in.
 
     Layers with one position per sample stay without F, which adds little to the covariance there; so do layers whose
     outputs have no adjoint, or no finite one.
     """
-    kind = _GraphSums if plan.runtime.in_graph else _HostSums
-    totals: dict[int, Float] = {}
+    sums_of = _GraphSums if plan.runtime.in_graph else _HostSums
+    totals: dict[int, Array] = {}
     lost: set[int] = set()
     count = 0
     for part in plan.by_shape():
-        sums = kind(part, moments, Backward.of(part))
+        sums = sums_of(part, moments, Backward.of(part))
+        sums.kind = kind
         for number in sums.batches():
             count += number
             advance(number)
@@ -65,7 +71,8 @@ class _Sums(ABC):
             for k, layer in enumerate(layers)
             if not backward.lost(layer) and (plan.total or _positions(layer, backward, shapes) > 1)
         ]
-        self.totals: dict[int, Float] = {}
+        self.totals: dict[int, Array] = {}
+        self.kind: type[np.floating[Any]] = np.float64
 
     @abstractmethod
     def batches(self) -> Iterator[int]:
@@ -75,7 +82,7 @@ class _Sums(ABC):
         if index in self.totals:
             self.totals[index] += second
         else:
-            self.totals[index] = second.astype(np.float64)
+            self.totals[index] = second.astype(self.kind)
 
 
 class _HostSums(_Sums):

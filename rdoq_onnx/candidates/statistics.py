@@ -75,26 +75,30 @@ class Statistics:
                 advance(len(samples))
                 continue
             part = replace(self.network, layers=tuple(missing))
-            for layer, moments in of_inputs(part, samples, batch, runtime, workers, advance).items():
+            for layer, moments in of_inputs(part, samples, batch, runtime, workers, advance):
                 self.put("mean", layer, moments.mean)
                 self.put("covariance", layer, moments.covariance.astype(np.float32))
 
     def sense(self, plan: ReversePlan, advance: Advance) -> None:
         """Collect the sensitivity of each layer and its basis, as far as they are not kept yet."""
-        for portion in portions(self.network.layers, self.memory, shared=False):
+        for portion in self.sensed_portions():
             missing = tuple(x for x in portion if not self.has("basis", x))
             if not missing:
                 advance(len(plan.samples))
                 continue
             network = replace(plan.network, layers=missing)
             means = [replace(self.moments(layer), sensitivity=None) for layer in missing]
-            sensed = with_sensitivity(replace(plan, network=network), means, advance)
+            sensed = with_sensitivity(replace(plan, network=network), means, advance, np.float32)
             plan.workers.map(self._put, missing, sensed)
+
+    def sensed_portions(self) -> list[list[Layer]]:
+        """Divide the layers into those whose sensitivities one pass sums, in single precision."""
+        return list(portions(self.network.layers, 2 * self.memory, shared=False))
 
     def _put(self, layer: Layer, moments: Moments) -> None:
         second = moments.covariance
         if moments.sensitivity is not None:
-            second = moments.sensitivity.astype(np.float32)
+            second = moments.sensitivity
             self.put("sensitivity", layer, second)
         self.put("basis", layer, np.linalg.eigh(second)[1])
 

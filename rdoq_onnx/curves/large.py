@@ -27,6 +27,7 @@ from rdoq_onnx.curves.steps import SENSING, Bench
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
 from rdoq_onnx.gradients.plan import differentiated, draws
+from rdoq_onnx.model.external import relocated
 from rdoq_onnx.system.memory import memory_bound
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.threads import Alone
@@ -38,7 +39,8 @@ LARGE = 4_000_000  # weights
 REACH = 2  # bits around the first allocation that are rounded with compensation; within 1, up to 1.1 dB are lost
 _ALONE = 4_000_000  # weights of a layer that all threads round together
 _ROUNDS = 3  # allocations that may each ask for more widths
-_SUMS = 3  # sums of one pass may take 1 / _SUMS of the memory
+_REST = 1 << 29  # bytes beside weights and sums: the program, activations of a batch
+_LEAST = 8  # sums of one pass may take 1 / _LEAST of the memory, whatever the rest takes
 
 
 def is_large(network: Network, config: Config) -> bool:
@@ -60,7 +62,9 @@ class LargeBench:
     @classmethod
     def of(cls, bench: Bench) -> "LargeBench":
         prefix = "".join(c if c.isalnum() else "_" for c in bench.keep.name)
-        memory = memory_bound(bench.config.memory) // _SUMS
+        bound = memory_bound(bench.config.memory)
+        mapped = relocated(bench.network.model)[2]
+        memory = max(bound - mapped - _REST, bound // _LEAST)
         return cls(bench, Statistics(bench.network, bench.keep.store.scratch, prefix, memory))
 
     def collect(self) -> dict[str, str]:
@@ -74,8 +78,7 @@ class LargeBench:
                 lambda batch: statistics.collect(fitting, batch, runtime, bench.pool, advance), size, observation
             )
         sensing, alone = fitting.some(SENSING), replace(network, activations=())
-        passes = sum(1 for _ in portions(network.layers, statistics.memory, shared=False))
-        with progress.step("sensitivity", len(sensing) * passes) as advance:
+        with progress.step("sensitivity", len(sensing) * len(statistics.sensed_portions())) as advance:
             size = reverse_batch(network, observation, runtime, len(sensing), exact=False)
             plan = replace(bench.plan(alone, sensing), batch=size)
             with_memory(lambda batch: statistics.sense(replace(plan, batch=batch), advance), size, observation)

@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network, layer_names
+from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.model.codes import Affine, WeightCodes
@@ -92,6 +93,11 @@ class Measurement:
     def aimed(self) -> Network:
         """The network with the measured tensors as its outputs."""
         return aimed_at(self.network, self.observation.metric.outputs)
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether the layers were measured one at a time, as those of a large network are."""
+        return any(isinstance(each.codes, SpooledCodes) for each in self.layers)
 
     @property
     def channels(self) -> int:

@@ -87,6 +87,7 @@ def make_report(outcome: Outcome) -> Report:
         ),
         skipped=(*network.skipped, *left_in_file(emission.model, network, network.skipped)),
         probed=measurement.probed,
+        by_layer=measurement.by_layer,
         steps=outcome.steps,
         parts=tuple(
             PartReport(part.name, part.output, predicted, part.measured, part.sqnr_db, part.bound_db)

@@ -94,6 +94,7 @@ class Report:
     weight_only: tuple[WeightOnlyReport, ...]
     skipped: tuple[Skip, ...]
     probed: Mapping[str, str]
+    by_layer: bool  # whether curves of weights are quadratic forms (curves/forms.py)
     steps: tuple[Step, ...] = ()
     latency: tuple[Latency, ...] = ()
     unsearched: float = 0.0  # δ of the weights outside the search alone
@@ -134,6 +135,7 @@ class Report:
                 "sqnr_db": _finite(self.sqnr_db),
                 "optimality_gap": self.optimality_gap,
                 "metric": "mse",
+                "curves": "layer by layer" if self.by_layer else "sample by sample",
                 "parts": [
                     asdict(part) | {"sqnr_db": _finite(part.sqnr_db), "bound_db": _finite(part.bound_db)}
                     for part in self.parts

@@ -132,6 +132,8 @@ def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator
         table.add_section()
     yield table
     yield from (f"hint: {line}" for line in report.advice)
+    if report.by_layer:
+        yield "a large network: its layers were measured one at a time, by quadratic forms"
     for tensor, reason in report.probed.items():
         yield f"measured exactly: {tensor}: {reason}"
     if report.weight_only:

@@ -68,7 +68,7 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
     elements = np.array([1] * count + [channels] * tensors)
     curves = Curves(np.arange(MAX_BITS + 1), elements, distortion)
     unused: dict[str, object] = {f.name: None for f in fields(Measurement)}
-    measurement = Measurement(**unused | {"network": network, "curves": curves, "probed": {}})  # type: ignore[arg-type]
+    measurement = Measurement(**unused | {"network": network, "curves": curves, "layers": (), "probed": {}})  # type: ignore[arg-type]
     allocation = allocate_bits(measurement, config.budgets)
     report = make_report(
         Outcome(
