@@ -42,6 +42,7 @@ ORDER = (
     "refinement",
     "verification",
     "report",
+    "estimate",
     "pipeline",
     "dry_run",
     "api",

@@ -37,7 +37,7 @@ LARGE = 4_000_000  # weights
 REACH = 2  # bits around the first allocation that are rounded with compensation; within 1, up to 1.1 dB are lost
 _ALONE = 4_000_000  # weights of a layer that all threads round together
 _ROUNDS = 3  # allocations that may each ask for more widths
-_SUMS = 3  # sums of one pass may take 1 / _SUMS of the memory
+SUMS = 3  # sums of one pass may take 1 / SUMS of the memory
 
 
 def is_large(network: Network, config: Config) -> bool:
@@ -59,7 +59,7 @@ class LargeBench:
     @classmethod
     def of(cls, bench: Bench) -> "LargeBench":
         prefix = "".join(c if c.isalnum() else "_" for c in bench.keep.name)
-        memory = memory_bound(bench.config.memory) // _SUMS
+        memory = memory_bound(bench.config.memory) // SUMS
         return cls(bench, Statistics(bench.network, bench.keep.store.scratch, prefix, memory))
 
     def collect(self) -> dict[str, str]:

@@ -186,6 +186,11 @@ class Shelf:
                 self.put(copy, np.frombuffer(tensor.raw_data, np.uint8))
         return result
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._end
+
     def put(self, tensor: TensorProto, array: Array) -> TensorProto:
         """Write the bytes of `array` and make `tensor` refer to them. Returns `tensor`."""
         offset = -(-self._end // _PAGE) * _PAGE

@@ -1,0 +1,100 @@
+"""Estimate the peak of memory and the scratch space of a run, from the sizes of what it holds at the same time."""
+
+from dataclasses import dataclass
+
+from rdoq_onnx.candidates.moment_passes import portions, second_bytes
+from rdoq_onnx.config import Config
+from rdoq_onnx.curves import anchoring
+from rdoq_onnx.curves.forms import form_portions, marginal
+from rdoq_onnx.curves.large import SUMS, is_large
+from rdoq_onnx.estimate.work import Work
+from rdoq_onnx.model.external import is_detached
+from rdoq_onnx.probing.prefix import CACHE_BYTES
+from rdoq_onnx.report.wording import human_bytes
+from rdoq_onnx.system.memory import machine_memory, memory_bound
+from rdoq_onnx.system.runtime import PREPACKED
+from rdoq_onnx.system.scratch import Scratch
+from rdoq_onnx.system.threads import cores
+
+BASE = 150 << 20  # bytes of the process with what it imports
+_CANDIDATE = 140  # bytes of a weight with all its candidates and their changes
+_COPIES = 3  # of an unfolded input, while its sum is made
+_STATE = 32  # bytes of the state of a channel at one width
+_SLACK = 1.1  # what allocators leave unused
+_CLEARLY = 1.2  # an estimate of so many times what there is is worth a word
+
+
+@dataclass(frozen=True)
+class Space:
+    """Bytes at the peak, in memory and in the scratch folder."""
+
+    memory: int
+    scratch: int
+
+
+def space(work: Work, shelf: int) -> Space:
+    """Estimate the space of a run. shelf: bytes of large weights that are in the scratch folder already."""
+    large, detached = is_large(work.network, work.config), is_detached(work.network.model)
+    weights = work.model * (2 if not detached or work.model <= PREPACKED else 1)
+    held = 0 if detached else work.model * 3  # the model, normalized and in the form that is being edited
+    steps = [_forward(work), _backward(work) + (_large(work) if large else _CANDIDATE * work.weights)]
+    if not large:
+        steps.append(_CANDIDATE * work.weights + _anchored(work))
+    return Space(int(BASE + _SLACK * (held + weights + max(steps))), shelf + (_kept(work) if large else 0))
+
+
+def _threads(work: Work) -> int:
+    return min(work.config.threads or cores(), max(len(work.layers), 1))
+
+
+def _forward(work: Work) -> int:
+    """Bytes of the tensors of one batch, of those that finding the batch runs, and of the sums over them."""
+    size = min(work.observation.batching.size, max(int(work.seen), 1))
+    each = int(4 * work.tensors * work.observation.batching.peak)
+    unfolded = sorted((x.unfolded for x in work.layers), reverse=True)[: _threads(work)]
+    return max(5 * each, 2 * size * each, size * (each + 4 * _COPIES * sum(unfolded)))
+
+
+def _backward(work: Work) -> int:
+    """Bytes of one batch of tensors and adjoints, and of the sums over them."""
+    size, each = work.backward_batch(), int(4 * work.tensors * work.observation.batching.peak)
+    unfolded = sorted((x.unfolded for x in work.layers), reverse=True)[: _threads(work)]
+    return size * (each * (1 + work.rows) + 4 * work.inner + 4 * _COPIES * sum(unfolded))
+
+
+def _large(work: Work) -> int:
+    """Bytes of the sums of one pass over a large network, with the statistics that are mapped meanwhile."""
+    layers, memory = work.network.layers, memory_bound(work.config.memory) // SUMS
+    seconds = max(sum(map(second_bytes, p)) for p in portions(layers, memory, shared=False))
+    forms = max(sum(x.weights for x in work.layers if x.layer in p) for p in form_portions(work.network, memory))
+    mapped = 4 * sum(x.second for x in work.layers)
+    gradients = sorted((x.weights for x in work.layers), reverse=True)[: _threads(work)]
+    return max(seconds, 4 * forms + mapped) + 3 * 4 * sum(gradients)
+
+
+def _anchored(work: Work) -> int:
+    """Bytes of the tensors that exact measurements keep."""
+    return min(CACHE_BYTES, int(4 * work.inner * min(work.measuring, anchoring.SAMPLES[1])))
+
+
+def _kept(work: Work) -> int:
+    """Bytes of statistics, codes and states of a large network, and of its equalized weights."""
+    seconds = 4 * (sum(x.second for x in work.inputs) + 2 * sum(x.second for x in work.layers))
+    powers = 0 if marginal(work.network) else 4 * work.weights
+    states = sum(_STATE * x.channels * len(work.widths) for x in work.layers)
+    equalized = 4 * work.weights if work.network.activations else 0
+    return seconds + powers + len(work.widths) * work.weights + states + equalized
+
+
+def shortages(space: Space, config: Config, scratch: Scratch) -> tuple[str, ...]:
+    """Word what a run probably lacks: memory within --memory or the machine's, or room for its scratch folder."""
+    found = []
+    limit = config.memory or machine_memory()
+    if space.memory > _CLEARLY * limit:
+        owner = "--memory allows" if config.memory else "this machine has"
+        found.append(f"the run may take {human_bytes(space.memory)} of memory, but {owner} {human_bytes(limit)}")
+    free, where = scratch.free()
+    if space.scratch > _CLEARLY * free:
+        needs = f"the run may take {human_bytes(space.scratch)} of scratch space"
+        found.append(f"{needs}, but {where} has {human_bytes(free)} free; give --scratch a larger folder")
+    return tuple(found)
