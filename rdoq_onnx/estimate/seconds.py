@@ -28,7 +28,7 @@ _BINNED = 4.0  # copies of an activation that all its quantizers take
 _NODE = 5e-4  # seconds to edit, infer and load a node of a graph
 _LAYER = 2e-2  # seconds of rounding a layer, however small
 _VARIANTS = 3  # of compensation, where there is a sensitivity
-_COLUMNS = 64  # inputs whose products take as long as the rest of rounding a weight with compensation
+_COLUMNS = 2000  # inputs whose products take as long as the rest of rounding a weight with compensation
 _DOUBTFUL = 0.05  # share of activations that are measured exactly
 _CLIPS = 8  # quantizers that are tried for an activation's width
 _AGAIN = 1.2  # compensation in the rounds of allocation after the first, on top of it
@@ -174,7 +174,7 @@ class Estimate:
 
     def _exact(self, units: float, runs: float, samples: float) -> float:
         """Return the seconds of `runs` exact measurements of `units` layers or activations on `samples` samples."""
-        prepared = units * (self.speeds.load + self._graph) / _PROBED
+        prepared = units * (self.speeds.load + self._graph / 2) / _PROBED
         return prepared + runs * samples * self.speeds.forward / _PROBED
 
     def _anchoring(self) -> dict[str, float]:

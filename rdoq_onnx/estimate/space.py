@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rdoq_onnx.candidates.moment_passes import portions, second_bytes
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves import anchoring
+from rdoq_onnx.curves import anchoring, float_fallback
 from rdoq_onnx.curves.forms import form_portions, marginal
 from rdoq_onnx.curves.large import SUMS, is_large
 from rdoq_onnx.estimate.work import Work
@@ -19,6 +19,7 @@ from rdoq_onnx.system.threads import cores
 BASE = 150 << 20  # bytes of the process with what it imports
 _CANDIDATE = 140  # bytes of a weight with all its candidates and their changes
 _COPIES = 3  # of an unfolded input, while its sum is made
+_ALIVE = 0.5  # share of all tensors of a pass that are needed at the same time
 _STATE = 32  # bytes of the state of a channel at one width
 _SLACK = 1.1  # what allocators leave unused
 _CLEARLY = 1.2  # an estimate of so many times what there is is worth a word
@@ -37,9 +38,9 @@ def space(work: Work, shelf: int) -> Space:
     large, detached = is_large(work.network, work.config), is_detached(work.network.model)
     weights = work.model * (2 if not detached or work.model <= PREPACKED else 1)
     held = 0 if detached else work.model * 3  # the model, normalized and in the form that is being edited
-    steps = [_forward(work), _backward(work) + (_large(work) if large else _CANDIDATE * work.weights)]
-    if not large:
-        steps.append(_CANDIDATE * work.weights + _anchored(work))
+    candidates = 0 if large else _CANDIDATE * work.weights
+    sums = _large(work) if large else candidates
+    steps = [_forward(work), _backward(work) + sums, candidates + _exact(work)]
     return Space(int(BASE + _SLACK * (held + weights + max(steps))), shelf + (_kept(work) if large else 0))
 
 
@@ -59,7 +60,9 @@ def _backward(work: Work) -> int:
     """Bytes of one batch of tensors and adjoints, and of the sums over them."""
     size, each = work.backward_batch(), int(4 * work.tensors * work.observation.batching.peak)
     unfolded = sorted((x.unfolded for x in work.layers), reverse=True)[: _threads(work)]
-    return size * (each * (1 + work.rows) + 4 * work.inner + 4 * _COPIES * sum(unfolded))
+    centred = (_COPIES - 1) * min(size, max(int(work.measuring), 1))
+    inner = int(4 * _ALIVE * work.inner)
+    return size * (each * (1 + work.rows) + inner) + 4 * (size + centred) * sum(unfolded)
 
 
 def _large(work: Work) -> int:
@@ -72,9 +75,13 @@ def _large(work: Work) -> int:
     return max(seconds, 4 * forms + mapped) + 3 * 4 * sum(gradients)
 
 
-def _anchored(work: Work) -> int:
-    """Bytes of the tensors that exact measurements keep."""
-    return min(CACHE_BYTES, int(4 * work.inner * min(work.measuring, anchoring.SAMPLES[1])))
+def _exact(work: Work) -> int:
+    """Bytes of the tensors that exact measurements keep, if there are any, and of the pass that makes them."""
+    anchored = anchoring.WORK[work.config.effort] and anchoring.SAMPLES[1]
+    samples = float_fallback.SAMPLES[1] if work.network.activations else anchored
+    batch = min(work.observation.batching.size, samples, max(int(work.judging), 1))
+    kept = min(CACHE_BYTES, int(4 * _ALIVE * work.inner * min(work.judging, samples)))
+    return kept + 4 * batch * work.tensors
 
 
 def _kept(work: Work) -> int:

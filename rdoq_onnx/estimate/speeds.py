@@ -14,16 +14,16 @@ from rdoq_onnx.candidates.compensation import Compensator
 from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.estimate.work import Work
 from rdoq_onnx.model.linear import Linear
-from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.runtime import Feeds, Runtime, Session
 from rdoq_onnx.system.threads import workers
 
 _SHAPES = 4  # of samples that are timed
 _REST = 1.3  # a forward pass over the products of its layers: norms, softmax, attention
 _LOAD = 0.1, 1e-9  # seconds to load a session, and for each byte of detached weights
-WIDTH = 384  # of the matrices that rounding and decompositions are timed on
+WIDTH = 512  # of the matrices that rounding and decompositions are timed on
 _WEIGHTS = 1 << 16  # that are rounded to time it
 _FEW, _MANY = 4, 8  # widths of few and of many levels, which get more and fewer trials
-_REPEATED = 3
+_REPEATED = 4
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def speeds(work: Work, forward: float, load: float) -> Speeds:
         second = a @ a.T / WIDTH
         product = _least(lambda: a @ b) / WIDTH**3
         element = _least(lambda: np.ascontiguousarray(np.tile(a, (4, 4)).T)) / (32 * WIDTH**2)
-        eigen = _least(lambda: np.linalg.eigh(second)) / WIDTH**3
-        begin = time.perf_counter()
+        eigen = _least(lambda: np.linalg.eigh(second), 2) / WIDTH**3
+        begin = time.thread_time()
         compensator = Compensator.of(second[None].astype(np.float64), 0.02)
-        factor = (time.perf_counter() - begin) / WIDTH**3
+        factor = (time.thread_time() - begin) / WIDTH**3
         nearest, few, many = _rounding(rng.standard_normal((_WEIGHTS // WIDTH, WIDTH), np.float32), compensator)
     return Speeds(threads, forward, load, product / threads, element / threads, eigen, factor, nearest, few, many)
 
@@ -83,7 +83,7 @@ def timed_passes(model: ModelProto, samples: Samples, size: int, runtime: Runtim
         number, feeds = next(part.counted_batches(size))
         if not count:
             session.run(feeds)  # the first run allocates
-        total += len(part) * _least(lambda feeds=feeds: session.run(feeds), 2) / number  # type: ignore[misc]
+        total += len(part) * _passed(session, feeds) / number
         count += len(part)
     return total / count, load
 
@@ -98,9 +98,14 @@ def counted_passes(work: Work, runtime: Runtime) -> tuple[float, float]:
     weights = np.zeros((inputs, outputs), np.float32)
     session = runtime.session(_product((rows, inputs), (inputs, outputs)), "all")
     feeds = {"x": np.ones((rows, inputs), np.float32), "w": weights}
-    one = _least(lambda: session.run(feeds)) / (rows * inputs * outputs)
+    one = _passed(session, feeds) / (rows * inputs * outputs)
     load = _LOAD[0] + _LOAD[1] * work.model
     return _REST * one * sum(x.forward for x in work.layers), load
+
+
+def _passed(session: Session, feeds: Feeds) -> float:
+    """Return the seconds of a run, by the clock on the wall: it has threads of its own."""
+    return _least(lambda: session.run(feeds), _REPEATED, time.perf_counter)
 
 
 def _product(left: tuple[int, int], right: tuple[int, int]) -> ModelProto:
@@ -111,11 +116,13 @@ def _product(left: tuple[int, int], right: tuple[int, int]) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def _least(run: Callable[[], object], repeated: int = _REPEATED) -> float:
-    """Return the least seconds of several calls: others may use the machine as well."""
+def _least(
+    run: Callable[[], object], repeated: int = _REPEATED, clock: Callable[[], float] = time.thread_time
+) -> float:
+    """Return the least seconds of several calls, of the processor unless told otherwise: others may use it as well."""
     taken = []
     for _ in range(repeated):
-        begin = time.perf_counter()
+        begin = clock()
         run()
-        taken.append(time.perf_counter() - begin)
+        taken.append(clock() - begin)
     return min(taken)
