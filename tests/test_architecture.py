@@ -119,6 +119,8 @@ TESTED_ELSEWHERE = {
     "curves/select": "tests/curves/test_float_fallback.py",
     "curves/steps": "tests/curves/test_float_fallback.py",
     "allocation/allocation": "tests/allocation/test_budget.py",
+    "estimate/speeds": "tests/estimate/test_seconds.py",
+    "estimate/work": "tests/estimate/test_seconds.py",
     "emission/quantized_model": "tests/candidates/test_make.py",
     "emission/storage": "tests/verification/test_verify.py",
     "emission/weight_only": "tests/analysis/test_weight_only.py",

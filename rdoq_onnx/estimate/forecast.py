@@ -20,14 +20,14 @@ def foreseen(network: Network, samples: Samples, config: Config, runtime: Runtim
     cut = presumably_unpadded(network.model, samples)
     parts = find_parts(network.model)
     aimed = aimed_at(network, measured_tensors(parts))
-    observation = inferred(aimed, parts, cut)
+    observation = inferred(aimed, parts, cut, runtime)
     return counted(aimed, cut, config, runtime, observation), cut
 
 
 def counted(aimed: Network, samples: Samples, config: Config, runtime: Runtime, observation: Observation) -> Work:
     """Count the work of quantizing `aimed`, whose outputs are the measured tensors, with `samples`."""
     network = in_float(aimed, unfed(aimed, observation.sizes))
-    return Work(network, config, runtime, observation, len(samples), inner(aimed, samples, observation))
+    return Work(network, config, runtime, observation, len(samples), inner(aimed, samples, observation, runtime))
 
 
 def warned(network: Network, samples: Samples, config: Config, runtime: Runtime, scratch: Scratch) -> tuple[str, ...]:

@@ -62,8 +62,9 @@ class Estimate:
             return ends
         activations = self._activations() if work.network.activations else {}
         if work.config.measure == "probe":
-            measured = self._small() | {"probe": self._probe()}
-            measured.pop("taylor")
+            left_out = ("clipping", "taylor", "taylor, activations", "doubtful")
+            steps = self._small() | activations | {"probe": self._probe()}
+            measured = {name: seconds for name, seconds in steps.items() if name not in left_out}
         else:
             large = is_large(work.network, work.config)
             measured = (self._large() if large else self._small()) | activations | self._anchoring()

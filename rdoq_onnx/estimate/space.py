@@ -77,7 +77,7 @@ def _large(work: Work) -> int:
 
 def _exact(work: Work) -> int:
     """Bytes of the tensors that exact measurements keep, if there are any, and of the pass that makes them."""
-    anchored = anchoring.WORK[work.config.effort] and anchoring.SAMPLES[1]
+    anchored = anchoring.SAMPLES[1] if anchoring.WORK[work.config.effort] else 0
     samples = float_fallback.SAMPLES[1] if work.network.activations else anchored
     batch = min(work.observation.batching.size, samples, max(int(work.judging), 1))
     kept = min(CACHE_BYTES, int(4 * _ALIVE * work.inner * min(work.judging, samples)))

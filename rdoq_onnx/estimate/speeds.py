@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def _rounding(weights: NDArray[np.float32], compensator: Compensator) -> tuple[f
     rows = LayerRows(Blocks(Linear("MatMul", weights.T.shape)), weights, 128, None)
     starts = rows.starts(compensator.hessian, (_FEW, _MANY))
     nearest = _least(lambda: rows.starts(compensator.hessian, (_FEW, _MANY)), 1) / 2
-    few, many = (_least(lambda b=b: rows.rounded(compensator, {b: starts[b]}), 1) for b in (_FEW, _MANY))
+    few, many = (_least(partial(rows.rounded, compensator, {b: starts[b]}), 1) for b in (_FEW, _MANY))
     return nearest / weights.size, few / weights.size, many / weights.size
 
 
@@ -104,8 +105,8 @@ def counted_passes(work: Work, runtime: Runtime) -> tuple[float, float]:
 
 
 def _passed(session: Session, feeds: Feeds) -> float:
-    """Return the seconds of a run, by the clock on the wall: it has threads of its own."""
-    return _least(lambda: session.run(feeds), _REPEATED, time.perf_counter)
+    """Return the seconds of a run by the clock on the wall, at most those of the processor, whose cores may be busy."""
+    return min(_least(lambda: session.run(feeds), clock=clock) for clock in (time.perf_counter, time.process_time))
 
 
 def _product(left: tuple[int, int], right: tuple[int, int]) -> ModelProto:
@@ -119,7 +120,7 @@ def _product(left: tuple[int, int], right: tuple[int, int]) -> ModelProto:
 def _least(
     run: Callable[[], object], repeated: int = _REPEATED, clock: Callable[[], float] = time.thread_time
 ) -> float:
-    """Return the least seconds of several calls, of the processor unless told otherwise: others may use it as well."""
+    """Return the least seconds of several calls, by default of this thread: others may use the machine as well."""
     taken = []
     for _ in range(repeated):
         begin = clock()
