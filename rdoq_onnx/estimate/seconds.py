@@ -114,7 +114,7 @@ class Estimate:
         runs = work.runs(work.measuring)
         count = len(form_portions(work.network, memory))
         sums = speeds.product * sum(x.second * x.positions + work.rows * x.forward for x in work.layers)
-        sums += _TOUCHED * speeds.element * work.rows * work.weights
+        sums += speeds.element * work.rows * work.weights
         shared, alone = (sum(1 for _ in portions(layers, memory, shared=shared)) for shared in (True, False))
         variants = 1 if marginal(work.network) else _VARIANTS
         widths, again = self._refined()

@@ -69,10 +69,13 @@ def _large(work: Work) -> int:
     """Bytes of the sums of one pass over a large network, with the statistics that are mapped meanwhile."""
     layers, memory = work.network.layers, memory_bound(work.config.memory) // SUMS
     seconds = max(sum(map(second_bytes, p)) for p in portions(layers, memory, shared=False))
-    forms = max(sum(x.weights for x in work.layers if x.layer in p) for p in form_portions(work.network, memory))
+    passes = form_portions(work.network, memory)
+    powers = (
+        0 if marginal(work.network) else 4 * max(sum(x.weights for x in work.layers if x.layer in p) for p in passes)
+    )
     mapped = 4 * sum(x.second for x in work.layers)
     gradients = sorted((x.weights for x in work.layers), reverse=True)[: _threads(work)]
-    return max(seconds, 4 * forms + mapped) + 3 * 4 * sum(gradients)
+    return max(seconds, powers + mapped) + 3 * 4 * sum(gradients)
 
 
 def _exact(work: Work) -> int:

@@ -16,7 +16,7 @@ from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.estimate.work import Work
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.system.runtime import Feeds, Runtime, Session
-from rdoq_onnx.system.threads import workers
+from rdoq_onnx.system.threads import cores, workers
 
 _SHAPES = 4  # of samples that are timed
 _REST = 1.3  # a forward pass over the products of its layers: norms, softmax, attention
@@ -99,7 +99,8 @@ def counted_passes(work: Work, runtime: Runtime) -> tuple[float, float]:
     weights = np.zeros((inputs, outputs), np.float32)
     session = runtime.session(_product((rows, inputs), (inputs, outputs)), "all")
     feeds = {"x": np.ones((rows, inputs), np.float32), "w": weights}
-    one = _passed(session, feeds) / (rows * inputs * outputs)
+    took = _least(lambda: session.run(feeds), clock=time.process_time) / (runtime.threads or cores())
+    one = took / (rows * inputs * outputs)
     load = _LOAD[0] + _LOAD[1] * work.model
     return _REST * one * sum(x.forward for x in work.layers), load
 
