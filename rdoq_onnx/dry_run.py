@@ -32,7 +32,7 @@ from rdoq_onnx.model.external import is_detached
 from rdoq_onnx.observation.inputs import batched, samples_for
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
-from rdoq_onnx.report.wording import human_bytes, pin_of, skip_lines, step_name
+from rdoq_onnx.report.wording import about_bytes, pin_of, skip_lines, step_name
 from rdoq_onnx.system.runtime import Runtime
 
 OBSERVED = 8  # samples that sizes are taken from
@@ -128,8 +128,8 @@ def _estimate(result: DryRun) -> str:
     total = sum(result.seconds.values())
     steps = ", ".join(f"{step_name(name)} {s:.0f}" for name, s in result.seconds.items() if s >= _SHOWN * total)
     origin = "synthetic samples" if result.source == "synthetic" else f"samples from {result.source}"
-    scratch = f" and {human_bytes(result.space.scratch)} of scratch space" if result.space.scratch else ""
-    needs = f"{_duration(total)}, {human_bytes(result.space.memory)} of memory{scratch}"
+    scratch = f" and {about_bytes(result.space.scratch)} of scratch space" if result.space.scratch else ""
+    needs = f"{_duration(total)}, {about_bytes(result.space.memory)} of memory{scratch}"
     return f"about {needs} with {result.samples} {origin} (seconds: {steps})"
 
 

@@ -10,7 +10,7 @@ from rdoq_onnx.curves.large import SUMS, is_large
 from rdoq_onnx.estimate.work import Work
 from rdoq_onnx.model.external import is_detached
 from rdoq_onnx.probing.prefix import CACHE_BYTES
-from rdoq_onnx.report.wording import human_bytes
+from rdoq_onnx.report.wording import about_bytes
 from rdoq_onnx.system.memory import machine_memory, memory_bound
 from rdoq_onnx.system.runtime import PREPACKED
 from rdoq_onnx.system.scratch import Scratch
@@ -102,9 +102,9 @@ def shortages(space: Space, config: Config, scratch: Scratch) -> tuple[str, ...]
     limit = config.memory or machine_memory()
     if space.memory > _CLEARLY * limit:
         owner = "--memory allows" if config.memory else "this machine has"
-        found.append(f"the run may take {human_bytes(space.memory)} of memory, but {owner} {human_bytes(limit)}")
+        found.append(f"the run may take {about_bytes(space.memory)} of memory, but {owner} {about_bytes(limit)}")
     free, where = scratch.free()
     if space.scratch > _CLEARLY * free:
-        needs = f"the run may take {human_bytes(space.scratch)} of scratch space"
-        found.append(f"{needs}, but {where} has {human_bytes(free)} free; give --scratch a larger folder")
+        needs = f"the run may take {about_bytes(space.scratch)} of scratch space"
+        found.append(f"{needs}, but {where} has {about_bytes(free)} free; give --scratch a larger folder")
     return tuple(found)

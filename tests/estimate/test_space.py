@@ -37,6 +37,6 @@ def test_what_is_clearly_too_much_is_said(tmp_path, monkeypatch):
     config, scratch = Config(memory=GB), Scratch(tmp_path)
     assert shortages(Space(GB, 2 * GB), config, scratch) == ()
     memory, disk = shortages(Space(3 * GB, 4 * GB), config, scratch)
-    assert memory == "the run may take 3000.00 MB of memory, but --memory allows 1000.00 MB"
-    assert disk.startswith(f"the run may take 4000.00 MB of scratch space, but {tmp_path} has 2000.00 MB free")
+    assert memory == "the run may take 3.0 GB of memory, but --memory allows 1.0 GB"
+    assert disk.startswith(f"the run may take 4.0 GB of scratch space, but {tmp_path} has 2.0 GB free")
     assert "this machine has" in shortages(Space(10**15, 0), Config(), scratch)[0]
