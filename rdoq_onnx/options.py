@@ -170,7 +170,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--dry-run",
         is_flag=True,
-        help="List layers, activations, what stays in float and the estimated time; write nothing.",
+        help="List layers, activations, what stays in float and estimates of time and space; write nothing.",
     ),
     click.option("--quiet", is_flag=True, help="Print errors only."),
     click.option(

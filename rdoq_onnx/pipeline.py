@@ -19,6 +19,7 @@ from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.estimate.forecast import warned
 from rdoq_onnx.gradients.plan import differentiated
 from rdoq_onnx.model.external import is_detached
 from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
@@ -80,6 +81,8 @@ class Job:
             reference = runnable(original, scratch.shelf)
             network, samples = network_and_samples(normal, calibration, config, runtime, progress)
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
+        for text in warned(network, samples, config, runtime, scratch) if is_detached(normal) else ():
+            progress.note(f"warning: {text}")
         shapes, seen = len(samples.by_shape()), differentiated(samples)
         if shapes > 1:
             backwards = f"; gradients use the {len(seen.by_shape())} most common" if len(seen) < len(samples) else ""

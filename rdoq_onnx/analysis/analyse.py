@@ -18,6 +18,7 @@ from rdoq_onnx.analysis.pins import check_pins
 from rdoq_onnx.analysis.skips import (
     QUANTIZED,
     Excludes,
+    Finiteness,
     Refusal,
     Skip,
     check_excludes,
@@ -36,20 +37,21 @@ from rdoq_onnx.passes.branch_consumers import BranchConsumers
 from rdoq_onnx.targets import Target
 
 
-def analyse(model: onnx.ModelProto, selection: Selection) -> Network:
+def analyse(model: onnx.ModelProto, selection: Selection, finiteness: Finiteness = not_finite) -> Network:
     """Find the layers and activations of a normalized `model` that `selection` asks to quantize.
 
+    finiteness: `presumed_finite` reads no detached weights.
     Raises ModelError if nothing can be quantized; ConfigError if a pattern matches nothing, or if `selection` has a
     goal for the search but there is nothing to search.
     """
     graph, target = Graph(model), selection.target
     excludes = Excludes(selection.exclude, selection.exclude_ops)
-    candidates, slots = _candidates(graph), find_slots(graph)
+    candidates, slots = _candidates(graph, finiteness), find_slots(graph)
     named = [(c.node.op_type, c.names) for c in candidates] + [(s.node.op_type, s.names) for s in slots]
     check_excludes(excludes, named)
     layers, refused = _layers(candidates, excludes, target)
     searched = {x.weight: [u.node for u in x.uses] for x in layers}
-    others, left = weight_only(graph, slots, searched, target, excludes)
+    others, left = weight_only(graph, slots, searched, target, excludes, finiteness)
     skipped = (*refused, *integer_kernels(graph), *left)
     if not layers and not others:
         raise ModelError(_nothing(skipped))
@@ -63,7 +65,7 @@ def analyse(model: onnx.ModelProto, selection: Selection) -> Network:
         activations = find_activations(graph, layers, sums)
         branches = find_branches(graph, layers, activations, sums)
         if branches:
-            return analyse(run_passes([BranchConsumers(branches)], model), selection)
+            return analyse(run_passes([BranchConsumers(branches)], model), selection, finiteness)
     network = Network(model, layers, activations, skipped, target, others)
     check_pins(network, selection.pins)
     return network
@@ -107,9 +109,9 @@ class _Candidate:
         return (self.node.name,) if isinstance(self.weight, Refusal) else (self.node.name, self.weight[0])
 
 
-def _candidates(graph: Graph) -> tuple[_Candidate, ...]:
+def _candidates(graph: Graph, finiteness: Finiteness) -> tuple[_Candidate, ...]:
     return tuple(
-        _Candidate(node, _read_layer(node, graph))
+        _Candidate(node, _read_layer(node, graph, finiteness))
         for node in graph.nodes
         if node.op_type in LAYER_TYPES and node.domain in ("", "ai.onnx") and not is_stack(node, graph)
     )
@@ -144,7 +146,7 @@ def _searchable(candidate: _Candidate, excludes: Excludes, target: Target) -> tu
     )
 
 
-def _read_layer(node: NodeProto, graph: Graph) -> tuple[str, Linear] | Refusal:
+def _read_layer(node: NodeProto, graph: Graph, finiteness: Finiteness) -> tuple[str, Linear] | Refusal:
     """The weight of a node and how it unfolds, or why the node stays in float."""
     constant = [k for k in (0, 1) if node.input[k] in graph.constants]
     if not constant:
@@ -158,7 +160,7 @@ def _read_layer(node: NodeProto, graph: Graph) -> tuple[str, Linear] | Refusal:
     if tensor is None:
         return _computed(node.input[side], graph)
     shape = tuple(tensor.dims)
-    unfit = not_a_matrix(tensor) or (Refusal("its weight is empty") if 0 in shape else not_finite(tensor))
+    unfit = not_a_matrix(tensor) or (Refusal("its weight is empty") if 0 in shape else finiteness(tensor))
     return unfit or (tensor.name, _linear(node, shape, side))
 
 

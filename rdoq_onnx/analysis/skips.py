@@ -1,6 +1,6 @@
 """Nodes that stay unchanged, and why: nothing is skipped silently."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,6 +33,9 @@ class Skip:
     node: str
     op_type: str
     reason: str
+
+
+Finiteness = Callable[[TensorProto], Refusal | None]  # refuses an initializer with NaN or infinite values
 
 
 def integer_kernels(graph: Graph) -> Iterator[Skip]:
@@ -93,6 +96,11 @@ def not_finite(tensor: TensorProto) -> Refusal | None:
     if finite:
         return None
     return Refusal("its weight holds NaN or infinity; train or export it again")
+
+
+def presumed_finite(tensor: TensorProto) -> Refusal | None:
+    """Refuse as `not_finite` does, but presume detached tensors finite: nothing of them is read."""
+    return None if external.Place.of(tensor) else not_finite(tensor)
 
 
 @cache

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from onnx import NodeProto, TensorProto
 
 from rdoq_onnx.analysis.patterns import channel_range, matches
-from rdoq_onnx.analysis.skips import Excludes, Refusal, Skip, not_a_matrix, not_finite
+from rdoq_onnx.analysis.skips import Excludes, Finiteness, Refusal, Skip, not_a_matrix
 from rdoq_onnx.analysis.weight_origins import Origin, Scope, origins, walk
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.graph import SHAPE_OPS, Graph, attribute
@@ -101,6 +101,7 @@ def weight_only(
     searched: Mapping[str, Sequence[str]],
     target: Target,
     excludes: Excludes,
+    finiteness: Finiteness,
 ) -> tuple[tuple[WeightOnly, ...], tuple[Skip, ...]]:
     """The weights in `slots` that are quantized outside the search, and the nodes whose weights stay in float.
 
@@ -109,7 +110,7 @@ def weight_only(
     skipped: dict[Skip, None] = {}
     by_tensor: dict[str, list[tuple[Slot, Origin]]] = {}
     for slot in slots:
-        origin = _quantizable(slot, target, excludes)
+        origin = _quantizable(slot, target, excludes, finiteness)
         if isinstance(origin, Refusal):
             skipped[slot.skip(origin)] = None
         else:
@@ -130,13 +131,14 @@ def weight_only(
     return tuple(chosen), tuple(skipped)
 
 
-def _quantizable(slot: Slot, target: Target, excludes: Excludes) -> Origin | Refusal:
+def _quantizable(slot: Slot, target: Target, excludes: Excludes, finiteness: Finiteness) -> Origin | Refusal:
     """The slot's origin, unless it is excluded or unfit, or `target` cannot decode it."""
     origin = slot.origin
     if isinstance(origin, Refusal):
         return origin
     excluded = excludes.refusal(slot.node.op_type, slot.names)
-    return excluded or _unreadable(slot.scope, target) or _unfit(origin.tensor, _axes(slot, origin)) or origin
+    unfit = excluded or _unreadable(slot.scope, target) or _unfit(origin.tensor, _axes(slot, origin))
+    return unfit or finiteness(origin.tensor) or origin
 
 
 def _chosen(slots: Sequence[Slot], origin: Origin) -> WeightOnly:
@@ -233,7 +235,7 @@ def _unfit(tensor: TensorProto, axes: Sequence[int]) -> Refusal | None:
     elements, scales = math.prod(tensor.dims), math.prod(tensor.dims[k] for k in axes)
     if elements + 4 * scales + _NODES >= 4 * elements:
         return Refusal(f"its weight is so small ({elements} elements) that integers and scales would take more bytes")
-    return not_finite(tensor)
+    return None
 
 
 def _consumers(nodes: Iterable[NodeProto], tensors: Mapping[str, object]) -> dict[str, list[NodeProto]]:

@@ -27,7 +27,7 @@ from rdoq_onnx.curves.steps import SENSING, Bench
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
 from rdoq_onnx.gradients.plan import differentiated, draws
-from rdoq_onnx.model.external import relocated
+from rdoq_onnx.model.external import detached_bytes
 from rdoq_onnx.system.memory import memory_bound
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.threads import Alone
@@ -41,6 +41,12 @@ _ALONE = 4_000_000  # weights of a layer that all threads round together
 _ROUNDS = 3  # allocations that may each ask for more widths
 _REST = 1 << 29  # bytes beside weights and sums: the program, activations of a batch
 _LEAST = 8  # sums of one pass may take 1 / _LEAST of the memory, whatever the rest takes
+
+
+def memory_for_sums(network: Network, asked: int | None) -> int:
+    """Return the bytes that the sums of one pass may take; asked: for the whole run."""
+    bound = memory_bound(asked)
+    return max(bound - detached_bytes(network.model) - _REST, bound // _LEAST)
 
 
 def is_large(network: Network, config: Config) -> bool:
@@ -62,9 +68,7 @@ class LargeBench:
     @classmethod
     def of(cls, bench: Bench) -> "LargeBench":
         prefix = "".join(c if c.isalnum() else "_" for c in bench.keep.name)
-        bound = memory_bound(bench.config.memory)
-        mapped = relocated(bench.network.model)[2]
-        memory = max(bound - mapped - _REST, bound // _LEAST)
+        memory = memory_for_sums(bench.network, bench.config.memory)
         return cls(bench, Statistics(bench.network, bench.keep.store.scratch, prefix, memory))
 
     def collect(self) -> dict[str, str]:

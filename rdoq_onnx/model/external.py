@@ -141,6 +141,11 @@ def bytes_at(where: Place) -> NDArray[np.uint8]:
     return np.asarray(np.memmap(where.path, np.uint8, "r", where.offset, (where.length,)))
 
 
+def detached_bytes(model: ModelProto) -> int:
+    """Return the bytes of detached tensors."""
+    return sum(where.length for t in model.graph.initializer if (where := Place.of(t)))
+
+
 def relocated(model: ModelProto) -> tuple[ModelProto, str, int]:
     """Return `model` with relative locations, the folder that they start from, and the bytes of detached tensors.
 
@@ -156,7 +161,7 @@ def relocated(model: ModelProto) -> tuple[ModelProto, str, int]:
         where = Place.of(tensor)
         if where is not None:
             place(tensor, replace(where, path=os.path.relpath(where.path, folder)))
-    return result, folder, sum(where.length for where in places)
+    return result, folder, detached_bytes(model)
 
 
 def without_detached(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
@@ -211,6 +216,11 @@ class Shelf:
             if moved:
                 self.put(copy, np.frombuffer(tensor.raw_data, np.uint8))
         return result
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(path.stat().st_size for path in self.written)
 
     def put(self, tensor: TensorProto, array: Array) -> TensorProto:
         """Write the bytes of `array` and make `tensor` refer to them. Returns `tensor`. Raises OutputError."""

@@ -113,8 +113,13 @@ def find_batching(session: Session, samples: Samples, names: Sequence[str]) -> t
             together = session.run(_stacked(samples, *pair))
     if together is None or not all(_is_stacked(t, a, b) for t, a, b in zip(together, *alone, strict=True)):
         return Batching(step, False, peak), sizes
-    each = 4 * 3 * largest  # bytes of a sample
-    return Batching(int(np.clip(_MAX_BATCH_BYTES // max(each, 1), 1, _MAX_BATCH)), True, peak), sizes
+    return Batching(batch_size(largest), True, peak), sizes
+
+
+def batch_size(elements: int) -> int:
+    """Return the samples of a run if the tensors of the largest one have so many `elements`."""
+    each = 4 * 3 * elements  # bytes of a sample
+    return int(np.clip(_MAX_BATCH_BYTES // max(each, 1), 1, _MAX_BATCH))
 
 
 def _sizes(session: Session, samples: Samples, names: Sequence[str]) -> tuple[dict[str, int], int]:

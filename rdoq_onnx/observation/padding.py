@@ -73,8 +73,6 @@ class _CutRows:
 
 def unpadded(model: onnx.ModelProto, samples: Samples, runtime: Runtime) -> Samples:
     """Return `samples` without padding, if an input of `model` is a mask; else as they are."""
-    if samples.source == "synthetic" or samples.batch not in (None, 1):
-        return samples
     session: Session | None = None
     for cut in _candidates(model, samples):
         padded = _padded(cut, samples)
@@ -85,8 +83,18 @@ def unpadded(model: onnx.ModelProto, samples: Samples, runtime: Runtime) -> Samp
     return samples
 
 
+def presumably_unpadded(model: onnx.ModelProto, samples: Samples) -> Samples:
+    """Return `samples` as `unpadded` does, but presume, without a run, that an input which may be a mask is one."""
+    for cut in _candidates(model, samples):
+        if cut.kept and _padded(cut, samples):
+            return _without(cut, samples)
+    return samples
+
+
 def _candidates(model: onnx.ModelProto, samples: Samples) -> Iterator[_Cut]:
     """Yield each input that may be a mask, with either value as the one to keep."""
+    if samples.source == "synthetic" or samples.batch not in (None, 1):
+        return
     dimensions = {i.name: i.type.tensor_type.shape.dim for i in model.graph.input}
     for name, rows in samples.arrays.items():
         free = dimensions[name]

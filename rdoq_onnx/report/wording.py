@@ -63,6 +63,12 @@ def human_bytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
+def about_bytes(count: int) -> str:
+    """Word an estimated size with two digits, in MB or GB, powers of 1000."""
+    value, unit = (count / 1e9, "GB") if count >= 0.995e9 else (count / 1e6, "MB")
+    return f"{value:.1f} {unit}" if value < 9.95 else f"{float(f'{value:.2g}'):,.0f} {unit}"
+
+
 def times(seconds: Mapping[str, float]) -> str:
     """Word the time of a run, and of each step that takes at least 2 % of it."""
     total = sum(seconds.values())

@@ -45,7 +45,7 @@ _CUDA_OPTIONS = {
 _ARENA = {"arena_extend_strategy": 1}  # grow by the requested size, not by powers of two
 _FATAL_ONLY = 4
 _FOLDER = "session.model_external_initializers_file_folder_path"
-_PREPACKED = 1 << 30  # bytes of detached weights up to which sessions keep a copy in the order that kernels read
+PREPACKED = 1 << 30  # bytes of detached weights up to which sessions keep a copy in the order that kernels read
 _WRITTEN = 1 << 20  # bytes of a weight that an optimized graph refers to rather than holds
 _NO_MEMORY = ("Failed to allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -231,7 +231,7 @@ class Runtime:
             shell, folder, size = relocated(float32_interface(model))
             if folder:
                 options.add_session_config_entry(_FOLDER, folder)
-            if size > _PREPACKED:
+            if size > PREPACKED:
                 options.add_session_config_entry("session.disable_prepacking", "1")
             handle = ort.InferenceSession(shell.SerializeToString(), options, providers=configured)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own

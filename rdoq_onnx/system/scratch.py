@@ -61,6 +61,12 @@ class Scratch:
         """The files of large weights of models in memory."""
         return Shelf(lambda: self.folder)
 
+    def free(self) -> tuple[int, str]:
+        """Return the bytes that are free where the folder is or would be, and that place."""
+        where = self.checkpoint.absolute().parent if self.checkpoint is not None else self.parent
+        place = os.fspath(where or tempfile.gettempdir())
+        return shutil.disk_usage(place).free, place
+
     def bind(self, identity: str) -> None:
         """Empty the folder of a checkpoint unless it was written under the same `identity`. Raises OutputError."""
         self.identity = identity

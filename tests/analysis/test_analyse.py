@@ -8,8 +8,10 @@ from onnx import numpy_helper, parser
 
 from rdoq_onnx.analysis.analyse import analyse, integer_ranges
 from rdoq_onnx.analysis.normalization import NORMALIZE
+from rdoq_onnx.analysis.skips import presumed_finite
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ConfigError, ModelError
+from rdoq_onnx.model import external
 from rdoq_onnx.model.layers import LAYER_TYPES, Activation
 from rdoq_onnx.model.protos import all_nodes
 from rdoq_onnx.passes import run_passes
@@ -426,3 +428,14 @@ def test_weights_of_real_models_are_quantized(path):
     quantized = {layer.weight for layer in analyse(model, Config().selection).layers}
     assert quantized <= read
     assert sum(stored[w] for w in quantized) == sum(stored[w] for w in read)
+
+
+def test_detached_weights_may_be_presumed_finite(tmp_path):
+    model = parse("agraph (float[N, 8] x) => (float[N, 4] y) { y = MatMul(x, w) }", w=np.full((8, 4), np.nan, "f"))
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        analyse(model, Config().selection, presumed_finite)
+    (tmp_path / "w").write_bytes(model.graph.initializer[0].raw_data)
+    external.place(model.graph.initializer[0], external.Place(str(tmp_path / "w"), 0, 128))
+    assert len(analyse(model, Config().selection, presumed_finite).layers) == 1
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        analyse(model, Config().selection)

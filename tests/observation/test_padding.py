@@ -7,7 +7,7 @@ from onnx import numpy_helper, parser
 import rdoq_onnx
 from rdoq_onnx.config import Config
 from rdoq_onnx.observation.inputs import samples_for
-from rdoq_onnx.observation.padding import unpadded
+from rdoq_onnx.observation.padding import presumably_unpadded, unpadded
 from rdoq_onnx.system.runtime import Runtime
 
 RUNTIME = Runtime("cpu", 2)
@@ -54,6 +54,14 @@ def test_samples_are_cut_to_what_the_mask_keeps():
     assert all((f["mask"] == 1).all() for f in shapes)
     np.testing.assert_array_equal(shapes[0]["ids"], arrays["ids"][[0, 3], :3])
     assert found.digest != samples_for(attention(), arrays, Config()).digest
+
+
+def test_an_input_that_may_be_a_mask_is_presumed_to_be_one():
+    samples = samples_for(attention(), padded(), Config())
+    found, expected = presumably_unpadded(attention(), samples), unpadded(attention(), samples, RUNTIME)
+    assert found.digest == expected.digest
+    whole = samples_for(attention(), padded() | {"mask": np.ones((len(LENGTHS), LENGTH), np.int64)}, Config())
+    assert presumably_unpadded(attention(), whole) is whole
 
 
 def test_a_mask_of_what_to_leave_out():

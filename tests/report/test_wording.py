@@ -6,6 +6,7 @@ import pytest
 
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.report.wording import (
+    about_bytes,
     decibels,
     histogram,
     human_bytes,
@@ -38,6 +39,8 @@ def test_a_negligible_share_is_zero():
 
 def test_sizes_in_thousands():
     assert [human_bytes(n) for n in (0, 1234, 999_949, 1_000_000)] == ["0.0 kB", "1.2 kB", "999.9 kB", "1.00 MB"]
+    assert [about_bytes(n) for n in (0, 2_340_000, 23_400_000, 234_000_000)] == ["0.0 MB", "2.3 MB", "23 MB", "230 MB"]
+    assert [about_bytes(n) for n in (999_000_000, 2_340_000_000, 23_400_000_000)] == ["1.0 GB", "2.3 GB", "23 GB"]
 
 
 def test_steps_have_names_to_show():
