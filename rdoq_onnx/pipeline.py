@@ -21,7 +21,7 @@ from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.estimate.forecast import warned
 from rdoq_onnx.gradients.plan import differentiated
-from rdoq_onnx.model.external import is_detached
+from rdoq_onnx.model.external import is_detached, taking
 from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.refine import Refined, refine
@@ -108,8 +108,10 @@ class Job:
         measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
         with self.progress.budget():
             # A shared arena keeps what the largest session took.
-            shared = replace(self.runtime, shared_arena=not is_detached(self.normal))
-            return replace(self, runtime=shared)._at(measurement, config, steps, additivity)
+            large = is_detached(self.normal)
+            shared = replace(self.runtime, shared_arena=not large)
+            with taking(self.store.scratch.shelf if large else None):
+                return replace(self, runtime=shared)._at(measurement, config, steps, additivity)
 
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
@@ -127,6 +129,7 @@ class Job:
         with progress.step("emit"):
             recorded = recorded_settings(config, self.samples)
             emission = emit_model(allocation, recorded, config.storage, config.keep_channels, refined.model)
+        refined = replace(refined, model=onnx.ModelProto())  # no longer needed, and large
         outcome = self._judged(emission, refined, reference, config)
         self.store.flush()
         if goal is not None:

@@ -8,11 +8,10 @@ from rdoq_onnx.curves import anchoring, float_fallback
 from rdoq_onnx.curves.forms import form_portions, marginal
 from rdoq_onnx.curves.large import is_large, memory_for_sums
 from rdoq_onnx.estimate.work import Work
-from rdoq_onnx.model.external import is_detached
+from rdoq_onnx.model.external import HUGE, is_detached
 from rdoq_onnx.probing.prefix import CACHE_BYTES
 from rdoq_onnx.report.wording import about_bytes
 from rdoq_onnx.system.memory import machine_memory
-from rdoq_onnx.system.runtime import PREPACKED
 from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.threads import cores
 
@@ -36,7 +35,7 @@ class Space:
 def space(work: Work, shelf: int) -> Space:
     """Estimate the space of a run. shelf: bytes of large weights that are in the scratch folder already."""
     large, detached = is_large(work.network, work.config), is_detached(work.network.model)
-    weights = work.model * (2 if not detached or work.model <= PREPACKED else 1)
+    weights = work.model * (2 if not detached or work.model <= HUGE else 1)
     held = 0 if detached else work.model * 3  # the model, normalized and in the form that is being edited
     candidates = 0 if large else _CANDIDATE * work.weights
     sums = _large(work) if large else candidates

@@ -25,6 +25,7 @@ from rdoq_onnx.model.protos import copy_fields, reads
 
 DETACHED = 1 << 25  # bytes of a model's tensors from which on it is detached
 LARGE = 1 << 16  # bytes of a detached tensor
+HUGE = 1 << 30  # bytes of a model's weights in float from which on sessions keep no copies of them
 _WHOLE_BYTES = "biuf"  # kinds of numpy whose bytes are those of ONNX; strings and types of 4 bits are not
 SUFFIX = ".weights"  # of a file of the shelf
 _SHELF: ContextVar["Shelf | None"] = ContextVar("shelf", default=None)
@@ -121,6 +122,14 @@ def place(tensor: TensorProto, where: Place) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
+def shelved(tensor: TensorProto) -> TensorProto:
+    """Move the bytes of a large `tensor` to the run's shelf, if there is one. Returns `tensor`."""
+    shelf = _SHELF.get()
+    if shelf is not None and len(tensor.raw_data) >= LARGE:
+        shelf.put(tensor, np.frombuffer(tensor.raw_data, np.uint8))
+    return tensor
+
+
 def attached(model: ModelProto) -> ModelProto:
     """Return `model` with all values inside; itself if they are."""
     if not is_detached(model):
@@ -146,14 +155,20 @@ def detached_bytes(model: ModelProto) -> int:
     return sum(where.length for t in model.graph.initializer if (where := Place.of(t)))
 
 
-def relocated(model: ModelProto) -> tuple[ModelProto, str, int]:
-    """Return `model` with relative locations, the folder that they start from, and the bytes of detached tensors.
+def is_huge(model: ModelProto) -> bool:
+    """Whether the large tensors of `model` take over HUGE bytes in float: sessions then make no copies of them."""
+    sizes = (math.prod(t.dims) for t in model.graph.initializer)
+    return bool(4 * sum(size for size in sizes if size >= LARGE) > HUGE)
+
+
+def relocated(model: ModelProto) -> tuple[ModelProto, str]:
+    """Return `model` with relative locations, and the folder that they start from.
 
     Returns `model` itself and no folder if nothing is detached.
     """
     places = [where for t in model.graph.initializer if (where := Place.of(t))]
     if not places:
-        return model, "", 0
+        return model, ""
     folder = os.path.commonpath([Path(where.path).parent for where in places])
     result = ModelProto()
     result.CopyFrom(model)
@@ -161,7 +176,7 @@ def relocated(model: ModelProto) -> tuple[ModelProto, str, int]:
         where = Place.of(tensor)
         if where is not None:
             place(tensor, replace(where, path=os.path.relpath(where.path, folder)))
-    return result, folder, detached_bytes(model)
+    return result, folder
 
 
 def without_detached(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:

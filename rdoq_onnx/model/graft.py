@@ -216,7 +216,7 @@ def tensor_proto(tensor: Constant, original: TensorProto | None = None) -> Tenso
         result = TensorProto()
         result.CopyFrom(stored.tensor)
         result.name = tensor.name
-        return result
+        return external.shelved(result)
     array = tensor.values
     if original is not None and same_bytes(external.values(original), array):
         return original

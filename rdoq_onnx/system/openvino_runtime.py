@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.errors import ModelError, ProviderError
+from rdoq_onnx.model.external import attached
 from rdoq_onnx.passes.normalization.widen_floats import float32_interface
 
 try:
@@ -66,7 +67,7 @@ def load(model: onnx.ModelProto, threads: int = 0) -> OpenVINO:
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     try:
         core = openvino.Core()
-        imported = core.read_model(io.BytesIO(float32_interface(model).SerializeToString()))
+        imported = core.read_model(io.BytesIO(float32_interface(attached(model)).SerializeToString()))
         return OpenVINO(core.compile_model(imported, "CPU", options))
     except Exception as error:  # mostly, but not always, RuntimeError
         raise ModelError(f"OpenVINO refuses the model: {_cause(error)}") from error

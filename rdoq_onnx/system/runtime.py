@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from rdoq_onnx.errors import ModelError, ProviderError, ShortageError
-from rdoq_onnx.model.external import relocated, with_detached, without_detached
+from rdoq_onnx.model.external import is_huge, relocated, with_detached, without_detached
 from rdoq_onnx.passes.normalization.widen_floats import float32_interface
 from rdoq_onnx.system.device_memory import free_memory
 from rdoq_onnx.system.threads import cores
@@ -45,7 +45,6 @@ _CUDA_OPTIONS = {
 _ARENA = {"arena_extend_strategy": 1}  # grow by the requested size, not by powers of two
 _FATAL_ONLY = 4
 _FOLDER = "session.model_external_initializers_file_folder_path"
-PREPACKED = 1 << 30  # bytes of detached weights up to which sessions keep a copy in the order that kernels read
 _WRITTEN = 1 << 20  # bytes of a weight that an optimized graph refers to rather than holds
 _NO_MEMORY = ("Failed to allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -228,12 +227,15 @@ class Runtime:
     def _load(self, model: onnx.ModelProto, options: "ort.SessionOptions", providers: Sequence[str]) -> Session:
         configured = [(_CUDA, _CUDA_OPTIONS) if name == _CUDA else name for name in providers]
         try:
-            shell, folder, size = relocated(float32_interface(model))
+            shell, folder = relocated(float32_interface(model))
             if folder:
                 options.add_session_config_entry(_FOLDER, folder)
-            if size > PREPACKED:
+            left_out = []
+            if is_huge(model):  # weights stay as they are stored, with no copy in float or in the order of kernels
                 options.add_session_config_entry("session.disable_prepacking", "1")
-            handle = ort.InferenceSession(shell.SerializeToString(), options, providers=configured)
+                left_out = ["ConstantFolding"]
+            data = shell.SerializeToString()
+            handle = ort.InferenceSession(data, options, providers=configured, disabled_optimizers=left_out)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise _failure("ONNX Runtime refuses the model", error) from error
         return Session(handle, "cuda" if _CUDA in providers else "cpu")

@@ -135,12 +135,13 @@ def test_a_full_disk(shelf, tmp_path, monkeypatch):
 
 def test_locations_can_be_relative(detached, tmp_path):
     model, moved, _ = detached
-    result, folder, size = external.relocated(moved)
+    result, folder = external.relocated(moved)
+    size = external.detached_bytes(moved)
     assert (folder, size) == (str(tmp_path), 128 * 160 * 4)
     (place,) = places(result).values()
     assert tmp_path / place.path == tmp_path / places(moved)["w"].path
     assert "/" not in place.path
-    assert external.relocated(model) == (model, "", 0)
+    assert external.relocated(model) == (model, "")
     assert external.relocated(model)[0] is model
 
 
