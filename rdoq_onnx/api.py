@@ -20,7 +20,8 @@ from rdoq_onnx.curves.measure import regime, scratch_for, store_for
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import ConfigError, ModelError
-from rdoq_onnx.model.external import attached, same
+from rdoq_onnx.model.equality import same
+from rdoq_onnx.model.external import attached
 from rdoq_onnx.observation.inputs import network_and_samples
 from rdoq_onnx.options import flag, keywords, number
 from rdoq_onnx.report.result import Result

@@ -130,6 +130,8 @@ OPTIONS: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "--seed": _of("0", "1", "99999999999999999999999"),
     "--provider": _of("auto", "cpu"),
     "--threads": _of("0", "1", "2"),
+    "--scratch": _of("."),
+    "--memory": _of("300MB", "1GiB"),
     "--curves": _of("curves.npz"),
     "--modified": _of("modified.onnx"),
     "--json": _of("report.json"),

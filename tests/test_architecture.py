@@ -98,6 +98,7 @@ TESTED_ELSEWHERE = {
     "passes/pruning/slice_channels": "tests/passes/pruning/test_remove_channels.py",
     "passes/quantize_stored": "tests/analysis/test_weight_only.py",
     "passes/replace_weights": "tests/refinement/test_refine.py",
+    "model/equality": "tests/model/test_external.py",
     "model/graft": "tests/model/test_surgeon.py",
     "model/layers": "tests/analysis/test_analyse.py",
     "analysis/activations": "tests/analysis/test_analyse.py",

@@ -87,32 +87,6 @@ def taking(shelf: "Shelf | None") -> Iterator[None]:
         _SHELF.reset(token)
 
 
-def same(one: ModelProto, other: ModelProto) -> bool:
-    """Whether two models are equal, wherever their values are."""
-    mine, theirs = one.graph.initializer, other.graph.initializer
-    return (
-        len(mine) == len(theirs)
-        and _without_tensors(one) == _without_tensors(other)
-        and all(_same_tensor(a, b) for a, b in zip(mine, theirs, strict=True))
-    )
-
-
-def _without_tensors(model: ModelProto) -> ModelProto:
-    result = ModelProto()
-    copy_fields(model, result, skip={"graph"})
-    copy_fields(model.graph, result.graph, skip={"initializer"})
-    return result
-
-
-def _same_tensor(one: TensorProto, other: TensorProto) -> bool:
-    if Place.of(one) == Place.of(other):
-        return one == other
-    if (one.name, one.data_type, one.dims) != (other.name, other.data_type, other.dims):
-        return False
-    mine, theirs = (np.ascontiguousarray(values(t)).reshape(-1).view(np.uint8) for t in (one, other))
-    return np.array_equal(mine, theirs)
-
-
 def place(tensor: TensorProto, where: Place) -> None:
     """Make `tensor` refer to `where`, in place of what it holds."""
     tensor.ClearField("raw_data")

@@ -10,6 +10,7 @@ from rdoq_onnx.analysis.normalization import read_normalized
 from rdoq_onnx.errors import OutputError
 from rdoq_onnx.gradients.reverse import reverse_model
 from rdoq_onnx.model import external, surgeon
+from rdoq_onnx.model.equality import same
 from rdoq_onnx.model.external import LARGE, Place, Shelf, stored, taking
 from rdoq_onnx.system.runtime import Runtime
 
@@ -166,23 +167,23 @@ def test_models_are_the_same_wherever_their_values_are(detached, tmp_path):
     model, moved, _ = detached
     other = tmp_path / "other"
     other.mkdir()
-    assert external.same(moved, Shelf(lambda: other).detached(model))
-    assert external.same(model, model)
+    assert same(moved, Shelf(lambda: other).detached(model))
+    assert same(model, model)
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     changed.graph.initializer[0].CopyFrom(
         numpy_helper.from_array(numpy_helper.to_array(model.graph.initializer[0]) + 1, "w")
     )
-    assert not external.same(moved, Shelf(lambda: other).detached(changed))
+    assert not same(moved, Shelf(lambda: other).detached(changed))
     changed.CopyFrom(moved)
     changed.graph.node[1].op_type = "Relu"
-    assert not external.same(moved, changed)
+    assert not same(moved, changed)
 
 
 def test_a_detached_and_an_attached_model_are_the_same(detached):
     model, moved, _ = detached
-    assert external.same(moved, model)
-    assert external.same(model, moved)
+    assert same(moved, model)
+    assert same(model, moved)
 
 
 @pytest.mark.parametrize("level", ["none", "basic", "all"])
