@@ -1,8 +1,8 @@
 """The float model that emitted models are compared with, on samples that no measurement has used."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.curves.binding import Binding
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.model.external import is_huge
 from rdoq_onnx.model.graph import Graph
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.confidence import share_bound
 from rdoq_onnx.observation.part_values import PartPowers, PartReader, Values
 from rdoq_onnx.refinement.judge import FLOAT_MEMORY
-from rdoq_onnx.system.runtime import Feeds, Runtime
+from rdoq_onnx.system.runtime import Feeds, Runtime, Session
 
 Arrays = tuple[NDArray[Any], ...]
 Classes = NDArray[np.int64]
@@ -106,13 +107,16 @@ class Reference:
     def _float_runs(self) -> Iterator[tuple[Arrays, Arrays]]:
         metric, inner = self.measurement.observation.metric, self.reader.inner
         own = [name for name in self.outputs if name not in inner]
-        reference = self.runtime.session(self.original, "all")
         aimed = self.measurement.aimed.model
         names = list(dict.fromkeys([*metric.outputs, *inner]))
-        session = self.runtime.session(with_outputs(aimed, names) if inner else aimed, "all")
+        models = (self.original, with_outputs(aimed, names) if inner else aimed)
+        loads: list[Callable[[], Session]] = [partial(self.runtime.session, model, "all") for model in models]
+        if not is_huge(self.original):  # sessions of a huge one are made for each batch: one is alive at a time
+            loads = [cache(load) for load in loads]
+        reference, session = loads
         for feeds in self.samples.batches(self.measurement.observation.batching.size):
-            values = dict(zip(names, session.run(feeds, names), strict=True))
-            outputs = dict(zip(own, reference.run(feeds, own) if own else (), strict=True))
+            values = dict(zip(names, session().run(feeds, names), strict=True))
+            outputs = dict(zip(own, reference().run(feeds, own) if own else (), strict=True))
             outputs |= {name: values[name] for name in inner}
             yield tuple(outputs[n] for n in self.outputs), tuple(values[n] for n in metric.outputs)
 

@@ -1,6 +1,7 @@
 """Check that the integers of the emitted file fit the allocated widths."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,11 @@ from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.model.graph import upstream
+from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.runtime import Runtime
+
+_Pair = tuple[Layer, NDArray[np.int64]]
+_TOGETHER = 1 << 27  # integers that are decoded together
 
 
 def check_widths(emission: Emission, allocation: Allocation, runtime: Runtime) -> None:
@@ -21,22 +26,41 @@ def check_widths(emission: Emission, allocation: Allocation, runtime: Runtime) -
         return
     nodes = {n.name: n for n in emission.model.graph.node}
     producer = {o: n for n in emission.model.graph.node for o in n.output}
-    layers = allocation.measurement.network.layers
-    sources = {}
-    for layer in layers:
-        decoder = producer[nodes[layer.name].input[layer.linear.weight_side]]
-        # DequantizeLinear reads the integers; a Mul reads them behind a Cast.
-        sources[layer.name] = (producer[decoder.input[0]] if decoder.op_type == "Mul" else decoder).input[0]
-    values = dict(zip(sources, constants(emission.model, list(sources.values()), runtime), strict=True))
-    for layer, bits in zip(layers, allocation.layer_bits, strict=True):
-        kept = np.delete(np.arange(len(bits)), list(emission.removed.get(layer.name, ())))
-        rows = np.moveaxis(values[layer.name].astype(np.int64), layer.linear.axis, 0).reshape(len(kept), -1)
-        spans = rows.max(axis=1) - rows.min(axis=1)
-        wide = np.flatnonzero(spans >= np.left_shift(1, bits[kept]))
-        if len(wide):
-            unit = int(wide[0])
-            contents = f"{spans[unit] + 1} levels in the file, {bits[kept[unit]]} bits allocated"
-            raise VerificationError(f"layer {layer.name!r}, channel {kept[unit]}: {contents}")
+    pairs = list(zip(allocation.measurement.network.layers, allocation.layer_bits, strict=True))
+    for group in _groups(pairs):
+        sources = []
+        for layer, _ in group:
+            decoder = producer[nodes[layer.name].input[layer.linear.weight_side]]
+            # DequantizeLinear reads the integers; a Mul reads them behind a Cast.
+            sources.append((producer[decoder.input[0]] if decoder.op_type == "Mul" else decoder).input[0])
+        for (layer, bits), integers in zip(group, constants(emission.model, sources, runtime), strict=True):
+            kept = np.delete(np.arange(len(bits)), list(emission.removed.get(layer.name, ())))
+            _check(layer, integers, kept, bits[kept])
+
+
+def _groups(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
+    """Divide the layers so that the integers of a group fit in memory. Few groups: each decodes what layers share."""
+    group: list[_Pair] = []
+    total = 0
+    for pair in pairs:
+        size = math.prod(pair[0].linear.shape)
+        if group and total + size > _TOGETHER:
+            yield group
+            group, total = [], 0
+        group.append(pair)
+        total += size
+    yield group
+
+
+def _check(layer: Layer, integers: NDArray[Any], kept: NDArray[np.int64], bits: NDArray[np.int64]) -> None:
+    """Raise VerificationError unless the integers of each channel `kept` fit its `bits`."""
+    rest = tuple(k for k in range(integers.ndim) if k != layer.linear.axis)
+    spans = integers.max(axis=rest).astype(np.int64) - integers.min(axis=rest)
+    wide = np.flatnonzero(spans >= np.left_shift(1, bits))
+    if len(wide):
+        unit = int(wide[0])
+        contents = f"{spans[unit] + 1} levels in the file, {bits[unit]} bits allocated"
+        raise VerificationError(f"layer {layer.name!r}, channel {kept[unit]}: {contents}")
 
 
 def constants(model: onnx.ModelProto, names: Sequence[str], runtime: Runtime) -> list[NDArray[Any]]:
