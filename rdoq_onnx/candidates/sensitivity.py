@@ -28,10 +28,11 @@ from rdoq_onnx.system.progress import Advance
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
+Kind = type[np.floating[Any]]
 
 
 def with_sensitivity(
-    plan: ReversePlan, moments: Sequence[Moments], advance: Advance, kind: type[np.floating[Any]] = np.float64
+    plan: ReversePlan, moments: Sequence[Moments], advance: Advance, kind: Kind = np.float64
 ) -> tuple[Moments, ...]:
     """Add F from one reverse pass to the `moments` of the layers of `plan.network`; `advance(n)` after n more samples.
 
@@ -45,8 +46,7 @@ def with_sensitivity(
     lost: set[int] = set()
     count = 0
     for part in plan.by_shape():
-        sums = sums_of(part, moments, Backward.of(part))
-        sums.kind = kind
+        sums = sums_of(part, moments, Backward.of(part), kind)
         for number in sums.batches():
             count += number
             advance(number)
@@ -62,9 +62,10 @@ def with_sensitivity(
 class _Sums(ABC):
     """Running sums of ∇ ∇ᵀ. totals: [G·parts, B, B] by the layer's index."""
 
-    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward) -> None:
+    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward, kind: Kind) -> None:
         layers = plan.network.layers
         self._plan, self._layers, self._moments, self._backward = plan, layers, moments, backward
+        self._kind = kind
         shapes = declared_shapes(backward.reverse.model.graph.output)
         self._kept = [
             k
@@ -72,7 +73,6 @@ class _Sums(ABC):
             if not backward.lost(layer) and (plan.total or _positions(layer, backward, shapes) > 1)
         ]
         self.totals: dict[int, Array] = {}
-        self.kind: type[np.floating[Any]] = np.float64
 
     @abstractmethod
     def batches(self) -> Iterator[int]:
@@ -82,14 +82,14 @@ class _Sums(ABC):
         if index in self.totals:
             self.totals[index] += second
         else:
-            self.totals[index] = second.astype(self.kind)
+            self.totals[index] = second.astype(self._kind)
 
 
 class _HostSums(_Sums):
     """Sums in numpy, from the outputs of passes."""
 
-    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward) -> None:
-        super().__init__(plan, moments, backward.loaded(plan.runtime))
+    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward, kind: Kind) -> None:
+        super().__init__(plan, moments, backward.loaded(plan.runtime), kind)
 
     def batches(self) -> Iterator[int]:
         for done in self._backward.passes(exact=False):
@@ -104,8 +104,8 @@ class _HostSums(_Sums):
 class _GraphSums(_Sums):
     """Sums by nodes appended to the reverse graph."""
 
-    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward) -> None:
-        super().__init__(plan, moments, backward)
+    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward, kind: Kind) -> None:
+        super().__init__(plan, moments, backward, kind)
         graph = backward.sum_graph()
         for k in self._kept:
             mean, (parts, width, _) = moments[k].mean, moments[k].covariance.shape

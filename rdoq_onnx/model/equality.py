@@ -1,10 +1,13 @@
-"""Whether two models are equal, wherever the values of their tensors are."""
+"""Whether models, tensors or arrays are equal, wherever the values of their tensors are."""
+
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from rdoq_onnx.model.external import Place, values
-from rdoq_onnx.model.protos import copy_fields
+from rdoq_onnx.model.protos import without_initializers
 
 
 def same(one: ModelProto, other: ModelProto) -> bool:
@@ -12,22 +15,21 @@ def same(one: ModelProto, other: ModelProto) -> bool:
     mine, theirs = one.graph.initializer, other.graph.initializer
     return (
         len(mine) == len(theirs)
-        and _without_tensors(one) == _without_tensors(other)
+        and without_initializers(one) == without_initializers(other)
         and all(_same_tensor(a, b) for a, b in zip(mine, theirs, strict=True))
     )
-
-
-def _without_tensors(model: ModelProto) -> ModelProto:
-    result = ModelProto()
-    copy_fields(model, result, skip={"graph"})
-    copy_fields(model.graph, result.graph, skip={"initializer"})
-    return result
 
 
 def _same_tensor(one: TensorProto, other: TensorProto) -> bool:
     if Place.of(one) == Place.of(other):
         return one == other
-    if (one.name, one.data_type, one.dims) != (other.name, other.data_type, other.dims):
+    named = (one.name, one.data_type) == (other.name, other.data_type)
+    return named and same_bytes(values(one), values(other))
+
+
+def same_bytes(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays are equal bit by bit, in type and shape too."""
+    if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    mine, theirs = (np.ascontiguousarray(values(t)).reshape(-1).view(np.uint8) for t in (one, other))
-    return np.array_equal(mine, theirs)
+    mine, theirs = (np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (one, other))
+    return bool(np.array_equal(mine, theirs))

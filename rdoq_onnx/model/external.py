@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from rdoq_onnx.errors import OutputError
-from rdoq_onnx.model.protos import copy_fields, reads
+from rdoq_onnx.model.protos import copy_fields, reads, without_initializers
 
 DETACHED = 1 << 25  # bytes of a model's tensors from which on it is detached
 LARGE = 1 << 16  # bytes of a detached tensor
@@ -158,9 +158,7 @@ def without_detached(model: ModelProto) -> tuple[ModelProto, dict[str, TensorPro
     detached = {t.name: t for t in model.graph.initializer if Place.of(t)}
     if not detached:
         return model, {}
-    result = ModelProto()
-    result.CopyFrom(model)
-    del result.graph.initializer[:]
+    result = without_initializers(model)
     result.graph.initializer.extend(t for t in model.graph.initializer if t.name not in detached)
     taken = {i.name for i in model.graph.input}
     result.graph.input.extend(
@@ -195,9 +193,7 @@ class Shelf:
         """Return `model` with its large tensors here; itself if it has less than DETACHED bytes of them."""
         if sum(len(t.raw_data) for t in model.graph.initializer if len(t.raw_data) >= LARGE) < DETACHED:
             return model
-        result = ModelProto()
-        copy_fields(model, result, skip={"graph"})
-        copy_fields(model.graph, result.graph, skip={"initializer"})
+        result = without_initializers(model)
         for tensor in model.graph.initializer:
             moved = len(tensor.raw_data) >= LARGE
             copy = result.graph.initializer.add()

@@ -17,7 +17,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model import external
-from rdoq_onnx.model.lazy_values import Stored, same_bytes
+from rdoq_onnx.model.equality import same_bytes
+from rdoq_onnx.model.lazy_values import Stored
 from rdoq_onnx.model.protos import all_nodes, copy_fields, execution_order, live_nodes, reads, subgraphs_of
 
 _GRAPH, _GRAPHS, _TENSOR = AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.TENSOR

@@ -15,11 +15,3 @@ class Stored(LazyValues):  # type: ignore[misc]
     def load(self) -> NDArray[Any]:
         array = external.values(self.tensor)
         return array if external.Place.of(self.tensor) else np.array(array)
-
-
-def same_bytes(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two arrays are equal bit by bit, in type and shape too."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    mine, theirs = (np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in (one, other))
-    return bool(np.array_equal(mine, theirs))

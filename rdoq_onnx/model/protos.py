@@ -170,6 +170,14 @@ def copy_fields(source: Any, target: Any, skip: set[str]) -> None:
             setattr(target, descriptor.name, value)
 
 
+def without_initializers(model: ModelProto) -> ModelProto:
+    """A copy of `model` but for the initializers of its main graph, which are not copied on the way either."""
+    result = ModelProto()
+    copy_fields(model, result, skip={"graph"})
+    copy_fields(model.graph, result.graph, skip={"initializer"})
+    return result
+
+
 def default_opset(model: ModelProto) -> int:
     """Version of the default operator set, wherever in the list it is; 0 if it is not imported."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)

@@ -6,7 +6,7 @@ from onnx import ModelProto
 from onnx.helper import make_tensor_value_info
 
 from rdoq_onnx.model.external import Place
-from rdoq_onnx.model.protos import copy_fields, tensors
+from rdoq_onnx.model.protos import tensors, without_initializers
 
 # The checker serializes the model, which protobuf refuses from 2 GiB on. 64 MiB are left for all that is not tensors.
 _SERIALIZABLE = 2**31 - 2**26
@@ -38,9 +38,7 @@ def serializable(model: ModelProto) -> bool:
 
 def weights_as_inputs(model: ModelProto, larger_than: int = 0) -> ModelProto:
     """A copy small enough to serialize: initializers of more than `larger_than` elements become graph inputs."""
-    result = ModelProto()
-    copy_fields(model, result, skip={"graph"})
-    copy_fields(model.graph, result.graph, skip={"initializer"})
+    result = without_initializers(model)
     inputs = {i.name for i in model.graph.input}
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= larger_than:

@@ -13,7 +13,7 @@ a few times the mean deviation are left out. The last layers of a network have f
 longer noise: they are better left alone, except for those that produce the network's outputs.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.emission.quantized_model import bias_shift, chosen_weights, mixed
 from rdoq_onnx.model import external
@@ -92,7 +93,7 @@ def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[
         rows = workers.map(partial(_rows, layer.linear, positions), values, counts)
         z = np.concatenate(rows, axis=1) + added[:, None].astype(np.float32)
         gain, rest = _lines(references[layer.name], z, workers)
-        scaled = {b: _scaled(code, gain) for b, code in measured[k].codes.items()}
+        scaled = _scaled(measured[k].codes, gain)
         bias, weight = _constants(network, layer)
         change = mixed(scaled, allocation.layer_bits[k]).change(layer.linear.rows(weight))
         offset = gain * (bias + shift) + rest - bias - bias_shift(layer, change, measured[k].mean)
@@ -102,10 +103,15 @@ def refitted(allocation: Allocation, emitted: onnx.ModelProto, chosen: Sequence[
     return replace(allocation, measurement=replace(measurement, layers=tuple(measured)))
 
 
-def _scaled(code: WeightCodes, gain: Float) -> WeightCodes:
+def _scaled(codes: Mapping[int, WeightCodes], gain: Float) -> Mapping[int, WeightCodes]:
     """Multiply the scale of each channel by `gain`; one of 1 leaves the scale at its full precision."""
-    scales = np.where(gain == 1, code.scales, stored(code.scales * gain))
-    return WeightCodes(code.integers, scales.astype(np.float32))
+
+    def times_gain(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.where(gain == 1, scales, stored(scales * gain)).astype(np.float32)
+
+    if isinstance(codes, SpooledCodes):
+        return codes.scaled(times_gain(codes.scales))
+    return {b: WeightCodes(code.integers, times_gain(code.scales)) for b, code in codes.items()}
 
 
 def fitted_layers(allocation: Allocation, share: float) -> list[int]:

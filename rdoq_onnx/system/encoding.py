@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.model.protos import copy_fields
+from rdoq_onnx.model.protos import without_initializers
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -59,10 +59,7 @@ def decode(tree: Any, arrays: Arrays, classes: Classes) -> Any:
 
 def model_parts(model: onnx.ModelProto) -> Iterator[bytes]:
     """Serialize the model without its initializers, then each of these: no part reaches protobuf's 2 GiB limit."""
-    shell = onnx.ModelProto()
-    copy_fields(model, shell, skip={"graph"})
-    copy_fields(model.graph, shell.graph, skip={"initializer"})
-    for part in (shell, *model.graph.initializer):
+    for part in (without_initializers(model), *model.graph.initializer):
         yield part.SerializeToString(deterministic=True)
 
 

@@ -14,7 +14,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.external import Place, bytes_at, place
-from rdoq_onnx.model.protos import copy_fields
+from rdoq_onnx.model.protos import copy_fields, without_initializers
 from rdoq_onnx.system.atomic import reason
 
 PAGE = 4096  # bytes: page-aligned external data can be memory-mapped
@@ -86,9 +86,7 @@ def outside_bytes(tensor: TensorProto) -> int:
 
 def externalized(model: onnx.ModelProto, location: str, file: BinaryIO) -> onnx.ModelProto:
     """Write large initializers to `file` and return a copy that refers to them; they are never in memory twice."""
-    shell = onnx.ModelProto()
-    copy_fields(model, shell, skip={"graph"})
-    copy_fields(model.graph, shell.graph, skip={"initializer"})
+    shell = without_initializers(model)
     for tensor in model.graph.initializer:
         copy = shell.graph.initializer.add()
         data = data_of(tensor)

@@ -11,18 +11,25 @@ from rdoq_onnx.system.runtime import Feeds, Level, Runtime
 from rdoq_onnx.verification.agreement import BASIC, DEFAULT, OPENVINO
 
 Run = Callable[[Feeds, Sequence[str]], list[NDArray[Any]]]
-Load = Callable[[], Run]
+Load = Callable[[], tuple[Run, onnx.ModelProto | None]]  # the run, and the optimized graph if that is traced
 LEVELS: dict[str, Level] = {BASIC: "basic", DEFAULT: "all"}
 
 
 def onnxruntime_runs(model: onnx.ModelProto, runtime: Runtime) -> dict[str, Load]:
-    """Return what loads `model` at ONNX Runtime's levels, with all threads and with one, by name."""
+    """Return what loads `model` at ONNX Runtime's levels, with all threads and with one, by name.
+
+    The default level with all threads is traced.
+    """
 
     def load(runtime: Runtime, level: Level) -> Load:
-        return lambda: runtime.session(model, level).run
+        return lambda: (runtime.session(model, level).run, None)
+
+    def traced() -> tuple[Run, onnx.ModelProto]:
+        session, optimized = runtime.traced(model, LEVELS[DEFAULT])
+        return session.run, optimized
 
     single = replace(runtime, threads=1)
-    loads = {where: load(runtime, level) for where, level in LEVELS.items()}
+    loads: dict[str, Load] = {BASIC: load(runtime, LEVELS[BASIC]), DEFAULT: traced}
     return loads | {f"{where} with one thread": load(single, level) for where, level in LEVELS.items()}
 
 
@@ -33,13 +40,13 @@ def openvino_runs(model: onnx.ModelProto, threads: int) -> dict[str, Load]:
     if not openvino_runtime.installed():
         return {}
 
-    def load() -> Run:
+    def load() -> tuple[Run, None]:
         loaded = openvino_runtime.load(model, threads)
 
         def run(feeds: Feeds, names: Sequence[str]) -> list[NDArray[Any]]:
             values = loaded.run(feeds)
             return [values[name] for name in names]
 
-        return run
+        return run, None
 
     return {OPENVINO: load}

@@ -20,7 +20,7 @@ from rdoq_onnx.refinement.reference import Agreement, Reference, classifies, top
 from rdoq_onnx.targets import COMPLETE, Target
 from rdoq_onnx.verification.agreement import BASIC, DEFAULT, check_agreement
 from rdoq_onnx.verification.kernels import float_layers, kernel_counts
-from rdoq_onnx.verification.runs import LEVELS, Load, Run, onnxruntime_runs, openvino_runs
+from rdoq_onnx.verification.runs import LEVELS, Load, onnxruntime_runs, openvino_runs
 from rdoq_onnx.verification.widths import check_widths
 
 Float = NDArray[np.float64]
@@ -84,7 +84,6 @@ def verify(emission: Emission, allocation: Allocation, reference: Reference) -> 
         raise VerificationError(f"the emitted model breaks a rule of TensorRT: {broken[0]}")
     try:
         runs = onnxruntime_runs(reference.readable(emission.model), runtime)
-        optimized = runtime.traced(reference.readable(emission.model), LEVELS[DEFAULT])[1]
         if target.name == "openvino":
             runs |= openvino_runs(reference.readable(emission.model), runtime.threads)
         compared = _compared(emission.model, runs, _reported_level(target), reference)
@@ -100,8 +99,8 @@ def verify(emission: Emission, allocation: Allocation, reference: Reference) -> 
         float(compared.measured.sum()),
         _figures(parts, compared),
         compared.level_gap if target.saturates else 0.0,
-        kernel_counts(optimized),
-        float_layers(optimized, allocation.measurement.network),
+        kernel_counts(compared.optimized),
+        float_layers(compared.optimized, allocation.measurement.network),
         len(reference.samples),
         compared.agreement if classifies(reference) else None,
         compared.powers,
@@ -110,8 +109,12 @@ def verify(emission: Emission, allocation: Allocation, reference: Reference) -> 
 
 @dataclass(frozen=True)
 class _Compared:
-    """What each part adds to δ; powers by sample and part: reported run, level gap, noise of each run."""
+    """What each part adds to δ; powers by sample and part: reported run, level gap, noise of each run.
 
+    optimized: the graph of the default level.
+    """
+
+    optimized: onnx.ModelProto
     measured: Float
     powers: PartPowers
     gap: Float
@@ -139,14 +142,15 @@ def _reported_level(target: Target) -> str:
 def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Load], reported: str, reference: Reference) -> _Compared:
     metric, names, reader = reference.measurement.observation.metric, reference.outputs, reference.reader
     # One session after another: together they may not fit in memory.
-    outputs = {where: _outputs(load(), names, where, reference) for where, load in runs.items()}
+    ran = {where: _outputs(load, names, where, reference) for where, load in runs.items()}
+    (optimized,) = (graph for _, graph in ran.values() if graph is not None)
     # Additional outputs may change how the model is fused, so they get a session of their own.
     inner = None if set(metric.outputs) <= set(names) else with_outputs(quantized, metric.outputs)
     session = None if inner is None else reference.runtime.session(inner, LEVELS[reported])
     measured, powers, gaps, expected, found = [], [], [], [], []
     noises: dict[str, list[Float]] = {where: [] for where in runs}
     for k, batch in enumerate(reference.batches()):
-        raw = {where: values[k] for where, values in outputs.items()}
+        raw = {where: outputs[k] for where, (outputs, _) in ran.items()}
         values = {}
         for where, several in noises.items():
             read = reference.read(raw[where], batch.feeds, batch.count)
@@ -161,6 +165,7 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Load], reported: st
         expected.append(top_classes(batch.expected))
         found.append(top_classes(values[reported]))
     return _Compared(
+        optimized,
         np.concatenate(measured).mean(axis=0),
         PartPowers.joined(powers),
         np.concatenate(gaps),
@@ -169,18 +174,25 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Load], reported: st
     )
 
 
-def _outputs(run: Run, names: Sequence[str], where: str, reference: Reference) -> list[list[NDArray[Any]]]:
-    """Return the outputs of each batch; those that are large are in the scratch folder."""
+def _outputs(
+    load: Load, names: Sequence[str], where: str, reference: Reference
+) -> tuple[list[list[NDArray[Any]]], onnx.ModelProto | None]:
+    """Return the outputs of each batch, and the optimized graph if it is traced.
+
+    Outputs that are large are in the scratch folder.
+    """
+    run, optimized = load()
     measurement = reference.measurement
     each, scratch = 4 * measurement.observation.metric.elements * len(reference.samples), measurement.scratch
     batches = reference.samples.batches(measurement.observation.batching.size)
     if scratch is None or each <= FLOAT_MEMORY:
-        return [run(feeds, names) for feeds in batches]
+        return [run(feeds, names) for feeds in batches], optimized
     key = "".join(c if c.isalnum() else "_" for c in where)
-    return [
+    outputs = [
         [scratch.moved(f"verify-{key}-{k}-{n}", value) for n, value in enumerate(run(feeds, names))]
         for k, feeds in enumerate(batches)
     ]
+    return outputs, optimized
 
 
 def _figures(parts: tuple[Part, ...], compared: _Compared) -> tuple[PartFigures, ...]:

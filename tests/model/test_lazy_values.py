@@ -4,8 +4,9 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from rdoq_onnx.model import surgeon
+from rdoq_onnx.model.equality import same_bytes
 from rdoq_onnx.model.external import Shelf
-from rdoq_onnx.model.lazy_values import Stored, same_bytes
+from rdoq_onnx.model.lazy_values import Stored
 
 
 def test_values_are_loaded_when_asked_for(tmp_path, monkeypatch):
