@@ -16,7 +16,6 @@ from rdoq_onnx.analysis.float_constants import left_by_plan
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.normalization import Model, read_normalized
 from rdoq_onnx.analysis.skips import presumed_finite
-from rdoq_onnx.analysis.weight_only import BITS
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.config import Config
@@ -94,11 +93,12 @@ _SHOWN = 0.02  # minimum share of the time for a step to be named
 def lines(result: DryRun, verbose: bool = False) -> Iterator[str]:
     """Word layers, activations, what stays in float and why, and the estimates; `verbose`: every node in float."""
     network = result.network
-    channels = sum(layer.linear.channels for layer in network.layers)
-    weights = sum(int(np.prod(layer.linear.shape)) for layer in network.layers)
-    yield f"{len(network.layers)} layers, {channels:,} channels, {weights:,} weights ({weights / 250:,.1f} kB in float)"
+    channels = sum(layer.linear.channels for layer in network.searched)
+    weights = sum(int(np.prod(layer.linear.shape)) for layer in network.searched)
+    found = f"{len(network.searched)} layers, {channels:,} channels, {weights:,} weights"
+    yield f"{found} ({weights / 250:,.1f} kB in float)"
     bits = widest(network)
-    for layer in network.layers:
+    for layer in network.searched:
         elements = int(np.prod(layer.linear.shape))
         shape = "x".join(map(str, layer.linear.shape))
         figures = f"{layer.linear.op_type}, {layer.linear.channels} channels, {elements:,} weights, {shape}"
@@ -111,11 +111,8 @@ def lines(result: DryRun, verbose: bool = False) -> Iterator[str]:
     if fusion:
         yield f"{len(fusion)} extra 8-bit tensors, outside the budget, so that integer kernels fuse"
         yield from (f"  # {activation.tensor}: {elements:,} elements" for activation, elements in fusion)
-    if network.weight_only:
-        yield f"{len(network.weight_only)} weight tensors quantized outside search and budget"
-    for alone in network.weight_only:
-        figures = f"{alone.op_type}, {alone.elements:,} weights, {'x'.join(map(str, alone.shape))}"
-        yield f"  {pin_of(alone.tensor, BITS)}  # {figures}: {alone.reason}"
+    for tie in network.ties:
+        yield f"  # {tie.table.name}: a table that has the integers of {tie.layer}"
     skipped = (*network.skipped, *left_by_plan(network))
     yield f"left in float: {len(skipped)} nodes"
     yield from (f"  {line}" for line in skip_lines(skipped, verbose))

@@ -18,7 +18,6 @@ from rdoq_onnx.curves.measure import measure, regime, scratch_for, store_for
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
-from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.estimate.forecast import warned
 from rdoq_onnx.gradients.plan import differentiated
 from rdoq_onnx.model.external import is_detached, taking
@@ -35,7 +34,6 @@ from rdoq_onnx.verification.additivity import measured_alone
 from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
 from rdoq_onnx.verification.predicted_parts import predicted_parts
-from rdoq_onnx.verification.unsearched import unsearched_distortion
 from rdoq_onnx.verification.verify import verify
 
 
@@ -102,8 +100,6 @@ class Job:
         additivity: also measure each layer and activation alone on the held-out samples, for the HTML report.
         """
         network = analyse(self.normal, config.selection)
-        if additivity and not network.layers:
-            raise ConfigError("--report: this model has no layer in the search, so nothing to plot; use --json")
         steps = Steps(self.store, self.progress, regime(config))
         measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
         with self.progress.budget():
@@ -144,7 +140,6 @@ class Job:
             verification = verify(emission, allocation, reference)
             predicted = predicted_parts(allocation, split.measuring, runtime)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
-            unsearched = unsearched_distortion(allocation, reference)
         with progress.step("latency"):
             batch = reference.measurement.observation.batching.size
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)
@@ -160,7 +155,6 @@ class Job:
             progress.seconds,
             failure,
             latency,
-            unsearched,
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

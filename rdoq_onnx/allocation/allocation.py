@@ -12,10 +12,9 @@ from rdoq_onnx.curves.measurement import Measurement
 class Allocation:
     """The width of everything quantized.
 
-    layer_bits: for each layer, the width of each channel. activation_bits: the width of each activation.
+    layer_bits: for each layer and stored weight, the width of each channel. activation_bits: that of each activation.
     predicted: sum of all δ, by additivity (Eq. 6) the distortion of the whole network. gap: maximum relative distance
-    from the optimum of the curves. weight_only_bits: the width of each of the network's `weight_only`, which are
-    outside all budgets.
+    from the optimum of the curves.
     """
 
     measurement: Measurement
@@ -23,7 +22,6 @@ class Allocation:
     activation_bits: tuple[int, ...]
     predicted: float
     gap: float
-    weight_only_bits: tuple[int, ...]
 
     @property
     def weight_average(self) -> float:

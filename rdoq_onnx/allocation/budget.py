@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from rdoq_onnx.allocation.allocate import Solution, solve
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.pins import pinned
-from rdoq_onnx.analysis.weight_only import widths
 from rdoq_onnx.config import MAX_BITS, Budgets, Side
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
@@ -123,7 +122,6 @@ def _allocate(
         tuple(int(b) for b in choice[channels:]),
         predicted,
         max(predicted - lower, 0.0) / max(predicted, 1e-300),
-        widths(measurement.network.weight_only, budgets.pins),
     )
 
 
@@ -136,7 +134,7 @@ def _capped(
     falls, so a layer once over the limit stays at it. Raises BudgetError if a layer's narrowest widths exceed it.
     """
     mask = np.ones(curves.distortion.shape, bool)
-    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=True):
+    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=False):
         units = np.arange(rows.start, rows.stop)
         if (choice[units] * curves.elements[units]).sum() <= 8 * limit:
             continue

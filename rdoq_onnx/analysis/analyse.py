@@ -26,9 +26,10 @@ from rdoq_onnx.analysis.skips import (
     not_a_matrix,
     not_finite,
 )
-from rdoq_onnx.analysis.weight_only import RECURRENT, find_slots, is_stack, weight_only
+from rdoq_onnx.analysis.stored_weights import RECURRENT, find_slots, is_stack, stored_weights
+from rdoq_onnx.analysis.ties import tied
 from rdoq_onnx.config import Selection
-from rdoq_onnx.errors import ConfigError, ModelError
+from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.graph import MOVEMENT, Graph, attribute
 from rdoq_onnx.model.layers import LAYER_TYPES, Activation, Layer, Use
 from rdoq_onnx.model.linear import Linear
@@ -41,8 +42,7 @@ def analyse(model: onnx.ModelProto, selection: Selection, finiteness: Finiteness
     """Find the layers and activations of a normalized `model` that `selection` asks to quantize.
 
     finiteness: `presumed_finite` reads no detached weights.
-    Raises ModelError if nothing can be quantized; ConfigError if a pattern matches nothing, or if `selection` has a
-    goal for the search but there is nothing to search.
+    Raises ModelError if nothing can be quantized; ConfigError if a pattern matches nothing.
     """
     graph, target = Graph(model), selection.target
     excludes = Excludes(selection.exclude, selection.exclude_ops)
@@ -50,15 +50,11 @@ def analyse(model: onnx.ModelProto, selection: Selection, finiteness: Finiteness
     named = [(c.node.op_type, c.names) for c in candidates] + [(s.node.op_type, s.names) for s in slots]
     check_excludes(excludes, named)
     layers, refused = _layers(candidates, excludes, target)
-    searched = {x.weight: [u.node for u in x.uses] for x in layers}
-    others, left = weight_only(graph, slots, searched, target, excludes, finiteness)
+    multiplied = {x.weight: [u.node for u in x.uses] for x in layers}
+    stored, left = stored_weights(graph, slots, multiplied, target, excludes, finiteness)
     skipped = (*refused, *integer_kernels(graph), *left)
-    if not layers and not others:
+    if not layers and not stored:
         raise ModelError(_nothing(skipped))
-    if selection.goal is not None and not layers:
-        raise ConfigError(
-            f"{selection.goal}: the search covers none of the model's weights, which get 8 bits; leave that option out"
-        )
     activations: tuple[Activation, ...] = ()
     if selection.activations:
         sums = find_sums(graph, layers) if target.sums else {}
@@ -66,7 +62,7 @@ def analyse(model: onnx.ModelProto, selection: Selection, finiteness: Finiteness
         branches = find_branches(graph, layers, activations, sums)
         if branches:
             return analyse(run_passes([BranchConsumers(branches)], model), selection, finiteness)
-    network = Network(model, layers, activations, skipped, target, others)
+    network = tied(Network(model, layers, activations, skipped, target, stored), finiteness)
     check_pins(network, selection.pins)
     return network
 

@@ -34,7 +34,7 @@ def left_in_file(model: onnx.ModelProto, network: Network, listed: Iterable[Skip
 
 def left_by_plan(network: Network) -> tuple[Skip, ...]:
     """Return the nodes of a network not yet quantized that will read large float constants, as far as is known."""
-    quantized = {layer.weight for layer in network.layers} | {w.tensor for w in network.weight_only}
+    quantized = {layer.weight for layer in network.weights}
     if network.activations and network.target.integer_biases:
         nodes = {u.node for layer in network.layers for u in layer.uses}
         quantized.update(i for n in network.model.graph.node if n.name in nodes for i in n.input[2:])

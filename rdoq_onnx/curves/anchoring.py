@@ -8,6 +8,8 @@ On n samples r has a relative error of √(2 / n), since interactions differ fro
 its mean over the layers, r̄, according to that error and d, the true spread of log r between layers:
 
     log r ← (1 - s) log r + s log r̄,    s = (2 / n) / (2 / n + d²).
+
+Tables keep their curves, which also count rows that these samples do not look up.
 """
 
 from dataclasses import dataclass, replace
@@ -76,7 +78,11 @@ def anchor(
     layers = list(zip(measurement.layers, measurement.unit_rows(), strict=True))
     for k, (measured, rows) in enumerate(layers[state.done :], state.done):
         low = {b: c for b, c in measured.codes.items() if b <= WEIGHT_BITS}
-        if low and not any(u.output in measurement.probed for u in measured.layer.uses):
+        if (
+            low
+            and not measured.layer.looked_up
+            and not any(u.output in measurement.probed for u in measured.layer.uses)
+        ):
             exact = weights.whole_layer(measured.layer, list(low.values()), measured.mean)
             first_order = (state.distortion[rows, b] for b in low)
             state.ratios[k, list(low)] = list(map(ratio, exact, first_order))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
 from rdoq_onnx.candidates.spooled import SpooledCodes
+from rdoq_onnx.candidates.table_rows import TableRows
 from rdoq_onnx.curves.binding import VERSION, Binding
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import FloatFallback, MeasuredActivation, MeasuredLayer
@@ -47,7 +48,7 @@ CLASSES = {
     for c in (
         *(Activation, ActivationCandidates, Affine, Batching, Candidates, Curves, Distortions, Layer, LayerCandidates),
         *(ExtremeValues, FloatFallback, Linear, MeasuredActivation, MeasuredLayer, Metric, Observation, Part, Piece),
-        *(SpooledCodes, Tail, Use, WeightCodes),
+        *(SpooledCodes, TableRows, Tail, Use, WeightCodes),
     )
 }
 

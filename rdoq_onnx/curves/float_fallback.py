@@ -12,9 +12,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis.network import Network, layer_names
+from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.patterns import as_pattern, pins
 from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.analysis.ties import untied
 from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves.measurement import FloatFallback
@@ -88,12 +89,12 @@ def choose_fallback(
         for a, values in zip(network.activations, measured.activations, strict=True)
     }
     layers = {
-        each.layer.name: (_share(each, curves, prober), layer_names(each.layer))
+        each.layer.name: (_share(each, curves, prober), network.names(each.layer))
         for each, curves in zip(candidates.layers, measured.weights, strict=True)
         if candidates.widths[-1] == widest(network)
     }
     fallback = FloatFallback(*(_worst(shares, pinned) for shares in (activations, layers)))
-    if len(fallback.layers) == len(network.layers):
+    if network.layers and len(fallback.layers) == len(network.layers):
         name, share = next(iter(fallback.layers.items()))
         raise ModelError(f"no layer can be quantized: {_reason(name, share)}")
     return fallback
@@ -141,7 +142,7 @@ def in_float(network: Network, fallback: FloatFallback) -> Network:
         if a.tensor not in fallback.tensors
         and (inputs.intersection(a.feeds) or (a.fusion and a.tensor not in float_outputs))
     ]
-    return replace(network, layers=layers, activations=tuple(kept), skipped=(*network.skipped, *skips))
+    return untied(replace(network, layers=layers, activations=tuple(kept), skipped=(*network.skipped, *skips)))
 
 
 def _share(candidates: LayerCandidates, curves: NDArray[np.float64], prober: Prober) -> float:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.candidates.blocks import Blocks
 from rdoq_onnx.candidates.compensation import Compensator
 from rdoq_onnx.candidates.layer_rows import LayerRows
-from rdoq_onnx.curves.forms import Form
+from rdoq_onnx.curves.forms import Form, Forms
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.layers import Layer
 
@@ -60,7 +60,7 @@ class LayerWork:
 
     layer: Layer
     rows: NDArray[np.float32]
-    form: Form
+    form: Form | Forms
     limit: int
     floors: Float | None
 

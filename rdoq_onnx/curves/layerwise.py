@@ -5,7 +5,7 @@ matter for each channel; only those are rounded with error compensation, and the
 codes are in the scratch folder from then on. What an earlier run left there is not made again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from rdoq_onnx.candidates.candidates import integer_limit
 from rdoq_onnx.candidates.compensation import Compensator
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.candidates.statistics import Statistics
-from rdoq_onnx.curves.forms import marginal
+from rdoq_onnx.curves.forms import Form, Forms, kept_form, marginal
 from rdoq_onnx.curves.layer_work import LayerWork, Rounded
 from rdoq_onnx.curves.measurement import MeasuredLayer
 from rdoq_onnx.curves.missing_forms import form_of, measured_gain
@@ -53,7 +53,7 @@ class LayerState:
 
 @dataclass(frozen=True)
 class Layerwise:
-    """The layers of `network`, worked on one by one.
+    """The weights of `network`, worked on one by one; `index` is that in its `weights`.
 
     widths: those offered to weight channels, ascending. floors: lower bounds on the scales of each layer's channels.
     draws: the number of values of ⟨g, Δ⟩² behind each curve.
@@ -133,9 +133,15 @@ class Layerwise:
         return Rounded.best(variants, shrunk_variants(curves, self.draws)[..., 0].argmin(axis=0))
 
     def _work(self, index: int) -> LayerWork:
-        layer = self.network.layers[index]
-        form = form_of(self.statistics, layer)
+        layer = self.network.weights[index]
+        form = Forms((form_of(self.statistics, layer), *self._tied(layer)))
         return LayerWork(layer, self.network.rows(layer), form, integer_limit(self.network), self.floors[index])
+
+    def _tied(self, layer: Layer) -> Iterator[Form]:
+        """Yield the forms of tables tied to `layer`."""
+        for tie in self.network.ties:
+            if tie.layer == layer.name and self.statistics.has("powers", tie.table):
+                yield kept_form(self.statistics, tie.table)
 
     def _shrunk(self, curves: Float, errors: Float) -> Float:
         return shrunk_curves(curves, errors, self.draws)

@@ -12,16 +12,19 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.spooled import SpooledCodes
+from rdoq_onnx.candidates.table_rows import TableRows
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.binding import Binding
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
-from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
+from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at
 from rdoq_onnx.curves.select import Layers, Measured, best_roundings, select
 from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
+from rdoq_onnx.curves.stored_forms import StoredWeights
+from rdoq_onnx.curves.unreached import with_unreached
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.gradients.plan import differentiated, draws
 from rdoq_onnx.model.external import taking
@@ -53,8 +56,6 @@ def measure_network(
     Rounding is fitted on one part of the samples and measured on another: curves on its own samples would be too
     optimistic. around: of a large network, allocates on coarse curves; only widths near these are made in full.
     """
-    if not network.layers:
-        return _unsearched(network, split.seen, runtime)
     with workers(config.threads) as pool:
         source, plain, some = network.model, network, split.fitting.some(EQUALIZING)
         with taking(steps.store.scratch.shelf):
@@ -67,6 +68,7 @@ def measure_network(
         aimed = in_float(aimed, empty)
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
         large = is_large(aimed, config)
+        rows, lost = bench.table_rows()
         own = bench.without_layers() if large else bench
         candidates = own.candidates()
         if config.measure == "probe":
@@ -75,12 +77,23 @@ def measure_network(
             coarse, candidates = candidates, own.clipped(candidates)
             measured = own.first_order(candidates)
             candidates, measured = own.checked(candidates, coarse, measured)
+        measured = replace(measured, missing={**measured.missing, **lost})
         count = draws(len(differentiated(split.measuring)), observation.metric.elements)
-        found = Measured(candidates, measured, count)
+        found = Measured(candidates, measured, count, {name: each.seen for name, each in rows.items()})
         if large:
-            return _layer_by_layer(source, network, bench, found, empty, around)
-        fallback = empty | choose_fallback(aimed, candidates, measured, config, bench.check(len(network.layers)))
-    return select(source, network, observation, best_roundings(network, found), found, fallback)
+            return _layer_by_layer(source, network, bench, found, rows, empty, around)
+        prober = bench.check(len(network.searched))
+        fallback = empty | choose_fallback(aimed, candidates, measured, config, prober)
+        aimed = in_float(aimed, fallback)
+        stored = StoredWeights(aimed, candidates.widths, rows, replace(prober, network=aimed), pool)
+        layers = [
+            (each, curves + stored.added(each.layer, each.codes)) for each, curves in best_roundings(network, found)
+        ]
+        with steps.progress.step("tables", len(aimed.stored)) as advance:
+            for layer in aimed.stored:
+                layers.append(stored.measured(layer))
+                advance(1)
+    return select(source, network, observation, layers, found, fallback)
 
 
 def _layer_by_layer(
@@ -88,33 +101,29 @@ def _layer_by_layer(
     network: Network,
     bench: Bench,
     activations: Measured,
+    rows: Mapping[str, TableRows],
     empty: FloatFallback,
     around: Around | None,
 ) -> Measurement:
-    """Measure the layers of a large network, beside its `activations`."""
+    """Measure the weights of a large network, beside its `activations` and the `rows` of its tables."""
     large = LargeBench.of(bench)
-    lost = large.collect()
+    lost = large.collect(rows)
     layerwise = large.coarse()
+    large.round(layerwise, bench.network.layers)
     widest, curves = at_full_width(layerwise)
     candidates = replace(widest, activations=activations.candidates.activations)
     distortions = replace(activations.distortions, weights=tuple(curves))
     prober = bench.check(len(network.layers))
     fallback = empty | choose_fallback(bench.network, candidates, distortions, bench.config, prober)
+    remaining = in_float(bench.network, fallback)
+    large.round(layerwise, remaining.stored)
     missing = {**activations.distortions.missing, **lost}
-    found = Measured(candidates, replace(distortions, missing=missing), activations.draws)
+    found = replace(activations, candidates=candidates, distortions=replace(distortions, missing=missing))
 
     def assembled(layers: Layers) -> Measurement:
         return select(source, network, bench.observation, layers, found, fallback)
 
-    return assembled(large.refine(layerwise, assembled, around))
-
-
-def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
-    """Return a measurement without curves, for a network in which the search has nothing to quantize."""
-    parts = find_parts(network.model)
-    observation = observe(aimed_at(network, measured_tensors(parts)), parts, samples, runtime)
-    curves = curves_of(network, observation, (), [], [])
-    return Measurement(network.model, network, observation, (), (), curves, FloatFallback({}, {}), {})
+    return assembled(large.refine(layerwise, remaining.searched, assembled, around))
 
 
 def stored_fields(measurement: Measurement) -> dict[str, Any]:
@@ -177,8 +186,7 @@ def measure(
         return restored(kept, network.model, config, steps.store.scratch)
     scratch = steps.store.scratch
     measurement = replace(measure_network(network, config, split, runtime, steps, around), scratch=scratch)
-    if network.layers:
-        measurement = _falling(anchored(measurement, config, split, runtime, steps))
+    measurement = _falling(with_unreached(anchored(measurement, config, split, runtime, steps)))
     steps.finish("measurement", stored_fields(measurement))
     return measurement
 

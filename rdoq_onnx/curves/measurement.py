@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis.network import Network, layer_names
+from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.curves.curves import Curves
@@ -74,9 +74,10 @@ class Measurement:
     """The curves of a network, and the candidates that they describe.
 
     source: the normalized model. network: the equalized model, and what to quantize in it. layers, activations: the
-    best candidates for those of `network`, in its order. curves: a row per channel of each layer, in order, then one
-    per activation; columns are 0 to 8 bits. fallback: what stays in float. probed: tensors without an adjoint, measured
-    exactly instead, with the reason. scratch: the folder of what is too large for memory, which lives as long.
+    best candidates for all that `network` searches, in its order. curves: a row per channel of each layer, in order,
+    then one per activation; columns are 0 to 8 bits. fallback: what stays in float. probed: tensors without an adjoint,
+    measured exactly instead, with the reason. seen: the number of rows that the samples look up in each table, by name.
+    scratch: the folder of what is too large for memory, which lives as long.
     """
 
     source: onnx.ModelProto
@@ -87,6 +88,7 @@ class Measurement:
     curves: Curves
     fallback: FloatFallback
     probed: Mapping[str, str]
+    seen: Mapping[str, int]
     scratch: Scratch | None = None
 
     @property
@@ -102,18 +104,18 @@ class Measurement:
     @property
     def channels(self) -> int:
         """Number of weight channels, the first rows of `curves`; the rest are activations."""
-        return sum(layer.linear.channels for layer in self.network.layers)
+        return sum(layer.linear.channels for layer in self.network.searched)
 
     def unit_rows(self) -> list[slice]:
         """Return the rows of `curves` of each layer's channels."""
-        ends = np.cumsum([0, *(layer.linear.channels for layer in self.network.layers)])
+        ends = np.cumsum([0, *(layer.linear.channels for layer in self.network.searched)])
         return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
     def units(self) -> list[Unit]:
         """List all layers, then all activations."""
-        layers, activations = self.network.layers, self.network.activations
+        layers, activations = self.network.searched, self.network.activations
         units = [
-            Unit("layer", layer.name, layer_names(layer), rows)
+            Unit("layer", layer.name, self.network.names(layer), rows)
             for layer, rows in zip(layers, self.unit_rows(), strict=True)
         ]
         for row, each in enumerate(activations, self.channels):
@@ -143,11 +145,11 @@ def curves_of(
     activations: list[dict[int, float]],
 ) -> Curves:
     """Assemble curves from those of the layers, at the `offered` widths, and of the activations, by width."""
-    channels = sum(layer.linear.channels for layer in network.layers)
+    channels = sum(layer.linear.channels for layer in network.searched)
     distortion = np.full((channels + len(activations), MAX_BITS + 1), np.inf)
     if weights:
         distortion[:channels, list(offered)] = np.concatenate(weights)
-    elements = [np.full(x.linear.channels, np.prod(x.linear.shape) // x.linear.channels) for x in network.layers]
+    elements = [np.full(x.linear.channels, np.prod(x.linear.shape) // x.linear.channels) for x in network.searched]
     for row, curve in zip(distortion[channels:], activations, strict=True):
         row[list(curve)] = list(curve.values())
     sizes = [activation_elements(a, observation.sizes) for a in network.activations]

@@ -22,11 +22,15 @@ Layers = Sequence[tuple[MeasuredLayer, Float]]  # with the curves [units, widths
 
 @dataclass(frozen=True)
 class Measured:
-    """All candidates and their distortions. draws: the number of values of ⟨g, Δ⟩² that each δ averages."""
+    """All candidates and their distortions. draws: the number of values of ⟨g, Δ⟩² that each δ averages.
+
+    seen: the number of rows that the samples look up in each table, by name.
+    """
 
     candidates: Candidates
     distortions: Distortions
     draws: int
+    seen: Mapping[str, int]
 
 
 def best_roundings(network: Network, measured: Measured) -> Layers:
@@ -48,11 +52,12 @@ def select(
 ) -> Measurement:
     """Assemble a measurement of the `layers`, with the best clipping of each activation and width.
 
-    fallback: what stays in float.
+    layers: a superset of what is searched, in that order. fallback: what stays in float.
     """
     remaining = in_float(network, fallback)
     widths, missing = measured.candidates.widths, measured.distortions.missing
-    layers = [(each, curves) for each, curves in layers if each.layer.name not in fallback.layers]
+    searched = {layer.name for layer in remaining.searched}
+    layers = [(each, curves) for each, curves in layers if each.layer.name in searched]
     kept = {a.tensor: a for a in remaining.activations}
     pairs = zip(measured.candidates.activations, measured.distortions.activations, strict=True)
     activations = [
@@ -61,7 +66,9 @@ def select(
     weight_curves, activation_curves = [curve for _, curve in layers], [curve for _, curve in activations]
     curves = curves_of(remaining, observation, widths, weight_curves, activation_curves)
     best_layers, best_activations = tuple(x for x, _ in layers), tuple(a for a, _ in activations)
-    return Measurement(source, remaining, observation, best_layers, best_activations, curves, fallback, missing)
+    return Measurement(
+        source, remaining, observation, best_layers, best_activations, curves, fallback, missing, measured.seen
+    )
 
 
 def _best_rounding(

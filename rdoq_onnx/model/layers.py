@@ -13,7 +13,9 @@ FUSION_BITS = 8
 class Use:
     """One node that applies a layer's weight.
 
-    linear: how this node unfolds its data, with its own strides and pads.
+    data: its input beside the weight: what a matrix multiplies, or the indices of the rows that are looked up. It is
+    empty, as is `output`, where the effect of the weight can only be measured as a whole. linear: how this node unfolds
+    its data, with its own strides and pads.
     """
 
     node: str
@@ -30,6 +32,24 @@ class Layer:
     weight: str
     linear: Linear
     uses: tuple[Use, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that `--pin` and `--exclude` accept for it: those of its nodes and its weight."""
+        return (*(u.node for u in self.uses), self.weight)
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether all its nodes look up rows of a table."""
+        return self.linear.op_type == "Gather" and all(u.output for u in self.uses)
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A table whose rows equal those of a layer, of this name: an embedding that is also the head."""
+
+    table: Layer
+    layer: str
 
 
 @dataclass(frozen=True)

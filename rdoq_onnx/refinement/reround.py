@@ -69,18 +69,21 @@ def remeasured(allocation: Allocation, seed: int, samples: Samples, runtime: Run
     if found.missing:  # leave exact curves as they are
         return measurement
     seen = draws(len(differentiated(samples)), observation.metric.elements)
+    stored = measurement.unit_rows()[len(network.layers) :]
+    kept = [measurement.curves.distortion[rows][:, list(candidates.widths)] for rows in stored]
     steady = [
         shrunk_curves(curves[0], squared_errors(each.variants[0], network.rows(each.layer)), seen)
         for each, curves in zip(candidates.layers, found.weights, strict=True)
     ]
     activations = [{b: float(v[0]) for b, v in table.items()} for table in found.activations]
-    return replace(measurement, curves=curves_of(network, observation, candidates.widths, steady, activations))
+    return replace(measurement, curves=curves_of(network, observation, candidates.widths, steady + kept, activations))
 
 
 def _as_candidates(measurement: Measurement) -> Candidates:
     """Return the candidates that `measurement` chose, one per width."""
     widths = tuple(measurement.layers[0].codes)
-    layers = (LayerCandidates(x.layer, x.mean, (tuple(x.codes[b] for b in widths),)) for x in measurement.layers)
+    multiplied = (x for x in measurement.layers if not x.layer.linear.axes)
+    layers = (LayerCandidates(x.layer, x.mean, (tuple(x.codes[b] for b in widths),)) for x in multiplied)
     activations = (
         ActivationCandidates(x.activation, {b: (q,) for b, q in x.quantizers.items()}) for x in measurement.activations
     )

@@ -38,10 +38,10 @@ def advise(allocation: Allocation, config: Config, report: Report) -> tuple[str,
     lines = [*causes.few_samples(report), *causes.selected(allocation), *causes.weak_part(allocation, report)]
     if doubtful and report.calibration == "synthetic":
         lines.append("the samples are synthetic: give real ones with --calibration")
-    cause = causes.unsearched(allocation, report) if doubtful else []
-    if not cause and _is_off(allocation, report):
+    if _is_off(allocation, report):
         lines.append(_inaccurate(allocation, config, report))
-    if not cause and doubtful:
+    cause: list[str] = []
+    if doubtful:
         pinned = causes.pinned(allocation, config)
         cause = pinned and (_pin(allocation, config) or pinned)
     if not cause and poor:

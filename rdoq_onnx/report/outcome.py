@@ -9,11 +9,13 @@ import onnx
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.analysis.float_constants import left_in_file
 from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.errors import VerificationError
+from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.sizes import model_bytes
 from rdoq_onnx.refinement.refine import Step
-from rdoq_onnx.report.report import LayerReport, PartReport, Report, WeightOnlyReport, count_widths
+from rdoq_onnx.report.report import LayerReport, PartReport, Report, TableReport, count_widths
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.verify import Verification
 
@@ -22,7 +24,7 @@ from rdoq_onnx.verification.verify import Verification
 class Outcome:
     """The results of all steps of a run on the model `original`, read from `source`.
 
-    seconds: of each step. unsearched: δ of the weights outside the search alone.
+    seconds: of each step.
     """
 
     source: str
@@ -36,7 +38,13 @@ class Outcome:
     seconds: Mapping[str, float]
     failure: VerificationError | None = None
     latency: tuple[Latency, ...] = ()
-    unsearched: float = 0.0
+
+
+def _tables(layer: Layer, measurement: Measurement) -> tuple[TableReport, ...]:
+    """Report on the tables that have the integers of `layer`: itself, or those tied to it."""
+    tied = (tie.table for tie in measurement.network.ties if tie.layer == layer.name)
+    tables = (x for x in (layer, *tied) if x.looked_up)
+    return tuple(TableReport(x.name, x.linear.channels, measurement.seen.get(x.name)) for x in tables)
 
 
 def make_report(outcome: Outcome) -> Report:
@@ -48,8 +56,10 @@ def make_report(outcome: Outcome) -> Report:
         f: bits for a, bits in zip(network.activations, allocation.activation_bits, strict=True) for f in a.feeds
     }
     layers = tuple(
-        LayerReport(x.name, x.linear.op_type, tuple(bits.tolist()), feeding.get(x.uses[0].data))
-        for x, bits in zip(network.layers, allocation.layer_bits, strict=True)
+        LayerReport(
+            x.name, x.linear.op_type, tuple(bits.tolist()), feeding.get(x.uses[0].data), _tables(x, measurement)
+        )
+        for x, bits in zip(network.searched, allocation.layer_bits, strict=True)
     )
     elements = measurement.curves.elements
     budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
@@ -81,10 +91,6 @@ def make_report(outcome: Outcome) -> Report:
         samples=len(outcome.samples),
         held_out=verification.samples,
         layers=layers,
-        weight_only=tuple(
-            WeightOnlyReport(w.name, w.op_type, w.tensor, w.elements, bits, w.reason)
-            for w, bits in zip(network.weight_only, allocation.weight_only_bits, strict=True)
-        ),
         skipped=(*network.skipped, *left_in_file(emission.model, network, network.skipped)),
         probed=measurement.probed,
         by_layer=measurement.by_layer,
@@ -95,6 +101,5 @@ def make_report(outcome: Outcome) -> Report:
         ),
         agreement=verification.agreement,
         latency=outcome.latency,
-        unsearched=outcome.unsearched,
         reason=None if outcome.failure is None else str(outcome.failure),
     )

@@ -20,29 +20,30 @@ _SHOWN_PARTS = 6
 
 
 @dataclass(frozen=True)
+class TableReport:
+    """A table: its rows, and how many of them the samples look up; None where that was not measured."""
+
+    name: str
+    rows: int
+    seen: int | None
+
+
+@dataclass(frozen=True)
 class LayerReport:
-    """A layer: the widths of its channels, in order, and of its input activation (None: float)."""
+    """A layer: the widths of its channels, in order, and of its input activation (None: float).
+
+    tables: itself, if it is a table, or those that have its integers.
+    """
 
     name: str
     op: str
     bits: tuple[int, ...]
     activation_bits: int | None
+    tables: tuple[TableReport, ...] = ()
 
     @property
     def mean_bits(self) -> float:
         return sum(self.bits) / len(self.bits)
-
-
-@dataclass(frozen=True)
-class WeightOnlyReport:
-    """Weights quantized outside the search and the budgets: the first node that reads them, their name, the reason."""
-
-    name: str
-    op: str
-    weight: str
-    elements: int
-    bits: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,11 @@ class Report:
     samples: int
     held_out: int
     layers: tuple[LayerReport, ...]
-    weight_only: tuple[WeightOnlyReport, ...]
     skipped: tuple[Skip, ...]
     probed: Mapping[str, str]
     by_layer: bool  # whether curves of weights are quadratic forms (curves/forms.py)
     steps: tuple[Step, ...] = ()
     latency: tuple[Latency, ...] = ()
-    unsearched: float = 0.0  # δ of the weights outside the search alone
     advice: tuple[str, ...] = ()
     parts: tuple[PartReport, ...] = ()
     agreement: Agreement | None = None
@@ -117,7 +116,7 @@ class Report:
             "output": output,
             "passed": self.passed,
             "reason": self.reason,
-            "bits": {"weights": self.weight_bits if self.layers else None, "activations": self.activation_bits},
+            "bits": {"weights": self.weight_bits, "activations": self.activation_bits},
             "weights": {
                 "channels": channels,
                 "elements": self.weight_elements,
@@ -154,10 +153,10 @@ class Report:
                     "channels": len(x.bits),
                     "bits": list(x.bits),
                     "activation_bits": x.activation_bits,
+                    "tables": [asdict(t) for t in x.tables],
                 }
                 for x in self.layers
             ],
-            "weight_only": [asdict(x) for x in self.weight_only],
             "skipped": [{"node": s.node, "reason": s.reason} for s in self.skipped],
         }
         return json.dumps(document, indent=2) + "\n"
@@ -206,18 +205,15 @@ class Report:
         return rows
 
     def _widths(self) -> list[tuple[str, str]]:
-        rows = [("weights", f"{self.weight_bits:.3f} bits on average" if self.layers else "none in the search")]
-        if self.layers:
-            rows.append(("channels by bits", histogram(self.weight_histogram)))
+        rows = [("weights", f"{self.weight_bits:.3f} bits on average")]
+        rows.append(("channels by bits", histogram(self.weight_histogram)))
         if self.removed_channels or self.kept_channels:
             kept = sum(map(len, self.kept_channels.values()))
             rows.append(("0-bit channels", f"{self.removed_channels} removed, {kept} kept"))
-        if self.weight_only:
-            elements = sum(x.elements for x in self.weight_only)
-            rows.append(("weights outside the budget", f"{elements:,} in {len(self.weight_only)} tensors"))
-            rows.append(
-                ("their tensors by bits", histogram(count_widths(np.array([x.bits for x in self.weight_only]))))
-            )
+        for table in (t for layer in self.layers for t in layer.tables):
+            if table.seen is not None and table.seen < table.rows:
+                seen = f"{table.seen:,} of {table.rows:,} rows seen in calibration"
+                rows.append((f"  {table.name}", f"{seen}; the others by the mean effect of these"))
         if self.activation_bits is None:
             return [*rows, ("activations", "float")]
         rows.append(("activations", f"{self.activation_bits:.3f} bits on average"))

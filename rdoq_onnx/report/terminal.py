@@ -136,10 +136,6 @@ def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator
         yield "a large network: its layers were measured one at a time, by quadratic forms"
     for tensor, reason in report.probed.items():
         yield f"measured exactly: {tensor}: {reason}"
-    if report.weight_only:
-        yield f"weights outside the budget: {len(report.weight_only)} tensors"
-        for x in report.weight_only:
-            yield f"  {x.op} {x.name}: {x.weight}, {x.elements:,} weights, {x.bits} bits: {x.reason}"
     if report.skipped:
         yield f"left in float: {len(report.skipped)} nodes"
         yield from (f"  {line}" for line in skip_lines(report.skipped, verbose))

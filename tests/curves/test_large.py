@@ -196,12 +196,12 @@ def compensated(run):
 
 def test_one_budget_compensates_the_widths_around_it(grouped, monkeypatch):
     around = []
-    near = large.LargeBench._near
+    near = large._near
 
-    def watched(self, layerwise, measurement, allocate):
-        return near(self, layerwise, measurement, lambda m: around.append(allocate(m)[: m.channels]) or allocate(m))
+    def watched(layerwise, measurement, allocate):
+        return near(layerwise, measurement, lambda m: around.append(allocate(m)[: m.channels]) or allocate(m))
 
-    monkeypatch.setattr(large.LargeBench, "_near", watched)
+    monkeypatch.setattr(large, "_near", watched)
     found = compensated(lambda: Run(grouped))
     wanted = np.zeros_like(found)
     for bits in around:
