@@ -39,7 +39,7 @@ class QuantizeStored(Pass):
     def __call__(self, model: ModelProto) -> ModelProto:
         def store(graph: Graph) -> None:
             graphs = [graph, *graph.bodies]
-            tensors = {name: t for g in graphs for name, t in g.tensors().items() if isinstance(t, Constant)}
+            tensors = surgeon.all_tensors(graph)
             places = {id(node): g for g in graphs for node in g.nodes}
             for weight in self.weights:
                 _store(graph, tensors[weight.name], weight, places)

@@ -234,10 +234,11 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "advice": None,
         "calibration": {"source": None, "samples": None},
         "layers": None,
-        "weight_only": None,
         "skipped": None,
     }
-    assert {tuple(layer) for layer in done.report["layers"]} == {("name", "op", "channels", "bits", "activation_bits")}
+    assert {tuple(layer) for layer in done.report["layers"]} == {
+        ("name", "op", "channels", "bits", "activation_bits", "tables")
+    }
     (part,) = done.report["distortion"]["parts"]
     assert tuple(part) == ("name", "output", "predicted", "measured", "sqnr_db", "bound_db")
     assert {tuple(skip) for skip in done.report["skipped"]} <= {("node", "reason")}

@@ -12,7 +12,6 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.spooled import SpooledCodes
-from rdoq_onnx.candidates.table_rows import TableRows
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.binding import Binding
@@ -79,9 +78,9 @@ def measure_network(
             candidates, measured = own.checked(candidates, coarse, measured)
         measured = replace(measured, missing={**measured.missing, **lost})
         count = draws(len(differentiated(split.measuring)), observation.metric.elements)
-        found = Measured(candidates, measured, count, {name: each.seen for name, each in rows.items()})
+        found = Measured(candidates, measured, count, rows)
         if large:
-            return _layer_by_layer(source, network, bench, found, rows, empty, around)
+            return _layer_by_layer(source, network, bench, found, empty, around)
         prober = bench.check(len(network.searched))
         fallback = empty | choose_fallback(aimed, candidates, measured, config, prober)
         aimed = in_float(aimed, fallback)
@@ -101,13 +100,12 @@ def _layer_by_layer(
     network: Network,
     bench: Bench,
     activations: Measured,
-    rows: Mapping[str, TableRows],
     empty: FloatFallback,
     around: Around | None,
 ) -> Measurement:
-    """Measure the weights of a large network, beside its `activations` and the `rows` of its tables."""
+    """Measure the weights of a large network, beside its `activations`."""
     large = LargeBench.of(bench)
-    lost = large.collect(rows)
+    lost = large.collect(activations.rows)
     layerwise = large.coarse()
     large.round(layerwise, bench.network.layers)
     widest, curves = at_full_width(layerwise)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
+from rdoq_onnx.candidates.table_rows import TableRows
 from rdoq_onnx.curves.float_fallback import in_float
 from rdoq_onnx.curves.measurement import FloatFallback, MeasuredActivation, MeasuredLayer, Measurement, curves_of
 from rdoq_onnx.curves.shrinkage import picked, shrunk_curves, shrunk_variants, squared_errors
@@ -24,13 +25,13 @@ Layers = Sequence[tuple[MeasuredLayer, Float]]  # with the curves [units, widths
 class Measured:
     """All candidates and their distortions. draws: the number of values of ⟨g, Δ⟩² that each δ averages.
 
-    seen: the number of rows that the samples look up in each table, by name.
+    rows: of tables, by name.
     """
 
     candidates: Candidates
     distortions: Distortions
     draws: int
-    seen: Mapping[str, int]
+    rows: Mapping[str, TableRows]
 
 
 def best_roundings(network: Network, measured: Measured) -> Layers:
@@ -66,9 +67,8 @@ def select(
     weight_curves, activation_curves = [curve for _, curve in layers], [curve for _, curve in activations]
     curves = curves_of(remaining, observation, widths, weight_curves, activation_curves)
     best_layers, best_activations = tuple(x for x, _ in layers), tuple(a for a, _ in activations)
-    return Measurement(
-        source, remaining, observation, best_layers, best_activations, curves, fallback, missing, measured.seen
-    )
+    seen = {name: each.seen for name, each in measured.rows.items()}
+    return Measurement(source, remaining, observation, best_layers, best_activations, curves, fallback, missing, seen)
 
 
 def _best_rounding(

@@ -26,7 +26,12 @@ def check_widths(emission: Emission, allocation: Allocation, runtime: Runtime) -
         return
     nodes = {n.name: n for n in emission.model.graph.node}
     producer = {o: n for n in emission.model.graph.node for o in n.output}
-    pairs = list(zip(allocation.measurement.network.searched, allocation.layer_bits, strict=True))
+    # Rows that a body looks up are decoded in it, where names may repeat those of another.
+    pairs = [
+        (layer, bits)
+        for layer, bits in zip(allocation.measurement.network.searched, allocation.layer_bits, strict=True)
+        if layer.name in nodes or layer.weight in producer
+    ]
     for group in _groups(pairs):
         sources = [_integers(layer, nodes, producer) for layer, _ in group]
         for (layer, bits), integers in zip(group, constants(emission.model, sources, runtime), strict=True):
@@ -63,8 +68,9 @@ def _groups(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
 
 def _check(layer: Layer, integers: NDArray[Any], kept: NDArray[np.int64], bits: NDArray[np.int64]) -> None:
     """Raise VerificationError unless the integers of each channel `kept` fit its `bits`."""
-    rest = tuple(k for k in range(integers.ndim) if k != layer.linear.axis)
-    spans = integers.max(axis=rest).astype(np.int64) - integers.min(axis=rest)
+    linear = layer.linear
+    rest = tuple(k for k in range(integers.ndim) if k not in (linear.axes or (linear.axis,)))
+    spans = (integers.max(axis=rest).astype(np.int64) - integers.min(axis=rest)).reshape(-1)
     wide = np.flatnonzero(spans >= np.left_shift(1, bits))
     if len(wide):
         unit = int(wide[0])
