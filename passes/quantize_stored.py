@@ -1,4 +1,4 @@
-"""Weights in integers where all else stays in float: what the search does not reach (see rdoq_onnx/weight_only.py).
+"""Weights in integers where all else stays in float: what no product unfolds (rdoq_onnx/analysis/stored_weights.py).
 
     a weight      INT8 integers ─ Cast ─ Cast ─ Mul by the scales ─ whatever reads it, in subgraphs, too
     a table       INT8 integers ─ Gather ─ Cast ─ Mul          the rows that are asked for are decoded, and no others

@@ -32,7 +32,7 @@ class Target:
     here. sums: a convolution fuses the residual Add behind it in float, so the tensor between them is not quantized.
     folds: operators on constants are folded; else weights are behind a DequantizeLinear even if the layer's data stay
     in float. saturates: its integer kernels may saturate like those of ONNX Runtime, whose default level must then
-    agree with BASIC. weight_only: layers outside the search may have integer weights beside float data. closed: node
+    agree with BASIC. weight_only: weights that no product unfolds may be integers beside float data. closed: node
     types whose bodies cannot read tensors computed in the outer graph, not even from constants.
     """
 

@@ -57,8 +57,9 @@ class Estimate:
             "emit": self._graph + _WRITTEN * work.model,
             "latency": _LATENCY + (1 + _EMITTED) * load + 4 * one,
         }
+        tables = {"tables": self._tables()} if work.stored else {}
         if not work.layers:
-            return ends
+            return ends | tables
         activations = self._activations() if work.network.activations else {}
         if work.config.measure == "probe":
             left_out = ("clipping", "taylor", "taylor, activations", "doubtful")
@@ -67,7 +68,7 @@ class Estimate:
         else:
             large = is_large(work.network, work.config)
             measured = (self._large() if large else self._small()) | activations | self._anchoring()
-        return ends | measured | {"second look": self._refinement(measured)}
+        return ends | tables | measured | {"second look": self._refinement(measured)}
 
     @property
     def _graph(self) -> float:
@@ -91,6 +92,15 @@ class Estimate:
         touched = _TOUCHED * speeds.element * sum(x.unfolded for x in work.layers)
         sums = touched + speeds.product * sum(x.sensing for x in work.layers)
         return count * self._reverse(min(SENSING, work.fitting), work.sensing, 1) + work.sensing * sums
+
+    def _tables(self) -> float:
+        """Return the seconds of the rows of tables; of a small network, of their rounding, too."""
+        work = self.work
+        looked_up = any(x.layer.looked_up for x in work.stored)
+        seconds = self._reverse(work.seen, work.runs(work.seen), 1) if looked_up else 0.0
+        if is_large(work.network, work.config):
+            return seconds
+        return seconds + sum(self._nearest(x) + self._compensated(x, work.widths, _VARIANTS) for x in work.stored)
 
     def _small(self) -> dict[str, float]:
         work, speeds = self.work, self.speeds
@@ -118,15 +128,14 @@ class Estimate:
         alone = len(list(portions(layers, 2 * memory, shared=False)))
         variants = 1 if marginal(work.network) else _VARIANTS
         widths, again = self._refined()
+        searched = (*work.layers, *work.stored)
         return {
             "moments": self._moments(shared),
             "sensitivity": self._sensing(alone) + basis,
             "taylor": count * self._reverse(work.measuring, runs, work.rows) + runs * sums,
-            "rounding": sum(self._nearest(x) + self._formed(x, len(work.widths)) for x in work.layers),
+            "rounding": sum(self._nearest(x) + self._formed(x, len(work.widths)) for x in searched),
             "candidates": again
-            * sum(
-                self._compensated(x, widths, variants) + self._formed(x, len(widths) * variants) for x in work.layers
-            ),
+            * sum(self._compensated(x, widths, variants) + self._formed(x, len(widths) * variants) for x in searched),
         }
 
     def _refined(self) -> tuple[tuple[int, ...], float]:

@@ -93,9 +93,10 @@ def _kept(work: Work) -> int:
     """Bytes of statistics, codes and states of a large network, and of its equalized weights."""
     seconds = 4 * (sum(x.second for x in work.inputs) + 2 * sum(x.second for x in work.layers))
     powers = 0 if marginal(work.network) else 4 * work.weights
-    states = sum(_STATE * x.channels * len(work.widths) for x in work.layers)
+    searched = (*work.layers, *work.stored)
+    states = sum(_STATE * x.channels * len(work.widths) for x in searched)
     equalized = 4 * work.weights if work.network.activations else 0
-    return seconds + powers + len(work.widths) * work.weights + states + equalized
+    return seconds + powers + len(work.widths) * sum(x.weights for x in searched) + states + equalized
 
 
 def shortages(space: Space, config: Config, scratch: Scratch) -> tuple[str, ...]:

@@ -116,6 +116,14 @@ class Work:
         return tuple(self._layers())
 
     @cached_property
+    def stored(self) -> tuple[LayerWork, ...]:
+        """The weights that no product unfolds."""
+        return tuple(
+            LayerWork(x, math.prod(x.linear.shape), x.linear.inputs, second_bytes(x) // 8, 0)
+            for x in self.network.stored
+        )
+
+    @cached_property
     def inputs(self) -> tuple[LayerWork, ...]:
         """Those layers whose moments are made; the others share them."""
         firsts = {layer.name for layer in first_of_input(self.network.layers).values()}
