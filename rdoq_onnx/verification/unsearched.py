@@ -2,6 +2,7 @@
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.emission.weight_only import with_weight_only
+from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.refinement.reference import Reference
 
 
@@ -12,6 +13,7 @@ def unsearched_distortion(allocation: Allocation, reference: Reference) -> float
     if not network.weight_only:
         return 0.0
     widths = list(zip(network.weight_only, allocation.weight_only_bits, strict=True))
-    session = reference.runtime.session(with_weight_only(measurement.aimed.model, widths), "all")
+    model = with_outputs(with_weight_only(network.model, widths), metric.outputs)
+    session = reference.runtime.session(model, "all")
     errors = (metric.errors(session.run(b.feeds, metric.outputs), b.aimed, b.count) for b in reference.batches())
     return float(sum(e.sum() for e in errors)) / len(reference.samples)

@@ -36,3 +36,19 @@ def test_by_hand(model, bits):
     expected = np.square(error).sum() / error.size
     reference = Reference(model, allocation.measurement, samples, Runtime("cpu", 1))
     assert unsearched_distortion(allocation, reference) == pytest.approx(expected, rel=1e-4)
+
+
+def test_in_front_of_a_softmax(model):
+    """The logits are measured, a tensor without a declared type."""
+    behind = parser.parse_model(
+        TEXT.replace("MatMul (e, w) }", "Softmax (z) }").replace("y = ", "z = MatMul (e, w) y = ")
+    )
+    behind.graph.initializer.extend(model.graph.initializer)
+    ids = np.random.default_rng(1).integers(0, 200, (64, 4))
+    samples = load_samples({"ids": ids}, input_specs(model), None)
+
+    def distortion(network):
+        allocation = allocate(measure(network, {"ids": ids}, weights_only=True, threads=1), pins=(("table", 3),))
+        return unsearched_distortion(allocation, Reference(network, allocation.measurement, samples, Runtime("cpu", 1)))
+
+    assert distortion(behind) == pytest.approx(distortion(model), rel=1e-4)
