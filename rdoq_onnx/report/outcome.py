@@ -79,6 +79,7 @@ def make_report(outcome: Outcome) -> Report:
         seconds=dict(outcome.seconds),
         calibration=outcome.samples.source,
         samples=len(outcome.samples),
+        supplied=outcome.samples.supplied,
         held_out=verification.samples,
         layers=layers,
         weight_only=tuple(

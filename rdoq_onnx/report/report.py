@@ -102,6 +102,7 @@ class Report:
     parts: tuple[PartReport, ...] = ()
     agreement: Agreement | None = None
     reason: str | None = None
+    supplied: tuple[str, ...] = ()  # inputs that the samples left out
 
     @property
     def passed(self) -> bool:
@@ -146,7 +147,7 @@ class Report:
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
             "latency": [asdict(x) for x in self.latency],
             "advice": list(self.advice),
-            "calibration": {"source": self.calibration, "samples": self.samples},
+            "calibration": {"source": self.calibration, "samples": self.samples, "supplied": [*self.supplied]},
             "layers": [
                 {
                     "name": x.name,
@@ -215,9 +216,8 @@ class Report:
         if self.weight_only:
             elements = sum(x.elements for x in self.weight_only)
             rows.append(("weights outside the budget", f"{elements:,} in {len(self.weight_only)} tensors"))
-            rows.append(
-                ("their tensors by bits", histogram(count_widths(np.array([x.bits for x in self.weight_only]))))
-            )
+            widths = count_widths(np.array([x.bits for x in self.weight_only]))
+            rows.append(("their tensors by bits", histogram(widths)))
         if self.activation_bits is None:
             return [*rows, ("activations", "float")]
         rows.append(("activations", f"{self.activation_bits:.3f} bits on average"))
