@@ -14,17 +14,13 @@ from typing import Protocol
 
 import onnx
 from onnx import ModelProto
-from onnx.helper import make_opsetid
 
 from rdoq_onnx.errors import ModelError, RdoqError
 from rdoq_onnx.model.external import without_detached
-from rdoq_onnx.model.protos import default_opset
 from rdoq_onnx.model.sizes import serializable, weights_as_inputs
+from rdoq_onnx.model.validate import set_apart
 
 __all__ = ["Pass", "check", "one_line", "run_passes"]
-
-MICROSOFT = "com.microsoft"
-ADDED = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})  # the former is the standard's from 17 on
 
 
 class Pass(Protocol):
@@ -75,26 +71,11 @@ def check(model: ModelProto) -> None:
 
     Operators that ONNX Runtime adds to the standard's domain pass as those of a domain of their own.
     """
-    bare = _set_apart(without_detached(model)[0])
+    bare = set_apart(without_detached(model)[0])
     try:
         onnx.checker.check_model(bare if serializable(bare) else weights_as_inputs(bare))
     except onnx.checker.ValidationError as error:
         raise ModelError(f"the model is not valid ONNX: {one_line(error)}") from error
-
-
-def _set_apart(model: ModelProto) -> ModelProto:
-    """Give operators that only ONNX Runtime has in the standard's domain its own; `model` itself if there is none."""
-    added = ADDED if default_opset(model) < 17 else ADDED - {"LayerNormalization"}
-    if not any(n.op_type in added and n.domain in ("", "ai.onnx") for n in model.graph.node):
-        return model
-    result = ModelProto()
-    result.CopyFrom(model)
-    for node in result.graph.node:
-        if node.op_type in added and node.domain in ("", "ai.onnx"):
-            node.domain = MICROSOFT
-    if all(o.domain != MICROSOFT for o in result.opset_import):
-        result.opset_import.append(make_opsetid(MICROSOFT, 1))
-    return result
 
 
 def one_line(error: Exception) -> str:

@@ -14,7 +14,8 @@ from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model import surgeon
 from rdoq_onnx.model.protos import all_nodes, default_opset
 from rdoq_onnx.model.surgeon import Graph
-from rdoq_onnx.passes import MICROSOFT, Pass
+from rdoq_onnx.model.validate import MICROSOFT
+from rdoq_onnx.passes import Pass
 from rdoq_onnx.passes.normalization.normalize import raise_opset
 from rdoq_onnx.passes.unfusing import activations, attention, grouped, norms, products, rotary
 from rdoq_onnx.passes.unfusing.block import Block, Rule, tensor_types
