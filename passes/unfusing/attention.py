@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import TensorProto
 
 from rdoq_onnx.model import surgeon
 from rdoq_onnx.model.surgeon import Tensor
@@ -17,7 +18,9 @@ from rdoq_onnx.passes.unfusing.block import LOWEST, Block, Results
 
 def standard_attention(block: Block) -> Results:
     """Attention of opset 23 and 24."""
-    if block.input(6) is not None or block.read(3) or block.attribute("softmax_precision", 1) != 1:
+    names = ("is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap")
+    known = block.knows("softmax_precision", *names) and block.attribute("softmax_precision", 1) == TensorProto.FLOAT
+    if not known or block.input(6) is not None or block.read(3):
         return None
     query, key, value = block.required(3)
     heads, shared = block.attribute("q_num_heads", 0), block.attribute("kv_num_heads", 0)
@@ -34,23 +37,29 @@ def standard_attention(block: Block) -> Results:
     if depth is None:
         return None
     k, v = with_past(block, k, v, 4)
-    present, biases = (k, v), []
-    if block.attribute("is_causal", 0):
-        biases.append(causal(block, q, k, past_length(block, 4)))
-    if (mask := block.input(3)) is not None:
-        boolean = block.is_boolean(mask)
-        if boolean is None:
-            return None
-        biases.append(_choice(block, mask, LOWEST) if boolean else mask)
+    present, mask = (k, v), block.input(3)
+    boolean = mask is not None and block.is_boolean(mask)
+    if boolean is None:
+        return None
+    readable = readable_keys(block, q, k, past_length(block, 4)) if block.attribute("is_causal", 0) else None
+    if mask is not None and boolean:
+        readable = mask if readable is None else block.op("And", mask, readable)
+    biases = [] if readable is None else [choice(block, readable, LOWEST)]
+    if mask is not None and not boolean:
+        biases.append(mask)
     scale = block.attribute("scale", 1 / math.sqrt(depth))
     k, v = (repeat_heads(block, t, shared, heads) for t in (k, v))
     mixed = attend(block, (q, k, v), scale, biases, block.attribute("softcap", 0.0))
+    if boolean and readable is not None:  # a query that may read no key gets zeros
+        mixed = block.op("Mul", mixed, block.greatest(block.op("Cast", readable, to=TensorProto.FLOAT)))
     return [merge_heads(block, mixed) if block.attribute("q_num_heads", 0) else mixed, *present]
 
 
 def multi_head_attention(block: Block) -> Results:
     """MultiHeadAttention of com.microsoft, with keys and values apart and caches that grow."""
     query, key, value, bias, mask = (block.input(k) for k in range(5))
+    if not block.knows("mask_filter_value", "num_heads", "scale", "unidirectional"):
+        return None
     if query is None or key is None or value is None or block.read(3) or block.input(8) or block.input(9):
         return None
     ranks, width, heads = (
@@ -82,7 +91,8 @@ def multi_head_attention(block: Block) -> Results:
 def packed_attention(block: Block) -> Results:
     """Attention of com.microsoft: the projections to queries, keys and values are one weight inside the operator."""
     data, weight, bias, mask = (block.input(k) for k in range(4))
-    if data is None or weight is None or block.input(4) is not None or block.read(1) or block.attribute("do_rotary", 0):
+    known = block.knows("mask_filter_value", "num_heads", "qkv_hidden_sizes", "scale", "unidirectional")
+    if not known or data is None or weight is None or block.input(4) is not None or block.read(1):
         return None
     width, heads = block.width(weight), block.attribute("num_heads", 1)
     padding = None if mask is None else _padding(block, mask)
@@ -154,7 +164,12 @@ def past_length(block: Block, index: int) -> Tensor | None:
 
 
 def causal(block: Block, q: Tensor, k: Tensor, past: Tensor | None, window: int = -1) -> Tensor:
-    """M [S, T]: query i, at position past + i, reads the keys up to its own; with a window only the last ones."""
+    """M [S, T] of causal attention."""
+    return choice(block, readable_keys(block, q, k, past, window), LOWEST)
+
+
+def readable_keys(block: Block, q: Tensor, k: Tensor, past: Tensor | None, window: int = -1) -> Tensor:
+    """Whether query i, at position past + i, may read key j, [S, T]: up to its own, in a window only the last ones."""
     start, length, total = past or block.integer(0), block.dimension(q, 2), block.dimension(k, 2)
     rows = block.op("Unsqueeze", block.span(start, block.op("Add", start, length)), block.integers(1))
     columns = block.span(block.integer(0), total)
@@ -162,10 +177,10 @@ def causal(block: Block, q: Tensor, k: Tensor, past: Tensor | None, window: int 
     if window > 0:
         near = block.op("Less", block.op("Sub", rows, columns), block.integer(window))
         readable = block.op("And", readable, near)
-    return _choice(block, readable, LOWEST)
+    return readable
 
 
-def _choice(block: Block, readable: Tensor, otherwise: float) -> Tensor:
+def choice(block: Block, readable: Tensor, otherwise: float) -> Tensor:
     return block.op("Where", readable, block.number(0), block.number(float(otherwise)))
 
 
@@ -177,7 +192,7 @@ def _padding(block: Block, mask: Tensor) -> Tensor | None:
     if len(sizes) == 1:
         return _lengths(block, mask, filter_value)
     kept = block.op("Greater", mask, block.op("Cast", block.integer(0), to=_kind(block, mask)))
-    return _choice(
+    return choice(
         block, block.op("Unsqueeze", kept, block.integers(*([1, 2] if len(sizes) == 2 else [1]))), filter_value
     )
 
@@ -188,8 +203,8 @@ def _lengths(block: Block, mask: Tensor, filter_value: float) -> Tensor | None:
     if data is None or not sizes or not lengths or sizes[0] is None or sizes[0] != lengths[0] or len(sizes) != 3:
         return None  # two or three numbers a sample are another form
     columns = block.span(block.integer(0), block.dimension(data, 1))
-    limits = block.op("Cast", block.op("Unsqueeze", mask, block.integers(1, 2, 3)), to=7)
-    return _choice(block, block.op("Less", columns, limits), filter_value)
+    limits = block.op("Cast", block.op("Unsqueeze", mask, block.integers(1, 2, 3)), to=TensorProto.INT64)
+    return choice(block, block.op("Less", columns, limits), filter_value)
 
 
 def _kind(block: Block, tensor: Tensor) -> int:

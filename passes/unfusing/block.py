@@ -45,6 +45,16 @@ class Block:
     def attribute(self, name: str, default: Any) -> Any:
         return self.node.attrs.get(name, default)
 
+    def knows(self, *names: str) -> bool:
+        """Whether the node has no other attributes than `names`, but for ones that are 0 or empty."""
+        return not any(value for name, value in self.node.attrs.items() if name not in names)
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether the node computes in float32, as far as is known."""
+        kinds = [t.elem_type for tensor in self.node.inputs if (t := self.types.get(tensor.name)) is not None]
+        return not {TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE} & set(kinds)
+
     def read(self, index: int) -> bool:
         """Whether anything reads the output at `index`."""
         if index >= len(self.node.outputs) or not self.node.outputs[index].name:
@@ -111,11 +121,18 @@ class Block:
         """start, start + 1, ..., stop - 1."""
         return self.op("Range", start, stop, self.integer(1))
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over the last axis, which stays."""
+    def mean(self, tensor: Tensor, axes: Sequence[int] = (-1,)) -> Tensor:
+        """The mean over `axes`, which stay."""
+        return self._reduced("ReduceMean", tensor, axes)
+
+    def greatest(self, tensor: Tensor) -> Tensor:
+        """The greatest value along the last axis, which stays."""
+        return self._reduced("ReduceMax", tensor, (-1,))
+
+    def _reduced(self, op: str, tensor: Tensor, axes: Sequence[int]) -> Tensor:
         if self.graph.opset >= 18:
-            return self.op("ReduceMean", tensor, self.integers(-1), keepdims=1)
-        return self.op("ReduceMean", tensor, axes=[-1], keepdims=1)
+            return self.op(op, tensor, self.integers(*axes), keepdims=1)
+        return self.op(op, tensor, axes=[*axes], keepdims=1)
 
     def replace(self, results: Sequence[Tensor | None]) -> None:
         """Take the node out and give its outputs the values of `results`."""

@@ -22,7 +22,8 @@ _LEFT = (11, 12, 13, 14, 15, 16)  # sinks, scales of quantized caches, norms of 
 
 def group_query_attention(block: Block) -> Results:
     query, key, value = (block.input(k) for k in range(3))
-    plain = block.attribute("causal", 1) and not block.attribute("smooth_softmax", 0)
+    known = ("do_rotary", "kv_num_heads", "local_window_size", "num_heads", "rotary_interleaved", "scale", "softcap")
+    plain = block.attribute("causal", 1) and block.knows("causal", *known)
     if query is None or not plain or block.read(3) or any(block.input(k) is not None for k in _LEFT):
         return None
     heads, shared, width = block.attribute("num_heads", 1), block.attribute("kv_num_heads", 1), block.width(query)

@@ -5,17 +5,19 @@ SkipLayerNormalization(x, s, b) = LayerNorm(x + b + s)
 EmbedLayerNormalization = LayerNorm(words[ids] + positions[0 ... T-1] + segments[segment_ids])
 """
 
+from collections.abc import Sequence
+
 from rdoq_onnx.model.surgeon import Tensor
 from rdoq_onnx.passes.unfusing.block import Block, Results
 
 
 def rms_norm(block: Block) -> Results:
-    """RMSNormalization (opset 23) and ONNX Runtime's SimplifiedLayerNormalization, over the last axis."""
+    """RMSNormalization (opset 23) and ONNX Runtime's SimplifiedLayerNormalization, over all axes from one on."""
     x, scale = block.required(2)
     rank, axis = block.rank(x), block.attribute("axis", -1)
-    if block.read(1) or (axis != -1 and axis + 1 != rank):
+    if block.read(1) or (axis >= 0 and rank is None):
         return None
-    return [_rms(block, x, scale)]
+    return [_rms(block, x, scale, range(axis - (rank or 0) if axis >= 0 else axis, 0))]
 
 
 def skip_layer_norm(block: Block) -> Results:
@@ -63,7 +65,7 @@ def _layer_norm(block: Block, x: Tensor, *affine: Tensor) -> Tensor:
     return block.op("LayerNormalization", x, *affine, axis=-1, epsilon=block.attribute("epsilon", 1e-12))
 
 
-def _rms(block: Block, x: Tensor, scale: Tensor) -> Tensor:
-    power = block.mean(block.op("Pow", x, block.number(2)))
+def _rms(block: Block, x: Tensor, scale: Tensor, axes: Sequence[int] = (-1,)) -> Tensor:
+    power = block.mean(block.op("Pow", x, block.number(2)), axes)
     root = block.op("Sqrt", block.op("Add", power, block.number(block.attribute("epsilon", 1e-5))))
     return block.op("Mul", block.op("Div", x, root), scale)

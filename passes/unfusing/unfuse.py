@@ -88,7 +88,7 @@ def _swept(model: ModelProto, rules: Mapping[tuple[str, str], Rule]) -> ModelPro
         for node in list(graph.nodes):
             if _key(node) in rules and not surgeon.in_body(graph, node):
                 block = Block(graph, node, types, len(graph.nodes))
-                results = rules[_key(node)](block)
+                results = rules[_key(node)](block) if block.is_float32 else None
                 if results is None:
                     block.withdraw()
                 else:

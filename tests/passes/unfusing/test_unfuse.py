@@ -1,12 +1,15 @@
 """Unfused models compute the same; what no rule covers stays."""
 
+import warnings
 from collections import Counter
 
 import numpy as np
 import onnx
 import pytest
+from onnx.backend.test.case.node import collect_testcases
 
 from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.normalization.widen_floats import WidenFloats
 from rdoq_onnx.passes.unfusing.unfuse import CLOSED, OPENED, Unfuse
 from tests import fused
 from tests.conftest import OrtRun, deviation
@@ -35,6 +38,29 @@ def test_what_stays_is_opened_to_differentiate(name: str, ort_run: OrtRun) -> No
     result = run_passes([Unfuse(closed=True)], case.model)
     assert not {*OPENED, *CLOSED} & {*kinds(result)}
     assert deviation(ort_run(result, case.feeds, "none"), ort_run(case.model, case.feeds, "none")) < 1e-5
+
+
+def test_every_form_among_onnx_s_own_tests(ort_run: OrtRun) -> None:
+    """What is written out computes what onnx expects; most forms are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cases overflow and divide by zero on purpose
+        cases = [case for case in collect_testcases(None) if "_expanded" not in case.name]
+    standard = {name for domain, name in (*OPENED, *CLOSED) if not domain}
+    counts: Counter[bool] = Counter()
+    for case in cases:
+        if not standard & {node.op_type for node in case.model.graph.node}:
+            continue
+        (inputs, expected), *_ = case.data_sets
+        if any(np.asarray(x).dtype.kind == "V" for x in inputs) or "bf16" in case.name:
+            continue  # NumPy lacks bfloat16
+        result = run_passes([WidenFloats(), Unfuse(closed=True)], case.model)
+        opened = not standard & {op for _, op in kinds(result)}
+        counts[opened] += 1
+        if opened:
+            feeds = {i.name: np.asarray(x) for i, x in zip(case.model.graph.input, inputs, strict=True)}
+            for got, value in zip(ort_run(result, feeds), expected, strict=True):
+                np.testing.assert_allclose(got, np.asarray(value), rtol=2e-3, atol=2e-3, err_msg=case.name)
+    assert counts[True] > 2 * counts[False]
 
 
 def test_every_rule_has_a_case() -> None:
