@@ -1,6 +1,6 @@
 """Inputs of language models that samples may leave out, since their meaning is plain, for N texts of T tokens.
 
-    position_ids             P, P + 1, ..., P + T - 1      [N, T]; P: tokens in the caches
+    position_ids             P, P + 1, ..., P + T - 1      [N, T]; P: tokens in the caches; padding is not counted
     attention_mask           ones                          [N, P + T]
     token_type_ids           zeros                         [N, T]
     past...                  caches without a token        [N, heads, 0, width]
@@ -41,6 +41,10 @@ def supplied(stored: Mapping[str, Rows], specs: Sequence[InputSpec], numbers: bo
     caches = [shape for s in specs if s.name in stored and _is_cache(s) and len(shape := stored[s.name].shape) == 4]
     past = caches[0][2] if caches else 0
     values = {s.name: _value(s, count, past, length) for s in missing if not (_is_cache(s) and caches)}
+    mask, positions = stored.get("attention_mask"), values.get("position_ids")
+    if mask is not None and positions is not None and mask.shape == (count, past + length):
+        places = np.maximum(np.cumsum(mask[...], axis=1) - 1, 0)[:, past:]
+        values["position_ids"] = places.astype(positions.dtype)
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -44,6 +44,12 @@ def test_behind_given_caches() -> None:
     np.testing.assert_array_equal(feeds["attention_mask"], np.ones((1, 8)))
 
 
+def test_positions_do_not_count_padding() -> None:
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
+    feeds = load_samples({"input_ids": TOKENS[:2], "attention_mask": mask}, [IDS, MASK, POSITIONS], None).feeds([0, 1])
+    np.testing.assert_array_equal(feeds["position_ids"], [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]])
+
+
 def test_some_caches_do_not_stand_for_others() -> None:
     given = {"input_ids": TOKENS, CACHES[0].name: np.zeros((6, 2, 3, 4), np.float32)}
     with pytest.raises(CalibrationError, match=r"no array for input 'past_key_values.0.value'"):
