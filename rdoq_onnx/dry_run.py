@@ -17,6 +17,7 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.normalization import Model, read_normalized
 from rdoq_onnx.analysis.skips import presumed_finite
 from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.float_fallback import in_float, unfed
@@ -48,6 +49,7 @@ class DryRun:
     elements: tuple[int, ...]
     samples: int
     source: str
+    supplied: tuple[str, ...]
     seconds: Mapping[str, float]
     space: Space
     shortages: tuple[str, ...] = ()
@@ -76,7 +78,8 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     needed = space(work, scratch.shelf.size)
     network, sizes = in_float(network, unfed(network, work.observation.sizes)), work.observation.sizes
     elements = tuple(activation_elements(a, sizes) for a in network.activations)
-    return DryRun(network, elements, len(samples), samples.source, seconds, needed, shortages(needed, config, scratch))
+    found, warnings = (samples.source, samples.supplied), shortages(needed, config, scratch)
+    return DryRun(network, elements, len(samples), *found, seconds, needed, warnings)
 
 
 def _observed(network: Network, samples: Samples, config: Config, runtime: Runtime) -> Work:
@@ -116,6 +119,8 @@ def lines(result: DryRun, verbose: bool = False) -> Iterator[str]:
     skipped = (*network.skipped, *left_by_plan(network))
     yield f"left in float: {len(skipped)} nodes"
     yield from (f"  {line}" for line in skip_lines(skipped, verbose))
+    if result.supplied:
+        yield f"inputs that the samples lack: {described(result.supplied)}"
     yield from (f"warning: {text}" for text in result.shortages)
     yield _estimate(result)
 

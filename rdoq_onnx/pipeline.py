@@ -11,6 +11,7 @@ from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import Model, read_normalized, runnable
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
+from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.large import Around
@@ -79,6 +80,8 @@ class Job:
             reference = runnable(original, scratch.shelf)
             network, samples = network_and_samples(normal, calibration, config, runtime, progress)
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
+        if samples.supplied:
+            progress.note(f"inputs that the samples lack: {described(samples.supplied)}")
         for text in warned(network, samples, config, runtime, scratch) if is_detached(normal) else ():
             progress.note(f"warning: {text}")
         shapes, seen = len(samples.by_shape()), differentiated(samples)

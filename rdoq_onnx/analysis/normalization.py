@@ -15,10 +15,19 @@ from rdoq_onnx.passes.normalization.hoist_weights import HoistWeights
 from rdoq_onnx.passes.normalization.inline_functions import InlineFunctions
 from rdoq_onnx.passes.normalization.normalize import Normalize, raise_opset
 from rdoq_onnx.passes.normalization.widen_floats import WidenFloats
+from rdoq_onnx.passes.unfusing.unfuse import Unfuse
 from rdoq_onnx.system import io
 
 OPSET = 13
-NORMALIZE = (InlineFunctions(), WidenFloats(), Normalize(OPSET), HoistWeights(), FoldConstants(), FoldBatchNorm())
+NORMALIZE = (
+    InlineFunctions(),
+    WidenFloats(),
+    Unfuse(),
+    Normalize(OPSET),
+    HoistWeights(),
+    FoldConstants(),
+    FoldBatchNorm(),
+)
 _FIRST_OPSET = 7  # the oldest that ONNX Runtime accepts
 Model = onnx.ModelProto | str | Path
 

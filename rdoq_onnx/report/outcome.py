@@ -89,6 +89,7 @@ def make_report(outcome: Outcome) -> Report:
         seconds=dict(outcome.seconds),
         calibration=outcome.samples.source,
         samples=len(outcome.samples),
+        supplied=outcome.samples.supplied,
         held_out=verification.samples,
         layers=layers,
         skipped=(*network.skipped, *left_in_file(emission.model, network, network.skipped)),

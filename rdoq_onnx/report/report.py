@@ -101,6 +101,7 @@ class Report:
     parts: tuple[PartReport, ...] = ()
     agreement: Agreement | None = None
     reason: str | None = None
+    supplied: tuple[str, ...] = ()  # inputs that the samples left out
 
     @property
     def passed(self) -> bool:
@@ -145,7 +146,7 @@ class Report:
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
             "latency": [asdict(x) for x in self.latency],
             "advice": list(self.advice),
-            "calibration": {"source": self.calibration, "samples": self.samples},
+            "calibration": {"source": self.calibration, "samples": self.samples, "supplied": [*self.supplied]},
             "layers": [
                 {
                     "name": x.name,
