@@ -119,7 +119,8 @@ class LargeBench:
         floors = scale_floors(network, reach)
         count = draws(len(differentiated(bench.split.measuring)), observation.metric.elements)
         floors += [None] * (len(network.weights) - len(floors))
-        layerwise = Layerwise(network, self.statistics, offered, floors, max(count // _CORRELATED, 1), bench.pool)
+        widths, seen = (offered, tuple(bench.config.widths)), max(count // _CORRELATED, 1)
+        layerwise = Layerwise(network, self.statistics, *widths, floors, seen, bench.pool)
         lost = [k for k, layer in enumerate(network.weights) if lacks_gain(self.statistics, layer)]
         if lost:
             prober = bench.check(len(lost))
@@ -178,15 +179,16 @@ def _indices(layerwise: Layerwise) -> dict[str, int]:
 def _all(layerwise: Layerwise, layers: Sequence[Layer]) -> dict[int, NDArray[np.bool_]]:
     """Return all widths of all channels of `layers`, by index."""
     index = _indices(layerwise)
-    return {index[x.name]: np.ones((x.linear.channels, len(layerwise.widths)), np.bool_) for x in layers}
+    return {index[x.name]: np.ones((x.linear.channels, len(layerwise.widths_of(x))), np.bool_) for x in layers}
 
 
 def _near(layerwise: Layerwise, measurement: Measurement, around: Around) -> dict[int, NDArray[np.bool_]]:
     """Return the widths near the allocated ones, of each layer that has a channel whose width is coarse."""
-    widths, index = np.array(layerwise.widths), _indices(layerwise)
+    index = _indices(layerwise)
     bits = measurement.per_layer(around(measurement)[: measurement.channels])
     wanted = {}
     for layer, chosen in zip(measurement.network.searched, bits, strict=True):
+        widths = np.array(layerwise.widths_of(layer))
         column = np.searchsorted(widths, chosen)
         fine = layerwise.state(layer).compensated[np.arange(len(chosen)), column] | (chosen == 0)
         near = np.abs(widths[None, :] - chosen[:, None]) <= REACH

@@ -55,13 +55,15 @@ class LayerState:
 class Layerwise:
     """The weights of `network`, worked on one by one; `index` is that in its `weights`.
 
-    widths: those offered to weight channels, ascending. floors: lower bounds on the scales of each layer's channels.
+    widths: those offered to layers, ascending; stored weights, which are beside float data, get `all_widths`. floors:
+    lower bounds on the scales of each layer's channels.
     draws: the number of values of ⟨g, Δ⟩² behind each curve.
     """
 
     network: Network
     statistics: Statistics
     widths: tuple[int, ...]
+    all_widths: tuple[int, ...]
     floors: Sequence[Float | None]
     draws: int
     workers: Workers | Alone
@@ -69,7 +71,7 @@ class Layerwise:
     def measure_gain(self, index: int, prober: Prober) -> None:
         """Measure what stands in for the forms of a layer without an adjoint."""
         work = self._work(index)
-        gain = measured_gain(work, self.statistics.moments(work.layer), self.widths, prober)
+        gain = measured_gain(work, self.statistics.moments(work.layer), self.widths_of(work.layer), prober)
         self.statistics.put("gain", work.layer, np.array([gain]))
 
     def round_to_nearest(self, index: int) -> None:
@@ -78,7 +80,8 @@ class Layerwise:
         if self.statistics.has("state", work.layer):
             return
         covariance = self.statistics.moments(work.layer).covariance
-        parts = self.workers.map(lambda units: work.nearest(units, covariance, self.widths), work.parts(work.all))
+        widths = self.widths_of(work.layer)
+        parts = self.workers.map(lambda units: work.nearest(units, covariance, widths), work.parts(work.all))
         each = [Rounded.joined(by_width) for by_width in zip(*parts, strict=True)]
         scales, curves, errors = (
             np.stack(v, axis=1) for v in zip(*((r.codes.scales, r.curves, r.errors) for r in each), strict=True)
@@ -90,7 +93,8 @@ class Layerwise:
         """Round `wanted` [units, widths] with error compensation, as far as that is not done yet."""
         work = self._work(index)
         state, integers = self.state(work.layer), None
-        wanted = wanted & ~state.compensated & (np.array(self.widths) > 0)
+        widths = self.widths_of(work.layer)
+        wanted = wanted & ~state.compensated & (np.array(widths) > 0)
         if not wanted.any():
             return
         integers = np.array(self.statistics.get("codes", work.layer))
@@ -98,7 +102,7 @@ class Layerwise:
         compensators = [Compensator.of(*each) for each in (variants[:1] if marginal(self.network) else variants)]
         for k in np.flatnonzero(wanted.any(axis=0)):
             units = np.flatnonzero(wanted[:, k])
-            chosen = self._compensated(work, units, self.widths[k], state.scales[:, k], compensators)
+            chosen = self._compensated(work, units, widths[k], state.scales[:, k], compensators)
             integers[k, units] = chosen.codes.integers
             state.scales[units, k] = chosen.codes.scales
             state.errors[units, k] = chosen.errors
@@ -107,6 +111,10 @@ class Layerwise:
             work.layer, integers, LayerState(state.scales, state.curves, state.errors, state.compensated | wanted)
         )
 
+    def widths_of(self, layer: Layer) -> tuple[int, ...]:
+        """Return the widths offered to `layer`."""
+        return self.all_widths if layer.linear.axes else self.widths
+
     def state(self, layer: Layer) -> LayerState:
         return LayerState.of(self.statistics.get("state", layer))
 
@@ -114,7 +122,7 @@ class Layerwise:
         """Return a layer's codes and its curves [units, widths]."""
         state, folder = self.state(layer), str(self.statistics.scratch.folder)
         scales = np.ascontiguousarray(state.scales.T.astype(np.float32))
-        codes = SpooledCodes(folder, self.statistics.name("codes", layer), self.widths, scales)
+        codes = SpooledCodes(folder, self.statistics.name("codes", layer), self.widths_of(layer), scales)
         return MeasuredLayer(layer, codes, self.statistics.moments(layer).mean), state.curves
 
     def _compensated(

@@ -84,7 +84,7 @@ def measure_network(
         prober = bench.check(len(network.searched))
         fallback = empty | choose_fallback(aimed, candidates, measured, config, prober)
         aimed = in_float(aimed, fallback)
-        stored = StoredWeights(aimed, candidates.widths, rows, replace(prober, network=aimed), pool)
+        stored = StoredWeights(aimed, config.widths, rows, replace(prober, network=aimed), pool)
         layers = [
             (each, curves + stored.added(each.layer, each.codes)) for each, curves in best_roundings(network, found)
         ]

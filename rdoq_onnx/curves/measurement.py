@@ -140,15 +140,16 @@ def activation_elements(activation: Activation, sizes: Mapping[str, int]) -> int
 def curves_of(
     network: Network,
     observation: Observation,
-    offered: tuple[int, ...],
-    weights: list[NDArray[np.float64]],
-    activations: list[dict[int, float]],
+    weights: Sequence[tuple[MeasuredLayer, Float]],
+    activations: Sequence[Mapping[int, float]],
 ) -> Curves:
-    """Assemble curves from those of the layers, at the `offered` widths, and of the activations, by width."""
+    """Assemble curves from those of the layers, at the widths of their codes, and of the activations, by width."""
     channels = sum(layer.linear.channels for layer in network.searched)
     distortion = np.full((channels + len(activations), MAX_BITS + 1), np.inf)
-    if weights:
-        distortion[:channels, list(offered)] = np.concatenate(weights)
+    first = 0
+    for layer, curves in weights:
+        distortion[first : first + len(curves), list(layer.codes)] = curves
+        first += len(curves)
     elements = [np.full(x.linear.channels, np.prod(x.linear.shape) // x.linear.channels) for x in network.searched]
     for row, curve in zip(distortion[channels:], activations, strict=True):
         row[list(curve)] = list(curve.values())

@@ -56,7 +56,6 @@ def select(
     layers: a superset of what is searched, in that order. fallback: what stays in float.
     """
     remaining = in_float(network, fallback)
-    widths, missing = measured.candidates.widths, measured.distortions.missing
     searched = {layer.name for layer in remaining.searched}
     layers = [(each, curves) for each, curves in layers if each.layer.name in searched]
     kept = {a.tensor: a for a in remaining.activations}
@@ -64,11 +63,10 @@ def select(
     activations = [
         _best_clipping(kept[c.activation.tensor], c, values) for c, values in pairs if c.activation.tensor in kept
     ]
-    weight_curves, activation_curves = [curve for _, curve in layers], [curve for _, curve in activations]
-    curves = curves_of(remaining, observation, widths, weight_curves, activation_curves)
-    best_layers, best_activations = tuple(x for x, _ in layers), tuple(a for a, _ in activations)
-    seen = {name: each.seen for name, each in measured.rows.items()}
-    return Measurement(source, remaining, observation, best_layers, best_activations, curves, fallback, missing, seen)
+    curves = curves_of(remaining, observation, layers, [curve for _, curve in activations])
+    best = tuple(x for x, _ in layers), tuple(a for a, _ in activations)
+    missing, seen = measured.distortions.missing, {name: each.seen for name, each in measured.rows.items()}
+    return Measurement(source, remaining, observation, *best, curves, fallback, missing, seen)
 
 
 def _best_rounding(

@@ -69,14 +69,18 @@ def remeasured(allocation: Allocation, seed: int, samples: Samples, runtime: Run
     if found.missing:  # leave exact curves as they are
         return measurement
     seen = draws(len(differentiated(samples)), observation.metric.elements)
-    stored = measurement.unit_rows()[len(network.layers) :]
-    kept = [measurement.curves.distortion[rows][:, list(candidates.widths)] for rows in stored]
+    kept = [
+        measurement.curves.distortion[rows][:, list(each.codes)]
+        for each, rows in zip(measurement.layers, measurement.unit_rows(), strict=True)
+        if each.layer.linear.axes
+    ]
     steady = [
         shrunk_curves(curves[0], squared_errors(each.variants[0], network.rows(each.layer)), seen)
         for each, curves in zip(candidates.layers, found.weights, strict=True)
     ]
     activations = [{b: float(v[0]) for b, v in table.items()} for table in found.activations]
-    return replace(measurement, curves=curves_of(network, observation, candidates.widths, steady + kept, activations))
+    changed = list(zip(measurement.layers, steady + kept, strict=True))
+    return replace(measurement, curves=curves_of(network, observation, changed, activations))
 
 
 def _as_candidates(measurement: Measurement) -> Candidates:
