@@ -16,7 +16,8 @@ from rdoq_onnx.model.graph import Graph
 Named = tuple[str, tuple[str, ...]]
 
 QUANTIZED = "it is already quantized: its weight comes from a DequantizeLinear, and stays as it is"
-INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits"})
+INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm"})
+INTEGER |= {"GatherBlockQuantized", "MatMulNBits"}
 
 
 @dataclass(frozen=True)
