@@ -293,6 +293,13 @@ GROUPS = {
         {"w": (8, 128)},
         EMPTY,
     ),
+    "GroupQueryAttention with a bias of scores": Case(
+        f"{X}, {CACHES}, float[1, 4, 5, 5] m",
+        f"{QKV} y, k2, v2 = {GROUP}> (q, k, v, pk, pv, ends, total, , , , m)",
+        PRESENT,
+        WIDE,
+        EMPTY,
+    ),
     "GroupQueryAttention with caches, interleaved": Case(
         f"float[N, S, 8] x, {CACHES}",
         f"{QKV} y, k2, v2 = {GROUP}, do_rotary = 1, rotary_interleaved = 1> (q, k, v, pk, pv, ends, total, wcos, wsin)",

@@ -22,6 +22,7 @@ from rdoq_onnx.analysis.skips import (
     Refusal,
     Skip,
     check_excludes,
+    fused_attention,
     integer_kernels,
     not_a_matrix,
     not_finite,
@@ -52,7 +53,7 @@ def analyse(model: onnx.ModelProto, selection: Selection, finiteness: Finiteness
     layers, refused = _layers(candidates, excludes, target)
     multiplied = {x.weight: [u.node for u in x.uses] for x in layers}
     stored, left = stored_weights(graph, slots, multiplied, target, excludes, finiteness)
-    skipped = (*refused, *integer_kernels(graph), *left)
+    skipped = (*refused, *integer_kernels(graph), *fused_attention(graph), *left)
     if not layers and not stored:
         raise ModelError(_nothing(skipped))
     activations: tuple[Activation, ...] = ()

@@ -20,6 +20,7 @@ _STANDARD = frozenset({"", "ai.onnx"})
 _QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 # Operators whose output holds the values of their input, in another form or together with others.
 _CARRIERS = MOVEMENT | {"Cast", "Concat", "Identity"}
+_ROTARY = frozenset({"GroupQueryAttention", "RotaryEmbedding"})
 _ELEMENTWISE = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "PRelu", "Sub", "Where"})
 
 Use = tuple[NodeProto, int]  # a node and the index of its input
@@ -110,6 +111,8 @@ def _is_scale(node: NodeProto, index: int, scope: Scope, uses: Mapping[str, list
 def _reason(node: NodeProto, shape: tuple[int, ...]) -> str:
     if max(shape) == math.prod(shape):
         return "a vector that it reads, such as a bias or a scale, stays in float: it is small beside a matrix"
+    if node.op_type in _ROTARY:
+        return "the angles of rotary positions stay in float"
     if node.domain not in _STANDARD:
         return f"weights of {node.domain} operators are not quantized; export the model before any fusion"
     if node.op_type in _ELEMENTWISE:

@@ -19,14 +19,13 @@ Array = NDArray[Any]
 Run = Callable[[onnx.ModelProto, Mapping[str, Array], Sequence[str]], Sequence[Array]]
 
 
-def opened(model: onnx.ModelProto, feeds: Mapping[str, Array], run: Run) -> onnx.ModelProto:
-    """Return `model`, of fixed input sizes, with its fused operators written out; as it is where that differs."""
+def opened(model: onnx.ModelProto, outputs: Sequence[str], feeds: Mapping[str, Array], run: Run) -> onnx.ModelProto:
+    """Return `model`, of fixed input sizes, with its fused operators written out; as it is if `outputs` differ then."""
     result = Unfuse(closed=True)(model)
     if result is model:
         return model
-    names = [o.name for o in model.graph.output]
     try:
-        pairs = zip(run(model, feeds, names), run(result, feeds, names), strict=True)
+        pairs = zip(run(model, feeds, outputs), run(result, feeds, outputs), strict=True)
         return (
             result
             if all(np.shape(a) == np.shape(b) and close(np.asarray(a), np.asarray(b)) for a, b in pairs)

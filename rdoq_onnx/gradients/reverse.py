@@ -69,7 +69,7 @@ def reverse_model(
         return runtime.session(model).run(feeds, names)
 
     model = _with_outputs(model, [*outputs, *fetch, *at])
-    graph = runtime.optimized(_raise_opset(opened(model, feeds, run) if at else model))
+    graph = runtime.optimized(_raise_opset(opened(model, outputs, feeds, run) if at else model))
     shapes, dtypes = _record(graph, feeds, run)
     tape = _tape(graph, shapes, dtypes, run)
     tape.masked = masked_tensors(Graph(graph))

@@ -103,12 +103,18 @@ def test_layers_in_a_row_whose_ranks_follow_from_each_other(ort_run: OrtRun) -> 
             "float[N, 5, 8] y, float s",
             {**fused.PROJECTIONS, "wg": (8,)},
         ),
+        Case(
+            "float[N, 5, 8] x, int64[1] offset",
+            "y = com.microsoft.RotaryEmbedding(x, offset, wcos, wsin)",
+            "float[N, 5, 8] y",
+            fused.ANGLES,
+        ),
     ],
-    ids=["packed operands", "bounds in place of a mask", "statistics of a norm"],
+    ids=["packed operands", "bounds in place of a mask", "statistics of a norm", "one offset for all"],
 )
 def test_other_forms_stay(case: Case) -> None:
     """Nothing of a refused rule is left behind."""
-    assert Unfuse()(case.model) == case.model
+    assert Unfuse(closed=True)(case.model) == case.model
 
 
 def test_bodies_stay(ort_run: OrtRun) -> None:
