@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.analysis.analyse import analyse
@@ -116,7 +118,12 @@ class Job:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
         if self.store.kept or not self.single or config.sqnr is not None or config.top1_agreement is not None:
             return None
-        return lambda measurement: allocate_bits(measurement, config.budgets).bits
+
+        def around(measurement: Measurement) -> tuple[tuple[int, ...], NDArray[np.int64]]:
+            allocation = allocate_bits(measurement, config.budgets)
+            return tuple(x.block for x in allocation.measurement.layers), allocation.bits
+
+        return around
 
     def _at(self, measurement: Measurement, config: Config, steps: Steps, additivity: bool) -> Result:
         progress, split = self.progress, self.split

@@ -27,7 +27,17 @@ class Allocation:
     def weight_average(self) -> float:
         """Return the bits per weight over all searched weights; 0 if there are none."""
         channels = self.measurement.channels
-        return _average(self.bits[:channels], self.measurement.curves.elements[:channels])
+        return float(self.weight_payload / max(self.measurement.curves.elements[:channels].sum(), 1))
+
+    @property
+    def weight_payload(self) -> int:
+        """Return the bits of all searched weights, with those of scales of blocks."""
+        return int(self.spent[: self.measurement.channels].sum())
+
+    @property
+    def spent(self) -> NDArray[np.int64]:
+        """Return the bits that each row of the curves takes at its width."""
+        return self.measurement.curves.spent(self.bits)
 
     @property
     def activation_average(self) -> float | None:

@@ -7,7 +7,7 @@ only because ONNX Runtime's integer convolution requires a quantized output.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 from onnx import NodeProto
@@ -32,7 +32,7 @@ from rdoq_onnx.analysis.ties import tied
 from rdoq_onnx.config import Selection
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.graph import MOVEMENT, Graph, attribute
-from rdoq_onnx.model.layers import LAYER_TYPES, Activation, Layer, Use
+from rdoq_onnx.model.layers import LAYER_TYPES, Activation, Layer, Use, block_sizes
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.branch_consumers import BranchConsumers
@@ -63,9 +63,19 @@ def analyse(model: onnx.ModelProto, selection: Selection, finiteness: Finiteness
         branches = find_branches(graph, layers, activations, sums)
         if branches:
             return analyse(run_passes([BranchConsumers(branches)], model), selection, finiteness)
-    network = tied(Network(model, layers, activations, skipped, target, stored), finiteness)
+    network = _with_blocks(tied(Network(model, layers, activations, skipped, target, stored), finiteness), selection)
     check_pins(network, selection.pins)
     return network
+
+
+def _with_blocks(network: Network, selection: Selection) -> Network:
+    """Offer scales for blocks to the layers; what a table tied to one decodes has one scale a row."""
+    tied_layers = {tie.layer for tie in network.ties}
+    layers = (
+        x if x.name in tied_layers else replace(x, blocks=block_sizes(x.linear, selection.blocks))
+        for x in network.layers
+    )
+    return replace(network, layers=tuple(layers))
 
 
 def _nothing(skipped: Sequence[Skip]) -> str:

@@ -5,9 +5,10 @@ LARGE weights on, curves are quadratic forms (forms.py) instead, and one layer's
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,11 @@ from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.threads import Alone
 
 Float = NDArray[np.float64]
-Around = Callable[[Measurement], NDArray[np.int64]]
+# The block size of each layer of a measurement, and the width of each row of its curves, that an allocation takes.
+Around = Callable[[Measurement], tuple[tuple[int, ...], NDArray[np.int64]]]
+Wanted = Mapping[tuple[int, int], NDArray[np.bool_]]  # by a layer's index and block size, [units, widths]
+
+Key = TypeVar("Key", bound=Hashable)
 
 LARGE = 4_000_000  # weights
 REACH = 2  # bits around the first allocation that are rounded with compensation; within 1, up to 1.1 dB are lost
@@ -134,7 +139,7 @@ class LargeBench:
         """Round `layers` to nearest, and measure that."""
         index = _indices(layerwise)
         with self.bench.keep.progress.step("rounding", len(layers)) as advance:
-            chosen = [index[layer.name] for layer in layers]
+            chosen = {k: k for k in (index[layer.name] for layer in layers)}
             self._each(lambda each, k: each.round_to_nearest(k), layerwise, chosen, advance)
 
     def refine(
@@ -152,18 +157,18 @@ class LargeBench:
             if around is None:
                 wanted = _all(layerwise, layers)
             else:
-                wanted = _near(layerwise, select(measured_layers(layerwise, layers)), around)
+                wanted = _near(layerwise, select(measured_layers(layerwise, layers, made=False)), around)
             if not wanted:
                 break
             with self.bench.keep.progress.step("candidates", len(wanted)) as advance:
-                self._each(partial(_compensate, wanted), layerwise, wanted, advance)
+                self._each(partial(_compensate, wanted), layerwise, {key: key[0] for key in wanted}, advance)
         return measured_layers(layerwise, layers)
 
     def _each(
-        self, task: Callable[[Layerwise, int], None], layerwise: Layerwise, indices: Iterable[int], advance: Advance
+        self, task: Callable[[Layerwise, Key], None], layerwise: Layerwise, keys: Mapping[Key, int], advance: Advance
     ) -> None:
-        """Run `task` for each layer: small ones at the same time, then large ones with all threads."""
-        sizes = {k: math.prod(layerwise.network.weights[k].linear.shape) for k in indices}
+        """Run `task` for each of `keys`, given with its layer: small ones at once, then large ones with all threads."""
+        sizes = {key: math.prod(layerwise.network.weights[k].linear.shape) for key, k in keys.items()}
         small, alone = [k for k in sizes if sizes[k] < _ALONE], replace(layerwise, workers=Alone())
         for _ in self.bench.pool.each(lambda k: task(alone, k), small):
             advance(1)
@@ -176,29 +181,31 @@ def _indices(layerwise: Layerwise) -> dict[str, int]:
     return {x.name: k for k, x in enumerate(layerwise.network.weights)}
 
 
-def _all(layerwise: Layerwise, layers: Sequence[Layer]) -> dict[int, NDArray[np.bool_]]:
-    """Return all widths of all channels of `layers`, by index."""
+def _all(layerwise: Layerwise, layers: Sequence[Layer]) -> Wanted:
+    """Return all widths of all channels of `layers` at all block sizes."""
     index = _indices(layerwise)
-    return {index[x.name]: np.ones((x.linear.channels, len(layerwise.widths_of(x))), np.bool_) for x in layers}
+    shapes = {x.name: (x.linear.channels, len(layerwise.widths_of(x))) for x in layers}
+    return {(index[x.name], b): np.ones(shapes[x.name], np.bool_) for x in layers for b in x.blocks}
 
 
-def _near(layerwise: Layerwise, measurement: Measurement, around: Around) -> dict[int, NDArray[np.bool_]]:
+def _near(layerwise: Layerwise, measurement: Measurement, around: Around) -> Wanted:
     """Return the widths near the allocated ones, of each layer that has a channel whose width is coarse."""
     index = _indices(layerwise)
-    bits = measurement.per_layer(around(measurement)[: measurement.channels])
+    blocks, rows = around(measurement)
+    bits = measurement.per_layer(rows[: measurement.channels])
     wanted = {}
-    for layer, chosen in zip(measurement.network.searched, bits, strict=True):
+    for layer, block, chosen in zip(measurement.network.searched, blocks, bits, strict=True):
         widths = np.array(layerwise.widths_of(layer))
         column = np.searchsorted(widths, chosen)
-        fine = layerwise.state(layer).compensated[np.arange(len(chosen)), column] | (chosen == 0)
+        fine = layerwise.state(layer, block).compensated[np.arange(len(chosen)), column] | (chosen == 0)
         near = np.abs(widths[None, :] - chosen[:, None]) <= REACH
         if not fine.all():
-            wanted[index[layer.name]] = near & ~fine[:, None] if fine.any() else near
+            wanted[index[layer.name], block] = near & ~fine[:, None] if fine.any() else near
     return wanted
 
 
-def _compensate(wanted: Mapping[int, NDArray[np.bool_]], layerwise: Layerwise, index: int) -> None:
-    layerwise.compensate(index, wanted[index])
+def _compensate(wanted: Wanted, layerwise: Layerwise, key: tuple[int, int]) -> None:
+    layerwise.compensate(*key, wanted[key])
 
 
 def at_full_width(layerwise: Layerwise) -> tuple[Candidates, list[Float]]:
@@ -209,9 +216,12 @@ def at_full_width(layerwise: Layerwise) -> tuple[Candidates, list[Float]]:
     return Candidates(layerwise.widths, candidates, ()), [curves[None] for _, curves in layers]
 
 
-def measured_layers(layerwise: Layerwise, layers: Sequence[Layer]) -> Layers:
-    """Return the codes and curves of `layers`. Raises ModelError if a curve is not finite."""
-    found = [layerwise.measured(layer) for layer in layers]
+def measured_layers(layerwise: Layerwise, layers: Sequence[Layer], made: bool = True) -> Layers:
+    """Return the codes and curves of `layers`. Raises ModelError if a curve is not finite.
+
+    made: without the block sizes that have coarse curves and no codes.
+    """
+    found = [layerwise.measured(layer, made) for layer in layers]
     for measured, curves in found:
         if not np.isfinite(curves).all():
             raise ModelError(

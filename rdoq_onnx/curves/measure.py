@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
@@ -18,7 +20,14 @@ from rdoq_onnx.curves.binding import Binding
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
-from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at
+from rdoq_onnx.curves.measurement import (
+    BlockOption,
+    FloatFallback,
+    MeasuredLayer,
+    Measurement,
+    aimed_at,
+    with_option_curves,
+)
 from rdoq_onnx.curves.select import Layers, Measured, best_roundings, select
 from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
@@ -26,13 +35,18 @@ from rdoq_onnx.curves.stored_forms import StoredWeights
 from rdoq_onnx.curves.unreached import with_unreached
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.gradients.plan import differentiated, draws
+from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
+from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.observation.equalization import equalize, exponent_for
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.threads import workers
+
+Float = NDArray[np.float64]
+T = TypeVar("T", MeasuredLayer, BlockOption)
 
 EQUALIZING = 32  # samples that channel ranges are measured on
 
@@ -135,15 +149,19 @@ def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config,
     rest = {name: value for name, value in stored.items() if name != "model"}
     model = scratch.located(stored["model"], source)
     network = in_float(analyse(model, config.selection), stored["fallback"])
-    spooled = [x.codes.name for x in rest["layers"] if isinstance(x.codes, SpooledCodes)]
-    if not all(map(scratch.has, spooled)):
-        raise scratch.incomplete()
-    folder = str(scratch.folder) if spooled else ""
     layers = tuple(
-        replace(x, codes=replace(x.codes, folder=folder)) if isinstance(x.codes, SpooledCodes) else x
-        for x in rest["layers"]
+        replace(_located(x, scratch), options=tuple(_located(o, scratch) for o in x.options)) for x in rest["layers"]
     )
     return Measurement(source=source, network=network, **{**rest, "layers": layers}, scratch=scratch)
+
+
+def _located(made: T, scratch: Scratch) -> T:
+    """Return a layer, or an option of one, with its codes where they are now."""
+    if not isinstance(made.codes, SpooledCodes):
+        return made
+    if not scratch.has(made.codes.name):
+        raise scratch.incomplete()
+    return replace(made, codes=replace(made.codes, folder=str(scratch.folder)))
 
 
 def scratch_for(config: Config, curves: str | Path | None) -> Scratch:
@@ -191,9 +209,16 @@ def measure(
 
 def _falling(measurement: Measurement) -> Measurement:
     """Correct curves that few samples let rise with the width."""
-    distortion = measurement.curves.distortion.copy()
-    for measured, rows in zip(measurement.layers, measurement.unit_rows(), strict=True):
-        widths, codes = list(measured.codes), list(measured.codes.values())
-        errors = squared_errors(codes, measurement.network.rows(measured.layer))
-        distortion[rows, widths] = falling_curves(distortion[rows][:, widths], errors)
-    return replace(measurement, curves=replace(measurement.curves, distortion=distortion))
+
+    def falling(layer: Layer, codes: Mapping[int, WeightCodes], distortion: Float) -> Float:
+        errors = squared_errors(list(codes.values()), measurement.network.rows(layer))
+        result = distortion.copy()
+        result[:, list(codes)] = falling_curves(distortion[:, list(codes)], errors)
+        return result
+
+    distortion, layers = measurement.curves.distortion.copy(), []
+    for each, rows in zip(measurement.layers, measurement.unit_rows(), strict=True):
+        distortion[rows] = falling(each.layer, each.codes, distortion[rows])
+        curves = [falling(each.layer, o.codes, o.distortion) for o in each.options]
+        layers.append(with_option_curves(each, curves))
+    return replace(measurement, layers=tuple(layers), curves=replace(measurement.curves, distortion=distortion))

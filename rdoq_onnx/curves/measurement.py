@@ -1,5 +1,6 @@
 """The result of measuring a network: its curves, and the candidates that they describe."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -37,17 +38,32 @@ class FloatFallback:
 
 
 @dataclass(frozen=True)
+class BlockOption:
+    """The channels of a layer at each offered width, `size` weights to a scale (see `Layer.blocks`), and their curves.
+
+    distortion: [units, 9], as in Curves.
+    """
+
+    size: int
+    codes: Mapping[int, WeightCodes]
+    distortion: Float
+
+
+@dataclass(frozen=True)
 class MeasuredLayer:
     """The best candidates of one layer.
 
     codes: its channels at each offered width. mean: mean input [G, K], for the bias correction. offset: a further
-    correction added to its outputs, or None.
+    correction added to its outputs, or None. block: the weights that share a scale, see `Layer.blocks`. options: what
+    `allocation/block_sizes.py` chooses codes and block from, if there is more than one.
     """
 
     layer: Layer
     codes: Mapping[int, WeightCodes]
     mean: Float
     offset: Float | None = None
+    block: int = 0
+    options: tuple[BlockOption, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +159,10 @@ def curves_of(
     weights: Sequence[tuple[MeasuredLayer, Float]],
     activations: Sequence[Mapping[int, float]],
 ) -> Curves:
-    """Assemble curves from those of the layers, at the widths of their codes, and of the activations, by width."""
+    """Assemble curves from those of the layers, at the widths of their codes, and of the activations, by width.
+
+    All channels have one scale; `with_blocks` tells what others take.
+    """
     channels = sum(layer.linear.channels for layer in network.searched)
     distortion = np.full((channels + len(activations), MAX_BITS + 1), np.inf)
     first = 0
@@ -157,3 +176,27 @@ def curves_of(
     return Curves(
         np.arange(MAX_BITS + 1), np.concatenate([*elements, np.array(sizes, np.int64)]).astype(np.int64), distortion
     )
+
+
+def with_option_curves(layer: MeasuredLayer, curves: Sequence[Float]) -> MeasuredLayer:
+    """Replace the curves of each of a layer's options."""
+    options = zip(layer.options, curves, strict=True)
+    return layer if not curves else replace(layer, options=tuple(replace(o, distortion=d) for o, d in options))
+
+
+SCALE_BITS = 16
+
+
+def block_bits(layer: Layer, block: int) -> int:
+    """Return the bits that the scales of a channel take. One scale is not counted."""
+    return SCALE_BITS * (math.prod(layer.linear.shape) // layer.linear.channels // block) if block else 0
+
+
+def with_blocks(measurement: Measurement, layers: Sequence[MeasuredLayer], distortion: Float) -> Measurement:
+    """Replace the layers of a measurement, and their curves; the scales of their blocks take bits."""
+    elements = measurement.curves.elements
+    overhead = np.zeros(len(elements), np.int64)
+    for each, rows in zip(layers, measurement.unit_rows(), strict=True):
+        overhead[rows] = block_bits(each.layer, each.block)
+    curves = Curves(measurement.curves.widths, elements, distortion, overhead if overhead.any() else None)
+    return replace(measurement, layers=tuple(layers), curves=curves)

@@ -1,5 +1,6 @@
 """Layers and activations of a network: plain data shared by passes and analysis."""
 
+import math
 from dataclasses import dataclass
 
 from rdoq_onnx.model.linear import Linear
@@ -26,12 +27,16 @@ class Use:
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight, the nodes that apply it, and how it unfolds into rows. Named after its first node."""
+    """A weight, the nodes that apply it, and how it unfolds into rows. Named after its first node.
+
+    blocks: what it is offered, numbers of consecutive weights of a row that share a scale; 0 for the whole row.
+    """
 
     name: str
     weight: str
     linear: Linear
     uses: tuple[Use, ...]
+    blocks: tuple[int, ...] = (0,)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,3 +79,13 @@ class Activation:
     def names(self) -> tuple[str, ...]:
         """The names that `--pin` accepts: its own, and that of the tensor it branches from."""
         return (self.tensor, self.tensor.removesuffix(BRANCH))
+
+
+def block_sizes(linear: Linear, offered: tuple[int, ...]) -> tuple[int, ...]:
+    """Return those of the block sizes `offered` that divide a row, 0 if there is none; see `Layer.blocks`.
+
+    Rows of several groups, and rows that do not lie in the weight as they are, have one scale.
+    """
+    count = math.prod(linear.shape) // linear.channels
+    plain = linear.group == 1 and not linear.axes and linear.axis in (0, len(linear.shape) - 1)
+    return tuple(n for n in offered if n == 0 or (plain and n < count and count % n == 0)) or (0,)

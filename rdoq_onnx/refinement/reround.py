@@ -12,7 +12,7 @@ from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, La
 from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.candidates.moment_passes import collect
 from rdoq_onnx.candidates.scale_floors import scale_floors
-from rdoq_onnx.curves.measurement import Measurement, curves_of
+from rdoq_onnx.curves.measurement import Measurement, curves_of, with_blocks
 from rdoq_onnx.curves.shrinkage import shrunk_curves, squared_errors
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.emission.quantized_model import chosen_weights, quantized_model
@@ -46,7 +46,8 @@ def rerounded(
     floors = scale_floors(network, measurement.observation.ranges)
     measured = list(measurement.layers)
     for k, layer, moment in zip(portion.tolist(), layers, moments, strict=True):
-        rows = LayerRows(Blocks(layer.linear), network.rows(layer), integer_limit(network), floors[k])
+        limit, block = integer_limit(network), measured[k].block
+        rows = LayerRows(Blocks(layer.linear), network.rows(layer), limit, floors[k], block)
         widths = tuple(np.unique(allocation.layer_bits[k]).tolist())
         starts = rows.starts(moment.covariance, widths)
         codes = {**measured[k].codes, **rows.codes(moment.covariance, _DAMPING, starts)}
@@ -80,7 +81,10 @@ def remeasured(allocation: Allocation, seed: int, samples: Samples, runtime: Run
     ]
     activations = [{b: float(v[0]) for b, v in table.items()} for table in found.activations]
     changed = list(zip(measurement.layers, steady + kept, strict=True))
-    return replace(measurement, curves=curves_of(network, observation, changed, activations))
+    curves = curves_of(network, observation, changed, activations)
+    # Those of other block sizes are not measured again, so there is nothing left to choose.
+    layers = [replace(x, options=()) for x in measurement.layers]
+    return with_blocks(replace(measurement, curves=curves), layers, curves.distortion)
 
 
 def _as_candidates(measurement: Measurement) -> Candidates:

@@ -80,7 +80,7 @@ def _pin(allocation: Allocation, config: Config) -> list[str]:
     width = next((b for b in wider if left[b] <= _TARGET * own), wider[-1] if wider else None)
     if width is None or left[width] >= own:
         return []
-    spent = bits * curves.elements
+    spent = allocation.spent
     side: Side = "both" if config.joint else "weights" if worst.kind == "layer" else "activations"
     rows = _rows_of(side, allocation)
     extra = int(((width - bits[worst.rows]) * curves.elements[worst.rows]).sum())

@@ -15,7 +15,8 @@ from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.sizes import model_bytes
 from rdoq_onnx.refinement.refine import Step
-from rdoq_onnx.report.report import LayerReport, PartReport, Report, TableReport, count_widths
+from rdoq_onnx.report.report import LayerReport, PartReport, Report, TableReport
+from rdoq_onnx.report.wording import count_widths
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.verify import Verification
 
@@ -57,20 +58,27 @@ def make_report(outcome: Outcome) -> Report:
     }
     layers = tuple(
         LayerReport(
-            x.name, x.linear.op_type, tuple(bits.tolist()), feeding.get(x.uses[0].data), _tables(x, measurement)
+            x.name,
+            x.linear.op_type,
+            tuple(bits.tolist()),
+            feeding.get(x.uses[0].data),
+            _tables(x, measurement),
+            measured.block,
         )
-        for x, bits in zip(network.searched, allocation.layer_bits, strict=True)
+        for x, measured, bits in zip(network.searched, measurement.layers, allocation.layer_bits, strict=True)
     )
     elements = measurement.curves.elements
     budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
-    spent = allocation.bits[:channels]
+    widths = allocation.bits[:channels]
+    scales = 0 if measurement.curves.overhead is None else int(measurement.curves.overhead.sum())
     return Report(
         input=outcome.source,
         weight_bits=allocation.weight_average,
         activation_bits=allocation.activation_average,
         weight_elements=int(elements[:channels].sum()),
-        payload_bits=int((spent * elements[:channels]).sum()),
-        weight_histogram=count_widths(spent),
+        payload_bits=allocation.weight_payload,
+        scale_bits=scales,
+        weight_histogram=count_widths(widths),
         activation_elements=int(elements[channels:][budgeted].sum()),
         activation_histogram=count_widths(np.array([allocation.activation_bits[k] for k in budgeted], np.int64)),
         fusion_tensors=tuple(a.tensor for a in network.activations if a.fusion),

@@ -6,9 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.refinement.reference import Agreement
 from rdoq_onnx.refinement.refine import Step
@@ -40,6 +37,7 @@ class LayerReport:
     bits: tuple[int, ...]
     activation_bits: int | None
     tables: tuple[TableReport, ...] = ()
+    block_size: int = 0  # weights of a channel that share a scale; 0 for all of them
 
     @property
     def mean_bits(self) -> float:
@@ -71,6 +69,7 @@ class Report:
     activation_bits: float | None
     weight_elements: int
     payload_bits: int
+    scale_bits: int  # of the payload, those of scales of blocks
     weight_histogram: Mapping[int, int]
     activation_elements: int
     activation_histogram: Mapping[int, int]
@@ -122,6 +121,7 @@ class Report:
                 "channels": channels,
                 "elements": self.weight_elements,
                 "payload_bytes": -(-self.payload_bits // 8),
+                "scale_bytes": -(-self.scale_bits // 8),
                 "histogram": {str(b): n for b, n in self.weight_histogram.items()},
             },
             "activations": {
@@ -155,6 +155,7 @@ class Report:
                     "bits": list(x.bits),
                     "activation_bits": x.activation_bits,
                     "tables": [asdict(t) for t in x.tables],
+                    "block_size": x.block_size,
                 }
                 for x in self.layers
             ],
@@ -208,6 +209,8 @@ class Report:
     def _widths(self) -> list[tuple[str, str]]:
         rows = [("weights", f"{self.weight_bits:.3f} bits on average")]
         rows.append(("channels by bits", histogram(self.weight_histogram)))
+        if self.scale_bits:
+            rows.append(("scales of blocks", f"{self.scale_bits / self.weight_elements:.3f} of these bits"))
         if self.removed_channels or self.kept_channels:
             kept = sum(map(len, self.kept_channels.values()))
             rows.append(("0-bit channels", f"{self.removed_channels} removed, {kept} kept"))
@@ -240,8 +243,3 @@ def failed_document(source: str, output: str, reason: str) -> str:
 def _finite(value: float) -> float | None:
     """JSON has no infinity."""
     return value if math.isfinite(value) else None
-
-
-def count_widths(bits: NDArray[np.int64]) -> dict[int, int]:
-    widths, counts = np.unique(bits, return_counts=True)
-    return {int(w): int(n) for w, n in zip(widths, counts, strict=True)}

@@ -155,6 +155,7 @@ def widths(result: Result) -> Iterator[str]:
     for layer in result.report.layers:
         source = "float input" if layer.activation_bits is None else f"{layer.activation_bits}-bit input"
         widths = f"{len(layer.bits)} channels, {layer.mean_bits:.2f} bits on average"
+        widths += f", blocks of {layer.block_size}" if layer.block_size else ""
         lines.append((pin_of(layer.name, layer.mean_bits), f"{layer.op}, {widths}, {source}"))
     for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
         if activation.fusion:
