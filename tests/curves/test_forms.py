@@ -120,7 +120,7 @@ def compared(model, samples, bits=4, layers=slice(None)):
         large.round(layerwise, bench.network.layers)
         network, candidates, found = bench.network, [], []
         for k, layer in enumerate(network.layers):
-            measured, _ = layerwise.measured(layer)
+            measured, _ = layerwise.measured(layer, made=True)
             candidates.append(LayerCandidates(layer, measured.mean, ((measured.codes[bits],),)))
             change = measured.codes[bits].change(network.rows(layer))
             found.append(layerwise._work(k).form(change, np.arange(len(change))))
