@@ -63,7 +63,7 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     begin = time.perf_counter()
     runtime = Runtime(config.provider, config.threads)
     scratch = scratch_for(config, None)
-    normal = read_normalized(model, scratch.shelf)[1]
+    normal = read_normalized(model, scratch.shelf, config.selection.activations)[1]
     network = analyse(normal, config.selection, presumed_finite)
     samples, detached = samples_for(normal, calibration, config), is_detached(normal)
     reading = time.perf_counter() - begin

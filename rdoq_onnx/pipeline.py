@@ -78,7 +78,7 @@ class Job:
         check_storage(config.target, config.storage, runtime)
         with progress.step("normalize"):
             scratch = scratch_for(config, curves)
-            original, normal = read_normalized(model, scratch.shelf)
+            original, normal = read_normalized(model, scratch.shelf, config.selection.activations)
             reference = runnable(original, scratch.shelf)
             network, samples = network_and_samples(normal, calibration, config, runtime, progress)
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")

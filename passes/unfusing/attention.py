@@ -23,7 +23,8 @@ def standard_attention(block: Block) -> Results:
     if not known or block.input(6) is not None or block.read(3):
         return None
     query, key, value = block.required(3)
-    heads, shared = block.attribute("q_num_heads", 0), block.attribute("kv_num_heads", 0)
+    heads = block.attribute("q_num_heads", 0)
+    shared = block.attribute("kv_num_heads", 0) or heads
     if heads:
         width = block.width(query)
         depth = None if width is None else width // heads
@@ -62,11 +63,8 @@ def multi_head_attention(block: Block) -> Results:
         return None
     if query is None or key is None or value is None or block.read(3) or block.input(8) or block.input(9):
         return None
-    ranks, width, heads = (
-        [block.rank(t) for t in (query, key, value)],
-        block.width(query),
-        block.attribute("num_heads", 1),
-    )
+    ranks = [block.rank(t) for t in (query, key, value)]
+    width, heads = block.width(query), block.attribute("num_heads", 1)
     if width is None or ranks[0] != 3 or ranks[1:] not in ([3, 3], [4, 4]) or (ranks[1] == 4 and bias is not None):
         return None
     padding = None if mask is None else _padding(block, mask)
@@ -137,9 +135,8 @@ def repeat_heads(block: Block, tensor: Tensor, shared: int, heads: int) -> Tenso
     """[N, shared, T, D] to [N, heads, T, D]: each head is read by heads / shared ones (Ainslie et al.: GQA, 2023)."""
     if shared == heads:
         return tensor
-    wide = block.op(
-        "Expand", block.op("Unsqueeze", tensor, block.integers(2)), block.integers(1, 1, heads // shared, 1, 1)
-    )
+    apart, times = block.op("Unsqueeze", tensor, block.integers(2)), block.integers(1, 1, heads // shared, 1, 1)
+    wide = block.op("Expand", apart, times)
     return block.op("Reshape", wide, _joined(block, tensor, heads))
 
 
@@ -192,9 +189,8 @@ def _padding(block: Block, mask: Tensor) -> Tensor | None:
     if len(sizes) == 1:
         return _lengths(block, mask, filter_value)
     kept = block.op("Greater", mask, block.op("Cast", block.integer(0), to=_kind(block, mask)))
-    return choice(
-        block, block.op("Unsqueeze", kept, block.integers(*([1, 2] if len(sizes) == 2 else [1]))), filter_value
-    )
+    axes = block.integers(1, 2) if len(sizes) == 2 else block.integers(1)
+    return choice(block, block.op("Unsqueeze", kept, axes), filter_value)
 
 
 def _lengths(block: Block, mask: Tensor, filter_value: float) -> Tensor | None:

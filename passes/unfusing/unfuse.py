@@ -25,7 +25,6 @@ _NORM = "LayerNormalization"
 
 # By domain and type. What is quantized goes inside these.
 OPENED: Mapping[tuple[str, str], Rule] = {
-    ("", "Attention"): attention.standard_attention,
     ("", "SimplifiedLayerNormalization"): norms.rms_norm,
     (MICROSOFT, "Attention"): attention.packed_attention,
     (MICROSOFT, "BiasGelu"): activations.bias_gelu,
@@ -33,10 +32,14 @@ OPENED: Mapping[tuple[str, str], Rule] = {
     (MICROSOFT, "FastGelu"): activations.fast_gelu,
     (MICROSOFT, "FusedMatMul"): products.fused_matmul,
     (MICROSOFT, "Gelu"): activations.gelu,
-    (MICROSOFT, "MultiHeadAttention"): attention.multi_head_attention,
     (MICROSOFT, "QuickGelu"): activations.quick_gelu,
     (MICROSOFT, "SkipLayerNormalization"): norms.skip_layer_norm,
     (MICROSOFT, "SkipSimplifiedLayerNormalization"): norms.skip_rms_norm,
+}
+# Products of activations are inside these.
+PRODUCTS: Mapping[tuple[str, str], Rule] = {
+    ("", "Attention"): attention.standard_attention,
+    (MICROSOFT, "MultiHeadAttention"): attention.multi_head_attention,
 }
 # These stay in the emitted model; they are written out to differentiate through them.
 CLOSED: Mapping[tuple[str, str], Rule] = {
@@ -50,16 +53,17 @@ CLOSED: Mapping[tuple[str, str], Rule] = {
 
 @dataclass(frozen=True)
 class Unfuse(Pass):
-    """Write out the operators of `OPENED`; with `closed`, those of `CLOSED`, too.
+    """Write out the operators of `OPENED`; with `products`, also those of `PRODUCTS`, with `closed` those of `CLOSED`.
 
     Raises the opset to 17 for that. Leaves other operators, forms that no rule covers (shared buffers of caches,
     packed operands, unknown ranks) and bodies of If, Loop and Scan. Returns a model without such nodes unchanged.
     """
 
+    products: bool = True
     closed: bool = False
 
     def __call__(self, model: ModelProto) -> ModelProto:
-        rules = {**OPENED, **CLOSED} if self.closed else OPENED
+        rules = {**OPENED, **(PRODUCTS if self.products else {}), **(CLOSED if self.closed else {})}
         if not any(_key(node) in rules for node in model.graph.node):
             return model
         model = _raised(model)

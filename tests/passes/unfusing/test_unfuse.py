@@ -10,7 +10,7 @@ from onnx.backend.test.case.node import collect_testcases
 
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.normalization.widen_floats import WidenFloats
-from rdoq_onnx.passes.unfusing.unfuse import CLOSED, OPENED, Unfuse
+from rdoq_onnx.passes.unfusing.unfuse import CLOSED, OPENED, PRODUCTS, Unfuse
 from tests import fused
 from tests.conftest import OrtRun, deviation
 from tests.fused import Case
@@ -24,7 +24,7 @@ def kinds(model: onnx.ModelProto) -> Counter[tuple[str, str]]:
 def test_same_numbers_from_standard_operators(name: str, ort_run: OrtRun) -> None:
     case = fused.OPENED[name]
     result = run_passes([Unfuse()], case.model)
-    assert not {*OPENED} & {*kinds(result)}
+    assert not {*OPENED, *PRODUCTS} & {*kinds(result)}
     assert {domain for domain, _ in kinds(result)} == {""}
     onnx.checker.check_model(result, full_check=True)
     for level in ("none", "all"):
@@ -36,8 +36,16 @@ def test_what_stays_is_opened_to_differentiate(name: str, ort_run: OrtRun) -> No
     case = fused.CLOSED[name]
     assert run_passes([Unfuse()], case.model) == case.model
     result = run_passes([Unfuse(closed=True)], case.model)
-    assert not {*OPENED, *CLOSED} & {*kinds(result)}
+    assert not {*OPENED, *PRODUCTS, *CLOSED} & {*kinds(result)}
     assert deviation(ort_run(result, case.feeds, "none"), ort_run(case.model, case.feeds, "none")) < 1e-5
+
+
+def test_attention_stays_one_operator_if_nothing_goes_inside() -> None:
+    for name, case in fused.ATTENTION.items():
+        model, stays = case.model, not name.startswith("packed")
+        result = run_passes([Unfuse(products=False)], model)
+        assert bool({*PRODUCTS} & {*kinds(result)}) == stays, name
+        assert (result == model) == stays, name
 
 
 def test_every_form_among_onnx_s_own_tests(ort_run: OrtRun) -> None:
@@ -45,7 +53,7 @@ def test_every_form_among_onnx_s_own_tests(ort_run: OrtRun) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the cases overflow and divide by zero on purpose
         cases = [case for case in collect_testcases(None) if "_expanded" not in case.name]
-    standard = {name for domain, name in (*OPENED, *CLOSED) if not domain}
+    standard = {name for domain, name in (*OPENED, *PRODUCTS, *CLOSED) if not domain}
     counts: Counter[bool] = Counter()
     for case in cases:
         if not standard & {node.op_type for node in case.model.graph.node}:
@@ -65,7 +73,7 @@ def test_every_form_among_onnx_s_own_tests(ort_run: OrtRun) -> None:
 
 def test_every_rule_has_a_case() -> None:
     cases = {**fused.OPENED, **fused.CLOSED}.values()
-    assert {*OPENED, *CLOSED} <= {kind for case in cases for kind in kinds(case.model)}
+    assert {*OPENED, *PRODUCTS, *CLOSED} <= {kind for case in cases for kind in kinds(case.model)}
 
 
 def test_layers_in_a_row_whose_ranks_follow_from_each_other(ort_run: OrtRun) -> None:
