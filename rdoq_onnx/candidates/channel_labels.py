@@ -33,6 +33,19 @@ def of_rank(labels: Labels, rank: int) -> Labels:
     return labels.reshape((1,) * (rank - labels.ndim) + labels.shape)
 
 
+def distinct(labels: Labels) -> bool:
+    """Whether each channel has one element: a batch axis that was merged with another would repeat it."""
+    real = labels[labels >= 0]
+    return len(np.unique(real)) == real.size
+
+
+def fits(labels: Labels, shape: Sequence[int]) -> bool:
+    """Whether a tensor of this shape has all the axes of `labels`."""
+    if labels.ndim > len(shape):
+        return all(n == 1 for n in labels.shape[: labels.ndim - len(shape)]) and fits(labels[0], shape)
+    return all(a in (1, b) for a, b in zip(labels.shape[::-1], shape[::-1], strict=False))
+
+
 def upstream(node: NodeProto, output: str, labels: Labels, shapes: Shapes) -> Labels | None:
     """Return the labels of the first input of `node` from those of `output`; None if channels do not pass."""
     source, target = shapes.get(node.input[0]), shapes.get(output)

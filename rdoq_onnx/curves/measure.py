@@ -13,6 +13,7 @@ from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
+from rdoq_onnx.candidates.candidates import Candidates
 from rdoq_onnx.candidates.channel_scales import scale_channels
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import Config
@@ -29,6 +30,7 @@ from rdoq_onnx.curves.measurement import (
     aimed_at,
     with_option_curves,
 )
+from rdoq_onnx.curves.product_fallback import unpaid
 from rdoq_onnx.curves.select import Layers, Measured, best_roundings, select
 from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
@@ -40,9 +42,11 @@ from rdoq_onnx.gradients.plan import ReversePlan, differentiated, draws
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
 from rdoq_onnx.model.layers import Layer
-from rdoq_onnx.observation.equalization import equalize, exponent_for
+from rdoq_onnx.observation.equalization import equalize, exponent_for, typical_widths
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
+from rdoq_onnx.probing.distortions import Distortions
+from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.threads import Workers, workers
@@ -54,8 +58,11 @@ EQUALIZING = 32  # samples that channel ranges are measured on
 
 
 def regime(config: Config) -> str:
-    """Name what a measurement depends on in the activation budget."""
-    return "weights" if config.activation_bits is None else f"activations {exponent_for(config):g}"
+    """Name what a measurement depends on in the budgets."""
+    if config.activation_bits is None:
+        return "weights"
+    _, weights = typical_widths(config)
+    return f"activations {exponent_for(config):g}, weights {weights}"
 
 
 def measure_network(
@@ -101,7 +108,7 @@ def measure_network(
         if large:
             return _layer_by_layer(source, network, bench, found, empty, around)
         prober = bench.check(len(network.searched))
-        fallback = empty | choose_fallback(aimed, candidates, measured, config, prober)
+        fallback = empty | _fallback(bench, prober, candidates, measured)
         aimed = in_float(aimed, fallback)
         stored = StoredWeights(aimed, config.widths, rows, replace(prober, network=aimed), pool)
         layers = [
@@ -124,6 +131,12 @@ def _scaled(network: Network, config: Config, samples: Samples, runtime: Runtime
     return scale_channels(network, config, plan, samples)
 
 
+def _fallback(bench: Bench, prober: Prober, candidates: Candidates, measured: Distortions) -> FloatFallback:
+    """Choose what stays in float: what full width would ruin, and products that do not pay."""
+    ruined = choose_fallback(bench.network, candidates, measured, bench.config, prober)
+    return ruined | unpaid(prober, measured, bench.config, bench.observation, ruined)
+
+
 def _layer_by_layer(
     source: onnx.ModelProto,
     network: Network,
@@ -141,7 +154,7 @@ def _layer_by_layer(
     candidates = replace(widest, activations=activations.candidates.activations)
     distortions = replace(activations.distortions, weights=tuple(curves))
     prober = bench.check(len(network.layers))
-    fallback = empty | choose_fallback(bench.network, candidates, distortions, bench.config, prober)
+    fallback = empty | _fallback(bench, prober, candidates, distortions)
     remaining = in_float(bench.network, fallback)
     large.round(layerwise, remaining.stored)
     missing = {**activations.distortions.missing, **lost}
