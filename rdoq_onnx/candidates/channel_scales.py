@@ -38,6 +38,7 @@ _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of ranges, and of the inverse magnitude
 _QUIET = 1e-3  # channels below this share of the widest range count as this wide: they may be dead on these samples
 _GAIN = 0.05  # least share of a group's δ that scales must save
 _ROWS = 512  # rows of a weight that its δ is estimated from
+_NOTABLE = 1e-5  # least share of the signal's power that a Mul must save (50 dB)
 _MUL = 0.01  # least share of the network's δ that a Mul must save, which takes time
 
 
@@ -53,7 +54,8 @@ def scale_channels(network: Network, config: Config, plan: ReversePlan, samples:
     groups = [g for g in groups if all(p.name in measures.tensors for p in g.tensors)]
     choices = [Choice.of(g, measures, network, typical_widths(config)) for g in groups]
     total = sum(sum(c.before) for c in choices)
-    chosen = [c for c in choices if c.pays(total)]
+    least = _NOTABLE * plan.metric.power * plan.metric.elements * measures.runs
+    chosen = [c for c in choices if c.pays(total, least)]
     if not chosen:
         return network
     return analyse(run_passes([c.rewrite() for c in chosen], network.model), config.selection)
@@ -76,10 +78,10 @@ class Choice:
         _, _, best = min(tried, key=lambda each: each[:2])
         return cls(group, best, model.loss(np.ones(group.channels)), model.loss(best))
 
-    def pays(self, total: float) -> bool:
-        """Whether the scales gain enough. total: δ of all groups."""
+    def pays(self, total: float, least: float) -> bool:
+        """Whether the scales gain enough. total: δ of all groups; least: what a Mul must save."""
         before, after = sum(self.before), sum(self.after)
-        needed = _GAIN * before if not self.group.multiplied else max(_GAIN * before, _MUL * total)
+        needed = _GAIN * before if not self.group.multiplied else max(_GAIN * before, _MUL * total, least)
         return before - after > needed
 
     def rewrite(self) -> ScaleChannels:

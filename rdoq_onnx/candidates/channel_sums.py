@@ -62,10 +62,14 @@ def _reduced(combine: np.ufunc, values: Array, labels: Labels, channels: int) ->
 
 @dataclass(frozen=True)
 class Measures:
-    """Sums over samples: of each quantized tensor of the groups, and E[g²] of each output channel of their layers."""
+    """Sums over samples: of each quantized tensor of the groups, and of g² of each output channel of their layers.
+
+    runs: the number of samples, each as often as it ran.
+    """
 
     tensors: Mapping[str, ChannelSums]
     layers: Mapping[str, Float]
+    runs: int
 
 
 def measure(groups: Sequence[ScaleGroup], plan: ReversePlan) -> Measures:
@@ -74,6 +78,7 @@ def measure(groups: Sequence[ScaleGroup], plan: ReversePlan) -> Measures:
     layers = {layer.name: layer for g in groups for layer, _ in g.layers}
     rows: dict[str, Float] = {}
     lost: set[str] = set()
+    runs = 0
     for part in plan.by_shape():
         backward = Backward.of(part)
         backward = backward.loaded(part.runtime)
@@ -81,6 +86,7 @@ def measure(groups: Sequence[ScaleGroup], plan: ReversePlan) -> Measures:
         lost |= {t for t in tensors if sites[t] not in adjoints}
         lost |= {n for n, x in layers.items() if any(u.output not in adjoints for u in x.uses)}
         for done in backward.passes(exact=False):
+            runs += done.count
             for name in tensors.keys() - lost:
                 site = sites[name]
                 labels, sums = tensors[name]
@@ -88,7 +94,7 @@ def measure(groups: Sequence[ScaleGroup], plan: ReversePlan) -> Measures:
             for name in layers.keys() - lost:
                 rows[name] = rows.get(name, 0.0) + _squares(layers[name], done.rows[0], adjoints, done.batch)
     usable = {n for n, (_, s) in tensors.items() if n not in lost and np.isfinite([s.squares, s.sensitivity]).all()}
-    return Measures({n: tensors[n][1] for n in tensors if n in usable}, rows)
+    return Measures({n: tensors[n][1] for n in tensors if n in usable}, rows, runs)
 
 
 def _squares(layer: Layer, values: Mapping[str, Array], adjoints: Mapping[str, str], batch: int) -> Float:
