@@ -47,8 +47,6 @@ def scale_channels(network: Network, config: Config, plan: ReversePlan, samples:
 
     plan: reverse passes over some of `samples`.
     """
-    if config.activation_bits is None or not network.activations:
-        return network
     groups = find_groups(network, shapes_of(network.model, samples, plan.runtime))
     measures = measure(groups, plan)
     groups = [g for g in groups if all(p.name in measures.tensors for p in g.tensors)]

@@ -53,8 +53,8 @@ class _Finder:
     def __init__(self, network: Network, shapes: Shapes) -> None:
         self._graph, self._shapes, self._above = Graph(network.model), shapes, Absorber(network, shapes)
         self._uses: dict[str, tuple[Layer, Use]] = {u.node: (x, u) for x in network.layers for u in x.uses}
-        weights = [x.weight for x in network.layers]
-        self._single = {x.name for x in network.layers if len(x.uses) == 1 and weights.count(x.weight) == 1}
+        weights, tied = [x.weight for x in network.layers], {tie.layer for tie in network.ties}
+        self._single = {x.name for x in network.layers if len(x.uses) == 1 and weights.count(x.weight) == 1} - tied
 
     def group(self, activation: Activation) -> ScaleGroup | None:
         """Return the group of a tensor that only layers read, behind movement operators."""

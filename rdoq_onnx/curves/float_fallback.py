@@ -147,9 +147,8 @@ def in_float(network: Network, fallback: FloatFallback) -> Network:
         if a.tensor not in fallback.tensors
         and (inputs.intersection(a.feeds) or (a.fusion and a.tensor not in float_outputs))
     ]
-    skipped = (*network.skipped, *skips)
-    kept_activations = tuple(kept)
-    return untied(replace(network, layers=layers, activations=kept_activations, products=products, skipped=skipped))
+    remaining = replace(network, layers=layers, activations=tuple(kept), products=products)
+    return untied(replace(remaining, skipped=(*network.skipped, *skips)))
 
 
 def _share(candidates: LayerCandidates, curves: NDArray[np.float64], prober: Prober) -> float:

@@ -14,7 +14,6 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.candidates import Candidates
-from rdoq_onnx.candidates.channel_scales import scale_channels
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
@@ -31,14 +30,14 @@ from rdoq_onnx.curves.measurement import (
     with_option_curves,
 )
 from rdoq_onnx.curves.product_fallback import unpaid
+from rdoq_onnx.curves.scaling import scaled
 from rdoq_onnx.curves.select import Layers, Measured, best_roundings, select
 from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.curves.stored_forms import StoredWeights
 from rdoq_onnx.curves.unreached import with_unreached
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.gradients.batch_sizes import reverse_batch
-from rdoq_onnx.gradients.plan import ReversePlan, differentiated, draws
+from rdoq_onnx.gradients.plan import differentiated, draws
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
 from rdoq_onnx.model.layers import Layer
@@ -49,7 +48,7 @@ from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.scratch import Scratch
-from rdoq_onnx.system.threads import Workers, workers
+from rdoq_onnx.system.threads import workers
 
 Float = NDArray[np.float64]
 T = TypeVar("T", MeasuredLayer, BlockOption)
@@ -84,8 +83,8 @@ def measure_network(
             equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
         network = analyse(steps.store.scratch.located(equalized, source), config.selection)
         bare = network
-        scaled = steps.step("scales", 1, lambda _: _scaled(bare, config, some, runtime, pool).model)
-        network = analyse(steps.store.scratch.located(scaled, source), config.selection)
+        rescaled = steps.step("scales", 1, lambda _: scaled(bare, config, some, runtime, pool).model)
+        network = analyse(steps.store.scratch.located(rescaled, source), config.selection)
         parts = find_parts(network.model)
         aimed = aimed_at(network, measured_tensors(parts))
         observation = steps.step("observe", 1, lambda _: observe(aimed, parts, split.seen, runtime))
@@ -119,16 +118,6 @@ def measure_network(
                 layers.append(stored.measured(layer))
                 advance(1)
     return select(source, network, observation, layers, found, fallback)
-
-
-def _scaled(network: Network, config: Config, samples: Samples, runtime: Runtime, pool: Workers) -> Network:
-    """Scale the channels of activations as the reverse pass over `samples` advises."""
-    parts = find_parts(network.model)
-    aimed = aimed_at(network, measured_tensors(parts))
-    observation = observe(aimed, parts, samples, runtime)
-    batch = reverse_batch(aimed, observation, runtime, len(samples), exact=False)
-    plan = ReversePlan(aimed, samples, observation.metric, runtime, pool, batch, config.seed)
-    return scale_channels(network, config, plan, samples)
 
 
 def _fallback(bench: Bench, prober: Prober, candidates: Candidates, measured: Distortions) -> FloatFallback:

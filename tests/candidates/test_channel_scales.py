@@ -8,14 +8,10 @@ import rdoq_onnx
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import NORMALIZE
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.candidates.channel_scales import scale_channels
 from rdoq_onnx.candidates.scale_groups import find_groups
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves import measure
-from rdoq_onnx.curves.measurement import aimed_at
-from rdoq_onnx.gradients.plan import ReversePlan
-from rdoq_onnx.observation.observe import observe
-from rdoq_onnx.observation.parts import find_parts, measured_tensors
+from rdoq_onnx.curves.scaling import scaled
 from rdoq_onnx.observation.shapes import shapes_of
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.system.runtime import Runtime
@@ -93,14 +89,10 @@ def inputs(model):
     return {"x": np.random.default_rng(1).standard_normal((24, *shape)).astype(np.float32)}
 
 
-def scaled(model, feeds, config=CONFIG):
-    network, samples = analyse(model, config.selection), Samples("test", feeds)
-    parts = find_parts(network.model)
-    aimed = aimed_at(network, measured_tensors(parts))
-    observation = observe(aimed, parts, samples, RUNTIME)
+def rescaled(model, feeds, config=CONFIG):
+    network = analyse(model, config.selection)
     with workers(2) as pool:
-        plan = ReversePlan(aimed, samples, observation.metric, RUNTIME, pool, 8, 0)
-        return network, scale_channels(network, config, plan, samples)
+        return network, scaled(network, config, Samples("test", feeds), RUNTIME, pool)
 
 
 @pytest.mark.parametrize("kind", FOLDS)
@@ -108,7 +100,7 @@ def test_function_stays_and_scales_fold(kind, ort_run):
     graph, nodes, most = FOLDS[kind]
     model = parse(graph, nodes)
     feeds = inputs(model)
-    before, after = scaled(model, feeds)
+    before, after = rescaled(model, feeds)
     assert deviation(ort_run(after.model, feeds, "none"), ort_run(model, feeds, "none")) < 1e-5
     assert after.model != before.model
 
@@ -140,7 +132,7 @@ def test_context_of_attention_folds_into_the_values(ort_run):
         model.graph.initializer.append(numpy_helper.from_array(value, name))
     model = run_passes(NORMALIZE, model)
     feeds = inputs(model)
-    before, after = scaled(model, feeds)
+    before, after = rescaled(model, feeds)
     assert deviation(ort_run(after.model, feeds, "none"), ort_run(model, feeds, "none")) < 1e-5
     assert [n.op_type for n in after.model.graph.node] == [n.op_type for n in before.model.graph.node]
     weights = {t.name: numpy_helper.to_array(t) for t in after.model.graph.initializer}
@@ -151,7 +143,7 @@ def test_context_of_attention_folds_into_the_values(ort_run):
 def test_float_activations_keep_their_scales():
     model = parse(*FOLDS["linear layer"][:2])
     config = Config(activation_bits=None, threads=2)
-    before, after = scaled(model, inputs(model), config)
+    before, after = rescaled(model, inputs(model), config)
     assert after.model is before.model
 
 
@@ -167,6 +159,6 @@ def test_quantized_transformer_gains(monkeypatch):
     """Held-out SQNR of the bundled transformer with scales, over that without them."""
     options = {"bits": 4, "effort": "fast", "threads": 2, "samples": 96}
     model, samples = ROOT / "models" / "digits_vit.onnx", ROOT / "models" / "digits_calib.npz"
-    scaled = rdoq_onnx.quantize(model, samples, **options).report.sqnr_db
-    monkeypatch.setattr(measure, "scale_channels", lambda network, *_: network)
-    assert scaled > rdoq_onnx.quantize(model, samples, **options).report.sqnr_db + 0.5
+    better = rdoq_onnx.quantize(model, samples, **options).report.sqnr_db
+    monkeypatch.setattr(measure, "scaled", lambda network, *_: network)
+    assert better > rdoq_onnx.quantize(model, samples, **options).report.sqnr_db + 0.5
