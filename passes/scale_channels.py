@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from rdoq_onnx.model import surgeon
+from rdoq_onnx.model.layers import SCALING
 from rdoq_onnx.model.surgeon import Constant, Graph, Node
 from rdoq_onnx.passes import Pass
 
@@ -56,16 +57,18 @@ def _multiply(graph: Graph, tensor: surgeon.Tensor, factor: Float) -> None:
     producer: Node = tensor.inputs[0]
     if producer.op == "Identity":
         producer.op, producer.inputs = "Mul", [producer.inputs[0], constant]
+        producer.name = surgeon.fresh(graph, tensor.name + SCALING)
         return
     inner = surgeon.Variable(surgeon.fresh(graph, f"{tensor.name}/unscaled"), tensor.dtype, tensor.shape)
     producer.outputs[[t is tensor for t in producer.outputs].index(True)] = inner
-    graph.nodes.append(Node("Mul", surgeon.fresh(graph, f"{tensor.name}/Mul"), None, [inner, constant], [tensor]))
+    name = surgeon.fresh(graph, tensor.name + SCALING)
+    graph.nodes.append(Node("Mul", name, None, [inner, constant], [tensor]))
 
 
 def _multiply_operand(graph: Graph, node: Node, index: int, factor: Float) -> None:
     tensor = node.inputs[index]
     constant = _factor(graph, tensor.name, factor)
-    node.inputs[index] = surgeon.append(graph, "Mul", [tensor, constant], f"{tensor.name}/Mul", like=tensor)
+    node.inputs[index] = surgeon.append(graph, "Mul", [tensor, constant], tensor.name + SCALING, like=tensor)
 
 
 def _factor(graph: Graph, stem: str, factor: Float) -> Constant:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rdoq_onnx.model.linear import Linear
 
 BRANCH = "/quantized"  # suffix of a branch's name after the tensor's
+SCALING = "/scale_channels"  # suffix of the name of a Mul by channel scales
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FUSION_BITS = 8
 

@@ -55,7 +55,7 @@ def test_a_mul_takes_over_the_name_of_the_tensor(model, feeds, ort_run):
     after = scaled(model, {("third", 1): R[:, None], ("fourth", 1): R}, {"r": 1 / R})
     assert deviation(ort_run(after, feeds), ort_run(model, feeds)) < 1e-6
     (mul,) = [n for n in after.graph.node if "r" in n.output]
-    assert mul.op_type == "Mul"
+    assert (mul.op_type, mul.name) == ("Mul", "r/scale_channels")
 
 
 def test_an_operand_alone_is_multiplied(model, feeds, ort_run):
