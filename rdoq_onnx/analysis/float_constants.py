@@ -10,7 +10,7 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.analysis.weight_origins import Scope, walk
 from rdoq_onnx.model.graph import MOVEMENT, attribute
-from rdoq_onnx.model.layers import LAYER_TYPES
+from rdoq_onnx.model.layers import LAYER_TYPES, SCALING
 from rdoq_onnx.model.protos import all_names
 from rdoq_onnx.passes.packing.decoding import PACKED
 
@@ -109,6 +109,8 @@ def _is_scale(node: NodeProto, index: int, scope: Scope, uses: Mapping[str, list
 
 
 def _reason(node: NodeProto, shape: tuple[int, ...]) -> str:
+    if node.op_type == "Mul" and node.name.endswith(SCALING):
+        return "inserted: it scales the channels for the quantizer behind it, as nothing absorbs their scales"
     if max(shape) == math.prod(shape):
         return "a vector that it reads, such as a bias or a scale, stays in float: it is small beside a matrix"
     if node.op_type in _ROTARY:

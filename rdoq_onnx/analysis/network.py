@@ -12,7 +12,7 @@ from onnx import TensorProto
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.model import external
 from rdoq_onnx.model.graph import Graph, downstream
-from rdoq_onnx.model.layers import Activation, Layer, Tie
+from rdoq_onnx.model.layers import Activation, Layer, Product, Tie
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_adds import InsertAdds
 from rdoq_onnx.targets import TARGETS, Target
@@ -23,7 +23,7 @@ class Network:
     """The layers and activations of `model`, in graph order, and the target whose rules apply.
 
     skipped: nodes with weights that stay in float. stored: weights that no product unfolds (stored_weights.py). ties:
-    tables that have the integers of a layer.
+    tables that have the integers of a layer. products: MatMuls of two activations that may run on integers.
     """
 
     model: onnx.ModelProto
@@ -33,6 +33,7 @@ class Network:
     target: Target = TARGETS["onnxruntime"]
     stored: tuple[Layer, ...] = ()
     ties: tuple[Tie, ...] = ()
+    products: tuple[Product, ...] = ()
 
     @property
     def searched(self) -> tuple[Layer, ...]:

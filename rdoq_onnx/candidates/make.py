@@ -37,11 +37,16 @@ def make_candidates(
     widths: those offered to weight channels. ranges: least and greatest value of each activation on the samples.
     moments: of each layer's input. uncertain: there are too few samples to clip ranges.
     """
+    probabilities = {o for n in network.model.graph.node if n.op_type == "Softmax" for o in n.output}
     quantizers = tuple(
         ActivationCandidates(
             a,
             {
-                bits: tuple(affine_candidates(*ranges[a.tensor], bits, network.target.symmetric, uncertain))
+                bits: tuple(
+                    affine_candidates(
+                        *ranges[a.tensor], bits, network.target.symmetric, uncertain, a.tensor in probabilities
+                    )
+                )
                 for bits in ((FUSION_BITS,) if a.fusion else range(1, MAX_BITS + 1))
             },
         )

@@ -13,6 +13,7 @@ from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
+from rdoq_onnx.candidates.candidates import Candidates
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
@@ -28,6 +29,8 @@ from rdoq_onnx.curves.measurement import (
     aimed_at,
     with_option_curves,
 )
+from rdoq_onnx.curves.product_fallback import unpaid
+from rdoq_onnx.curves.scaling import scaled
 from rdoq_onnx.curves.select import Layers, Measured, best_roundings, select
 from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
@@ -38,9 +41,11 @@ from rdoq_onnx.gradients.plan import differentiated, draws
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
 from rdoq_onnx.model.layers import Layer
-from rdoq_onnx.observation.equalization import equalize, exponent_for
+from rdoq_onnx.observation.equalization import equalize, exponent_for, typical_widths
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
+from rdoq_onnx.probing.distortions import Distortions
+from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.threads import workers
@@ -52,8 +57,11 @@ EQUALIZING = 32  # samples that channel ranges are measured on
 
 
 def regime(config: Config) -> str:
-    """Name what a measurement depends on in the activation budget."""
-    return "weights" if config.activation_bits is None else f"activations {exponent_for(config):g}"
+    """Name what a measurement depends on in the budgets."""
+    if config.activation_bits is None:
+        return "weights"
+    _, weights = typical_widths(config)
+    return f"activations {exponent_for(config):g}, weights {weights}"
 
 
 def measure_network(
@@ -74,6 +82,9 @@ def measure_network(
         with taking(steps.store.scratch.shelf):
             equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
         network = analyse(steps.store.scratch.located(equalized, source), config.selection)
+        bare = network
+        rescaled = steps.step("scales", 1, lambda _: scaled(bare, config, some, runtime, pool).model)
+        network = analyse(steps.store.scratch.located(rescaled, source), config.selection)
         parts = find_parts(network.model)
         aimed = aimed_at(network, measured_tensors(parts))
         observation = steps.step("observe", 1, lambda _: observe(aimed, parts, split.seen, runtime))
@@ -96,7 +107,7 @@ def measure_network(
         if large:
             return _layer_by_layer(source, network, bench, found, empty, around)
         prober = bench.check(len(network.searched))
-        fallback = empty | choose_fallback(aimed, candidates, measured, config, prober)
+        fallback = empty | _fallback(bench, prober, candidates, measured)
         aimed = in_float(aimed, fallback)
         stored = StoredWeights(aimed, config.widths, rows, replace(prober, network=aimed), pool)
         layers = [
@@ -107,6 +118,12 @@ def measure_network(
                 layers.append(stored.measured(layer))
                 advance(1)
     return select(source, network, observation, layers, found, fallback)
+
+
+def _fallback(bench: Bench, prober: Prober, candidates: Candidates, measured: Distortions) -> FloatFallback:
+    """Choose what stays in float: what full width would ruin, and products that do not pay."""
+    ruined = choose_fallback(bench.network, candidates, measured, bench.config, prober)
+    return ruined | unpaid(prober, measured, bench.config, bench.observation, ruined)
 
 
 def _layer_by_layer(
@@ -126,7 +143,7 @@ def _layer_by_layer(
     candidates = replace(widest, activations=activations.candidates.activations)
     distortions = replace(activations.distortions, weights=tuple(curves))
     prober = bench.check(len(network.layers))
-    fallback = empty | choose_fallback(bench.network, candidates, distortions, bench.config, prober)
+    fallback = empty | _fallback(bench, prober, candidates, distortions)
     remaining = in_float(bench.network, fallback)
     large.round(layerwise, remaining.stored)
     missing = {**activations.distortions.missing, **lost}

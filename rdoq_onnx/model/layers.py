@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rdoq_onnx.model.linear import Linear
 
 BRANCH = "/quantized"  # suffix of a branch's name after the tensor's
+SCALING = "/scale_channels"  # suffix of the name of a Mul by channel scales
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FUSION_BITS = 8
 
@@ -58,10 +59,19 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A MatMul of two computed tensors, as in attention, that runs on integers if both are quantized."""
+
+    node: str
+    operands: tuple[str, str]
+    output: str
+
+
+@dataclass(frozen=True)
 class Activation:
     """A tensor that a quantizer follows.
 
-    feeds: tensors that carry its values into layers; empty for a fusion tensor.
+    feeds: tensors that carry its values into layers or products; empty for a fusion tensor.
     moved: tensors downstream of movement operators, requantized (exactly) so that their consumers fuse, too.
     parts: inputs of the Concat that produces it, if they have no other consumer; they are quantized in its stead.
     """
