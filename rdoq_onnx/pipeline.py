@@ -161,6 +161,7 @@ class Job:
             failure,
             latency,
             unsearched,
+            refined.diverted,
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

@@ -26,7 +26,7 @@ from rdoq_onnx.curves.select import Layers
 from rdoq_onnx.curves.steps import SENSING, Bench
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
-from rdoq_onnx.gradients.plan import differentiated, draws
+from rdoq_onnx.gradients.plan import LEAST_DRAWS
 from rdoq_onnx.model.external import detached_bytes
 from rdoq_onnx.system.memory import memory_bound
 from rdoq_onnx.system.progress import Advance
@@ -87,7 +87,7 @@ class LargeBench:
         sensing, alone = fitting.some(SENSING), replace(network, activations=())
         with progress.step("sensitivity", len(sensing) * len(statistics.sensed_portions())) as advance:
             size = reverse_batch(network, observation, runtime, len(sensing), exact=False)
-            plan = replace(bench.plan(alone, sensing), batch=size)
+            plan = replace(bench.plan(alone, sensing), batch=size, draws=LEAST_DRAWS)
             with_memory(lambda batch: statistics.sense(replace(plan, batch=batch), advance), size, observation)
         measuring = bench.split.measuring
         with progress.step("taylor", len(measuring) * len(form_portions(network, statistics.memory))) as advance:
@@ -103,7 +103,7 @@ class LargeBench:
         offered = tuple(sorted({min(w, widest(network)) for w in bench.config.widths}))
         reach = {a.tensor: observation.reach(a.tensor) for a in network.activations}
         floors = scale_floors(network, reach)
-        count = draws(len(differentiated(bench.split.measuring)), observation.metric.elements)
+        count = bench.plan(network, bench.split.measuring).averaged()
         layerwise = Layerwise(network, self.statistics, offered, floors, max(count // _CORRELATED, 1), bench.pool)
         lost = [k for k, layer in enumerate(network.layers) if lacks_gain(self.statistics, layer)]
         if lost:

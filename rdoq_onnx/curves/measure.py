@@ -16,6 +16,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.binding import Binding
 from rdoq_onnx.curves.checkpoint import Steps, Store
+from rdoq_onnx.curves.divergence import with_divergence
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
 from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
@@ -23,8 +24,8 @@ from rdoq_onnx.curves.select import Layers, Measured, best_roundings, select
 from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.gradients.plan import differentiated, draws
 from rdoq_onnx.model.external import taking
+from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.observation.equalization import equalize, exponent_for
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
@@ -63,6 +64,7 @@ def measure_network(
         parts = find_parts(network.model)
         aimed = aimed_at(network, measured_tensors(parts))
         observation = steps.step("observe", 1, lambda _: observe(aimed, parts, split.seen, runtime))
+        observation = replace(observation, metric=chosen_metric(observation.metric, config))
         empty = unfed(network, observation.sizes)
         aimed = in_float(aimed, empty)
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
@@ -75,12 +77,22 @@ def measure_network(
             coarse, candidates = candidates, own.clipped(candidates)
             measured = own.first_order(candidates)
             candidates, measured = own.checked(candidates, coarse, measured)
-        count = draws(len(differentiated(split.measuring)), observation.metric.elements)
+        count = bench.plan(aimed, split.measuring).averaged()
         found = Measured(candidates, measured, count)
         if large:
             return _layer_by_layer(source, network, bench, found, empty, around)
         fallback = empty | choose_fallback(aimed, candidates, measured, config, bench.check(len(network.layers)))
     return select(source, network, observation, best_roundings(network, found), found, fallback)
+
+
+def chosen_metric(metric: Metric, config: Config) -> Metric:
+    """Return the metric that the curves are of; "auto" begins with the squared error. Raises ConfigError."""
+    if config.distortion != "kl":
+        return metric
+    if metric.divergence is None:
+        other = next(part.name for part in metric.parts if not part.cached and part.pieces[0].classes is None)
+        raise ConfigError(f"--distortion kl: output {other!r} holds no rows of logits; give --distortion mse or auto")
+    return metric.divergence
 
 
 def _layer_by_layer(
@@ -178,7 +190,9 @@ def measure(
     scratch = steps.store.scratch
     measurement = replace(measure_network(network, config, split, runtime, steps, around), scratch=scratch)
     if network.layers:
-        measurement = _falling(anchored(measurement, config, split, runtime, steps))
+        first = measurement
+        measurement = _falling(anchored(first, config, split, runtime, steps))
+        measurement = with_divergence(measurement, first, config, split, runtime, steps)
     steps.finish("measurement", stored_fields(measurement))
     return measurement
 

@@ -77,6 +77,7 @@ class Measurement:
     best candidates for those of `network`, in its order. curves: a row per channel of each layer, in order, then one
     per activation; columns are 0 to 8 bits. fallback: what stays in float. probed: tensors without an adjoint, measured
     exactly instead, with the reason. scratch: the folder of what is too large for memory, which lives as long.
+    divergence: curves of the divergence of rows of logits, where it is weighed beside the squared error.
     """
 
     source: onnx.ModelProto
@@ -88,6 +89,7 @@ class Measurement:
     fallback: FloatFallback
     probed: Mapping[str, str]
     scratch: Scratch | None = None
+    divergence: Curves | None = None
 
     @property
     def aimed(self) -> Network:

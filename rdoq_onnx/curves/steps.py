@@ -20,8 +20,8 @@ from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.float_fallback import SAMPLES, WORK, checked, doubtful
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
-from rdoq_onnx.gradients.plan import ReversePlan
+from rdoq_onnx.gradients.batch_sizes import forward_batch, least_draws, reverse_batch, with_memory
+from rdoq_onnx.gradients.plan import LEAST_DRAWS, ReversePlan
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.observation.tail_model import with_extreme_values
 from rdoq_onnx.probing.distortions import Distortions
@@ -77,7 +77,7 @@ class Bench:
         sensing = fitting.some(SENSING)
         with progress.step("sensitivity", len(sensing)) as advance:
             size = reverse_batch(network, self.observation, self.runtime, len(sensing), exact=False)
-            plan = self.plan(replace(network, activations=()), sensing)
+            plan = replace(self.plan(replace(network, activations=()), sensing), draws=LEAST_DRAWS)
             return with_memory(
                 lambda batch: with_sensitivity(replace(plan, batch=batch), moments, advance), size, self.observation
             )
@@ -186,7 +186,9 @@ class Bench:
     def plan(self, network: Network, samples: Samples) -> ReversePlan:
         """Return the plan of reverse passes of `network` over `samples`."""
         batch = reverse_batch(network, self.observation, self.runtime, len(samples))
-        return ReversePlan(network, samples, self.observation.metric, self.runtime, self.pool, batch, self.config.seed)
+        metric, seed = self.observation.metric, self.config.seed
+        plan = ReversePlan(network, samples, metric, self.runtime, self.pool, batch, seed)
+        return replace(plan, draws=least_draws(self.observation))
 
     def check(self, runs: int) -> Prober:
         """Return a prober for what first order may misjudge, for `runs` perturbations."""

@@ -12,8 +12,10 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.model.sizes import model_bytes
+from rdoq_onnx.refinement.diversion import Diverted, predicted_divergence
 from rdoq_onnx.refinement.refine import Step
-from rdoq_onnx.report.report import LayerReport, PartReport, Report, WeightOnlyReport, count_widths
+from rdoq_onnx.report.outputs import DivergenceReport, PartReport
+from rdoq_onnx.report.report import LayerReport, Report, WeightOnlyReport, count_widths
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.verify import Verification
 
@@ -22,7 +24,8 @@ from rdoq_onnx.verification.verify import Verification
 class Outcome:
     """The results of all steps of a run on the model `original`, read from `source`.
 
-    seconds: of each step. unsearched: δ of the weights outside the search alone.
+    seconds: of each step. unsearched: δ of the weights outside the search alone. diverted: what bits that were diverted
+    towards the divergence gained.
     """
 
     source: str
@@ -37,6 +40,7 @@ class Outcome:
     failure: VerificationError | None = None
     latency: tuple[Latency, ...] = ()
     unsearched: float = 0.0
+    diverted: Diverted | None = None
 
 
 def make_report(outcome: Outcome) -> Report:
@@ -96,5 +100,16 @@ def make_report(outcome: Outcome) -> Report:
         agreement=verification.agreement,
         latency=outcome.latency,
         unsearched=outcome.unsearched,
+        divergence=_divergence(outcome),
         reason=None if outcome.failure is None else str(outcome.failure),
     )
+
+
+def _divergence(outcome: Outcome) -> DivergenceReport | None:
+    measured, minimized = (
+        outcome.verification.divergence,
+        outcome.allocation.measurement.observation.metric.name == "kl",
+    )
+    if measured is None:
+        return None
+    return DivergenceReport(minimized, predicted_divergence(outcome.allocation), measured, outcome.diverted)
