@@ -34,6 +34,7 @@ from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.verification.additivity import measured_alone
 from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
+from rdoq_onnx.verification.likeness import likeness
 from rdoq_onnx.verification.predicted_parts import predicted_parts
 from rdoq_onnx.verification.unsearched import unsearched_distortion
 from rdoq_onnx.verification.verify import verify
@@ -145,6 +146,7 @@ class Job:
             predicted = predicted_parts(allocation, split.measuring, runtime)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
             unsearched = unsearched_distortion(allocation, reference)
+            alike = likeness(reference, split.seen)
         with progress.step("latency"):
             batch = reference.measurement.observation.batching.size
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)
@@ -162,6 +164,7 @@ class Job:
             latency,
             unsearched,
             refined.diverted,
+            alike,
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

@@ -25,7 +25,7 @@ class Outcome:
     """The results of all steps of a run on the model `original`, read from `source`.
 
     seconds: of each step. unsearched: δ of the weights outside the search alone. diverted: what bits that were diverted
-    towards the divergence gained.
+    towards the divergence gained. likeness: of the held-out samples to those seen; None if not known.
     """
 
     source: str
@@ -41,6 +41,7 @@ class Outcome:
     latency: tuple[Latency, ...] = ()
     unsearched: float = 0.0
     diverted: Diverted | None = None
+    likeness: float | None = None
 
 
 def make_report(outcome: Outcome) -> Report:
@@ -101,15 +102,14 @@ def make_report(outcome: Outcome) -> Report:
         latency=outcome.latency,
         unsearched=outcome.unsearched,
         divergence=_divergence(outcome),
+        likeness=outcome.likeness,
         reason=None if outcome.failure is None else str(outcome.failure),
     )
 
 
 def _divergence(outcome: Outcome) -> DivergenceReport | None:
-    measured, minimized = (
-        outcome.verification.divergence,
-        outcome.allocation.measurement.observation.metric.name == "kl",
-    )
+    measured, allocation = outcome.verification.divergence, outcome.allocation
     if measured is None:
         return None
-    return DivergenceReport(minimized, predicted_divergence(outcome.allocation), measured, outcome.diverted)
+    minimized = allocation.measurement.observation.metric.name == "kl"
+    return DivergenceReport(minimized, predicted_divergence(allocation), measured, outcome.diverted)

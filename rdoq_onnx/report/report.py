@@ -88,6 +88,7 @@ class Report:
     agreement: Agreement | None = None
     reason: str | None = None
     divergence: DivergenceReport | None = None
+    likeness: float | None = None  # of the held-out samples to those seen (verification/likeness.py)
 
     @property
     def passed(self) -> bool:
@@ -138,7 +139,7 @@ class Report:
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
             "latency": [asdict(x) for x in self.latency],
             "advice": list(self.advice),
-            "calibration": {"source": self.calibration, "samples": self.samples},
+            "calibration": {"source": self.calibration, "samples": self.samples, "likeness": self.likeness},
             "layers": [
                 {
                     "name": x.name,
