@@ -79,11 +79,10 @@ class LargeBench:
         bench, statistics, progress = self.bench, self.statistics, self.bench.keep.progress
         network, observation, runtime, fitting = bench.network, bench.observation, bench.runtime, bench.split.fitting
         passes = sum(1 for _ in portions(network.layers, statistics.memory))
-        with progress.step("moments", len(fitting) * passes) as advance:
-            size = forward_batch(network, observation, runtime, len(fitting))
-            with_memory(
-                lambda batch: statistics.collect(fitting, batch, runtime, bench.pool, advance), size, observation
-            )
+        shown = bench.broadened()
+        with progress.step("moments", len(shown) * passes) as advance:
+            size = forward_batch(network, observation, runtime, len(shown))
+            with_memory(lambda batch: statistics.collect(shown, batch, runtime, bench.pool, advance), size, observation)
         sensing, alone = fitting.some(SENSING), replace(network, activations=())
         with progress.step("sensitivity", len(sensing) * len(statistics.sensed_portions())) as advance:
             size = reverse_batch(network, observation, runtime, len(sensing), exact=False)

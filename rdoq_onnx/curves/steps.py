@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rdoq_onnx.analysis.analyse import integer_ranges
 from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.broadening import broadened
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.activations import refined
@@ -68,11 +70,11 @@ class Bench:
 
     def _moments(self) -> tuple[Moments, ...]:
         network, progress = self.network, self.keep.progress
-        fitting = self.split.fitting
-        with progress.step("moments", len(fitting) * passes(network)) as advance:
-            size = forward_batch(network, self.observation, self.runtime, len(fitting))
+        fitting, shown = self.split.fitting, self.broadened()
+        with progress.step("moments", len(shown) * passes(network)) as advance:
+            size = forward_batch(network, self.observation, self.runtime, len(shown))
             moments = with_memory(
-                lambda batch: collect(network, fitting, batch, self.runtime, self.pool, advance), size, self.observation
+                lambda batch: collect(network, shown, batch, self.runtime, self.pool, advance), size, self.observation
             )
         sensing = fitting.some(SENSING)
         with progress.step("sensitivity", len(sensing)) as advance:
@@ -81,6 +83,10 @@ class Bench:
             return with_memory(
                 lambda batch: with_sensitivity(replace(plan, batch=batch), moments, advance), size, self.observation
             )
+
+    def broadened(self) -> Samples:
+        """Return the samples that moments are of."""
+        return broadened(self.split.fitting, integer_ranges(self.network.model), self.config.seed)
 
     def clipped(self, candidates: Candidates) -> Candidates:
         """Replace the quantizers of each activation by fewer, finer ones around the best on some samples."""
