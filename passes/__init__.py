@@ -18,6 +18,7 @@ from onnx import ModelProto
 from rdoq_onnx.errors import ModelError, RdoqError
 from rdoq_onnx.model.external import without_detached
 from rdoq_onnx.model.sizes import serializable, weights_as_inputs
+from rdoq_onnx.model.validate import set_apart
 
 __all__ = ["Pass", "check", "one_line", "run_passes"]
 
@@ -66,8 +67,11 @@ def run_passes(passes: Sequence[Pass], model: ModelProto, *, checked: bool = Tru
 
 
 def check(model: ModelProto) -> None:
-    """Raise ModelError unless onnx.checker accepts `model`; works beyond the checker's 2 GiB limit."""
-    bare, _ = without_detached(model)
+    """Raise ModelError unless onnx.checker accepts `model`; works beyond the checker's 2 GiB limit.
+
+    Operators that ONNX Runtime adds to the standard's domain pass as those of a domain of their own.
+    """
+    bare = set_apart(without_detached(model)[0])
     try:
         onnx.checker.check_model(bare if serializable(bare) else weights_as_inputs(bare))
     except onnx.checker.ValidationError as error:

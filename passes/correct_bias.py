@@ -40,9 +40,12 @@ def add_to_bias(graph: Graph, node: Node, shift: NDArray[np.float64], weight_sid
                 reader.inputs[index] = _constant(graph, f"{tensor.name}_corrected", tensor.values + aligned)
                 return
     added = _constant(graph, f"{node.name}_bias", aligned)
-    surgeon.insert_after(
+    name = output.name
+    total = surgeon.insert_after(
         graph, output, lambda t: surgeon.append(graph, "Add", [t, added], f"{node.name}_AddBias", like=output)
     )
+    if output.name == name:  # what is quantized under this name is the sum
+        total.name, output.name = name, total.name
 
 
 def _constant(graph: Graph, stem: str, value: NDArray[np.float64]) -> Constant:

@@ -4,6 +4,7 @@
     weight       INT8 integers ─ DequantizeLinear (one scale per channel, zero point 0) ─ layer
     bias         INT32 integers ─ DequantizeLinear (weight scale x activation scale) ─ layer
     weights only INT8 integers ─ Cast ─ Mul by the scales ─ layer
+                 scales of blocks ─ Gather ┘ one for each weight, at the number of its block
 
 Invariants, each with its reason:
 
@@ -37,16 +38,18 @@ from rdoq_onnx.model.graph import CLAMPS
 from rdoq_onnx.model.layers import Activation, Layer
 from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor, Variable
 from rdoq_onnx.passes import Pass
+from rdoq_onnx.passes.block_numbers import BlockNumbers
 from rdoq_onnx.passes.branch_consumers import join_branches
 from rdoq_onnx.passes.correct_bias import add_to_bias
 from rdoq_onnx.passes.zeros import Zeros
 
 _ROUNDING = 1e-6
+_Decoder = Zeros | BlockNumbers
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A layer with its integers, int8 in the weight's shape, and its scales, float32 [units].
+    """A layer with its integers, int8 in the weight's shape, and its scales, float32 [units], or [units, B] of blocks.
 
     shift: what is added to each of the layer's outputs, by its bias where it has one.
     """
@@ -76,10 +79,10 @@ class InsertQDQ(Pass):
         def insert(graph: Graph) -> None:
             nodes = {n.name: n for n in graph.nodes}
             fed = {f for activation, _ in self.activations for f in activation.feeds}
-            zeros = Zeros(graph)
+            zeros, numbers = Zeros(graph), BlockNumbers(graph)
             for weight in self.weights:
                 meets_integers = any(use.data in fed for use in weight.layer.uses)
-                _quantize_weight(graph, weight, nodes, zeros if meets_integers or not self.folds else None)
+                _quantize_weight(graph, weight, nodes, zeros if meets_integers or not self.folds else numbers)
             tensors = graph.tensors()
             for activation, quantizer in self.activations:
                 _quantize_activation(graph, activation, quantizer, tensors, self.measured)
@@ -92,19 +95,18 @@ class InsertQDQ(Pass):
         return surgeon.edit(model, insert)
 
 
-def _quantize_weight(graph: Graph, weight: QuantizedWeight, nodes: dict[str, Node], zeros: Zeros | None) -> None:
-    """zeros: given where the weight meets quantized activations, which an integer kernel could use."""
+def _quantize_weight(graph: Graph, weight: QuantizedWeight, nodes: dict[str, Node], decoder: _Decoder) -> None:
+    """decoder: `Zeros` where the weight meets quantized activations, which an integer kernel could use."""
     layer = weight.layer
     stem = layer.weight
     stored = _initializer(graph, f"{stem}_quantized", weight.integers)
-    if zeros is not None:
-        zero_point = zeros.like(weight.integers, len(weight.scales))
+    if isinstance(decoder, Zeros):
+        zero_point = decoder.like(weight.integers, len(weight.scales))
         inputs = [stored, _initializer(graph, f"{stem}_scale", weight.scales), zero_point]
         attrs = {"axis": layer.linear.axis}
         decoded = surgeon.append(graph, "DequantizeLinear", inputs, f"{stem}_DequantizeLinear", attrs=attrs)
     else:
-        rest = len(layer.linear.shape) - layer.linear.axis - 1
-        scales = _initializer(graph, f"{stem}_scale", weight.scales.reshape(-1, *[1] * rest))
+        scales = decoder.scales(layer.linear, weight.scales, f"{stem}_scale")
         numbers = surgeon.append(graph, "Cast", [stored], f"{stem}_Cast", attrs={"to": TensorProto.FLOAT})
         decoded = surgeon.append(graph, "Mul", [numbers, scales], f"{stem}_Mul")
     for use in layer.uses:

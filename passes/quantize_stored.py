@@ -1,4 +1,4 @@
-"""Weights in integers where all else stays in float: what the search does not reach (see rdoq_onnx/weight_only.py).
+"""Weights in integers where all else stays in float: what no product unfolds (rdoq_onnx/analysis/stored_weights.py).
 
     a weight      INT8 integers ─ Cast ─ Cast ─ Mul by the scales ─ whatever reads it, in subgraphs, too
     a table       INT8 integers ─ Gather ─ Cast ─ Mul          the rows that are asked for are decoded, and no others
@@ -39,7 +39,7 @@ class QuantizeStored(Pass):
     def __call__(self, model: ModelProto) -> ModelProto:
         def store(graph: Graph) -> None:
             graphs = [graph, *graph.bodies]
-            tensors = {name: t for g in graphs for name, t in g.tensors().items() if isinstance(t, Constant)}
+            tensors = surgeon.all_tensors(graph)
             places = {id(node): g for g in graphs for node in g.nodes}
             for weight in self.weights:
                 _store(graph, tensors[weight.name], weight, places)

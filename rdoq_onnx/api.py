@@ -96,7 +96,7 @@ def measure(
     """
     config = Config(**_sides(8, None, None, weights_only), **keywords(options, ("weights_only", "curves")))
     scratch = scratch_for(config, curves)
-    normal = read_normalized(model, scratch.shelf)[1]
+    normal = read_normalized(model, scratch.shelf, config.selection.activations)[1]
     runtime = Runtime(config.provider, config.threads)
     network, samples = network_and_samples(normal, calibration, config, runtime, Progress())
     steps = Steps(store_for(normal, samples, len(samples), config, curves, scratch), Progress(), regime(config))
@@ -138,7 +138,8 @@ def emit(
     storage: "packed", "native" or "int8"; None for the default of the measurement's target. keep_channels: keep 0-bit
     channels. Raises ModelError if `model` is not the measured one.
     """
-    if not same(read_normalized(model)[1], allocation.measurement.source):
+    forms = (read_normalized(model, products=products)[1] for products in (True, False))
+    if not any(same(form, allocation.measurement.source) for form in forms):
         raise ModelError("this is not the model that the allocation was measured on; measure it first")
     given = keywords({"target": allocation.measurement.network.target.name, "storage": storage})
     kept = flag("keep_channels", keep_channels)

@@ -19,6 +19,8 @@ Side = Literal["weights", "activations", "both"]
 
 MAX_BITS = 8
 MAX_THREADS = 1024
+BLOCKS = (0, 32, 64, 128)  # weights that share a scale, offered by default beside float activations
+LEAST_BLOCK, MOST_BLOCK = 16, 4096
 MAX_SAMPLES = 1_000_000
 MAX_BYTES = 1 << 50
 LEAST_MEMORY = 1 << 28
@@ -58,6 +60,14 @@ def _widths(option: str, widths: tuple[int, ...]) -> None:
         _within(0, MAX_BITS, option, width)
     if list(widths) != sorted(set(widths)):
         raise ConfigError(f"{option} {widths}: give each width once, in rising order")
+
+
+def _blocks(option: str, sizes: tuple[int, ...]) -> None:
+    for size in sizes:
+        if size:
+            _within(LEAST_BLOCK, MOST_BLOCK, option, size)
+    if not sizes or list(sizes) != sorted(set(sizes)):
+        raise ConfigError(f"{option} {sizes}: give one size or more, each once, in rising order; 0 is a whole channel")
 
 
 def _pins(option: str, pins: tuple[tuple[str, int], ...]) -> None:
@@ -148,6 +158,7 @@ class Selection:
     """What to quantize; fields as in Config.
 
     activations: whether to quantize activations. goal: the option, if any, that needs a search, such as --sqnr.
+    blocks: numbers of weights that may share a scale, see `Config.block_size`.
     """
 
     target: Target = TARGETS["onnxruntime"]
@@ -156,6 +167,7 @@ class Selection:
     pins: tuple[tuple[str, int], ...] = ()
     activations: bool = True
     goal: str | None = None
+    blocks: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +179,8 @@ class Config:
         their top class, to reach with the fewest bits. moved: the budgets to lower for it.
     joint: spend one budget on weights and activations together; both budgets must then be equal.
     widths: bit widths that a weight channel may take. Activations may take 1 to 8.
+    block_size: numbers of consecutive weights of a channel that may share a scale, beside float activations; 0 for
+        all of them. None for BLOCKS, or for 0 alone where nothing else is possible.
     pins: (pattern, bits), the width of matching layers or activations; "NAME[0:16]" means channels 0 to 15 of a layer.
     exclude, exclude_ops: patterns and types of layers that stay in float.
     size: maximum bytes of all weights at their widths, instead of `weight_bits`. layer_limit: of any layer's weights.
@@ -195,6 +209,7 @@ class Config:
     moved: Side = setting("both", partial(_one_of, get_args(Side)), measured=False)
     joint: bool = setting(False, measured=False)
     widths: tuple[int, ...] = setting(tuple(range(MAX_BITS + 1)), _widths)
+    block_size: tuple[int, ...] | None = setting(None, optional(_blocks))
     pins: tuple[tuple[str, int], ...] = setting((), _pins, measured=False, option="--pin")
     exclude: tuple[str, ...] = setting((), _patterns)
     exclude_ops: tuple[str, ...] = setting(())
@@ -220,7 +235,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        for check in (_check_joint, _check_storage, _check_goals):
+        for check in (_check_joint, _check_storage, _check_goals, _check_blocks):
             check(self)
 
     def measuring(self) -> dict[str, Any]:
@@ -241,6 +256,7 @@ class Config:
             pins=self.pins,
             activations=self.activation_bits is not None,
             goal=next(iter(_goals(self)), None),
+            blocks=(0,) if _one_scale(self) else self.block_size or BLOCKS,
         )
 
     @property
@@ -279,6 +295,20 @@ def _check_storage(config: Config) -> None:
 def _check_goals(config: Config) -> None:
     if len(_goals(config)) > 1:
         raise ConfigError("--size, --sqnr and --top1-agreement exclude each other; give one")
+
+
+def _check_blocks(config: Config) -> None:
+    if config.block_size not in (None, (0,)) and (reason := _one_scale(config)):
+        raise ConfigError(f"--block-size: {reason}; leave it out, or give 0")
+
+
+def _one_scale(config: Config) -> str:
+    """Return why each channel has one scale, or nothing."""
+    if not TARGETS[config.target].folds:
+        return f"--target {config.target} takes one scale per channel"
+    if config.activation_bits is not None:
+        return "beside quantized activations each channel has one scale; --activation-bits none keeps them in float"
+    return ""
 
 
 def _goals(config: Config) -> list[str]:

@@ -16,8 +16,8 @@ from rdoq_onnx.analysis.float_constants import left_by_plan
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.normalization import Model, read_normalized
 from rdoq_onnx.analysis.skips import presumed_finite
-from rdoq_onnx.analysis.weight_only import BITS
 from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.float_fallback import in_float, unfed
@@ -49,6 +49,7 @@ class DryRun:
     elements: tuple[int, ...]
     samples: int
     source: str
+    supplied: tuple[str, ...]
     seconds: Mapping[str, float]
     space: Space
     shortages: tuple[str, ...] = ()
@@ -62,7 +63,7 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     begin = time.perf_counter()
     runtime = Runtime(config.provider, config.threads)
     scratch = scratch_for(config, None)
-    normal = read_normalized(model, scratch.shelf)[1]
+    normal = read_normalized(model, scratch.shelf, config.selection.activations)[1]
     network = analyse(normal, config.selection, presumed_finite)
     samples, detached = samples_for(normal, calibration, config), is_detached(normal)
     reading = time.perf_counter() - begin
@@ -77,7 +78,8 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     needed = space(work, scratch.shelf.size)
     network, sizes = in_float(network, unfed(network, work.observation.sizes)), work.observation.sizes
     elements = tuple(activation_elements(a, sizes) for a in network.activations)
-    return DryRun(network, elements, len(samples), samples.source, seconds, needed, shortages(needed, config, scratch))
+    found, warnings = (samples.source, samples.supplied), shortages(needed, config, scratch)
+    return DryRun(network, elements, len(samples), *found, seconds, needed, warnings)
 
 
 def _observed(network: Network, samples: Samples, config: Config, runtime: Runtime) -> Work:
@@ -95,11 +97,12 @@ _SHOWN = 0.02  # minimum share of the time for a step to be named
 def lines(result: DryRun, verbose: bool = False) -> Iterator[str]:
     """Word layers, activations, what stays in float and why, and the estimates; `verbose`: every node in float."""
     network = result.network
-    channels = sum(layer.linear.channels for layer in network.layers)
-    weights = sum(int(np.prod(layer.linear.shape)) for layer in network.layers)
-    yield f"{len(network.layers)} layers, {channels:,} channels, {weights:,} weights ({weights / 250:,.1f} kB in float)"
+    channels = sum(layer.linear.channels for layer in network.searched)
+    weights = sum(int(np.prod(layer.linear.shape)) for layer in network.searched)
+    found = f"{len(network.searched)} layers, {channels:,} channels, {weights:,} weights"
+    yield f"{found} ({weights / 250:,.1f} kB in float)"
     bits = widest(network)
-    for layer in network.layers:
+    for layer in network.searched:
         elements = int(np.prod(layer.linear.shape))
         shape = "x".join(map(str, layer.linear.shape))
         figures = f"{layer.linear.op_type}, {layer.linear.channels} channels, {elements:,} weights, {shape}"
@@ -112,14 +115,13 @@ def lines(result: DryRun, verbose: bool = False) -> Iterator[str]:
     if fusion:
         yield f"{len(fusion)} extra 8-bit tensors, outside the budget, so that integer kernels fuse"
         yield from (f"  # {activation.tensor}: {elements:,} elements" for activation, elements in fusion)
-    if network.weight_only:
-        yield f"{len(network.weight_only)} weight tensors quantized outside search and budget"
-    for alone in network.weight_only:
-        figures = f"{alone.op_type}, {alone.elements:,} weights, {'x'.join(map(str, alone.shape))}"
-        yield f"  {pin_of(alone.tensor, BITS)}  # {figures}: {alone.reason}"
+    for tie in network.ties:
+        yield f"  # {tie.table.name}: a table that has the integers of {tie.layer}"
     skipped = (*network.skipped, *left_by_plan(network))
     yield f"left in float: {len(skipped)} nodes"
     yield from (f"  {line}" for line in skip_lines(skipped, verbose))
+    if result.supplied:
+        yield f"inputs that the samples lack: {described(result.supplied)}"
     yield from (f"warning: {text}" for text in result.shortages)
     yield _estimate(result)
 

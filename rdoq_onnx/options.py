@@ -58,6 +58,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "means 7.",
     ),
     click.option(
+        "--block-size",
+        metavar="LIST",
+        help="Beside float activations: numbers of consecutive weights of a channel that may share a scale of 16 bits; "
+        "0 for all of them, and the bits of such scales are not counted.  [default: 0,32,64,128]",
+    ),
+    click.option(
         "--pin",
         multiple=True,
         metavar="PATTERN=BITS",
@@ -251,6 +257,15 @@ def parse_widths(text: str) -> tuple[int, ...]:
     return tuple(sorted(widths))
 
 
+def parse_blocks(text: str | None) -> tuple[int, ...] | None:
+    """Parse "0,32,64" into sizes in rising order. Raises ConfigError on anything else."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"\s*\d{1,9}\s*(,\s*\d{1,9}\s*)*", text):
+        raise ConfigError(f"--block-size {text!r} is not a list of sizes; give for example 0,32,64,128")
+    return tuple(sorted(set(map(int, text.split(",")))))
+
+
 def parse_bytes(option: str, text: str | None) -> int | None:
     """Parse "1.5MB", "800 kB", "2MiB" or "4096" into bytes. Raises ConfigError on anything else."""
     if text is None:
@@ -330,6 +345,7 @@ def _text(option: str, value: Any) -> str:
 
 def _several(option: str, value: Any, one: Callable[[str, Any], Any]) -> tuple[Any, ...]:
     """Take one value or an iterable of them."""
+    value = value.reshape(-1) if isinstance(value, np.ndarray) else value  # one without axes cannot be iterated
     values = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     return tuple(one(option, v) for v in values)
 
@@ -364,6 +380,7 @@ _FIELDS = {"pin": "pins", "exclude_op": "exclude_ops"}  # options whose field in
 # For each option whose value click returns in another form than Config takes.
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "widths": parse_widths,
+    "block_size": parse_blocks,
     "pin": lambda typed: tuple(map(parse_pin, typed)),
     "exclude": tuple,
     "exclude_op": tuple,
@@ -387,6 +404,7 @@ _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {
     "storage": optional(_text),
     "scratch": optional(_text),
     "widths": _listed(parse_widths, _whole),
+    "block_size": optional(_listed(parse_blocks, _whole)),
     "pins": pins_of,
     **dict.fromkeys(("exclude", "exclude_ops"), partial(_several, one=_text)),
     **{

@@ -4,13 +4,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import Model, read_normalized, runnable
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
+from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.large import Around
@@ -18,7 +21,6 @@ from rdoq_onnx.curves.measure import measure, regime, scratch_for, store_for
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
-from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.estimate.forecast import warned
 from rdoq_onnx.gradients.plan import differentiated
 from rdoq_onnx.model.external import is_detached, taking
@@ -36,7 +38,6 @@ from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
 from rdoq_onnx.verification.likeness import likeness
 from rdoq_onnx.verification.predicted_parts import predicted_parts
-from rdoq_onnx.verification.unsearched import unsearched_distortion
 from rdoq_onnx.verification.verify import verify
 
 
@@ -78,10 +79,12 @@ class Job:
         check_storage(config.target, config.storage, runtime)
         with progress.step("normalize"):
             scratch = scratch_for(config, curves)
-            original, normal = read_normalized(model, scratch.shelf)
+            original, normal = read_normalized(model, scratch.shelf, config.selection.activations)
             reference = runnable(original, scratch.shelf)
             network, samples = network_and_samples(normal, calibration, config, runtime, progress)
         progress.note(f"{len(network.layers)} layers, {len(network.activations)} activations, {len(samples)} samples")
+        if samples.supplied:
+            progress.note(f"inputs that the samples lack: {described(samples.supplied)}")
         for text in warned(network, samples, config, runtime, scratch) if is_detached(normal) else ():
             progress.note(f"warning: {text}")
         shapes, seen = len(samples.by_shape()), differentiated(samples)
@@ -103,8 +106,6 @@ class Job:
         additivity: also measure each layer and activation alone on the held-out samples, for the HTML report.
         """
         network = analyse(self.normal, config.selection)
-        if additivity and not network.layers:
-            raise ConfigError("--report: this model has no layer in the search, so nothing to plot; use --json")
         steps = Steps(self.store, self.progress, regime(config))
         measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
         with self.progress.budget():
@@ -118,7 +119,12 @@ class Job:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
         if self.store.kept or not self.single or config.sqnr is not None or config.top1_agreement is not None:
             return None
-        return lambda measurement: allocate_bits(measurement, config.budgets).bits
+
+        def around(measurement: Measurement) -> tuple[tuple[int, ...], NDArray[np.int64]]:
+            allocation = allocate_bits(measurement, config.budgets)
+            return tuple(x.block for x in allocation.measurement.layers), allocation.bits
+
+        return around
 
     def _at(self, measurement: Measurement, config: Config, steps: Steps, additivity: bool) -> Result:
         progress, split = self.progress, self.split
@@ -145,7 +151,6 @@ class Job:
             verification = verify(emission, allocation, reference)
             predicted = predicted_parts(allocation, split.measuring, runtime)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
-            unsearched = unsearched_distortion(allocation, reference)
             alike = likeness(reference, split.seen)
         with progress.step("latency"):
             batch = reference.measurement.observation.batching.size
@@ -162,7 +167,6 @@ class Job:
             progress.seconds,
             failure,
             latency,
-            unsearched,
             refined.diverted,
             alike,
         )

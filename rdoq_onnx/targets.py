@@ -2,7 +2,8 @@
 
 - onnxruntime: integer kernels multiply unsigned activations by signed weights. On CPUs without VNNI they add two
   products in 16 bits, and 2 x 255 x 64 still fits, so |q| <= 64 is exact everywhere. Biases are INT32. Operators on
-  constants are folded when a session is created.
+  constants are folded when a session is created. A MatMul of two UINT8 tensors has an integer kernel, exact with any
+  zero points; one of UINT8 and INT8 would saturate.
 - openvino: kernels without VNNI have the same 16-bit sums. It does not read INT2, and folds Cast, Concat and Gather of
   weights, but no bitwise operators. It drops a quantizer between a convolution and a residual Add, since it fuses the
   Add into the convolution (OpenVINO 2026.4). It does not fold INT8 ─ Cast ─ Mul in a quantized model, though a GRU or
@@ -32,8 +33,9 @@ class Target:
     here. sums: a convolution fuses the residual Add behind it in float, so the tensor between them is not quantized.
     folds: operators on constants are folded; else weights are behind a DequantizeLinear even if the layer's data stay
     in float. saturates: its integer kernels may saturate like those of ONNX Runtime, whose default level must then
-    agree with BASIC. weight_only: layers outside the search may have integer weights beside float data. closed: node
-    types whose bodies cannot read tensors computed in the outer graph, not even from constants.
+    agree with BASIC. weight_only: weights that no product unfolds may be integers beside float data. closed: node
+    types whose bodies cannot read tensors computed in the outer graph, not even from constants. products: a MatMul of
+    two UINT8 activations has an integer kernel.
     """
 
     name: TargetName
@@ -48,6 +50,7 @@ class Target:
     saturates: bool = True
     weight_only: bool = True
     closed: tuple[str, ...] = ()
+    products: bool = False
 
     @property
     def widest(self) -> int:
@@ -63,7 +66,7 @@ CASTS_INT4 = (1, 23)
 TARGETS: dict[TargetName, Target] = {
     t.name: t
     for t in (
-        Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True),
+        Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True, products=True),
         Target("openvino", False, 64, True, ("native", "int8"), False, sums=True, closed=("Scan",)),
         Target(
             "tensorrt",

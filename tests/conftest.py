@@ -82,6 +82,20 @@ def random_feeds(model: onnx.ModelProto, seed: int = 0, free: int = 2) -> dict[s
     return feeds
 
 
+def load_plays(kind: str) -> NDArray[np.int64]:
+    """The texts for calibration ("calib") or test of the bundled decoder, [96, 64]."""
+    with np.load(ROOT / "models" / f"plays_{kind}.npz") as data:
+        return np.asarray(data["input_ids"])
+
+
+def plays_feeds(model: onnx.ModelProto, tokens: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Feeds of either form of the bundled decoder; caches are empty."""
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    named = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "position_ids": positions}
+    empty = np.zeros((len(tokens), 2, 0, 16), np.float32)
+    return {i.name: np.ascontiguousarray(named.get(i.name, empty)) for i in model.graph.input}
+
+
 def feeds_for(path: Path, model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     """Two samples for a model of `real_models`: from calib.npz where it fits, else random ones."""
     if path.parent.name == "silero_vad":
@@ -91,6 +105,8 @@ def feeds_for(path: Path, model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
             "state": rng.standard_normal((2, 1, 128)).astype(np.float32),
             "sr": np.array(16000, np.int64),
         }
+    if path.stem.startswith("plays_decoder"):
+        return plays_feeds(model, load_plays("calib")[:2])
     calib = path.parent / "calib.npz"
     if calib.exists():
         with np.load(calib) as data:

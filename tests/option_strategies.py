@@ -111,6 +111,7 @@ OPTIONS: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "--sqnr": _of(*_DECIBELS),
     "--top1-agreement": _of("50", "99", "100"),
     "--widths": _of("0-8", "4", "8", "0", "2,4,8", "4-8", "1-3"),
+    "--block-size": _of("0", "0,32", "16", "64"),
     "--pin": st.tuples(
         st.sampled_from(("x", "a|b|c", "w44", "w4.*", "[wk].*", ".*", "w44[0:2]", "w44[2:]")), st.integers(0, 8)
     ).map(lambda pin: (f"{pin[0]}={pin[1]}",)),

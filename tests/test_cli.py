@@ -216,7 +216,7 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "passed": None,
         "reason": None,
         "bits": {"weights": None, "activations": None},
-        "weights": {"channels": None, "elements": None, "payload_bytes": None, "histogram": None},
+        "weights": {"channels": None, "elements": None, "payload_bytes": None, "scale_bytes": None, "histogram": None},
         "activations": {"tensors": None, "elements": None, "histogram": None},
         "distortion": {
             "predicted": None,
@@ -232,12 +232,13 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "seconds": None,
         "latency": None,
         "advice": None,
-        "calibration": {"source": None, "samples": None},
+        "calibration": {"source": None, "samples": None, "supplied": None},
         "layers": None,
-        "weight_only": None,
         "skipped": None,
     }
-    assert {tuple(layer) for layer in done.report["layers"]} == {("name", "op", "channels", "bits", "activation_bits")}
+    assert {tuple(layer) for layer in done.report["layers"]} == {
+        ("name", "op", "channels", "bits", "activation_bits", "tables", "block_size")
+    }
     (part,) = done.report["distortion"]["parts"]
     assert tuple(part) == ("name", "output", "predicted", "measured", "sqnr_db", "bound_db")
     assert {tuple(skip) for skip in done.report["skipped"]} <= {("node", "reason")}
@@ -246,7 +247,7 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
 def test_json_describes_this_run(done: Done) -> None:
     report = done.report
     assert (report["version"], report["input"], report["output"]) == (__version__, str(done.original), str(done.output))
-    assert report["calibration"] == {"source": str(CALIBRATION), "samples": 8}
+    assert report["calibration"] == {"source": str(CALIBRATION), "samples": 8, "supplied": []}
     assert report["file_bytes"] == {"input": done.original.stat().st_size, "output": done.output.stat().st_size}
     assert set(report["seconds"]) >= {"normalize", "observe", "candidates", "taylor", "emit", "verify", "latency"}
     assert report["passed"]
@@ -376,7 +377,11 @@ def test_synthetic_samples_come_with_a_warning(main: Main, tmp_path: Path) -> No
     assert log_lines(run.err) == [
         "rdoq-onnx: warning: no --calibration, so samples are synthetic and all figures only indicative"
     ]
-    assert json.loads((tmp_path / "out.json").read_text())["calibration"] == {"source": "synthetic", "samples": 8}
+    assert json.loads((tmp_path / "out.json").read_text())["calibration"] == {
+        "source": "synthetic",
+        "samples": 8,
+        "supplied": [],
+    }
 
 
 def test_pins_float_activations_and_widths_are_obeyed(main: Main, tmp_path: Path) -> None:

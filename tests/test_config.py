@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdoq_onnx.config import Budgets, Config
+from rdoq_onnx.config import BLOCKS, Budgets, Config
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.options import parse_pin, parse_widths
+from rdoq_onnx.options import parse_blocks, parse_pin, parse_widths
 from rdoq_onnx.targets import TARGETS
 
 
@@ -42,6 +42,14 @@ def test_config_is_frozen_and_refuses_unknown_settings() -> None:
         ({"widths": (2, 9)}, "--widths 9 is out of range"),
         ({"widths": (4, 2)}, "in rising order"),
         ({"widths": (2, 2)}, "each width once"),
+        ({"block_size": (32,)}, "--block-size: beside quantized activations each channel has one scale; --activation"),
+        ({"block_size": (8,), "activation_bits": None}, "--block-size 8 is out of range; give 16 to 4096"),
+        ({"block_size": (64, 32), "activation_bits": None}, "in rising order; 0 is a whole channel"),
+        ({"block_size": (), "activation_bits": None}, "give one size or more"),
+        (
+            {"block_size": (0, 32), "activation_bits": None, "target": "tensorrt"},
+            "tensorrt takes one scale per channel",
+        ),
         ({"pins": (("conv", 9),)}, "--pin conv 9 is out of range"),
         ({"pins": (("(", 4),)}, r"--pin '\(' is not a valid regular expression"),
         ({"exclude": ("(",)}, r"--exclude '\(' is not a valid regular expression"),
@@ -97,6 +105,26 @@ def test_views_hold_the_settings_of_the_same_names() -> None:
     assert (selection.target, selection.exclude, selection.pins) == (TARGETS["openvino"], ("b",), (("a", 2),))
     assert (selection.activations, selection.goal) == (False, "--size")
     assert (Config().selection.activations, Config().selection.goal) == (True, None)
+
+
+def test_blocks_are_offered_beside_float_activations_only() -> None:
+    assert Config().selection.blocks == (0,)
+    assert Config(block_size=(0,)).selection.blocks == (0,)
+    assert Config(activation_bits=None).selection.blocks == BLOCKS == (0, 32, 64, 128)
+    assert Config(activation_bits=None, target="tensorrt").selection.blocks == (0,)
+    assert Config(activation_bits=None, block_size=(32,)).selection.blocks == (32,)
+
+
+@pytest.mark.parametrize(("text", "sizes"), [("0", (0,)), ("0,32,64", (0, 32, 64)), (" 128 ,32, 32", (32, 128))])
+def test_block_sizes_are_parsed(text: str, sizes: tuple[int, ...]) -> None:
+    assert parse_blocks(text) == sizes
+    assert parse_blocks(None) is None
+
+
+@pytest.mark.parametrize("text", ["", "two", "32-64", "-1", "32,,64", "9" * 30])
+def test_malformed_block_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--block-size .* is not a list of sizes; give for example 0,32,64,128"):
+        parse_blocks(text)
 
 
 @given(st.floats(0, 8), st.floats(1, 8) | st.none())

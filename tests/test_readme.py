@@ -39,6 +39,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (models / model.name).symlink_to(model)
     with np.load(ROOT / "models" / "digits_calib.npz") as data:
         np.savez(models / "digits_calib.npz", **{**data, "x": data["x"][:24]})
+    with np.load(ROOT / "models" / "plays_calib.npz") as data:
+        np.savez(models / "plays_calib.npz", input_ids=data["input_ids"][:24])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

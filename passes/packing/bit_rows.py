@@ -42,6 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from rdoq_onnx.model import surgeon
 from rdoq_onnx.model.surgeon import Graph, Tensor
 from rdoq_onnx.passes.packing.channel_widths import MAX_BITS, Weight
 from rdoq_onnx.passes.packing.decoding import Decoding
@@ -83,7 +84,7 @@ def store_rows(graph: Graph, weights: Sequence[Weight]) -> None:
     groups = [group for members in _members(weights) if (group := _group(members)).saved > 0]
     if sum(group.saved for group in groups) <= _SHARED_NODES * bool(groups):
         return
-    tensors, decoding = graph.tensors(), Decoding(graph)
+    tensors, decoding = surgeon.all_tensors(graph), Decoding(graph)
     for group, decoded in zip(groups, _decode(decoding, groups), strict=True):
         shape = group.weights[0].channels_first.shape[1:]
         parts = decoding.split(decoding.reshape(decoded, [-1, *shape]), group.sizes)

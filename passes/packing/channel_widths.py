@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from rdoq_onnx.model import external
 
 MAX_BITS = 8
+Neighbours = tuple[dict[str, NodeProto], dict[str, NodeProto]]  # by tensor, what reads and what makes it
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +41,16 @@ def read_weights(model: ModelProto, names: Sequence[str]) -> list[Weight]:
     """The initializers of these names that have elements, each once.
 
     The channel axis is that of the DequantizeLinear that reads a weight, or the first of the scales that multiply its
-    Cast.
+    Cast; where a Gather spreads scales of blocks, the one that it does not.
     """
     tensors = {t.name: t for t in model.graph.initializer}
     readers = {name: node for node in model.graph.node for name in node.input}
+    makers = {name: node for node in model.graph.node for name in node.output}
     result = []
     for name in dict.fromkeys(names):
         integers = external.values(tensors[name])
         if integers.size and integers.ndim:
-            axis = _axis(name, integers.ndim, readers, tensors)
+            axis = _axis(name, integers.ndim, (readers, makers), tensors)
             result.append(Weight(name, integers, axis, *_widths(_rows(integers, axis))))
     return result
 
@@ -57,15 +59,20 @@ def _rows(integers: NDArray[np.int8], axis: int) -> NDArray[np.int8]:
     return np.moveaxis(integers, axis, 0).reshape(integers.shape[axis], -1)
 
 
-def _axis(name: str, rank: int, readers: dict[str, NodeProto], tensors: dict[str, TensorProto]) -> int:
+def _axis(name: str, rank: int, nodes: Neighbours, tensors: dict[str, TensorProto]) -> int:
+    readers, makers = nodes
     reader = readers.get(name)
     if reader is not None and reader.op_type == "DequantizeLinear":
         given = next((a.i for a in reader.attribute if a.name == "axis"), 1)
         return given % rank if -rank <= given < rank else 0
     while reader is not None and reader.op_type == "Cast":
         reader = readers.get(reader.output[0])
-    multiplied = reader is not None and reader.op_type == "Mul"
-    scales = [tensors[i] for i in reader.input if i in tensors] if reader is not None and multiplied else []
+    if reader is None or reader.op_type != "Mul":
+        return 0
+    scales = [tensors[i] for i in reader.input if i in tensors]
+    gathered = [makers[i] for i in reader.input if i in makers and makers[i].op_type == "Gather"]
+    if gathered:  # scales of blocks, [channels, B] where the channels come first, else [B, channels]
+        return 0 if any(a.name == "axis" and a.i == 1 for a in gathered[0].attribute) else rank - 1
     return max(rank - len(scales[0].dims), 0) % rank if scales else 0
 
 

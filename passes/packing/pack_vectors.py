@@ -38,7 +38,7 @@ class PackVectors(Pass):
 
     def __call__(self, model: ModelProto) -> ModelProto:
         def pack(graph: Graph) -> None:
-            tensors = graph.tensors()
+            tensors = surgeon.all_tensors(graph)
             stored = [t for n in sorted(self.added) if isinstance(t := tensors.get(n), Constant)]
             decoding = Decoding(graph)
             # Biases first, while the scales that their steps are made of are still there to be read.

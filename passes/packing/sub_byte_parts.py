@@ -44,7 +44,7 @@ def opset_of(parts: Iterable[NDArray[np.uint8]]) -> int:
 
 def store_parts(graph: Graph, parts: dict[Weight, NDArray[np.uint8]]) -> None:
     """Have each weight put together from its channels in the containers given."""
-    tensors, decoding = graph.tensors(), Decoding(graph)
+    tensors, decoding = surgeon.all_tensors(graph), Decoding(graph)
     for weight, sizes in parts.items():
         decoding.replace(tensors[weight.name], _joined(decoding, weight, sizes))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.model import surgeon
@@ -98,10 +99,29 @@ class _Slicer:
             scale_masks = {0: masks[axis]} if axis in masks else {}
         else:
             scale_masks = {axis - rank: mask for axis, mask in masks.items()}
+        if node.op == "Mul" and node.inputs[1].inputs and node.inputs[1].inputs[0].op == "Gather":
+            node.inputs = [self._slice_weight(node.inputs[0], masks), self._slice_blocks(node.inputs[1], masks)]
+            weight.shape = None
+            return weight
         scales = [self._sliced(t, scale_masks) for t in node.inputs[1:]]
         node.inputs = [self._slice_weight(node.inputs[0], masks), *scales]
         weight.shape = None
         return weight
+
+    def _slice_blocks(self, factors: Tensor, masks: Mapping[int, Mask]) -> Tensor:
+        """Slice scales of blocks [channels, B] or [B, channels], and the numbers of the blocks of the other axes."""
+        gather: Node = factors.inputs[0]
+        first = gather.attrs.get("axis", 0) == 1
+        numbers: Constant = gather.inputs[1].inputs[0].inputs[0]
+        channel = 0 if first else numbers.values.ndim
+        others = {axis - (axis > channel): mask for axis, mask in masks.items() if axis != channel}
+        gather.inputs[0] = self._sliced(gather.inputs[0], {int(not first): masks[channel]} if channel in masks else {})
+        sliced = self._sliced(numbers, others)
+        if sliced is not numbers:
+            attrs, stem = {"to": onnx.TensorProto.INT32}, f"{numbers.name}_Cast"
+            gather.inputs[1] = surgeon.append(self._graph, "Cast", [sliced], stem, attrs=attrs)
+        factors.shape = None
+        return factors
 
     def _slice_bias(self, node: Node, stays: Mask | None, added: NDArray[Any] | None) -> None:
         """Add what removed inputs contributed, creating a bias if there is none, then drop removed outputs."""

@@ -1,6 +1,6 @@
 """Weighted layers as an emitted file stores them: weights as integers and scales or floats, and biases.
 
-weight   INT8 ─ DequantizeLinear    or    INT8 ─ Cast ─ Mul    or    FLOAT
+weight   INT8 ─ DequantizeLinear    or    INT8 ─ Cast ─ Mul    or    FLOAT    (scales of blocks: read as FLOAT)
 bias     INT32 ─ DequantizeLinear (weight scale x activation scale)    or    FLOAT    or    none
 """
 
@@ -143,11 +143,26 @@ def _weight(name: str, graph: Graph) -> tuple[NDArray[Any], NDArray[np.float32] 
         source = cast.input[0] if cast is not None and alone else ""
     elif node.op_type != "DequantizeLinear":
         return None
+    stored, spread = initializer(source, graph), graph.producer.get(node.input[1])
+    if spread is not None and spread.op_type == "Gather":
+        factors = _of_blocks(spread, graph)
+        fits = stored is not None and stored.dtype == np.int8 and factors is not None
+        return (stored * factors, None) if fits else None
     zero_point = initializer(node.input[2], graph) if len(node.input) > 2 else np.zeros(1)
-    stored, scales = initializer(source, graph), initializer(node.input[1], graph)
+    scales = initializer(node.input[1], graph)
     if stored is None or stored.dtype != np.int8 or scales is None or zero_point is None or zero_point.any():
         return None
     return stored, scales.reshape(-1)
+
+
+def _of_blocks(gather: onnx.NodeProto, graph: Graph) -> NDArray[np.float32] | None:
+    """Return what `gather` spreads over a weight; see passes/block_numbers.py."""
+    cast = graph.producer.get(gather.input[1])
+    numbers = None if cast is None or cast.op_type != "Cast" else initializer(cast.input[0], graph)
+    scales = initializer(gather.input[0], graph)
+    if numbers is None or scales is None or scales.ndim != 2:
+        return None
+    return np.take(scales, numbers, attribute(gather, "axis", 0))
 
 
 def _blocks(node: onnx.NodeProto, weight: NDArray[Any]) -> NDArray[Any]:

@@ -175,7 +175,7 @@ def _steepest(segments: _Segments, room: int) -> tuple[NDArray[np.int64], float]
 
 def _rate(curves: Curves, choice: NDArray[np.int64]) -> int:
     """Return the total bits of a choice."""
-    return int((curves.widths[choice] * curves.elements).sum())
+    return int(curves.spent(curves.widths[choice]).sum())
 
 
 def _distortion(curves: Curves, choice: NDArray[np.int64]) -> float:

@@ -12,10 +12,9 @@ from rdoq_onnx.curves.measurement import Measurement
 class Allocation:
     """The width of everything quantized.
 
-    layer_bits: for each layer, the width of each channel. activation_bits: the width of each activation.
+    layer_bits: for each layer and stored weight, the width of each channel. activation_bits: that of each activation.
     predicted: sum of all δ, by additivity (Eq. 6) the distortion of the whole network. gap: maximum relative distance
-    from the optimum of the curves. weight_only_bits: the width of each of the network's `weight_only`, which are
-    outside all budgets.
+    from the optimum of the curves.
     """
 
     measurement: Measurement
@@ -23,13 +22,22 @@ class Allocation:
     activation_bits: tuple[int, ...]
     predicted: float
     gap: float
-    weight_only_bits: tuple[int, ...]
 
     @property
     def weight_average(self) -> float:
         """Return the bits per weight over all searched weights; 0 if there are none."""
         channels = self.measurement.channels
-        return _average(self.bits[:channels], self.measurement.curves.elements[:channels])
+        return float(self.weight_payload / max(self.measurement.curves.elements[:channels].sum(), 1))
+
+    @property
+    def weight_payload(self) -> int:
+        """Return the bits of all searched weights, with those of scales of blocks."""
+        return int(self.spent[: self.measurement.channels].sum())
+
+    @property
+    def spent(self) -> NDArray[np.int64]:
+        """Return the bits that each row of the curves takes at its width."""
+        return self.measurement.curves.spent(self.bits)
 
     @property
     def activation_average(self) -> float | None:

@@ -7,31 +7,49 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocate import Solution, solve
 from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.allocation.block_sizes import choose_blocks, fewest_scales
 from rdoq_onnx.allocation.pins import pinned
-from rdoq_onnx.analysis.weight_only import widths
 from rdoq_onnx.config import MAX_BITS, Budgets, Side
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.errors import BudgetError
 
+_SLACK = 1e-6  # bits that rounding of a budget may cost
+
 
 def allocate_bits(
     measurement: Measurement, budgets: Budgets, weigh: NDArray[np.float64] | None = None, bound: float | None = None
 ) -> Allocation:
-    """Choose the widths of least predicted distortion within `budgets`.
+    """Choose the widths of least predicted distortion within `budgets`, and how many weights share a scale.
 
-    weigh: weight of each row of the curves in that choice, 1 by default. bound: the `Allocation.bound` of these curves
-    and budgets if already known; it does not depend on `weigh`.
+    weigh: weight of each row of the curves in that choice; blocks of scales then stay as they are. bound: the
+    `Allocation.bound` of these curves and budgets if already known; it does not depend on `weigh`.
     Raises BudgetError if the narrowest allowed widths exceed a budget.
     """
-    return _allocate(measurement, budgets, pinned(measurement, budgets.pins), weigh, bound)
+    curves = pinned(measurement, budgets.pins)
+    if weigh is None and any(each.options for each in measurement.layers):
+        allowed, limit = np.isfinite(curves.distortion), budgets.layer_limit
+        budget = _weight_budget(measurement, budgets)
+        measurement, bound = choose_blocks(measurement, allowed, budget, None if limit is None else 8 * limit)
+        curves = measurement.curves.restrict(allowed)
+    return _allocate(measurement, budgets, curves, weigh, bound)
+
+
+def _weight_budget(measurement: Measurement, budgets: Budgets) -> int:
+    """Return the bits that all weights may take."""
+    if budgets.size is not None:
+        return 8 * budgets.size
+    elements = int(measurement.curves.elements[: measurement.channels].sum())
+    return int(budgets.weight_bits * elements + _SLACK)
 
 
 def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both") -> Allocation | None:
     """Give all weights one width and all activations one width, the widest within the budgets; pins hold.
 
-    side: "weights" or "activations" to do so on that side only. Returns None if pins or --layer-limit leave no room.
+    Channels have one scale each if that is offered. side: "weights" or "activations" to do so on that side only.
+    Returns None if pins or --layer-limit leave no room.
     """
+    measurement = fewest_scales(measurement)
     curves = pinned(measurement, budgets.pins)
     first = measurement.channels
     feeding = [first + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
@@ -71,7 +89,7 @@ def _one_width(curves: Curves, bits: float) -> NDArray[np.int64] | None:
     for width in range(int(bits), -1, -1):
         nearest = np.where(allowed & (columns <= width), columns, -1).max(axis=1)
         chosen: NDArray[np.int64] = np.where(nearest >= 0, nearest, allowed.argmax(axis=1))
-        if (chosen * curves.elements).sum() <= bits * curves.elements.sum():
+        if curves.spent(chosen).sum() <= bits * curves.elements.sum():
             return chosen
     return None
 
@@ -123,7 +141,6 @@ def _allocate(
         tuple(int(b) for b in choice[channels:]),
         predicted,
         max(predicted - lower, 0.0) / max(predicted, 1e-300),
-        widths(measurement.network.weight_only, budgets.pins),
     )
 
 
@@ -136,9 +153,9 @@ def _capped(
     falls, so a layer once over the limit stays at it. Raises BudgetError if a layer's narrowest widths exceed it.
     """
     mask = np.ones(curves.distortion.shape, bool)
-    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=True):
+    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=False):
         units = np.arange(rows.start, rows.stop)
-        if (choice[units] * curves.elements[units]).sum() <= 8 * limit:
+        if curves.take(units).spent(choice[units]).sum() <= 8 * limit:
             continue
         try:
             within = solve(weighed.take(units), 8 * limit).choice
@@ -154,11 +171,11 @@ def _capped(
 def _least_bytes(curves: Curves) -> int:
     """Return the bytes that the narrowest allowed widths take."""
     narrowest = np.isfinite(curves.distortion).argmax(axis=1)
-    return -(-int((curves.widths[narrowest] * curves.elements).sum()) // 8)
+    return -(-int(curves.spent(curves.widths[narrowest]).sum()) // 8)
 
 
 def _solve(option: str, curves: Curves, bits: float) -> Solution:
     try:
-        return solve(curves, int(bits * int(curves.elements.sum()) + 1e-6))
+        return solve(curves, int(bits * int(curves.elements.sum()) + _SLACK))
     except BudgetError as error:
         raise BudgetError(f"{option} {bits:g} cannot be met: {error}") from error

@@ -22,7 +22,7 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
         name, channels = channel_range(pattern)
         eligible = [u for u in measurement.units() if channels is None or u.kind == "layer"]
         matching = [(u.names, _part(u.rows, channels)) for u in eligible if matches(name, u.names)]
-        if not matching and not any(matches(name, w.names) for w in measurement.network.weight_only):
+        if not matching:
             all_names = [n for unit in eligible for n in unit.names]
             raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{suggestion(name, all_names)}")
         for names, units in matching:

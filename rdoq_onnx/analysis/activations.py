@@ -3,14 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from rdoq_onnx.analysis.float_consumers import quantized_consumers
-from rdoq_onnx.model.graph import Graph, after_clamps, is_movement
-from rdoq_onnx.model.layers import Activation, Layer
+from rdoq_onnx.model.graph import Graph, after_clamps, is_movement, operand_root
+from rdoq_onnx.model.layers import Activation, Layer, Product
 
 # Operators that ONNX Runtime runs on integers if all their inputs are quantized.
 FUSES = frozenset({"Add", "Concat"})
 
 
-def find_activations(graph: Graph, layers: Sequence[Layer], sums: Mapping[str, str]) -> tuple[Activation, ...]:
+def find_activations(
+    graph: Graph, layers: Sequence[Layer], products: Sequence[Product], sums: Mapping[str, str]
+) -> tuple[Activation, ...]:
     """Find the tensors to quantize, in graph order.
 
     sums: outputs of convolutions that absorb the Add after them, which therefore get no quantizer.
@@ -19,6 +21,9 @@ def find_activations(graph: Graph, layers: Sequence[Layer], sums: Mapping[str, s
     for layer in layers:
         for use in layer.uses:
             feeds.setdefault(graph.root(use.data), {})[use.data] = None
+    for operand in (o for p in products for o in p.operands):
+        root = graph.root(operand)
+        feeds.setdefault(root if root in feeds else operand_root(operand, graph), {})[operand] = None
     parts = {root: _parts(root, graph, feeds) for root in feeds}
     joined = {p for inputs in parts.values() for p in inputs}
     activations = [Activation(t, tuple(f), _moved(t, graph, f), parts[t]) for t, f in feeds.items()]
@@ -31,12 +36,16 @@ def find_activations(graph: Graph, layers: Sequence[Layer], sums: Mapping[str, s
 
 
 def find_branches(
-    graph: Graph, layers: Sequence[Layer], activations: Sequence[Activation], sums: Mapping[str, str]
+    graph: Graph,
+    layers: Sequence[Layer],
+    products: Sequence[Product],
+    activations: Sequence[Activation],
+    sums: Mapping[str, str],
 ) -> dict[str, tuple[str, ...]]:
     """The activations that some consumers should read in float, as BranchConsumers takes them."""
     quantized = {t for a in activations for t in (a.tensor, *a.parts)}
     feeding = [a.tensor for a in activations if not a.fusion]
-    integer = {*sums.values(), *(u.node for x in layers for u in x.uses)}
+    integer = {*sums.values(), *(u.node for x in layers for u in x.uses), *(p.node for p in products)}
     return quantized_consumers(graph, feeding, quantized, integer)
 
 
@@ -52,7 +61,7 @@ def _convolution_outputs(graph: Graph, layers: Sequence[Layer]) -> list[str]:
 
 
 def _moved(root: str, graph: Graph, feeds: Iterable[str]) -> tuple[str, ...]:
-    """Tensors downstream of `root` that hold its moved values and feed a layer or an operator that fuses."""
+    """Tensors downstream of `root` that hold its moved values and feed a layer, a product or an operator that fuses."""
     moved: dict[str, None] = {}
     pending = [root]
     while pending:

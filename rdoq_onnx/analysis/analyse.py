@@ -1,13 +1,14 @@
 """Find what can be quantized in a normalized model, and why the rest is left in float.
 
-A *layer* is a Conv, ConvTranspose, Gemm or MatMul with a constant weight. An *activation* is a tensor that feeds a
-layer, quantized where its values are computed: after the activation function and before movement operators (MaxPool,
-Reshape, Concat of quantized parts, ...), which commute with the quantizer. A *fusion tensor* is quantized to 8 bits
-only because ONNX Runtime's integer convolution requires a quantized output.
+A *layer* is a Conv, ConvTranspose, Gemm or MatMul with a constant weight; a *product* is a MatMul without one, as in
+attention. An *activation* is a tensor that feeds a layer or a product, quantized where its values are computed: after
+the activation function and before movement operators (MaxPool, Reshape, Concat of quantized parts, ...), which commute
+with the quantizer. A *fusion tensor* is quantized to 8 bits only because ONNX Runtime's integer convolution requires a
+quantized output.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 from onnx import NodeProto
@@ -22,27 +23,30 @@ from rdoq_onnx.analysis.skips import (
     Refusal,
     Skip,
     check_excludes,
+    fused_attention,
     integer_kernels,
     not_a_matrix,
     not_finite,
 )
-from rdoq_onnx.analysis.weight_only import RECURRENT, find_slots, is_stack, weight_only
+from rdoq_onnx.analysis.stored_weights import RECURRENT, find_slots, is_stack, stored_weights
+from rdoq_onnx.analysis.ties import tied
 from rdoq_onnx.config import Selection
-from rdoq_onnx.errors import ConfigError, ModelError
+from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.graph import MOVEMENT, Graph, attribute
-from rdoq_onnx.model.layers import LAYER_TYPES, Activation, Layer, Use
+from rdoq_onnx.model.layers import LAYER_TYPES, Activation, Layer, Product, Use, block_sizes
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.branch_consumers import BranchConsumers
 from rdoq_onnx.targets import Target
+
+_NO_WEIGHT = Refusal("both inputs are computed, so there is no weight")
 
 
 def analyse(model: onnx.ModelProto, selection: Selection, finiteness: Finiteness = not_finite) -> Network:
     """Find the layers and activations of a normalized `model` that `selection` asks to quantize.
 
     finiteness: `presumed_finite` reads no detached weights.
-    Raises ModelError if nothing can be quantized; ConfigError if a pattern matches nothing, or if `selection` has a
-    goal for the search but there is nothing to search.
+    Raises ModelError if nothing can be quantized; ConfigError if a pattern matches nothing.
     """
     graph, target = Graph(model), selection.target
     excludes = Excludes(selection.exclude, selection.exclude_ops)
@@ -50,25 +54,34 @@ def analyse(model: onnx.ModelProto, selection: Selection, finiteness: Finiteness
     named = [(c.node.op_type, c.names) for c in candidates] + [(s.node.op_type, s.names) for s in slots]
     check_excludes(excludes, named)
     layers, refused = _layers(candidates, excludes, target)
-    searched = {x.weight: [u.node for u in x.uses] for x in layers}
-    others, left = weight_only(graph, slots, searched, target, excludes, finiteness)
-    skipped = (*refused, *integer_kernels(graph), *left)
-    if not layers and not others:
+    products = _products(candidates, excludes) if selection.activations and target.products and layers else ()
+    refused = tuple(s for s in refused if s.node not in {p.node for p in products})
+    multiplied = {x.weight: [u.node for u in x.uses] for x in layers}
+    stored, left = stored_weights(graph, slots, multiplied, target, excludes, finiteness)
+    skipped = (*refused, *integer_kernels(graph), *fused_attention(graph), *left)
+    if not layers and not stored:
         raise ModelError(_nothing(skipped))
-    if selection.goal is not None and not layers:
-        raise ConfigError(
-            f"{selection.goal}: the search covers none of the model's weights, which get 8 bits; leave that option out"
-        )
     activations: tuple[Activation, ...] = ()
     if selection.activations:
         sums = find_sums(graph, layers) if target.sums else {}
-        activations = find_activations(graph, layers, sums)
-        branches = find_branches(graph, layers, activations, sums)
+        activations = find_activations(graph, layers, products, sums)
+        branches = find_branches(graph, layers, products, activations, sums)
         if branches:
             return analyse(run_passes([BranchConsumers(branches)], model), selection, finiteness)
-    network = Network(model, layers, activations, skipped, target, others)
+    network = Network(model, layers, activations, skipped, target, stored, products=products)
+    network = _with_blocks(tied(network, finiteness), selection)
     check_pins(network, selection.pins)
     return network
+
+
+def _with_blocks(network: Network, selection: Selection) -> Network:
+    """Offer scales for blocks to the layers; what a table tied to one decodes has one scale a row."""
+    tied_layers = {tie.layer for tie in network.ties}
+    layers = (
+        x if x.name in tied_layers else replace(x, blocks=block_sizes(x.linear, selection.blocks))
+        for x in network.layers
+    )
+    return replace(network, layers=tuple(layers))
 
 
 def _nothing(skipped: Sequence[Skip]) -> str:
@@ -135,6 +148,15 @@ def _layers(
     return layers, tuple(skipped)
 
 
+def _products(candidates: Sequence[_Candidate], excludes: Excludes) -> tuple[Product, ...]:
+    """The products of two activations that may run on integers."""
+    return tuple(
+        Product(c.node.name, (c.node.input[0], c.node.input[1]), c.node.output[0])
+        for c in candidates
+        if c.node.op_type == "MatMul" and c.weight is _NO_WEIGHT and excludes.refusal("MatMul", c.names) is None
+    )
+
+
 def _searchable(candidate: _Candidate, excludes: Excludes, target: Target) -> tuple[str, Linear] | Refusal:
     """The candidate's weight, unless it is excluded or `target` does not support a scale per channel."""
     op_type, weight = candidate.node.op_type, candidate.weight
@@ -150,7 +172,7 @@ def _read_layer(node: NodeProto, graph: Graph, finiteness: Finiteness) -> tuple[
     """The weight of a node and how it unfolds, or why the node stays in float."""
     constant = [k for k in (0, 1) if node.input[k] in graph.constants]
     if not constant:
-        return Refusal("both inputs are computed, so there is no weight")
+        return _NO_WEIGHT
     if len(constant) == 2:
         return Refusal("both inputs are constant; fold constants when exporting")
     side = constant[0]

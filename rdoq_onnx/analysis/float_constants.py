@@ -10,7 +10,7 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.analysis.weight_origins import Scope, walk
 from rdoq_onnx.model.graph import MOVEMENT, attribute
-from rdoq_onnx.model.layers import LAYER_TYPES
+from rdoq_onnx.model.layers import LAYER_TYPES, SCALING
 from rdoq_onnx.model.protos import all_names
 from rdoq_onnx.passes.packing.decoding import PACKED
 
@@ -20,6 +20,7 @@ _STANDARD = frozenset({"", "ai.onnx"})
 _QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 # Operators whose output holds the values of their input, in another form or together with others.
 _CARRIERS = MOVEMENT | {"Cast", "Concat", "Identity"}
+_ROTARY = frozenset({"GroupQueryAttention", "RotaryEmbedding"})
 _ELEMENTWISE = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "PRelu", "Sub", "Where"})
 
 Use = tuple[NodeProto, int]  # a node and the index of its input
@@ -34,7 +35,7 @@ def left_in_file(model: onnx.ModelProto, network: Network, listed: Iterable[Skip
 
 def left_by_plan(network: Network) -> tuple[Skip, ...]:
     """Return the nodes of a network not yet quantized that will read large float constants, as far as is known."""
-    quantized = {layer.weight for layer in network.layers} | {w.tensor for w in network.weight_only}
+    quantized = {layer.weight for layer in network.weights}
     if network.activations and network.target.integer_biases:
         nodes = {u.node for layer in network.layers for u in layer.uses}
         quantized.update(i for n in network.model.graph.node if n.name in nodes for i in n.input[2:])
@@ -108,8 +109,12 @@ def _is_scale(node: NodeProto, index: int, scope: Scope, uses: Mapping[str, list
 
 
 def _reason(node: NodeProto, shape: tuple[int, ...]) -> str:
+    if node.op_type == "Mul" and node.name.endswith(SCALING):
+        return "inserted: it scales the channels for the quantizer behind it, as nothing absorbs their scales"
     if max(shape) == math.prod(shape):
         return "a vector that it reads, such as a bias or a scale, stays in float: it is small beside a matrix"
+    if node.op_type in _ROTARY:
+        return "the angles of rotary positions stay in float"
     if node.domain not in _STANDARD:
         return f"weights of {node.domain} operators are not quantized; export the model before any fusion"
     if node.op_type in _ELEMENTWISE:

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from rdoq_onnx.analysis.skips import Skip
-from rdoq_onnx.analysis.weight_only import WeightOnly
 from rdoq_onnx.model import external
 from rdoq_onnx.model.graph import Graph, downstream
-from rdoq_onnx.model.layers import Activation, Layer
+from rdoq_onnx.model.layers import Activation, Layer, Product, Tie
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_adds import InsertAdds
 from rdoq_onnx.targets import TARGETS, Target
@@ -23,7 +22,8 @@ from rdoq_onnx.targets import TARGETS, Target
 class Network:
     """The layers and activations of `model`, in graph order, and the target whose rules apply.
 
-    skipped: nodes with weights that stay in float. weight_only: weights quantized outside the search.
+    skipped: nodes with weights that stay in float. stored: weights that no product unfolds (stored_weights.py). ties:
+    tables that have the integers of a layer. products: MatMuls of two activations that may run on integers.
     """
 
     model: onnx.ModelProto
@@ -31,7 +31,23 @@ class Network:
     activations: tuple[Activation, ...]
     skipped: tuple[Skip, ...]
     target: Target = TARGETS["onnxruntime"]
-    weight_only: tuple[WeightOnly, ...] = ()
+    stored: tuple[Layer, ...] = ()
+    ties: tuple[Tie, ...] = ()
+    products: tuple[Product, ...] = ()
+
+    @property
+    def searched(self) -> tuple[Layer, ...]:
+        """All weights whose widths the search chooses: those of `layers`, then those `stored`."""
+        return (*self.layers, *self.stored)
+
+    @property
+    def weights(self) -> tuple[Layer, ...]:
+        """All weights that are quantized: those `searched`, and tables tied to them."""
+        return (*self.searched, *(tie.table for tie in self.ties))
+
+    def names(self, layer: Layer) -> tuple[str, ...]:
+        """The names that `--pin` and `--exclude` accept for a layer, among them those of tables tied to it."""
+        return (*layer.names, *(n for tie in self.ties if tie.layer == layer.name for n in tie.table.names))
 
     def rows(self, layer: Layer) -> NDArray[np.float32]:
         """The float weights of `layer` as rows, [units, K]."""
@@ -49,11 +65,6 @@ class Network:
     @cached_property
     def _initializers(self) -> dict[str, TensorProto]:
         return {t.name: t for t in self.model.graph.initializer}
-
-
-def layer_names(layer: Layer) -> tuple[str, ...]:
-    """The names that `--pin` and `--exclude` accept for a layer: those of its nodes and its weight."""
-    return (*(u.node for u in layer.uses), layer.weight)
 
 
 def modified(network: Network) -> onnx.ModelProto:

@@ -15,17 +15,23 @@ from rdoq_onnx.passes.normalization.hoist_weights import HoistWeights
 from rdoq_onnx.passes.normalization.inline_functions import InlineFunctions
 from rdoq_onnx.passes.normalization.normalize import Normalize, raise_opset
 from rdoq_onnx.passes.normalization.widen_floats import WidenFloats
+from rdoq_onnx.passes.unfusing.unfuse import Unfuse
 from rdoq_onnx.system import io
 
 OPSET = 13
-NORMALIZE = (InlineFunctions(), WidenFloats(), Normalize(OPSET), HoistWeights(), FoldConstants(), FoldBatchNorm())
+_RUNNABLE = (InlineFunctions(), WidenFloats())
+_TIDY = (Normalize(OPSET), HoistWeights(), FoldConstants(), FoldBatchNorm())
+NORMALIZE = (*_RUNNABLE, Unfuse(), *_TIDY)
 _FIRST_OPSET = 7  # the oldest that ONNX Runtime accepts
 Model = onnx.ModelProto | str | Path
 
 
-def read_normalized(model: Model, shelf: Shelf | None = None) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+def read_normalized(
+    model: Model, shelf: Shelf | None = None, products: bool = True
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Return the original model and the model after the NORMALIZE passes. Raises ModelError.
 
+    products: whether attention is written out, so that activations inside can be quantized; else it stays one operator.
     shelf: where large weights go; None keeps those in memory that are not in files of the user's.
     """
     if not isinstance(model, onnx.ModelProto | str | Path):
@@ -35,11 +41,11 @@ def read_normalized(model: Model, shelf: Shelf | None = None) -> tuple[onnx.Mode
         original = shelf.detached(original)
     check_model(original)
     with taking(shelf):
-        return original, run_passes(NORMALIZE, original)
+        return original, run_passes((*_RUNNABLE, Unfuse(products), *_TIDY), original)
 
 
 def runnable(original: onnx.ModelProto, shelf: Shelf | None = None) -> onnx.ModelProto:
     """The float model in a form that ONNX Runtime runs: float16 widened to float32, and opset 7 or later."""
     with taking(shelf):
-        model = run_passes(NORMALIZE[:2], original)
+        model = run_passes(_RUNNABLE, original)
     return raise_opset(model, OPSET) if 0 < default_opset(model) < _FIRST_OPSET else model

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rdoq_onnx.analysis.network import Network, layer_names
+from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.patterns import channel_range, matches, suggestion
 from rdoq_onnx.errors import ConfigError
 
@@ -43,12 +43,10 @@ def check_pins(network: Network, pins: Sequence[tuple[str, int]]) -> None:
 
 
 def _targets(network: Network) -> Iterator[_Pinned]:
-    for layer in network.layers:
-        yield _Pinned(layer_names(layer), layer.linear.channels)
+    for layer in network.searched:
+        yield _Pinned(network.names(layer), layer.linear.channels)
     for activation in network.activations:
         yield _Pinned(activation.names)
-    for weights in network.weight_only:
-        yield _Pinned(weights.names)
 
 
 def _range(option: str, target: _Pinned, channels: slice | None) -> range:

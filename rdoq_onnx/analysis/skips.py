@@ -16,7 +16,8 @@ from rdoq_onnx.model.graph import Graph
 Named = tuple[str, tuple[str, ...]]
 
 QUANTIZED = "it is already quantized: its weight comes from a DequantizeLinear, and stays as it is"
-INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits"})
+INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm"})
+INTEGER |= {"GatherBlockQuantized", "MatMulNBits"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Skip:
     reason: str
 
 
+_ATTENTION = frozenset({"GroupQueryAttention", "MultiHeadAttention"})
+
 Finiteness = Callable[[TensorProto], Refusal | None]  # refuses an initializer with NaN or infinite values
 
 
@@ -43,6 +46,13 @@ def integer_kernels(graph: Graph) -> Iterator[Skip]:
     for node in graph.nodes:
         if node.op_type in INTEGER:
             yield Skip(node.name, node.op_type, "it is already quantized, and stays as it is")
+
+
+def fused_attention(graph: Graph) -> Iterator[Skip]:
+    """Nodes that multiply activations inside, as passes/unfusing has not written them out."""
+    for node in graph.nodes:
+        if node.op_type in _ATTENTION or (node.op_type == "Attention" and node.domain in ("", "ai.onnx")):
+            yield Skip(node.name, node.op_type, "both factors of its products are computed, inside one operator")
 
 
 @dataclass(frozen=True)

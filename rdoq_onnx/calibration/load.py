@@ -22,6 +22,7 @@ from rdoq_onnx.calibration.folders import folder_arrays
 from rdoq_onnx.calibration.pixels import DEFAULT_PIXELS, Pixels
 from rdoq_onnx.calibration.rows import Rows, evenly
 from rdoq_onnx.calibration.samples import InputSpec, Samples
+from rdoq_onnx.calibration.supplied import TOKENS, could_supply, supplied
 from rdoq_onnx.calibration.synthetic import draw
 from rdoq_onnx.calibration.user_code import call
 from rdoq_onnx.errors import CalibrationError
@@ -57,7 +58,9 @@ def load_samples(
     pixels: image normalization. note: called with how far the reading of feeds is.
     Reads every sample once; raises CalibrationError if one does not fit.
     """
-    label, stored, limit = _read(source, specs, limit, note)
+    label, found, limit = _read(source, specs, limit, note)
+    given = [_named(part, specs) for part in found]
+    stored = [arrays | supplied(arrays, specs, numbers=len(found) == 1) for arrays in given]
     parts = [_samples(label, arrays, specs, pixels) for arrays in stored]
     images = (holds_images(_by_input(label, arrays, specs)[s.name], s) for arrays in stored for s in specs)
     if pixels.is_set and not any(images):
@@ -72,7 +75,7 @@ def load_samples(
     else:
         samples = replace(samples, picked=evenly(len(samples), limit, samples.batch or 1))
     len(samples.digest)  # converts, and thereby checks, all values before the long work
-    return samples
+    return replace(samples, supplied=tuple(s.name for s in specs if s.name not in given[0]))
 
 
 def _samples(label: str, stored: Mapping[str, Rows], specs: Sequence[InputSpec], pixels: Pixels) -> Samples:
@@ -106,7 +109,8 @@ def synthetic(
 ) -> Samples:
     """Draw random samples: dead leaves for images, normal floats, integers below `integer_ranges` or else below 2.
 
-    Rounds `count` up to a multiple of the model's batch, and to at least two batches.
+    Inputs that follow from drawn tokens (supplied.py) are not random. Rounds `count` up to a multiple of the model's
+    batch, and to at least two batches.
     """
     batch = model_batch(specs)
     count = max(-(-count // (batch or 1)), 2) * (batch or 1)
@@ -117,7 +121,10 @@ def synthetic(
             constants[spec.name] = draw(rng, spec, None, integer_ranges)
         else:
             arrays[spec.name] = draw(rng, spec, count, integer_ranges)
-    samples = Samples("synthetic", arrays, constants)
+    given = supplied({name: rows for name, rows in arrays.items() if name in TOKENS}, specs)
+    for drawn in (arrays, constants):
+        drawn.update({name: rows for name, rows in given.items() if name in drawn})
+    samples = Samples("synthetic", arrays, constants, supplied=tuple(given))
     return replace(samples, batch=samples.fixed_batch(specs))
 
 
@@ -149,12 +156,20 @@ def _read(
     return label, arrays, MAX_FEEDS
 
 
+def _named(stored: Mapping[str, Rows], specs: Sequence[InputSpec]) -> dict[str, Rows]:
+    """Give a single array to the only input that needs one, whatever its name."""
+    names = {s.name for s in specs}
+    others = [n for n in stored if n not in names and n not in EXTRA_ARRAYS]
+    needing = [s.name for s in specs if len(specs) == 1 or not could_supply(s)]
+    if len(needing) == len(others) == 1 and needing[0] not in stored:
+        return {needing[0] if name == others[0] else name: rows for name, rows in stored.items()}
+    return dict(stored)
+
+
 def _by_input(label: str, stored: Mapping[str, Rows], specs: Sequence[InputSpec]) -> dict[str, Rows]:
-    """The array of each input; a single array goes to a single input whatever its name."""
+    """The array of each input."""
     names = [s.name for s in specs]
     others = [n for n in stored if n not in names and n not in EXTRA_ARRAYS]
-    if len(names) == len(others) == 1 and names[0] not in stored:
-        return {names[0]: stored[others[0]]}
     context = f"the model's inputs: {listed(names)}; the arrays: {listed(stored) or 'none'}"
     for name in names:
         if name not in stored:

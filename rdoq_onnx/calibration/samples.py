@@ -34,7 +34,7 @@ class Samples:
     fixed batch size, None if free. rows: rows of axis 0 per sample; more than one where the model mixes them.
     picked: the selected rows of the arrays, those of one shape together; None for all. others: arrays of further
     shapes, whose rows are numbered after those of `arrays`. No batch mixes shapes. labels: the class of each of these
-    rows, if known.
+    rows, if known. supplied: inputs that the source leaves out, whose values are plain (supplied.py).
     """
 
     source: str
@@ -45,6 +45,7 @@ class Samples:
     picked: NDArray[np.int64] | None = None
     others: tuple[Mapping[str, Rows], ...] = ()
     labels: NDArray[np.int64] | None = None
+    supplied: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self._picked) // self.rows

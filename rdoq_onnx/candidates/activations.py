@@ -9,6 +9,7 @@ from rdoq_onnx.model.codes import Affine
 _CLIPS = {1: (0.05, 0.5), 2: (0.1, 0.6), 3: (0.14, 0.8), 4: (0.2, 1.0), 5: (0.25, 1.0), 6: (0.3, 1.0), 7: (0.35, 1.0)}
 _CLIPS[8] = (0.4, 1.0)
 _CLIPS_TRIED = 8
+_TINY = 0.02  # the same for probabilities, most of which are tiny, at any width
 _COARSE = 5  # bits up to which rounding costs so much that clipping pays off even if the range is uncertain
 _REFINEMENTS = (0.82, 0.91, 1.1, 1.21)
 
@@ -32,15 +33,17 @@ def affine(low: float, high: float, bits: int, symmetric: bool = False) -> Affin
 
 
 def affine_candidates(
-    low: float, high: float, bits: int, symmetric: bool = False, uncertain: bool = False
+    low: float, high: float, bits: int, symmetric: bool = False, uncertain: bool = False, probability: bool = False
 ) -> list[Affine]:
     """Return quantizers of `bits` bits for a tensor of range low..high, from the whole range to a tight clip.
 
     Fewer bits try tighter clips. uncertain: the range comes from few samples; above 5 bits it is then not clipped.
+    probability: the values come from a Softmax.
     """
     if uncertain and bits > _COARSE:
         return [affine(low, high, bits, symmetric)]
-    shares = np.geomspace(*_CLIPS[bits], _CLIPS_TRIED)[::-1]
+    tightest, widest = _CLIPS[bits]
+    shares = np.geomspace(_TINY if probability else tightest, widest, _CLIPS_TRIED)[::-1]
     return list(dict.fromkeys(affine(low * share, high * share, bits, symmetric) for share in shares))
 
 

@@ -24,12 +24,13 @@ class LayerCandidates:
     """Candidates of one layer.
 
     mean: of its unfolded input [G, K], for the bias correction. variants: for each rounding variant, the codes at each
-    of the offered widths.
+    of the offered widths. blocks: the block size of each variant, see `Layer.blocks`; all 0 if empty.
     """
 
     layer: Layer
     mean: Float
     variants: tuple[tuple[WeightCodes, ...], ...]
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

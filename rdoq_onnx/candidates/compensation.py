@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rdoq_onnx.model.codes import halved
+
 Float = NDArray[np.float64]
 Rows = NDArray[np.floating[Any]]
 _BLOCK = 32
+_RIDGE = 1e-6  # relative, of the normal equations of blocks
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,27 @@ class Compensator:
             hessian += missing[:, None, None] * np.eye(count)
             return cls(hessian, _factored(hessian, order), order)
 
-    def round(self, weights: Rows, scales: Rows, low: Rows, high: Rows) -> tuple[NDArray[np.int8], Float]:
+    def round(
+        self, weights: Rows, scales: Rows, low: Rows, high: Rows, columns: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int8], Float]:
         """Round rows of weights [G, R, K] to integers low..high, in the precision of `weights`.
 
-        scales, low, high [G, R·T]: T consecutive trials per row.
+        scales, low, high [G, R·T]: T consecutive trials per row. With scales [G, B, R·T] a weight takes that of its
+        block, columns [G, K].
         Returns integers [G, R·T, K] and the error of each trial [G, R·T].
         """
-        trials = scales.shape[1] // weights.shape[1]
+        trials = low.shape[1] // weights.shape[1]
         ordered = np.take_along_axis(weights, self.order[:, None, :], axis=2).swapaxes(1, 2)
         pivots = np.einsum("gkk->gk", self.factor)
         spread = (self.factor / pivots[:, :, None]).astype(weights.dtype)
         if len(self.order) > 1 and weights.shape[2] <= _BLOCK:
             return self._round_groups(ordered, trials, spread, pivots, (scales, low, high))
-        integers = np.empty((len(self.order), weights.shape[2], scales.shape[1]), np.int8)
-        loss = np.empty(scales.shape)
+        integers = np.empty((len(self.order), weights.shape[2], low.shape[1]), np.int8)
+        loss = np.empty(low.shape)
         for g, order in enumerate(self.order):
-            rounded, errors = _round(ordered[g], trials, spread[g], (scales[g], low[g], high[g]))
+            of_blocks = scales[g] if columns is not None else scales[g, None]
+            which = np.zeros(len(order), np.int64) if columns is None else columns[g, order]
+            rounded, errors = _round(ordered[g], trials, spread[g], (of_blocks, low[g], high[g]), which.tolist())
             integers[g, order] = rounded
             loss[g] = _weighted_squares(errors, pivots[g])
         return integers.swapaxes(1, 2), loss
@@ -76,8 +84,9 @@ class Compensator:
         self, ordered: Rows, trials: int, spread: Rows, pivots: Float, bounds: tuple[Rows, Rows, Rows]
     ) -> tuple[NDArray[np.int8], Float]:
         """Round many small groups at once, as in a depthwise convolution, with groups along the last axis."""
-        transposed = [np.ascontiguousarray(b.T) for b in bounds]
-        rounded, errors = _round(ordered.transpose(1, 2, 0), trials, spread.transpose(1, 2, 0), transposed)
+        scales, low, high = (np.ascontiguousarray(b.T) for b in bounds)
+        weights, factor, one = ordered.transpose(1, 2, 0), spread.transpose(1, 2, 0), [0] * ordered.shape[1]
+        rounded, errors = _round(weights, trials, factor, (scales[None], low, high), one)
         integers = np.empty(rounded.shape, np.int8)
         np.put_along_axis(integers, self.order.T[:, None, :], rounded, axis=0)
         loss = np.einsum("krg,krg,kg->gr", errors, errors, 1 / pivots.T**2)
@@ -91,17 +100,49 @@ class Compensator:
         usable = (power > 0) & (product > 0)
         return np.maximum(np.where(usable, product / np.where(usable, power, 1.0), scales), floor)
 
+    def refit_blocks(self, weights: Rows, integers: NDArray[np.int8], scales: Float) -> Float:
+        """Return the scales [R, B] of blocks that have the least error together, the solution of
 
-def _round(ordered: Rows, trials: int, spread: Rows, bounds: Sequence[Rows]) -> tuple[NDArray[np.int8], Rows]:
+            Σ_c (q_bᵀ H_bc q_c) s_c = q_bᵀ H_b w      for each block b
+
+        weights [R, K], of a layer with one group; rows that do not gain keep their `scales`.
+        """
+        (hessian,), (rows, count) = self.hessian.astype(weights.dtype), scales.shape
+        blocks = integers.reshape(rows, count, -1).astype(weights.dtype)
+        size = blocks.shape[2]
+        matrix = np.empty((rows, count, count))
+        for c in range(count):
+            image = blocks[:, c] @ hessian[c * size : (c + 1) * size]
+            matrix[:, c] = np.einsum("rbk,rbk->rb", image.reshape(blocks.shape), blocks)
+        right = np.einsum("rbk,rbk->rb", (weights @ hessian).reshape(blocks.shape), blocks).astype(np.float64)
+        # A block of zeros has no scale of its own; it keeps the one it has.
+        index = np.arange(count)
+        power = matrix[:, index, index]
+        empty = power <= 0
+        matrix[:, index, index] = np.where(empty, 1.0, power * (1 + _RIDGE))
+        found = halved(np.linalg.solve(matrix, np.where(empty, scales, right)[..., None])[..., 0])
+        matrix[:, index, index] = power
+
+        def error(s: Float) -> Float:
+            quadratic: Float = np.einsum("rb,rbc,rc->r", s, matrix, s) - 2 * np.einsum("rb,rb->r", s, right)
+            return quadratic
+
+        result: Float = np.where((error(found) < error(scales))[:, None], found, scales)
+        return result
+
+
+def _round(
+    ordered: Rows, trials: int, spread: Rows, bounds: tuple[Rows, Rows, Rows], which: Sequence[int]
+) -> tuple[NDArray[np.int8], Rows]:
     """Return integers and errors w - ŵ of weights [K, R] with factors [K, K]; all may have a last axis of groups.
 
-    bounds: scales, least and greatest integers [R·T].
+    bounds: scales of the B blocks [B, R·T], least and greatest integers [R·T]. which: the block of each weight.
     """
     (scales, low, high), count = bounds, len(ordered)
-    inverse = 1 / scales
-    errors = np.empty((count, *scales.shape), ordered.dtype)
+    inverses = 1 / scales
+    errors = np.empty((count, *low.shape), ordered.dtype)
     integers = np.empty(errors.shape, np.int8)
-    q = np.empty_like(scales)
+    q = np.empty_like(low)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         block = np.repeat(ordered[start:stop], trials, axis=1)
@@ -111,12 +152,12 @@ def _round(ordered: Rows, trials: int, spread: Rows, bounds: Sequence[Rows]) -> 
             column = block[k - start]
             if k > start:
                 column -= _carried(spread[start:k, k], errors[start:k])
-            np.multiply(column, inverse, out=q)
+            np.multiply(column, inverses[which[k]], out=q)
             np.rint(q, out=q)
             np.maximum(q, low, out=q)
             np.minimum(q, high, out=q)
             integers[k] = q
-            np.multiply(q, scales, out=q)
+            np.multiply(q, scales[which[k]], out=q)
             np.subtract(column, q, out=errors[k])
     return integers, errors
 

@@ -1,6 +1,7 @@
 """Quantize every channel and activation at every width, exactly as it would be emitted."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,16 @@ def make_candidates(
     widths: those offered to weight channels. ranges: least and greatest value of each activation on the samples.
     moments: of each layer's input. uncertain: there are too few samples to clip ranges.
     """
+    probabilities = {o for n in network.model.graph.node if n.op_type == "Softmax" for o in n.output}
     quantizers = tuple(
         ActivationCandidates(
             a,
             {
-                bits: tuple(affine_candidates(*ranges[a.tensor], bits, network.target.symmetric, uncertain))
+                bits: tuple(
+                    affine_candidates(
+                        *ranges[a.tensor], bits, network.target.symmetric, uncertain, a.tensor in probabilities
+                    )
+                )
                 for bits in ((FUSION_BITS,) if a.fusion else range(1, MAX_BITS + 1))
             },
         )
@@ -53,14 +59,22 @@ def make_candidates(
     ]
     # Largest first, so that no thread starts on it while the others run out of work.
     largest = sorted(range(len(layers)), key=lambda k: -moments[k].covariance.size * len(layers[k].rows))
-    nearest = workers.map(lambda k: layers[k].starts(moments[k].covariance, widths), largest)
-    starts = dict(zip(largest, nearest, strict=True))
-    tasks = [(k, variant) for k in largest for variant in moments[k].variants()]
-    codes = workers.map(lambda task: layers[task[0]].codes(*task[1], starts[task[0]]), tasks)
-    variants: dict[int, list[tuple[WeightCodes, ...]]] = {}
-    for (k, _), by_width in zip(tasks, codes, strict=True):
-        variants.setdefault(k, []).append(tuple(by_width.values()))
+    rows = {(k, block): replace(layers[k], block=block) for k in largest for block in network.layers[k].blocks}
+    nearest = workers.map(lambda key: rows[key].starts(moments[key[0]].covariance, widths), list(rows))
+    starts = dict(zip(rows, nearest, strict=True))
+    tasks = [((k, block), variant) for k, block in rows for variant in _variants(moments[k], block)]
+    codes = workers.map(lambda task: rows[task[0]].codes(task[1][0], task[1][1], starts[task[0]]), tasks)
+    variants: dict[int, list[tuple[tuple[WeightCodes, ...], int]]] = {}
+    for ((k, block), _), by_width in zip(tasks, codes, strict=True):
+        variants.setdefault(k, []).append((tuple(by_width.values()), block))
     weights = tuple(
-        LayerCandidates(layer, moments[k].mean, tuple(variants[k])) for k, layer in enumerate(network.layers)
+        LayerCandidates(layer, moments[k].mean, *map(tuple, zip(*variants[k], strict=True)))
+        for k, layer in enumerate(network.layers)
     )
     return Candidates(widths, weights, quantizers)
+
+
+def _variants(moments: Moments, block: int) -> tuple[tuple[Float, float], ...]:
+    """Return the second moments to fit rounding under: the most damped alone for blocks, of which there are several."""
+    variants = moments.variants()
+    return variants[-1:] if block else variants

@@ -14,12 +14,14 @@ Activations (one scale and zero point per tensor, unsigned integers):
     q = clip(round(a / s) + z, 0, 2^b - 1),    â = s·(q - z)
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rdoq_onnx.model.codes import WeightCodes, stored
+from rdoq_onnx.model.codes import WeightCodes, halved, stored
 from rdoq_onnx.model.grid import Grid
 
 FloatArray = NDArray[np.floating[Any]]
@@ -27,8 +29,21 @@ FloatArray = NDArray[np.floating[Any]]
 # Shares of a channel's largest magnitude that the integer range may cover. Few bits gain from more clipping; above 1
 # the outermost integer stays unused, which suits channels with few distinct values.
 _RANGE_SHARES = np.concatenate([np.geomspace(0.12, 0.7, 8, endpoint=False), np.linspace(0.7, 1.05, 8), [1.2, 1.5, 2.0]])
+# Of a block's: what clips few weights spares few steps.
+_BLOCK_SHARES = np.linspace(0.35, 1.05, 10)
 _BLOCK = 1 << 15  # weights times trials rounded at once, to stay in the cache
 TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """How scales are searched: shares of the range, and what rounds scales to those that a file holds."""
+
+    shares: NDArray[np.float64]
+    store: Callable[[FloatArray], NDArray[np.float64]]
+
+
+_CHANNELS, _BLOCKS = _Search(_RANGE_SHARES, stored), _Search(_BLOCK_SHARES, halved)
 
 
 def quantize_rows(
@@ -52,16 +67,46 @@ def quantize_rows(
     if bits == 0:
         scales = np.maximum(np.maximum(peak / limit, floor), np.median(peak) / limit)
         return WeightCodes(np.zeros(rows.shape, np.int8), stored(scales).astype(np.float32))
-    low, high = window(rows, bits, limit)
-    integers, scales = np.empty(rows.shape, np.int8), np.empty(len(rows))
-    importance = np.broadcast_to(importance, rows.shape)
-    size = max(1, _BLOCK // (len(_RANGE_SHARES) * max(rows.shape[1], 1)))
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
-        bounds = low[part, None], high[part, None], floor[part, None]
-        integers[part], scales[part] = _least_error(rows[part], peak[part, None], importance[part], bounds)
+    integers, scales = _searched(rows, importance, (*window(rows, bits, limit), floor), _CHANNELS)
     codes = WeightCodes(integers, scales.astype(np.float32))
     return codes if grid is None else on_grid(codes, grid, bits, limit, floor)
+
+
+def quantize_blocks(
+    rows: FloatArray, bits: int, limit: int, size: int, importance: FloatArray | None = None
+) -> WeightCodes:
+    """Round as `quantize_rows` does, with a scale for each block of `size` consecutive weights of a row.
+
+    A scale is negative where the heavier tail is positive, which turns the window: all blocks then have the same. With
+    one bit, which leaves the weights of the other sign without a level, the heavier side has more energy.
+    """
+    blocks = rows.astype(np.float64).reshape(-1, size)
+    shape = len(rows), rows.shape[1] // size
+    if bits == 0:
+        return WeightCodes(np.zeros(rows.shape, np.int8), np.ones(shape, np.float32))
+    importance = np.ones((1, 1)) if importance is None else importance.reshape(-1, size)
+    sides = [np.square(np.maximum(s * blocks, 0)) for s in (1, -1)]
+    above, below = ((importance * s).sum(axis=1) if bits == 1 else s.max(axis=1) for s in sides)
+    signs = np.where(above > below, -1.0, 1.0)
+    low, high = (np.full(len(blocks), bound) for bound in block_window(bits, limit))
+    blocks *= signs[:, None]
+    integers, scales = _searched(blocks, importance, (low, high, scale_floor(blocks, None)), _BLOCKS)
+    return WeightCodes(integers.reshape(rows.shape), (signs * scales).reshape(shape).astype(np.float32))
+
+
+def _searched(
+    rows: FloatArray, importance: FloatArray, bounds: tuple[FloatArray, FloatArray, FloatArray], search: _Search
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Return integers and scale of each row, part by part; bounds: (low, high, least scale) [R]."""
+    integers, scales = np.empty(rows.shape, np.int8), np.empty(len(rows))
+    peak, importance = np.abs(rows).max(axis=1), np.broadcast_to(importance, rows.shape)
+    size = max(1, _BLOCK // (len(search.shares) * max(rows.shape[1], 1)))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        low, high, floor = (bound[part, None] for bound in bounds)
+        result = _least_error(rows[part], peak[part, None], importance[part], (low, high, floor), search)
+        integers[part], scales[part] = result
+    return integers, scales
 
 
 def on_grid(codes: WeightCodes, grid: Grid, bits: int, limit: int, floor: NDArray[np.float64]) -> WeightCodes:
@@ -71,21 +116,25 @@ def on_grid(codes: WeightCodes, grid: Grid, bits: int, limit: int, floor: NDArra
 
 
 def _least_error(
-    rows: FloatArray, peak: FloatArray, importance: FloatArray, bounds: tuple[FloatArray, FloatArray, FloatArray]
+    rows: FloatArray,
+    peak: FloatArray,
+    importance: FloatArray,
+    bounds: tuple[FloatArray, FloatArray, FloatArray],
+    search: _Search,
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
     """Return integers and scale of each row at the best range share; bounds: (low, high, least scale) [R, 1].
 
     The error of q at scale s is Σ i w² - 2 s Σ i w q + s² Σ i q², with importance i.
     """
     low, high, floor = bounds
-    trials = stored(np.maximum(_RANGE_SHARES * peak / np.maximum(np.abs(low), np.abs(high)), floor))
+    trials = search.store(np.maximum(search.shares * peak / np.maximum(np.abs(low), np.abs(high)), floor))
     q = rows[:, None, :] / trials[:, :, None]
     np.rint(q, out=q)
     np.clip(q, low[:, :, None], high[:, :, None], out=q)
     product = (q @ (importance * rows)[:, :, None])[:, :, 0]
     power = (np.square(q) @ importance[:, :, None])[:, :, 0]
     usable = (power > 0) & (product > 0)
-    trials = stored(np.maximum(np.where(usable, product / np.where(usable, power, 1.0), trials), floor))
+    trials = search.store(np.maximum(np.where(usable, product / np.where(usable, power, 1.0), trials), floor))
     best = (trials * (trials * power - 2 * product)).argmin(axis=1)
     index = np.arange(len(rows))
     return q[index, best].astype(np.int8), trials[index, best]
@@ -96,6 +145,11 @@ def window(rows: FloatArray, bits: int, limit: int) -> tuple[NDArray[np.float64]
     heavier = rows.max(axis=1) > -rows.min(axis=1)
     low = np.maximum(-(1 << bits - 1) + heavier, -limit).astype(np.float64)
     return low, np.minimum(low + (1 << bits) - 1, limit)
+
+
+def block_window(bits: int, limit: int) -> tuple[float, float]:
+    """Return the least and greatest of the 2^bits integers of blocks, whose scales may be negative."""
+    return float(max(-(1 << bits - 1), -limit)), float((1 << bits - 1) - 1)
 
 
 def scale_floor(rows: FloatArray, least_scale: NDArray[np.float64] | None) -> NDArray[np.float64]:

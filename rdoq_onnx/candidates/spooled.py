@@ -12,7 +12,7 @@ from rdoq_onnx.model.codes import WeightCodes
 
 @dataclass(frozen=True)
 class SpooledCodes(Mapping[int, WeightCodes]):
-    """A mapping from widths to codes. scales: float32 [widths, units].
+    """A mapping from widths to codes. scales: float32 [widths, units], or [widths, units, B] of blocks.
 
     The file `name` of `folder` has the integers, int8 [widths, units, K].
     """

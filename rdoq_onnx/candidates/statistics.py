@@ -45,7 +45,7 @@ class Statistics:
 
     def moments(self, layer: Layer) -> Moments:
         """Return the moments of a layer; its sensitivity is None where there is none."""
-        first = self._first[layer.name]
+        first = self._first.get(layer.name, layer)
         mean, covariance = self.get("mean", first), self.get("covariance", first)
         sensitivity = self.get("sensitivity", layer) if self.has("sensitivity", layer) else None
         return Moments(mean.astype(np.float64), covariance, sensitivity, int(self.get("vectors", first)[0]))
@@ -106,7 +106,7 @@ class Statistics:
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        return {layer.name: k for k, layer in enumerate(self.network.layers)}
+        return {layer.name: k for k, layer in enumerate(self.network.weights)}
 
     @cached_property
     def _first(self) -> dict[str, Layer]:

@@ -8,6 +8,8 @@ On n samples r has a relative error of √(2 / n), since interactions differ fro
 its mean over the layers, r̄, according to that error and d, the true spread of log r between layers:
 
     log r ← (1 - s) log r + s log r̄,    s = (2 / n) / (2 / n + d²).
+
+Tables keep their curves, which also count rows that these samples do not look up.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +21,8 @@ from numpy.typing import NDArray
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
-from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.curves.curves import Curves
+from rdoq_onnx.curves.measurement import Measurement, with_option_curves
 from rdoq_onnx.curves.shrinkage import noise_share
 from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.progress import Advance, Unfinished
@@ -53,10 +56,16 @@ def anchored(
     )
     parts, so_far = len(measurement.layers) + len(measurement.activations), steps.unfinished("ties")
     with workers(config.threads):  # also limits BLAS to one thread
-        curves = steps.step(
-            "ties", parts, lambda advance: anchor(measurement, weights, activations, advance, so_far).curves
+        curves, options = steps.step(
+            "ties", parts, lambda advance: _curves(anchor(measurement, weights, activations, advance, so_far))
         )
-    return replace(measurement, curves=curves)
+    layers = tuple(map(with_option_curves, measurement.layers, options))
+    return replace(measurement, layers=layers, curves=curves)
+
+
+def _curves(measurement: Measurement) -> tuple[Curves, tuple[tuple[Float, ...], ...]]:
+    """Return what `anchor` changes, the curves of what layers chose and of all their options."""
+    return measurement.curves, tuple(tuple(o.distortion for o in x.options) for x in measurement.layers)
 
 
 def anchor(
@@ -76,7 +85,11 @@ def anchor(
     layers = list(zip(measurement.layers, measurement.unit_rows(), strict=True))
     for k, (measured, rows) in enumerate(layers[state.done :], state.done):
         low = {b: c for b, c in measured.codes.items() if b <= WEIGHT_BITS}
-        if low and not any(u.output in measurement.probed for u in measured.layer.uses):
+        if (
+            low
+            and not measured.layer.looked_up
+            and not any(u.output in measurement.probed for u in measured.layer.uses)
+        ):
             exact = weights.whole_layer(measured.layer, list(low.values()), measured.mean)
             first_order = (state.distortion[rows, b] for b in low)
             state.ratios[k, list(low)] = list(map(ratio, exact, first_order))
@@ -86,10 +99,14 @@ def anchor(
         exact = activations.activation(each.activation, list(each.quantizers.values()))
         state.distortion[row, list(each.quantizers)] = exact
         state = state.next(kept, advance)
-    distortion = state.distortion
-    for rows, factors in zip(measurement.unit_rows(), shrunk(state.ratios, len(weights.samples)), strict=True):
-        distortion[rows, : WEIGHT_BITS + 1] *= factors
-    return replace(measurement, curves=replace(measurement.curves, distortion=distortion))
+    distortion, anchored_layers = state.distortion, []
+    factors = np.ones((len(layers), distortion.shape[1]))
+    factors[:, : WEIGHT_BITS + 1] = shrunk(state.ratios, len(weights.samples))
+    for (measured, rows), factor in zip(layers, factors, strict=True):
+        distortion[rows] *= factor
+        anchored_layers.append(with_option_curves(measured, [o.distortion * factor for o in measured.options]))
+    curves = replace(measurement.curves, distortion=distortion)
+    return replace(measurement, layers=tuple(anchored_layers), curves=curves)
 
 
 @dataclass(frozen=True)

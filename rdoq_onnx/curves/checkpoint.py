@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
 from rdoq_onnx.candidates.spooled import SpooledCodes
+from rdoq_onnx.candidates.table_rows import TableRows
 from rdoq_onnx.curves.binding import VERSION, Binding
 from rdoq_onnx.curves.curves import Curves
-from rdoq_onnx.curves.measurement import FloatFallback, MeasuredActivation, MeasuredLayer
+from rdoq_onnx.curves.measurement import BlockOption, FloatFallback, MeasuredActivation, MeasuredLayer
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import Affine, WeightCodes
 from rdoq_onnx.model.layers import Activation, Layer, Use
@@ -45,7 +46,18 @@ _PAUSE = 10.0  # minimum seconds between two of these writes
 CLASSES = {
     c.__name__: c
     for c in (
-        *(Activation, ActivationCandidates, Affine, Batching, Candidates, Curves, Distortions, Layer, LayerCandidates),
+        *(
+            Activation,
+            ActivationCandidates,
+            Affine,
+            Batching,
+            BlockOption,
+            Candidates,
+            Curves,
+            Distortions,
+            Layer,
+            LayerCandidates,
+        ),
         *(
             ExtremeValues,
             FloatFallback,
@@ -58,7 +70,7 @@ CLASSES = {
             Piece,
             Rows,
         ),
-        *(SpooledCodes, Tail, Use, WeightCodes),
+        *(SpooledCodes, TableRows, Tail, Use, WeightCodes),
     )
 }
 

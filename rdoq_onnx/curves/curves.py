@@ -6,7 +6,7 @@ lower convex hull of {(r, d)} (Shoham & Gersho 1988), and only the decreasing pa
 scale a unit's whole rate axis, so the hull over bits is the hull over rate.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -27,6 +27,7 @@ class Curves:
     widths: NDArray[np.int64]  # [W] bits, strictly ascending, within 0..16
     elements: NDArray[np.int64]  # [U] elements that one unit spends its bits on, >= 1
     distortion: NDArray[np.float64]  # [U, W] >= 0; inf where the width is not allowed for that unit
+    overhead: NDArray[np.int64] | None = None  # [U] bits that a unit takes at any width, of scales; None for 0
 
     def __post_init__(self) -> None:
         """Reject input that the solver cannot handle."""
@@ -36,18 +37,24 @@ class Curves:
     @property
     def rate(self) -> NDArray[np.int64]:
         """Bits of each unit at each width, [U, W]."""
-        return self.elements[:, None] * self.widths[None, :]
+        return self.spent(self.widths[None, :].repeat(len(self.elements), axis=0))
+
+    def spent(self, bits: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bits of each unit at the width `bits`, [U] or [U, N]."""
+        each: NDArray[np.int64] = (bits.T * self.elements).T
+        return each if self.overhead is None else (each.T + self.overhead).T
 
     def restrict(self, mask: NDArray[np.bool_]) -> "Curves":
         """Return these curves with the widths where mask [U, W] is False disallowed (inf)."""
         shape = self.distortion.shape
         if mask.shape != shape or mask.dtype != np.bool_:
             raise ValueError(f"mask is {mask.dtype} of shape {mask.shape}, must be bool of shape {shape}")
-        return Curves(self.widths, self.elements, np.where(mask, self.distortion, np.inf))
+        return replace(self, distortion=np.where(mask, self.distortion, np.inf))
 
     def take(self, rows: NDArray[np.int64]) -> "Curves":
         """Return the curves of the units with these indices, in this order."""
-        return Curves(self.widths, self.elements[rows], self.distortion[rows])
+        overhead = None if self.overhead is None else self.overhead[rows]
+        return Curves(self.widths, self.elements[rows], self.distortion[rows], overhead)
 
 
 def lower_hull(curves: Curves) -> NDArray[np.bool_]:

@@ -6,15 +6,16 @@ no quantizer with one scale suits a tensor of few wide and many narrow channels,
 in float then makes a better model than one that a single tensor spoils.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis.network import Network, layer_names
+from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.patterns import as_pattern, pins
 from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.analysis.ties import untied
 from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves.measurement import FloatFallback
@@ -33,6 +34,8 @@ WORK = 3e10  # elements that exact measurements may compute beyond the minimum
 _DOUBTFUL = 1e-3  # of one activation or layer (30 dB); above it, first order is checked
 _TOLERABLE = 5e-3  # of all activations, or of all layers (23 dB); above it, the worst stay in float
 _HARMLESS = 3e-4  # of one activation or layer (35 dB); up to it, it is always quantized
+# What remains of a node whose activation stays in float, by whether it is a product of two activations.
+_KEPT = ("only its weights are quantized", "integers would cost it more than they save")
 
 
 def doubtful(network: Network, measured: Distortions, observation: Observation) -> list[int]:
@@ -88,12 +91,12 @@ def choose_fallback(
         for a, values in zip(network.activations, measured.activations, strict=True)
     }
     layers = {
-        each.layer.name: (_share(each, curves, prober), layer_names(each.layer))
+        each.layer.name: (_share(each, curves, prober), network.names(each.layer))
         for each, curves in zip(candidates.layers, measured.weights, strict=True)
         if candidates.widths[-1] == widest(network)
     }
     fallback = FloatFallback(*(_worst(shares, pinned) for shares in (activations, layers)))
-    if len(fallback.layers) == len(network.layers):
+    if network.layers and len(fallback.layers) == len(network.layers):
         name, share = next(iter(fallback.layers.items()))
         raise ModelError(f"no layer can be quantized: {_reason(name, share)}")
     return fallback
@@ -119,16 +122,19 @@ def in_float(network: Network, fallback: FloatFallback) -> Network:
     skipped = [layer for layer in network.layers if layer.name in fallback.layers]
     skips = [s for layer in skipped for s in _layer_skips(layer, fallback.layers[layer.name], graph)]
     layer_nodes = {s.node for s in skips}
-    skips += [
+    multiplied = {p.node for p in network.products}
+    found = [
         s
         for a in network.activations
         if a.tensor in fallback.tensors
-        for s in _activation_skips(a, fallback.tensors[a.tensor], graph)
+        for s in _activation_skips(a, fallback.tensors[a.tensor], graph, multiplied)
         if s.node not in layer_nodes
     ]
+    skips += {s.node: s for s in found}.values()
     layers = tuple(layer for layer in network.layers if layer.name not in fallback.layers)
-    inputs = {u.data for layer in layers for u in layer.uses}
     float_inputs = {f for a in network.activations if a.tensor in fallback.tensors for f in a.feeds}
+    products = tuple(p for p in network.products if float_inputs.isdisjoint(p.operands))
+    inputs = {u.data for layer in layers for u in layer.uses} | {o for p in products for o in p.operands}
     float_outputs = {
         after_clamps(u.output, graph)
         for layer in network.layers
@@ -141,7 +147,8 @@ def in_float(network: Network, fallback: FloatFallback) -> Network:
         if a.tensor not in fallback.tensors
         and (inputs.intersection(a.feeds) or (a.fusion and a.tensor not in float_outputs))
     ]
-    return replace(network, layers=layers, activations=tuple(kept), skipped=(*network.skipped, *skips))
+    remaining = replace(network, layers=layers, activations=tuple(kept), products=products)
+    return untied(replace(remaining, skipped=(*network.skipped, *skips)))
 
 
 def _share(candidates: LayerCandidates, curves: NDArray[np.float64], prober: Prober) -> float:
@@ -172,11 +179,12 @@ def _layer_skips(layer: Layer, share: float, graph: Graph) -> list[Skip]:
     return [Skip(u.node, nodes[u.node].op_type, _reason(layer.name, share)) for u in layer.uses]
 
 
-def _activation_skips(activation: Activation, share: float, graph: Graph) -> list[Skip]:
+def _activation_skips(activation: Activation, share: float, graph: Graph, products: Collection[str]) -> list[Skip]:
+    """products: names of nodes that multiply two activations."""
     reason = _reason(activation.tensor, share)
     nodes = {n.name: n for f in activation.feeds for n in graph.consumers.get(f, [])}
     if nodes:
-        return [Skip(n.name, n.op_type, f"only its weights are quantized: {reason}") for n in nodes.values()]
+        return [Skip(n.name, n.op_type, f"{_KEPT[n.name in products]}: {reason}") for n in nodes.values()]
     producer = graph.producer[activation.tensor]
     return [Skip(producer.name, producer.op_type, f"its output stays in float: {reason}")]
 

@@ -54,6 +54,17 @@ class Form:
         return self.blocks.gather(sums.astype(np.float64), 1)[:, 0]
 
 
+@dataclass(frozen=True)
+class Forms:
+    """The sum of several forms of the same channels."""
+
+    parts: tuple[Form, ...]
+
+    def __call__(self, changes: Array, units: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the forms of `changes`, as a `Form` does."""
+        return np.asarray(sum(form(changes, units) for form in self.parts))
+
+
 class FormSums:
     """Running sums of p of one layer, in float32."""
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.candidates.blocks import Blocks
 from rdoq_onnx.candidates.compensation import Compensator
 from rdoq_onnx.candidates.layer_rows import LayerRows
-from rdoq_onnx.curves.forms import Form
+from rdoq_onnx.curves.forms import Form, Forms
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.layers import Layer
 
@@ -50,19 +50,22 @@ class Rounded:
 
     def taken(self, units: Units) -> "Rounded":
         """Return these `units` alone."""
-        codes = WeightCodes(self.codes.integers[units], self.codes.scales[units])
-        return Rounded(codes, self.curves[units], self.errors[units])
+        return Rounded(self.codes.taken(units), self.curves[units], self.errors[units])
 
 
 @dataclass(frozen=True)
 class LayerWork:
-    """A layer with its float rows [units, K], its forms, the limit of its integers and the floors of its scales."""
+    """A layer with its float rows [units, K], its forms, the limit of its integers and the floors of its scales.
+
+    block: how many weights share a scale, see `Layer.blocks`.
+    """
 
     layer: Layer
     rows: NDArray[np.float32]
-    form: Form
+    form: Form | Forms
     limit: int
     floors: Float | None
+    block: int = 0
 
     @property
     def all(self) -> Units:
@@ -80,15 +83,15 @@ class LayerWork:
         rows = self._rows(units)
         return [self._rounded(rows, codes, units) for codes in rows.starts(covariance, widths).values()]
 
-    def compensated(self, units: Units, bits: int, scales: Float, compensator: Compensator) -> Rounded:
-        """Round `units` to `bits` bits with error compensation, at scales around `scales` [units]."""
+    def compensated(self, units: Units, bits: int, scales: NDArray[np.float32], compensator: Compensator) -> Rounded:
+        """Round `units` to `bits` bits with error compensation, at scales around `scales`, as in WeightCodes."""
         rows = self._rows(units)
-        start = WeightCodes(np.empty((0, 0), np.int8), scales.astype(np.float32))
+        start = WeightCodes(np.empty((0, 0), np.int8), scales)
         return self._rounded(rows, rows.rounded(compensator, {bits: start})[bits], units)
 
     def _rows(self, units: Units) -> LayerRows:
         floors = None if self.floors is None else self.floors[units]
-        return LayerRows(Blocks(self.layer.linear), self.rows[units], self.limit, floors)
+        return LayerRows(Blocks(self.layer.linear), self.rows[units], self.limit, floors, self.block)
 
     def _rounded(self, rows: LayerRows, codes: WeightCodes, units: Units) -> Rounded:
         change = codes.change(rows.rows)

@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
+from rdoq_onnx.candidates.candidates import Candidates
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
@@ -19,26 +22,47 @@ from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.divergence import with_divergence
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
-from rdoq_onnx.curves.measurement import FloatFallback, Measurement, aimed_at, curves_of
+from rdoq_onnx.curves.measurement import (
+    BlockOption,
+    FloatFallback,
+    MeasuredLayer,
+    Measurement,
+    aimed_at,
+    with_option_curves,
+)
+from rdoq_onnx.curves.product_fallback import unpaid
+from rdoq_onnx.curves.scaling import scaled
 from rdoq_onnx.curves.select import Layers, Measured, best_roundings, select
 from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
+from rdoq_onnx.curves.stored_forms import StoredWeights
+from rdoq_onnx.curves.unreached import with_unreached
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
+from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.observation.distortion import Metric
-from rdoq_onnx.observation.equalization import equalize, exponent_for
+from rdoq_onnx.observation.equalization import equalize, exponent_for, typical_widths
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
+from rdoq_onnx.probing.distortions import Distortions
+from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.threads import workers
+
+Float = NDArray[np.float64]
+T = TypeVar("T", MeasuredLayer, BlockOption)
 
 EQUALIZING = 32  # samples that channel ranges are measured on
 
 
 def regime(config: Config) -> str:
-    """Name what a measurement depends on in the activation budget."""
-    return "weights" if config.activation_bits is None else f"activations {exponent_for(config):g}"
+    """Name what a measurement depends on in the budgets."""
+    if config.activation_bits is None:
+        return "weights"
+    _, weights = typical_widths(config)
+    return f"activations {exponent_for(config):g}, weights {weights}"
 
 
 def measure_network(
@@ -54,13 +78,14 @@ def measure_network(
     Rounding is fitted on one part of the samples and measured on another: curves on its own samples would be too
     optimistic. around: of a large network, allocates on coarse curves; only widths near these are made in full.
     """
-    if not network.layers:
-        return _unsearched(network, split.seen, runtime)
     with workers(config.threads) as pool:
         source, plain, some = network.model, network, split.fitting.some(EQUALIZING)
         with taking(steps.store.scratch.shelf):
             equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
         network = analyse(steps.store.scratch.located(equalized, source), config.selection)
+        bare = network
+        rescaled = steps.step("scales", 1, lambda _: scaled(bare, config, some, runtime, pool).model)
+        network = analyse(steps.store.scratch.located(rescaled, source), config.selection)
         parts = find_parts(network.model)
         aimed = aimed_at(network, measured_tensors(parts))
         observation = steps.step("observe", 1, lambda _: observe(aimed, parts, split.seen, runtime))
@@ -69,6 +94,7 @@ def measure_network(
         aimed = in_float(aimed, empty)
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
         large = is_large(aimed, config)
+        rows, lost = bench.table_rows()
         own = bench.without_layers() if large else bench
         candidates = own.candidates()
         if config.measure == "probe":
@@ -77,12 +103,29 @@ def measure_network(
             coarse, candidates = candidates, own.clipped(candidates)
             measured = own.first_order(candidates)
             candidates, measured = own.checked(candidates, coarse, measured)
+        measured = replace(measured, missing={**measured.missing, **lost})
         count = bench.plan(aimed, split.measuring).averaged()
-        found = Measured(candidates, measured, count)
+        found = Measured(candidates, measured, count, rows)
         if large:
             return _layer_by_layer(source, network, bench, found, empty, around)
-        fallback = empty | choose_fallback(aimed, candidates, measured, config, bench.check(len(network.layers)))
-    return select(source, network, observation, best_roundings(network, found), found, fallback)
+        prober = bench.check(len(network.searched))
+        fallback = empty | _fallback(bench, prober, candidates, measured)
+        aimed = in_float(aimed, fallback)
+        stored = StoredWeights(aimed, config.widths, rows, replace(prober, network=aimed), pool)
+        layers = [
+            (each, curves + stored.added(each.layer, each.codes)) for each, curves in best_roundings(network, found)
+        ]
+        with steps.progress.step("tables", len(aimed.stored)) as advance:
+            for layer in aimed.stored:
+                layers.append(stored.measured(layer))
+                advance(1)
+    return select(source, network, observation, layers, found, fallback)
+
+
+def _fallback(bench: Bench, prober: Prober, candidates: Candidates, measured: Distortions) -> FloatFallback:
+    """Choose what stays in float: what full width would ruin, and products that do not pay."""
+    ruined = choose_fallback(bench.network, candidates, measured, bench.config, prober)
+    return ruined | unpaid(prober, measured, bench.config, bench.observation, ruined)
 
 
 def chosen_metric(metric: Metric, config: Config) -> Metric:
@@ -103,30 +146,25 @@ def _layer_by_layer(
     empty: FloatFallback,
     around: Around | None,
 ) -> Measurement:
-    """Measure the layers of a large network, beside its `activations`."""
+    """Measure the weights of a large network, beside its `activations`."""
     large = LargeBench.of(bench)
-    lost = large.collect()
+    lost = large.collect(activations.rows)
     layerwise = large.coarse()
+    large.round(layerwise, bench.network.layers)
     widest, curves = at_full_width(layerwise)
     candidates = replace(widest, activations=activations.candidates.activations)
     distortions = replace(activations.distortions, weights=tuple(curves))
     prober = bench.check(len(network.layers))
-    fallback = empty | choose_fallback(bench.network, candidates, distortions, bench.config, prober)
+    fallback = empty | _fallback(bench, prober, candidates, distortions)
+    remaining = in_float(bench.network, fallback)
+    large.round(layerwise, remaining.stored)
     missing = {**activations.distortions.missing, **lost}
-    found = Measured(candidates, replace(distortions, missing=missing), activations.draws)
+    found = replace(activations, candidates=candidates, distortions=replace(distortions, missing=missing))
 
     def assembled(layers: Layers) -> Measurement:
         return select(source, network, bench.observation, layers, found, fallback)
 
-    return assembled(large.refine(layerwise, assembled, around))
-
-
-def _unsearched(network: Network, samples: Samples, runtime: Runtime) -> Measurement:
-    """Return a measurement without curves, for a network in which the search has nothing to quantize."""
-    parts = find_parts(network.model)
-    observation = observe(aimed_at(network, measured_tensors(parts)), parts, samples, runtime)
-    curves = curves_of(network, observation, (), [], [])
-    return Measurement(network.model, network, observation, (), (), curves, FloatFallback({}, {}), {})
+    return assembled(large.refine(layerwise, remaining.searched, assembled, around))
 
 
 def stored_fields(measurement: Measurement) -> dict[str, Any]:
@@ -140,15 +178,19 @@ def restored(stored: Mapping[str, Any], source: onnx.ModelProto, config: Config,
     rest = {name: value for name, value in stored.items() if name != "model"}
     model = scratch.located(stored["model"], source)
     network = in_float(analyse(model, config.selection), stored["fallback"])
-    spooled = [x.codes.name for x in rest["layers"] if isinstance(x.codes, SpooledCodes)]
-    if not all(map(scratch.has, spooled)):
-        raise scratch.incomplete()
-    folder = str(scratch.folder) if spooled else ""
     layers = tuple(
-        replace(x, codes=replace(x.codes, folder=folder)) if isinstance(x.codes, SpooledCodes) else x
-        for x in rest["layers"]
+        replace(_located(x, scratch), options=tuple(_located(o, scratch) for o in x.options)) for x in rest["layers"]
     )
     return Measurement(source=source, network=network, **{**rest, "layers": layers}, scratch=scratch)
+
+
+def _located(made: T, scratch: Scratch) -> T:
+    """Return a layer, or an option of one, with its codes where they are now."""
+    if not isinstance(made.codes, SpooledCodes):
+        return made
+    if not scratch.has(made.codes.name):
+        raise scratch.incomplete()
+    return replace(made, codes=replace(made.codes, folder=str(scratch.folder)))
 
 
 def scratch_for(config: Config, curves: str | Path | None) -> Scratch:
@@ -189,19 +231,25 @@ def measure(
         return restored(kept, network.model, config, steps.store.scratch)
     scratch = steps.store.scratch
     measurement = replace(measure_network(network, config, split, runtime, steps, around), scratch=scratch)
-    if network.layers:
-        first = measurement
-        measurement = _falling(anchored(first, config, split, runtime, steps))
-        measurement = with_divergence(measurement, first, config, split, runtime, steps)
+    first = measurement
+    measurement = _falling(with_unreached(anchored(first, config, split, runtime, steps)))
+    measurement = with_divergence(measurement, first, config, split, runtime, steps)
     steps.finish("measurement", stored_fields(measurement))
     return measurement
 
 
 def _falling(measurement: Measurement) -> Measurement:
     """Correct curves that few samples let rise with the width."""
-    distortion = measurement.curves.distortion.copy()
-    for measured, rows in zip(measurement.layers, measurement.unit_rows(), strict=True):
-        widths, codes = list(measured.codes), list(measured.codes.values())
-        errors = squared_errors(codes, measurement.network.rows(measured.layer))
-        distortion[rows, widths] = falling_curves(distortion[rows][:, widths], errors)
-    return replace(measurement, curves=replace(measurement.curves, distortion=distortion))
+
+    def falling(layer: Layer, codes: Mapping[int, WeightCodes], distortion: Float) -> Float:
+        errors = squared_errors(list(codes.values()), measurement.network.rows(layer))
+        result = distortion.copy()
+        result[:, list(codes)] = falling_curves(distortion[:, list(codes)], errors)
+        return result
+
+    distortion, layers = measurement.curves.distortion.copy(), []
+    for each, rows in zip(measurement.layers, measurement.unit_rows(), strict=True):
+        distortion[rows] = falling(each.layer, each.codes, distortion[rows])
+        curves = [falling(each.layer, o.codes, o.distortion) for o in each.options]
+        layers.append(with_option_curves(each, curves))
+    return replace(measurement, layers=tuple(layers), curves=replace(measurement.curves, distortion=distortion))

@@ -1,5 +1,6 @@
 """The result of measuring a network: its curves, and the candidates that they describe."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from rdoq_onnx.analysis.network import Network, layer_names
+from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.curves.curves import Curves
@@ -37,17 +38,32 @@ class FloatFallback:
 
 
 @dataclass(frozen=True)
+class BlockOption:
+    """The channels of a layer at each offered width, `size` weights to a scale (see `Layer.blocks`), and their curves.
+
+    distortion: [units, 9], as in Curves.
+    """
+
+    size: int
+    codes: Mapping[int, WeightCodes]
+    distortion: Float
+
+
+@dataclass(frozen=True)
 class MeasuredLayer:
     """The best candidates of one layer.
 
     codes: its channels at each offered width. mean: mean input [G, K], for the bias correction. offset: a further
-    correction added to its outputs, or None.
+    correction added to its outputs, or None. block: the weights that share a scale, see `Layer.blocks`. options: what
+    `allocation/block_sizes.py` chooses codes and block from, if there is more than one.
     """
 
     layer: Layer
     codes: Mapping[int, WeightCodes]
     mean: Float
     offset: Float | None = None
+    block: int = 0
+    options: tuple[BlockOption, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,10 +90,12 @@ class Measurement:
     """The curves of a network, and the candidates that they describe.
 
     source: the normalized model. network: the equalized model, and what to quantize in it. layers, activations: the
-    best candidates for those of `network`, in its order. curves: a row per channel of each layer, in order, then one
-    per activation; columns are 0 to 8 bits. fallback: what stays in float. probed: tensors without an adjoint, measured
-    exactly instead, with the reason. scratch: the folder of what is too large for memory, which lives as long.
-    divergence: curves of the divergence of rows of logits, where it is weighed beside the squared error.
+    best candidates for all that `network` searches, in its order. curves: a row per channel of each layer, in order,
+    then one per activation; columns are 0 to 8 bits. fallback: what stays in float. probed: tensors without an adjoint,
+    measured exactly instead, with the reason. seen: the number of rows that the samples look up in each table, by name.
+    scratch: the folder of what is too large for memory, which lives as long.
+    divergence: that of rows of logits over the squared error, for each row of the curves, where it is weighed beside it;
+    NaN where it is not known.
     """
 
     source: onnx.ModelProto
@@ -88,8 +106,9 @@ class Measurement:
     curves: Curves
     fallback: FloatFallback
     probed: Mapping[str, str]
+    seen: Mapping[str, int]
     scratch: Scratch | None = None
-    divergence: Curves | None = None
+    divergence: Float | None = None
 
     @property
     def aimed(self) -> Network:
@@ -104,18 +123,18 @@ class Measurement:
     @property
     def channels(self) -> int:
         """Number of weight channels, the first rows of `curves`; the rest are activations."""
-        return sum(layer.linear.channels for layer in self.network.layers)
+        return sum(layer.linear.channels for layer in self.network.searched)
 
     def unit_rows(self) -> list[slice]:
         """Return the rows of `curves` of each layer's channels."""
-        ends = np.cumsum([0, *(layer.linear.channels for layer in self.network.layers)])
+        ends = np.cumsum([0, *(layer.linear.channels for layer in self.network.searched)])
         return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
     def units(self) -> list[Unit]:
         """List all layers, then all activations."""
-        layers, activations = self.network.layers, self.network.activations
+        layers, activations = self.network.searched, self.network.activations
         units = [
-            Unit("layer", layer.name, layer_names(layer), rows)
+            Unit("layer", layer.name, self.network.names(layer), rows)
             for layer, rows in zip(layers, self.unit_rows(), strict=True)
         ]
         for row, each in enumerate(activations, self.channels):
@@ -140,19 +159,47 @@ def activation_elements(activation: Activation, sizes: Mapping[str, int]) -> int
 def curves_of(
     network: Network,
     observation: Observation,
-    offered: tuple[int, ...],
-    weights: list[NDArray[np.float64]],
-    activations: list[dict[int, float]],
+    weights: Sequence[tuple[MeasuredLayer, Float]],
+    activations: Sequence[Mapping[int, float]],
 ) -> Curves:
-    """Assemble curves from those of the layers, at the `offered` widths, and of the activations, by width."""
-    channels = sum(layer.linear.channels for layer in network.layers)
+    """Assemble curves from those of the layers, at the widths of their codes, and of the activations, by width.
+
+    All channels have one scale; `with_blocks` tells what others take.
+    """
+    channels = sum(layer.linear.channels for layer in network.searched)
     distortion = np.full((channels + len(activations), MAX_BITS + 1), np.inf)
-    if weights:
-        distortion[:channels, list(offered)] = np.concatenate(weights)
-    elements = [np.full(x.linear.channels, np.prod(x.linear.shape) // x.linear.channels) for x in network.layers]
+    first = 0
+    for layer, curves in weights:
+        distortion[first : first + len(curves), list(layer.codes)] = curves
+        first += len(curves)
+    elements = [np.full(x.linear.channels, np.prod(x.linear.shape) // x.linear.channels) for x in network.searched]
     for row, curve in zip(distortion[channels:], activations, strict=True):
         row[list(curve)] = list(curve.values())
     sizes = [activation_elements(a, observation.sizes) for a in network.activations]
     return Curves(
         np.arange(MAX_BITS + 1), np.concatenate([*elements, np.array(sizes, np.int64)]).astype(np.int64), distortion
     )
+
+
+def with_option_curves(layer: MeasuredLayer, curves: Sequence[Float]) -> MeasuredLayer:
+    """Replace the curves of each of a layer's options."""
+    options = zip(layer.options, curves, strict=True)
+    return layer if not curves else replace(layer, options=tuple(replace(o, distortion=d) for o, d in options))
+
+
+SCALE_BITS = 16
+
+
+def block_bits(layer: Layer, block: int) -> int:
+    """Return the bits that the scales of a channel take. One scale is not counted."""
+    return SCALE_BITS * (math.prod(layer.linear.shape) // layer.linear.channels // block) if block else 0
+
+
+def with_blocks(measurement: Measurement, layers: Sequence[MeasuredLayer], distortion: Float) -> Measurement:
+    """Replace the layers of a measurement, and their curves; the scales of their blocks take bits."""
+    elements = measurement.curves.elements
+    overhead = np.zeros(len(elements), np.int64)
+    for each, rows in zip(layers, measurement.unit_rows(), strict=True):
+        overhead[rows] = block_bits(each.layer, each.block)
+    curves = Curves(measurement.curves.widths, elements, distortion, overhead if overhead.any() else None)
+    return replace(measurement, layers=tuple(layers), curves=curves)

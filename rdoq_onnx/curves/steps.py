@@ -17,6 +17,7 @@ from rdoq_onnx.candidates.make import make_candidates
 from rdoq_onnx.candidates.moment_passes import collect, passes
 from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.candidates.sensitivity import with_sensitivity
+from rdoq_onnx.candidates.table_rows import TableRows, table_rows
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.float_fallback import SAMPLES, WORK, checked, doubtful
@@ -87,6 +88,21 @@ class Bench:
     def broadened(self) -> Samples:
         """Return the samples that moments are of."""
         return broadened(self.split.fitting, integer_ranges(self.network.model), self.config.seed)
+
+    def table_rows(self) -> tuple[dict[str, TableRows], dict[str, str]]:
+        """Measure the rows of all tables; also return those without an adjoint, with the reason."""
+        network, seen = self.network, self.split.seen
+        tables = [x for x in network.weights[len(network.layers) :] if x.looked_up]
+        if not tables:
+            return {}, {}
+        plan = self.plan(replace(network, layers=tuple(tables), activations=()), seen)
+        return self.keep.step(
+            "tables",
+            len(seen),
+            lambda advance: with_memory(
+                lambda batch: table_rows(replace(plan, batch=batch), tables, advance), plan.batch, self.observation
+            ),
+        )
 
     def clipped(self, candidates: Candidates) -> Candidates:
         """Replace the quantizers of each activation by fewer, finer ones around the best on some samples."""

@@ -8,22 +8,22 @@ from typing import Any
 import onnx
 
 from rdoq_onnx.allocation.allocation import Allocation
-from rdoq_onnx.analysis.weight_only import BITS
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission.naming import name_producer, name_weights
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.emission.storage import stored
-from rdoq_onnx.emission.weight_only import with_weight_only
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.opaque_shapes import OpaqueShapes
 from rdoq_onnx.passes.pruning.remove_channels import RemoveChannels, removable
+from rdoq_onnx.passes.share_ties import ShareTies
 from rdoq_onnx.targets import Storage
 from rdoq_onnx.version import __version__
 
 METADATA = "rdoq_onnx"
 # ONNX Runtime runs a convolution of 30 channels slower than one of 32, while 24 save nearly their share of the time.
 _MULTIPLE = 8
+_WORTH_PACKING = 7.5  # average bits up to which a table's decode at load pays
 _OF_THE_MACHINE = ("scratch", "memory")  # settings that no byte depends on
 
 
@@ -57,20 +57,25 @@ def emit_model(
     plain = quantized_model(allocation) if plain is None else plain
     storage = storage or network.target.storages[0]
     removal = None if keep_channels else removable(plain, _MULTIPLE)
+    weights = {layer.name: layer.weight for layer in network.layers}
     pruning = [RemoveChannels(removal)] if removal is not None and removal.outputs else []
     model = run_passes([*pruning, OpaqueShapes()], plain)
-    unsearched = list(zip(network.weight_only, allocation.weight_only_bits, strict=True))
-    model = with_weight_only(model, [(w, bits) for w, bits in unsearched if bits < BITS])
-    narrow = {t.name for t in model.graph.initializer}
-    model = with_weight_only(model, [(w, bits) for w, bits in unsearched if bits == BITS])
+    model = run_passes([ShareTies([(tie.table.weight, weights[tie.layer]) for tie in network.ties])], model)
     name_weights(model, network)
     if storage != "int8":
-        model = stored(model, storage, network, narrow)
+        model = stored(model, storage, network, _wide(allocation))
     name_producer(model)
     for key, value in (("version", __version__), ("settings", settings)):
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
         model.metadata_props.add(key=f"{METADATA}.{key}", value=text)
     return Emission(model, storage, removal.outputs if removal else {}, removal.kept if removal else {})
+
+
+def _wide(allocation: Allocation) -> set[str]:
+    """Return the integers of stored weights that are not worth packing: few of their rows have fewer than 8 bits."""
+    searched = zip(allocation.measurement.network.searched, allocation.layer_bits, strict=True)
+    wide = [layer for layer, bits in searched if layer.linear.axes and bits.mean() > _WORTH_PACKING]
+    return {f"{layer.weight}_quantized" for layer in wide}
 
 
 def recorded_settings(config: Config, samples: Samples) -> dict[str, Any]:

@@ -25,4 +25,4 @@ def name_producer(model: onnx.ModelProto) -> None:
 
 
 def _weights(network: Network) -> Iterable[str]:
-    yield from dict.fromkeys([*(layer.weight for layer in network.layers), *(w.tensor for w in network.weight_only)])
+    yield from dict.fromkeys(layer.weight for layer in network.weights)

@@ -13,6 +13,7 @@ from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_qdq import InsertQDQ, QuantizedWeight
+from rdoq_onnx.passes.quantize_stored import QuantizeStored, StoredWeight
 
 
 def chosen_weights(allocation: Allocation) -> list[tuple[Layer, WeightCodes, NDArray[np.float64]]]:
@@ -52,14 +53,27 @@ def quantized_model(allocation: Allocation) -> onnx.ModelProto:
     """
     measurement = allocation.measurement
     network = measurement.network
+    chosen = chosen_weights(allocation)
     weights = [
         QuantizedWeight(layer, layer.linear.tensor(codes.integers), codes.scales, shift)
-        for layer, codes, shift in chosen_weights(allocation)
+        for layer, codes, shift in chosen
+        if not layer.linear.axes
     ]
+    by_name = {layer.name: codes for layer, codes, _ in chosen}
+    stored = [stored_weight(layer, by_name[layer.name]) for layer in network.stored]
+    stored += [stored_weight(tie.table, by_name[tie.layer]) for tie in network.ties]
     quantizers = [
         (each.activation, each.quantizers[bits])
         for each, bits in zip(measurement.activations, allocation.activation_bits, strict=True)
     ]
     target = network.target
     step = InsertQDQ(weights, quantizers, target.integer_biases, target.folds, measurement.observation.metric.outputs)
-    return run_passes([step], network.model, checked=False)
+    steps = [step] if not stored else [step, QuantizeStored(stored)]
+    return run_passes(steps, network.model, checked=False)
+
+
+def stored_weight(layer: Layer, codes: WeightCodes) -> StoredWeight:
+    """Return a weight that no product unfolds as QuantizeStored takes it."""
+    linear = layer.linear
+    scales = codes.scales.reshape([size if k in linear.axes else 1 for k, size in enumerate(linear.shape)])
+    return StoredWeight(layer.weight, linear.tensor(codes.integers), scales)

@@ -33,17 +33,17 @@ _ABOUT = "Nodes behind packed_* decode weights (to INT8), scales and biases. All
 
 
 def stored(
-    model: onnx.ModelProto, storage: Literal["packed", "native"], network: Network, narrow: Collection[str]
+    model: onnx.ModelProto, storage: Literal["packed", "native"], network: Network, wide: Collection[str]
 ) -> onnx.ModelProto:
     """Store what quantization added to `network` in fewer bytes and under shorter names.
 
-    narrow: initializers whose integers may need fewer than 8 bits. The others stay INT8: packing an embedding table for
-    its few rows of zeros would cost more at load than it saves.
+    wide: initializers that stay INT8: packing an embedding table for its few rows of zeros would cost more at load than
+    it saves.
     """
     original = set(all_names(network.model.graph))
     added = [t for t in model.graph.initializer if t.name not in original]
     integers = [t.name for t in added if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
-    weights = [name for name in integers if name in narrow]
+    weights = [name for name in integers if name not in wide]
     vectors = [t.name for t in added if t.name not in integers]
     packed = run_passes([PackWeights(weights, storage, network.target.int2), PackVectors(vectors)], model)
     readable = {t.name for t in packed.graph.initializer if t.name.startswith(PACKED)}

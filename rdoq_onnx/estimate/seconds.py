@@ -14,7 +14,7 @@ from rdoq_onnx.curves.large import REACH, is_large, memory_for_sums
 from rdoq_onnx.curves.measure import EQUALIZING
 from rdoq_onnx.curves.steps import CLIPPING, SENSING
 from rdoq_onnx.estimate.speeds import WIDTH, Speeds
-from rdoq_onnx.estimate.work import LayerWork, Work
+from rdoq_onnx.estimate.work import VARIANTS, LayerWork, Work
 from rdoq_onnx.refinement.judge import JUDGING
 from rdoq_onnx.refinement.plan import EFFORTS
 from rdoq_onnx.verification.predicted_parts import DRAWS
@@ -26,7 +26,6 @@ _TOUCHED = 4.0  # copies of an unfolded input that a sum over it takes
 _BINNED = 4.0  # copies of an activation that all its quantizers take
 _NODE = 5e-4  # seconds to edit, infer and load a node of a graph
 _LAYER = 2e-2  # seconds of rounding a layer, however small
-_VARIANTS = 3  # of compensation, where there is a sensitivity
 _COLUMNS = 2000  # inputs whose products take as long as the rest of rounding a weight with compensation
 _DOUBTFUL = 0.05  # share of activations that are measured exactly
 _CLIPS = 8  # quantizers that are tried for an activation's width
@@ -57,8 +56,9 @@ class Estimate:
             "emit": self._graph + _WRITTEN * work.model,
             "latency": _LATENCY + (1 + _EMITTED) * load + 4 * one,
         }
+        tables = {"tables": self._tables()} if work.stored else {}
         if not work.layers:
-            return ends
+            return ends | tables
         activations = self._activations() if work.network.activations else {}
         if work.config.measure == "probe":
             left_out = ("clipping", "taylor", "taylor, activations", "doubtful")
@@ -67,7 +67,7 @@ class Estimate:
         else:
             large = is_large(work.network, work.config)
             measured = (self._large() if large else self._small()) | activations | self._anchoring()
-        return ends | measured | {"second look": self._refinement(measured)}
+        return ends | tables | measured | {"second look": self._refinement(measured)}
 
     @property
     def _graph(self) -> float:
@@ -92,13 +92,22 @@ class Estimate:
         sums = touched + speeds.product * sum(x.sensing for x in work.layers)
         return count * self._reverse(min(SENSING, work.fitting), work.sensing, 1) + work.sensing * sums
 
+    def _tables(self) -> float:
+        """Return the seconds of the rows of tables; of a small network, of their rounding, too."""
+        work = self.work
+        looked_up = any(x.layer.looked_up for x in work.stored)
+        seconds = self._reverse(work.seen, work.runs(work.seen), 1) if looked_up else 0.0
+        if is_large(work.network, work.config):
+            return seconds
+        return seconds + sum(self._nearest(x) + self._compensated(x, work.widths, x.variants) for x in work.stored)
+
     def _small(self) -> dict[str, float]:
         work, speeds = self.work, self.speeds
         runs = work.runs(work.measuring)
-        variants = _VARIANTS * len(work.widths)
+        widths = len(work.widths)
         touched = _TOUCHED * speeds.element * sum(x.unfolded for x in work.layers)
-        products = speeds.product * work.rows * sum(x.forward + x.weights * variants for x in work.layers)
-        rounding = sum(self._nearest(x) + self._compensated(x, work.widths, _VARIANTS) for x in work.layers)
+        products = speeds.product * work.rows * sum(x.forward + x.weights * x.variants * widths for x in work.layers)
+        rounding = sum(self._nearest(x) + self._compensated(x, work.widths, x.variants) for x in work.layers)
         return {
             "moments": self._moments(passes(work.network)),
             "sensitivity": self._sensing(1),
@@ -126,17 +135,16 @@ class Estimate:
         sums += speeds.element * work.rows * work.weights
         shared = len(list(portions(layers, memory)))
         alone = len(list(portions(layers, 2 * memory, shared=False)))
-        variants = 1 if marginal(work.network) else _VARIANTS
+        variants = 1 if marginal(work.network) else VARIANTS
         widths, again = self._refined()
+        searched = (*work.layers, *work.stored)
         return {
             "moments": self._moments(shared),
             "sensitivity": self._sensing(alone) + basis,
             "taylor": count * self._reverse(work.measuring, runs, work.rows) + runs * sums,
-            "rounding": sum(self._nearest(x) + self._formed(x, len(work.widths)) for x in work.layers),
+            "rounding": sum(self._nearest(x) + self._formed(x, x.blocks * len(work.widths)) for x in searched),
             "candidates": again
-            * sum(
-                self._compensated(x, widths, variants) + self._formed(x, len(widths) * variants) for x in work.layers
-            ),
+            * sum(self._compensated(x, widths, variants) + self._formed(x, len(widths) * variants) for x in searched),
         }
 
     def _refined(self) -> tuple[tuple[int, ...], float]:
@@ -147,7 +155,8 @@ class Estimate:
         return tuple(b for b in widths if abs(b - config.weight_bits) <= REACH), _AGAIN
 
     def _nearest(self, layer: LayerWork) -> float:
-        return layer.weights * len(self.work.widths) * self.speeds.nearest / self.speeds.threads
+        """Return the seconds of rounding a layer to nearest, with each block size."""
+        return layer.blocks * layer.weights * len(self.work.widths) * self.speeds.nearest / self.speeds.threads
 
     def _formed(self, layer: LayerWork, times: int) -> float:
         """Return the seconds of a layer's forms for so many ΔW."""
@@ -202,8 +211,8 @@ class Estimate:
 
     def _probe(self) -> float:
         work = self.work
-        channels = sum(x.channels for x in work.layers)
-        runs = _VARIANTS * channels * len(work.widths) + _CLIPS**2 * len(work.network.activations)
+        channels = sum(x.variants * x.channels for x in work.layers)
+        runs = channels * len(work.widths) + _CLIPS**2 * len(work.network.activations)
         return self._exact(len(work.layers) + len(work.network.activations), runs, work.measuring)
 
     def _refinement(self, measured: dict[str, float]) -> float:

@@ -17,6 +17,7 @@ from rdoq_onnx.observation.batching import Batching, batch_size, observed_tensor
 from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.observation.parts import Part, measured_tensors
+from rdoq_onnx.passes.unfusing.unfuse import Unfuse
 from rdoq_onnx.system.runtime import Runtime
 
 _SHAPES = 8  # of samples; inferring each takes as long
@@ -56,7 +57,8 @@ def _elements(
 
     Where one of `names` has such a dimension, ONNX Runtime computes what depends on shapes alone, which shows others.
     """
-    bare = static(weights_as_inputs(model, larger_than=_CONSTANT), feeds)
+    # onnx infers no shapes behind fused operators.
+    bare = Unfuse(closed=True)(static(weights_as_inputs(model, larger_than=_CONSTANT), feeds))
     shapes = _shapes(bare)
     if not all(name in shapes and all(shapes[name]) for name in names):
         with contextlib.suppress(RdoqError):

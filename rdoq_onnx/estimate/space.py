@@ -16,10 +16,10 @@ from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.threads import cores
 
 BASE = 150 << 20  # bytes of the process with what it imports
-_CANDIDATE = 140  # bytes of a weight with all its candidates and their changes
+_CANDIDATE = 47  # bytes of a weight in one rounding variant at all widths, and its changes
 _COPIES = 3  # of an unfolded input, while its sum is made
 _ALIVE = 0.5  # share of all tensors of a pass that are needed at the same time
-_STATE = 32  # bytes of the state of a channel at one width
+_STATE = 28  # bytes of the state of a channel at one width, and of its scale
 _SLACK = 1.1  # what allocators leave unused
 _CLEARLY = 1.2  # an estimate of so many times what there is is worth a word
 
@@ -37,7 +37,7 @@ def space(work: Work, shelf: int) -> Space:
     large, detached = is_large(work.network, work.config), is_detached(work.network.model)
     weights = work.model * (2 if not detached or work.model <= HUGE else 1)
     held = 0 if detached else work.model * 3  # the model, normalized and in the form that is being edited
-    candidates = 0 if large else _CANDIDATE * work.weights
+    candidates = 0 if large else _CANDIDATE * sum(x.variants * x.weights for x in work.layers)
     sums = _large(work) if large else candidates
     steps = [_forward(work), _backward(work) + sums, candidates + _exact(work)]
     return Space(int(BASE + _SLACK * (held + weights + max(steps))), shelf + (_kept(work) if large else 0))
@@ -93,9 +93,12 @@ def _kept(work: Work) -> int:
     """Bytes of statistics, codes and states of a large network, and of its equalized weights."""
     seconds = 4 * (sum(x.second for x in work.inputs) + 2 * sum(x.second for x in work.layers))
     powers = 0 if marginal(work.network) else 4 * work.weights
-    states = sum(_STATE * x.channels * len(work.widths) for x in work.layers)
+    searched = (*work.layers, *work.stored)
+    states = sum(_STATE * x.blocks * x.channels * len(work.widths) for x in searched)
+    # Codes are made of the first block size, and of the one that is chosen.
+    codes = len(work.widths) * sum(min(x.blocks, 2) * x.weights for x in searched)
     equalized = 4 * work.weights if work.network.activations else 0
-    return seconds + powers + len(work.widths) * work.weights + states + equalized
+    return seconds + powers + codes + states + equalized
 
 
 def shortages(space: Space, config: Config, scratch: Scratch) -> tuple[str, ...]:

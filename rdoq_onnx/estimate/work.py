@@ -23,6 +23,8 @@ from rdoq_onnx.model.sizes import tensor_bytes
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.system.runtime import Runtime
 
+VARIANTS = 3  # of compensation, where there is a sensitivity
+
 
 @dataclass(frozen=True)
 class LayerWork:
@@ -42,6 +44,16 @@ class LayerWork:
     def width(self) -> int:
         """The inputs that share one second moment."""
         return max(self.second // (self.layer.linear.group * self.inputs), 1)
+
+    @property
+    def blocks(self) -> int:
+        """The block sizes that it is rounded with."""
+        return len(self.layer.blocks)
+
+    @property
+    def variants(self) -> int:
+        """Roundings with compensation at each width, where all layers are measured at once."""
+        return sum(1 if block else VARIANTS for block in self.layer.blocks)
 
     @property
     def forward(self) -> int:
@@ -114,6 +126,14 @@ class Work:
     @cached_property
     def layers(self) -> tuple[LayerWork, ...]:
         return tuple(self._layers())
+
+    @cached_property
+    def stored(self) -> tuple[LayerWork, ...]:
+        """The weights that no product unfolds."""
+        return tuple(
+            LayerWork(x, math.prod(x.linear.shape), x.linear.inputs, second_bytes(x) // 8, 0)
+            for x in self.network.stored
+        )
 
     @cached_property
     def inputs(self) -> tuple[LayerWork, ...]:

@@ -21,11 +21,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-from rdoq_onnx.gradients import elementwise, products  # noqa: F401 - importing registers rules
+from rdoq_onnx.gradients import elementwise, packed_products, products  # noqa: F401 - importing registers rules
 from rdoq_onnx.gradients import shapes as movement  # noqa: F401 - likewise
 from rdoq_onnx.gradients.foreign import foreign
+from rdoq_onnx.gradients.opened import opened
 from rdoq_onnx.gradients.relu_masks import masked, masked_tensors
-from rdoq_onnx.gradients.tape import RULES, Grads, Tape
+from rdoq_onnx.gradients.tape import RULES, Grads, Tape, operator
 from rdoq_onnx.model.graph import Graph
 from rdoq_onnx.model.protos import reads, with_outputs
 from rdoq_onnx.system.runtime import Runtime
@@ -67,7 +68,8 @@ def reverse_model(
     def run(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> Sequence[Array]:
         return runtime.session(model).run(feeds, names)
 
-    graph = runtime.optimized(_raise_opset(_with_outputs(model, [*outputs, *fetch, *at])))
+    model = _with_outputs(model, [*outputs, *fetch, *at])
+    graph = runtime.optimized(_raise_opset(opened(model, outputs, feeds, run) if at else model))
     shapes, dtypes = _record(graph, feeds, run)
     tape = _tape(graph, shapes, dtypes, run)
     tape.masked = masked_tensors(Graph(graph))
@@ -187,8 +189,8 @@ def _contributions(tape: Tape, node: NodeProto, grads: Grads) -> list[tuple[str,
     """Return (input, adjoint) pairs of one node, by our rule or onnx-ad's; None if neither has one."""
     result: Any = NotImplemented
     grads = masked(tape, node, grads)
-    if node.domain in ("", "ai.onnx") and node.op_type in RULES:
-        result = RULES[node.op_type](tape, node, grads)
+    if (kind := operator(node)) in RULES:
+        result = RULES[kind](tape, node, grads)
     if result is NotImplemented:
         return foreign(tape, node, grads)
     pairs = zip(node.input, result, strict=False)

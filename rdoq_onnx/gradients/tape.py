@@ -9,6 +9,7 @@ A rule returns one adjoint per input, None where there is none or none is wanted
 of the operator that it does not cover; then onnx-ad's rule is tried.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,7 +77,7 @@ class Tape:
         """Add an initializer of the element type of `like`, or int64; equal ones are shared."""
         dtype = np.dtype(np.int64) if like is None else helper.tensor_dtype_to_np_dtype(self.dtypes[like])
         array = np.ascontiguousarray(value, dtype=dtype).reshape(np.shape(value))
-        key = f"{dtype}{array.shape}{array.tobytes().hex()}"
+        key = f"{dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
         if key not in self.initializers:
             self.initializers[key] = numpy_helper.from_array(array, self.name("adj/const"))
         return self.initializers[key].name
@@ -109,13 +110,18 @@ class Tape:
 
 
 def rule(*op_types: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators of the default domain."""
+    """Register a rule for operators by their names, as `operator` gives them."""
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(op_types, function))
         return function
 
     return register
+
+
+def operator(node: NodeProto) -> str:
+    """Return the type of a standard operator, and domain and type, joined by a dot, of any other."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 def only(node: NodeProto, value: str) -> Grads:

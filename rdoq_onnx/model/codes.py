@@ -9,11 +9,16 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 
 ROUNDING = 2.0**-21  # relative difference that a few roundings of float32 explain
+_HALF = np.finfo(np.float16)
 
 
 @dataclass(frozen=True)
 class WeightCodes:
-    """One layer's channels at one width: `integers` int8 [units, K] and `scales` float32 [units]."""
+    """One layer's channels at one width: `integers` int8 [units, K] and `scales` float32.
+
+    scales: [units], or [units, B] where each of B blocks of consecutive weights has its own. Those of blocks may be
+    negative.
+    """
 
     integers: NDArray[np.int8]
     scales: NDArray[np.float32]
@@ -21,7 +26,10 @@ class WeightCodes:
     @property
     def values(self) -> NDArray[np.float32]:
         """The dequantized weights, [units, K]."""
-        return self.integers * self.scales[:, None]
+        if self.scales.ndim == 1:
+            return self.integers * self.scales[:, None]
+        blocks = self.integers.reshape(*self.scales.shape, -1) * self.scales[:, :, None]
+        return blocks.reshape(self.integers.shape)
 
     def change(self, rows: FloatArray) -> FloatArray:
         """Return ΔW of the float weights `rows` [units, K]; 0 in rows that differ by float rounding alone."""
@@ -34,7 +42,11 @@ class WeightCodes:
     def replaced(self, others: "WeightCodes", rows: NDArray[np.bool_]) -> "WeightCodes":
         """Return these codes with `rows` [units] of `others`."""
         integers = np.where(rows[:, None], others.integers, self.integers)
-        return WeightCodes(integers, np.where(rows, others.scales, self.scales))
+        return WeightCodes(integers, np.where(_per_unit(rows, self.scales), others.scales, self.scales))
+
+    def taken(self, units: NDArray[np.int64]) -> "WeightCodes":
+        """Return these `units` alone."""
+        return WeightCodes(self.integers[units], self.scales[units])
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,19 @@ class Affine:
         return q
 
 
+def _per_unit(values: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[Any]:
+    """Give `values` [units] the rank of `scales`."""
+    return values.reshape(-1, *[1] * (scales.ndim - 1))
+
+
 def stored(scales: FloatArray) -> NDArray[np.float64]:
     """Round scales to 11 significant bits, so that float16 stores them exactly."""
     mantissa, exponent = np.frexp(scales.astype(np.float64))
     result: NDArray[np.float64] = np.ldexp(np.rint(mantissa * 2048) / 2048, exponent)
     return result
+
+
+def halved(scales: FloatArray) -> NDArray[np.float64]:
+    """Round scales of blocks to the nearest float16, never to 0: a file has so many that each takes 16 bits."""
+    half = np.clip(np.abs(scales), _HALF.smallest_subnormal, _HALF.max).astype(np.float16)
+    return np.copysign(half.astype(np.float64), scales)

@@ -87,6 +87,13 @@ def taking(shelf: "Shelf | None") -> Iterator[None]:
         _SHELF.reset(token)
 
 
+def with_values(model: ModelProto, name: str, array: Array) -> ModelProto:
+    """Return a copy of `model` in which the initializer `name` holds `array`."""
+    result = without_initializers(model)
+    result.graph.initializer.extend(stored(array, name) if t.name == name else t for t in model.graph.initializer)
+    return result
+
+
 def place(tensor: TensorProto, where: Place) -> None:
     """Make `tensor` refer to `where`, in place of what it holds."""
     tensor.ClearField("raw_data")

@@ -14,6 +14,8 @@ from rdoq_onnx.model.protos import reads
 # Movement operators: every output value is an input value, or the zero that every quantizer here represents.
 MOVEMENT = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Slice"})
 MOVEMENT |= {"SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+# Those whose output holds all values of the input.
+REARRANGING = frozenset({"Expand", "Flatten", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze"})
 # Operators that the quantizer's saturation can replace, so that they fuse into the integer convolution.
 CLAMPS = frozenset({"Relu", "Clip", "Min"})
 SHAPE_OPS = frozenset({"Shape", "Size"})  # read the shape of a tensor, not its values
@@ -62,6 +64,13 @@ class Graph:
         root = self._roots.get(tensor, tensor)
         self._roots.update(dict.fromkeys(path, root))
         return root
+
+
+def operand_root(tensor: str, graph: Graph) -> str:
+    """The tensor whose values `tensor` holds, all of them: a part of a Split has a range of its own."""
+    while (node := graph.producer.get(tensor)) is not None and node.op_type in REARRANGING and is_movement(node, graph):
+        tensor = node.input[0]
+    return tensor
 
 
 def is_movement(node: onnx.NodeProto, graph: Graph) -> bool:

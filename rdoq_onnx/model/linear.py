@@ -9,6 +9,9 @@ the same operator, and everything the method needs into matrix products:
 
 N samples, G groups, O output channels per group, K weights per output channel, P positions. The bias is not included.
 A unit owns one scale in the emitted file: it is an index along the weight's channel axis. Its weights form a row.
+
+Weights that no product unfolds, such as a table whose rows are looked up, have units along `axes`, and rows all the
+same.
 """
 
 import math
@@ -26,8 +29,9 @@ FloatArray = NDArray[np.floating[Any]]
 class Linear:
     """How one operator unfolds: its type, its weight's shape and the relevant attributes.
 
-    op_type: "Conv", "ConvTranspose", "Gemm" or "MatMul".
+    op_type: "Conv", "ConvTranspose", "Gemm" or "MatMul"; any other with `axes`.
     weight_side: which of the operator's two inputs is the weight (0 only for MatMul).
+    axes: ascending axes of the weight along which units lie; empty for the four operators, which have one.
     """
 
     op_type: str
@@ -43,6 +47,7 @@ class Linear:
     trans_a: bool = False
     trans_b: bool = False
     alpha: float = 1.0
+    axes: tuple[int, ...] = ()
 
     @property
     def matrix(self) -> "Linear":
@@ -52,6 +57,8 @@ class Linear:
     @property
     def axis(self) -> int:
         """The channel axis of the weight, as in DequantizeLinear's `axis`."""
+        if self.axes:
+            return self.axes[0]
         if self.op_type == "Conv" or (self.op_type == "Gemm" and self.trans_b):
             return 0
         if self.op_type == "MatMul" and self.weight_side == 0:
@@ -60,7 +67,7 @@ class Linear:
 
     @property
     def channels(self) -> int:
-        return self.shape[self.axis]
+        return math.prod(self.shape[k] for k in self._units)
 
     @property
     def inputs(self) -> int:
@@ -72,18 +79,24 @@ class Linear:
         return elements // (self.channels * self._shared)
 
     @property
+    def _units(self) -> tuple[int, ...]:
+        return self.axes or (self.axis,)
+
+    @property
     def _shared(self) -> int:
         """The number of groups that share a unit."""
         return self.group if self.op_type == "ConvTranspose" else 1
 
     def rows(self, weight: FloatArray) -> FloatArray:
         """Weight tensor -> [units, weights per unit]."""
-        return np.moveaxis(weight, self.axis, 0).reshape(self.channels, -1)
+        return np.moveaxis(weight, self._units, range(len(self._units))).reshape(self.channels, -1)
 
     def tensor(self, rows: NDArray[Any]) -> NDArray[Any]:
         """The inverse of `rows`."""
-        rest = tuple(n for k, n in enumerate(self.shape) if k != self.axis)
-        return np.ascontiguousarray(np.moveaxis(rows.reshape(self.channels, *rest), 0, self.axis))
+        units = self._units
+        rest = (n for k, n in enumerate(self.shape) if k not in units)
+        apart = rows.reshape(*(self.shape[k] for k in units), *rest)
+        return np.ascontiguousarray(np.moveaxis(apart, range(len(units)), units))
 
     def grouped(self, rows: NDArray[Any]) -> NDArray[Any]:
         """[..., units, weights per unit] -> [..., G, O, K]."""

@@ -112,6 +112,11 @@ def exposed(graph: Graph) -> set[int]:
     return {id(t) for g in (graph, *graph.bodies) for t in g.outputs}
 
 
+def all_tensors(graph: Graph) -> dict[str, Tensor]:
+    """Return the tensors of the graph and of its bodies, by name."""
+    return {name: tensor for g in (*graph.bodies, graph) for name, tensor in g.tensors().items()}
+
+
 def in_body(graph: Graph, node: Node) -> bool:
     """Whether `node` belonged to a subgraph when the model was imported."""
     return id(node) in graph.body_nodes

@@ -14,11 +14,13 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.external import Place
-from rdoq_onnx.model.protos import attribute_tensors, subgraphs_of
+from rdoq_onnx.model.protos import attribute_tensors, default_opset, subgraphs_of
 from rdoq_onnx.model.sizes import weights_as_inputs
 
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's operators
 MAX_NESTING = 16  # levels of nested graphs; exporters stay under 8
 MAX_BYTES = 2**33  # bytes of one tensor, for a batch of 1 where the model leaves it free
+_ADDED = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})  # the former is the standard's from 17 on
 _BLOCKED = "com.microsoft.nchwc"  # weights in blocks of channels, as many as fit a register
 _INFERABLE = 1024  # elements: shape inference sees no larger constants
 _PACKED: dict[int, int] = {  # sub-byte types: elements per byte
@@ -81,6 +83,24 @@ def _check_inferred(model: ModelProto) -> None:
         size = math.prod(max(d.dim_value, 1) for d in kind.shape.dim) * 4
         if size > MAX_BYTES:
             raise ModelError(f"tensor {value.name!r} would take {size / 2**30:,.0f} GB; check its dimensions")
+
+
+def set_apart(model: ModelProto) -> ModelProto:
+    """Give operators that ONNX Runtime adds to the standard's domain its own, for onnx's checker, which rejects them.
+
+    Returns `model` itself if it has none.
+    """
+    added = _ADDED if default_opset(model) < 17 else _ADDED - {"LayerNormalization"}
+    if not any(n.op_type in added and n.domain in ("", "ai.onnx") for n in model.graph.node):
+        return model
+    result = ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        if node.op_type in added and node.domain in ("", "ai.onnx"):
+            node.domain = MICROSOFT
+    if all(o.domain != MICROSOFT for o in result.opset_import):
+        result.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    return result
 
 
 def _graphs(graph: GraphProto, depth: int) -> Iterator[tuple[GraphProto, int]]:

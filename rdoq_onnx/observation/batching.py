@@ -78,11 +78,12 @@ def _is_batch_axis(network: Network, samples: Samples, runtime: Runtime) -> bool
 
 
 def observed_tensors(network: Network) -> list[str]:
-    """Return quantized activations, the tensors that carry their values to layers, and layer inputs and outputs."""
+    """Return quantized activations, the tensors that carry their values to layers, and their inputs and outputs."""
     activations = [a.tensor for a in network.activations]
     feeding = [f for a in network.activations for f in a.feeds]
     layers = [n for x in network.layers for u in x.uses for n in (u.data, u.output)]
-    return list(dict.fromkeys([*activations, *feeding, *layers]))
+    products = [p.output for p in network.products]
+    return list(dict.fromkeys([*activations, *feeding, *layers, *products]))
 
 
 def _rows_independent(batch: int, value: Array, first: Array, last: Array) -> bool:

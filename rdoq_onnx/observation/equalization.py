@@ -36,6 +36,16 @@ _QUIET = 1e-3  # channels below this share of the widest range stay as they are:
 Float = NDArray[np.float64]
 
 
+def typical_widths(config: Config) -> tuple[int, int]:
+    """Return the widths of activations and weights that channel scales are chosen for: narrow ones or wide ones.
+
+    All budgets of either kind share one measurement.
+    """
+    activations, weights = config.activation_bits, config.weight_bits
+    narrow = weights is not None and config.size is None and weights <= _NARROW
+    return (4 if activations is not None and activations <= _NARROW else 8), (4 if narrow else 7)
+
+
 def exponent_for(config: Config) -> float:
     """Return the exponent for ranges evened out at the weights' expense; 0 for wide activations, which gain less."""
     return 0.35 if config.activation_bits is not None and config.activation_bits <= _NARROW else 0.0

@@ -63,7 +63,9 @@ def observe(network: Network, parts: Sequence[Part], samples: Samples, runtime: 
     batching, sizes = find_batching(session, samples, names)
     activations = [name for name in activations if sizes[name]]
     ends: dict[str, list[NDArray[np.float64]]] = {n: [] for n in activations}
-    few: dict[str, list[Array]] = {n: [] for n in activations if sizes[n] * len(samples) <= FEW_VALUES}
+    probabilities = {o for n in network.model.graph.node if n.op_type == "Softmax" for o in n.output}
+    unbounded = [n for n in activations if n not in probabilities]
+    few: dict[str, list[Array]] = {n: [] for n in unbounded if sizes[n] * len(samples) <= FEW_VALUES}
     model = with_outputs(network.model, [*dict.fromkeys([*outputs, *few])])
     session = runtime.session(with_ends(model, activations), "all")
 
@@ -79,7 +81,7 @@ def observe(network: Network, parts: Sequence[Part], samples: Samples, runtime: 
     metric = metric_of(parts, run(), len(samples))
     share = margin(len(samples))
     joined = {name: np.concatenate(parts, axis=1) for name, parts in ends.items()}
-    ranges = {name: widened(values, share) for name, values in joined.items()}
+    ranges = {name: (0.0, 1.0) if name in probabilities else widened(values, share) for name, values in joined.items()}
     quiet = tuple(name for name, values in joined.items() if has_quiet_samples(values))
     extremes = {name: ExtremeValues.of(np.concatenate(parts)) for name, parts in few.items()}
     return Observation(ranges, sizes, metric, batching, len(samples), extremes, quiet)

@@ -102,10 +102,13 @@ def _candidates(model: onnx.ModelProto, samples: Samples) -> Iterator[_Cut]:
             continue
         if not all(np.isin(batch[name], (0, 1)).all() for batch in samples.batches(64)):
             continue
-        axes = {other: _axis(dimensions[other], free[1].dim_param, samples, other, name) for other in samples.arrays}
-        found = {other: axis for other, axis in axes.items() if axis is not None}
-        if len(found) > 1:
-            yield from (_Cut(name, kept, found) for kept in (1, 0))
+        # Decoders name T of the mask apart from that of the tokens, since it also counts those in the caches.
+        for size in dict.fromkeys((free[1].dim_param, "")):
+            axes = {other: _axis(dimensions[other], size, samples, other, name) for other in samples.arrays}
+            found = {other: axis for other, axis in axes.items() if axis is not None}
+            if len(found) > 1:
+                yield from (_Cut(name, kept, found) for kept in (1, 0))
+                break
 
 
 def _axis(dimensions: Any, name: str, samples: Samples, tensor: str, mask: str) -> int | None:

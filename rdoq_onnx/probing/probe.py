@@ -16,6 +16,7 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
 from rdoq_onnx.model.codes import Affine, WeightCodes
+from rdoq_onnx.model.external import with_values
 from rdoq_onnx.model.layers import Activation, Layer, Use
 from rdoq_onnx.observation.batching import Batching
 from rdoq_onnx.observation.distortion import Metric
@@ -23,7 +24,7 @@ from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.probing.prefix import CACHE_BYTES, Prefix
 from rdoq_onnx.probing.suffix import Suffix
 from rdoq_onnx.system.progress import Advance, Unfinished
-from rdoq_onnx.system.runtime import Runtime, Tensor
+from rdoq_onnx.system.runtime import Runtime, Session, Tensor
 
 # Limits on the perturbed samples of one run: bytes at both ends of a suffix, and rows. On a CPU, the tensors between
 # two layers then stay in the cache; a GPU needs larger batches.
@@ -86,6 +87,8 @@ class Prober:
         self, layer: Layer, codes: Sequence[WeightCodes], mean: NDArray[np.float64] | float = 0.0
     ) -> NDArray[np.float64]:
         """Return δ of all channels of `layer` at once, all else in float, for each of `codes`; [len(codes)]."""
+        if layer.linear.axes:
+            return np.array([self._replaced(layer, each) for each in codes])
         deltas = self._deltas(layer, codes)
         suffix = self._suffix("z", [u.output for u in layer.uses])
         total = np.zeros(len(codes))
@@ -123,6 +126,20 @@ class Prober:
                 parameters = {activation.tensor: perturbation}
                 total[list(chunk)] += self._errors(suffix, batch, parameters, len(chunk))
         return total / len(self.samples)
+
+    def _replaced(self, layer: Layer, codes: WeightCodes) -> float:
+        """Return δ with the values of `codes` in place of a weight that no product unfolds."""
+        value = layer.linear.tensor(codes.values)
+        changed = self.runtime.session(with_values(self.network.model, layer.weight, value), "all")
+        total = 0.0
+        for count, feeds in self.samples.counted_batches(self.batching.size):
+            one, other = (session.run(feeds, self.metric.outputs) for session in (changed, self._whole))
+            total += float(self.metric.errors(one, other, count).sum())
+        return total / len(self.samples)
+
+    @cached_property
+    def _whole(self) -> Session:
+        return self.runtime.session(self.network.model, "all")
 
     @cached_property
     def _prefix(self) -> Prefix:

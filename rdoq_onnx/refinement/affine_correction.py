@@ -29,7 +29,7 @@ from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.emission.quantized_model import bias_shift, chosen_weights, mixed
 from rdoq_onnx.model import external
-from rdoq_onnx.model.codes import WeightCodes, stored
+from rdoq_onnx.model.codes import WeightCodes, halved, stored
 from rdoq_onnx.model.graph import Graph, attribute
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.linear import Linear
@@ -107,10 +107,13 @@ def _scaled(codes: Mapping[int, WeightCodes], gain: Float) -> Mapping[int, Weigh
     """Multiply the scale of each channel by `gain`; one of 1 leaves the scale at its full precision."""
 
     def times_gain(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.where(gain == 1, scales, stored(scales * gain)).astype(np.float32)
+        """Of one width: [units], or of blocks [units, B]."""
+        if scales.ndim == 1:
+            return np.where(gain == 1, scales, stored(scales * gain)).astype(np.float32)
+        return halved(scales * gain[:, None]).astype(np.float32)
 
     if isinstance(codes, SpooledCodes):
-        return codes.scaled(times_gain(codes.scales))
+        return codes.scaled(np.stack([times_gain(scales) for scales in codes.scales]))
     return {b: WeightCodes(code.integers, times_gain(code.scales)) for b, code in codes.items()}
 
 

@@ -3,7 +3,7 @@
 At the least squared error a small move costs it little, but may lower the divergence by much. So each row of the curves
 is weighed by a mix of its shares of both at its width,
 
-    w = 1 - t + t r,    r = (δ_kl / Σ δ_kl) / (δ / Σ δ),
+    w = 1 - t + t r,    r = ρ Σ δ / Σ ρ δ,    ρ = δ_kl / δ (curves/divergence.py),
 
 with the greatest t at which the predicted squared error grows by no more than `PREDICTED` dB.
 """
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.config import Budgets
-from rdoq_onnx.curves.curves import Curves
 
 PREDICTED = 0.2  # dB that the predicted squared error may grow by
 MEASURED = 0.3  # dB that the measured one may
@@ -34,7 +33,7 @@ class Diverted:
     cost_db: float
 
 
-def diverted(allocation: Allocation, divergence: Curves, budgets: Budgets) -> tuple[Allocation, Float]:
+def diverted(allocation: Allocation, divergence: Float, budgets: Budgets) -> tuple[Allocation, Float]:
     """Return `allocation`, of least squared error, with bits diverted, and the weights of the rows that led there."""
     ratios = _ratios(allocation, divergence)
     limit = allocation.predicted * 10 ** (PREDICTED / 10)
@@ -60,14 +59,18 @@ def predicted_divergence(allocation: Allocation) -> float | None:
         return allocation.predicted
     if measurement.divergence is None:
         return None
-    bits = allocation.bits
-    return float(measurement.divergence.distortion[np.arange(len(bits)), bits].sum())
+    return float((_filled(measurement.divergence) * allocation.distortions).sum())
 
 
-def _ratios(allocation: Allocation, divergence: Curves) -> Float:
-    """Return r of each row; 1 where either is 0."""
-    rows = np.arange(len(divergence.elements))
-    other, own = divergence.distortion[rows, allocation.bits], allocation.distortions
-    usable = np.isfinite(other) & (other > 0) & (own > 0)
-    scale = own[usable].sum() / max(other[usable].sum(), 1e-300)
-    return np.where(usable, scale * np.where(usable, other, 1.0) / np.where(usable, own, 1.0), 1.0)
+def _ratios(allocation: Allocation, divergence: Float) -> Float:
+    """Return r of each row."""
+    known, own = _filled(divergence), allocation.distortions
+    total = float((known * own).sum())
+    return known * own.sum() / total if total > 0 else np.ones(len(known))
+
+
+def _filled(divergence: Float) -> Float:
+    """Return ρ of each row, their geometric mean where it is not known."""
+    known = np.isfinite(divergence) & (divergence > 0)
+    mean = float(np.exp(np.log(divergence[known]).mean())) if known.any() else 1.0
+    return np.where(known, divergence, mean)

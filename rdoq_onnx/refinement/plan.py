@@ -33,7 +33,9 @@ class Plan:
         """Return the plan of `effort` if each trial runs `judging` samples; expensive networks get fewer swaps."""
         work = judging * sum(allocation.measurement.observation.sizes.values())
         groups = len(rows_by_distortion(allocation))
-        return EFFORTS[effort].within(work, groups, len(allocation.activation_bits), len(allocation.layer_bits))
+        return EFFORTS[effort].within(
+            work, groups, len(allocation.activation_bits), len(allocation.measurement.network.layers)
+        )
 
     def within(self, work: int, groups: int, activations: int, layers: int) -> "Plan":
         """Limit the plan to the bound on work, given a trial's `work` in elements, and to what the network has."""

@@ -94,7 +94,7 @@ class Refinement:
 
     def _reround(self, best: "_Best") -> None:
         runtime = self.judge.runtime
-        for portion in np.array_split(np.arange(len(best.allocation.layer_bits)), self.plan.portions):
+        for portion in np.array_split(np.arange(len(best.allocation.measurement.network.layers)), self.plan.portions):
             best.step("re-rounding", rerounded(best.allocation, portion, self.split.fitting, runtime, self.workers))
         around = remeasured(best.allocation, self.config.seed, self.split.measuring, runtime, self.workers)
         best.step("re-measuring", allocate_bits(around, self.config.budgets))

@@ -12,8 +12,10 @@ from rdoq_onnx.candidates.candidates import integer_limit
 from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.candidates.moment_passes import collect
 from rdoq_onnx.candidates.scale_floors import scale_floors
-from rdoq_onnx.curves.chosen import chosen_curves
-from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.curves.divergence import as_candidates
+from rdoq_onnx.curves.measurement import Measurement, curves_of, with_blocks
+from rdoq_onnx.curves.shrinkage import shrunk_curves, squared_errors
+from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.emission.quantized_model import chosen_weights, quantized_model
 from rdoq_onnx.gradients.batch_sizes import forward_batch, least_draws, reverse_batch, with_memory
 from rdoq_onnx.gradients.plan import ReversePlan
@@ -45,7 +47,8 @@ def rerounded(
     floors = scale_floors(network, measurement.observation.ranges)
     measured = list(measurement.layers)
     for k, layer, moment in zip(portion.tolist(), layers, moments, strict=True):
-        rows = LayerRows(Blocks(layer.linear), network.rows(layer), integer_limit(network), floors[k])
+        limit, block = integer_limit(network), measured[k].block
+        rows = LayerRows(Blocks(layer.linear), network.rows(layer), limit, floors[k], block)
         widths = tuple(np.unique(allocation.layer_bits[k]).tolist())
         starts = rows.starts(moment.covariance, widths)
         codes = {**measured[k].codes, **rows.codes(moment.covariance, _DAMPING, starts)}
@@ -58,11 +61,32 @@ def remeasured(allocation: Allocation, seed: int, samples: Samples, runtime: Run
     measurement = allocation.measurement
     network, observation = measurement.network, measurement.observation
     weights = [(layer, layer.linear.tensor(codes.values), shift) for layer, codes, shift in chosen_weights(allocation)]
+    candidates = as_candidates(measurement)
     around = run_passes([ReplaceWeights(weights)], measurement.aimed.model, checked=False)  # outputs without a type
     size = reverse_batch(network, observation, runtime, len(samples))
     plan = ReversePlan(measurement.aimed, samples, observation.metric, runtime, workers, size, seed, around)
-    found = chosen_curves(measurement, replace(plan, draws=least_draws(observation)), _unwatched)
-    return measurement if found is None else replace(measurement, curves=found)  # else leave exact curves as they are
+    plan = replace(plan, draws=least_draws(observation))
+    found = with_memory(
+        lambda batch: first_order(replace(plan, batch=batch), candidates, _unwatched), size, observation
+    )
+    if found.missing:  # leave exact curves as they are
+        return measurement
+    seen = plan.averaged()
+    kept = [
+        measurement.curves.distortion[rows][:, list(each.codes)]
+        for each, rows in zip(measurement.layers, measurement.unit_rows(), strict=True)
+        if each.layer.linear.axes
+    ]
+    steady = [
+        shrunk_curves(curves[0], squared_errors(each.variants[0], network.rows(each.layer)), seen)
+        for each, curves in zip(candidates.layers, found.weights, strict=True)
+    ]
+    activations = [{b: float(v[0]) for b, v in table.items()} for table in found.activations]
+    changed = list(zip(measurement.layers, steady + kept, strict=True))
+    curves = curves_of(network, observation, changed, activations)
+    # Those of other block sizes are not measured again, so there is nothing left to choose.
+    layers = [replace(x, options=()) for x in measurement.layers]
+    return with_blocks(replace(measurement, curves=curves), layers, curves.distortion)
 
 
 def _unwatched(done: int) -> None:

@@ -43,10 +43,10 @@ def advise(allocation: Allocation, config: Config, report: Report) -> tuple[str,
     ]
     if doubtful and report.calibration == "synthetic":
         lines.append("the samples are synthetic: give real ones with --calibration")
-    cause = causes.unsearched(allocation, report) if doubtful else []
-    if not cause and _is_off(allocation, report):
+    if _is_off(allocation, report):
         lines.append(_inaccurate(allocation, config, report))
-    if not cause and doubtful:
+    cause: list[str] = []
+    if doubtful:
         pinned = causes.pinned(allocation, config)
         cause = pinned and (_pin(allocation, config) or pinned)
     if not cause and poor:
@@ -85,7 +85,7 @@ def _pin(allocation: Allocation, config: Config) -> list[str]:
     width = next((b for b in wider if left[b] <= _TARGET * own), wider[-1] if wider else None)
     if width is None or left[width] >= own:
         return []
-    spent = bits * curves.elements
+    spent = allocation.spent
     side: Side = "both" if config.joint else "weights" if worst.kind == "layer" else "activations"
     rows = _rows_of(side, allocation)
     extra = int(((width - bits[worst.rows]) * curves.elements[worst.rows]).sum())

@@ -6,8 +6,7 @@ import numpy as np
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.analysis.patterns import pins
-from rdoq_onnx.analysis.weight_only import BITS
-from rdoq_onnx.config import Config
+from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.model.graph import Graph, upstream
 from rdoq_onnx.observation.parts import SELECTORS
 from rdoq_onnx.report.report import Report
@@ -35,21 +34,6 @@ def alike(report: Report) -> list[str]:
         "the held-out samples are much like those calibrated on (their outputs are "
         f"{report.likeness:.2f} of the mean squared distance apart), so these figures promise little for others: "
         "calibrate on more varied samples"
-    ]
-
-
-def unsearched(allocation: Allocation, report: Report) -> list[str]:
-    """Name the table, cell or stack whose weights, outside the search, cause most of the distortion."""
-    widths = list(zip(allocation.measurement.network.weight_only, allocation.weight_only_bits, strict=True))
-    if not widths or report.unsearched < _MAIN * report.measured:
-        return []
-    weight, bits = min(widths, key=lambda pair: (pair[1], -pair[0].elements))
-    share = min(100 * report.unsearched / report.measured, 100)
-    others = f" and {len(widths) - 1} more" if len(widths) > 1 else ""
-    fix = f"--exclude {weight.name} leaves it in float" if bits >= BITS else f"give it {pin_of(weight.name, BITS)}"
-    return [
-        f"weights outside the search, {weight.op_type} {weight.name} ({bits} bits){others}, cause {share:.0f} % of the "
-        f"distortion, which no curve predicts: {fix}"
     ]
 
 
@@ -108,5 +92,5 @@ def weak_part(allocation: Allocation, report: Report) -> list[str]:
     layers = {use.node: layer for layer in network.layers for use in layer.uses}
     makers = [layers[n.name] for n in upstream([worst.name], Graph(network.model).producer) if n.name in layers]
     where = f"output {worst.name}" if worst.name == worst.output else f"{worst.name}, part of output {worst.output},"
-    fix = f": give the layer that makes it more bits, e.g. {pin_of(makers[-1].name, BITS)}" if makers else ""
+    fix = f": give the layer that makes it more bits, e.g. {pin_of(makers[-1].name, MAX_BITS)}" if makers else ""
     return [f"{where} has {worst.sqnr_db:.1f} dB where the others have {others:.1f} dB{fix}"]

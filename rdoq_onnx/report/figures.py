@@ -120,10 +120,10 @@ def channel_map(result: Result) -> go.Figure:
 def shares(result: Result) -> go.Figure:
     """Plot each layer's share of the bits, and its share and its input activation's share of the distortion."""
     measurement, allocation = result.curves, result.allocation
-    bits, distortions = allocation.bits, allocation.distortions
+    distortions = allocation.distortions
     parts = measurement.unit_rows()
     names = [layer.name for layer in result.report.layers]
-    spent = [float((bits[p] * measurement.curves.elements[p]).sum()) / 8000 for p in parts]
+    spent = [float(allocation.spent[p].sum()) / 8000 for p in parts]
     activations = [a.tensor for a in measurement.network.activations]
     own = distortions[measurement.channels :]
     total = max(allocation.predicted, 1e-300)

@@ -133,7 +133,6 @@ def _layers(result: Result) -> str:
 def _float(result: Result) -> str:
     report = result.report
     lines = [(s.node, s.op_type, f"left in float: {s.reason}") for s in report.skipped]
-    lines += [(x.name, x.op, f"weights at {x.bits} bits, outside the budget: {x.reason}") for x in report.weight_only]
     lines += [(node, "", f"integer weights, float kernel: {why}") for node, why in report.float_layers.items()]
     lines += [(tensor, "", f"measured exactly: {why}") for tensor, why in report.probed.items()]
     lines += [(t, "", "extra 8-bit tensor, outside the budget, to fuse kernels") for t in report.fusion_tensors]

@@ -9,13 +9,16 @@ import onnx
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.analysis.float_constants import left_in_file
 from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.errors import VerificationError
+from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.sizes import model_bytes
 from rdoq_onnx.refinement.diversion import Diverted, predicted_divergence
 from rdoq_onnx.refinement.refine import Step
 from rdoq_onnx.report.outputs import DivergenceReport, PartReport
-from rdoq_onnx.report.report import LayerReport, Report, WeightOnlyReport, count_widths
+from rdoq_onnx.report.report import LayerReport, Report, TableReport
+from rdoq_onnx.report.wording import count_widths
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.verify import Verification
 
@@ -24,8 +27,8 @@ from rdoq_onnx.verification.verify import Verification
 class Outcome:
     """The results of all steps of a run on the model `original`, read from `source`.
 
-    seconds: of each step. unsearched: δ of the weights outside the search alone. diverted: what bits that were diverted
-    towards the divergence gained. likeness: of the held-out samples to those seen; None if not known.
+    seconds: of each step. diverted: what bits that were diverted towards the divergence gained. likeness: of the held-out
+    samples to those seen; None if not known.
     """
 
     source: str
@@ -39,9 +42,15 @@ class Outcome:
     seconds: Mapping[str, float]
     failure: VerificationError | None = None
     latency: tuple[Latency, ...] = ()
-    unsearched: float = 0.0
     diverted: Diverted | None = None
     likeness: float | None = None
+
+
+def _tables(layer: Layer, measurement: Measurement) -> tuple[TableReport, ...]:
+    """Report on the tables that have the integers of `layer`: itself, or those tied to it."""
+    tied = (tie.table for tie in measurement.network.ties if tie.layer == layer.name)
+    tables = (x for x in (layer, *tied) if x.looked_up)
+    return tuple(TableReport(x.name, x.linear.channels, measurement.seen.get(x.name)) for x in tables)
 
 
 def make_report(outcome: Outcome) -> Report:
@@ -53,19 +62,28 @@ def make_report(outcome: Outcome) -> Report:
         f: bits for a, bits in zip(network.activations, allocation.activation_bits, strict=True) for f in a.feeds
     }
     layers = tuple(
-        LayerReport(x.name, x.linear.op_type, tuple(bits.tolist()), feeding.get(x.uses[0].data))
-        for x, bits in zip(network.layers, allocation.layer_bits, strict=True)
+        LayerReport(
+            x.name,
+            x.linear.op_type,
+            tuple(bits.tolist()),
+            feeding.get(x.uses[0].data),
+            _tables(x, measurement),
+            measured.block,
+        )
+        for x, measured, bits in zip(network.searched, measurement.layers, allocation.layer_bits, strict=True)
     )
     elements = measurement.curves.elements
     budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
-    spent = allocation.bits[:channels]
+    widths = allocation.bits[:channels]
+    scales = 0 if measurement.curves.overhead is None else int(measurement.curves.overhead.sum())
     return Report(
         input=outcome.source,
         weight_bits=allocation.weight_average,
         activation_bits=allocation.activation_average,
         weight_elements=int(elements[:channels].sum()),
-        payload_bits=int((spent * elements[:channels]).sum()),
-        weight_histogram=count_widths(spent),
+        payload_bits=allocation.weight_payload,
+        scale_bits=scales,
+        weight_histogram=count_widths(widths),
         activation_elements=int(elements[channels:][budgeted].sum()),
         activation_histogram=count_widths(np.array([allocation.activation_bits[k] for k in budgeted], np.int64)),
         fusion_tensors=tuple(a.tensor for a in network.activations if a.fusion),
@@ -84,12 +102,9 @@ def make_report(outcome: Outcome) -> Report:
         seconds=dict(outcome.seconds),
         calibration=outcome.samples.source,
         samples=len(outcome.samples),
+        supplied=outcome.samples.supplied,
         held_out=verification.samples,
         layers=layers,
-        weight_only=tuple(
-            WeightOnlyReport(w.name, w.op_type, w.tensor, w.elements, bits, w.reason)
-            for w, bits in zip(network.weight_only, allocation.weight_only_bits, strict=True)
-        ),
         skipped=(*network.skipped, *left_in_file(emission.model, network, network.skipped)),
         probed=measurement.probed,
         by_layer=measurement.by_layer,
@@ -100,7 +115,6 @@ def make_report(outcome: Outcome) -> Report:
         ),
         agreement=verification.agreement,
         latency=outcome.latency,
-        unsearched=outcome.unsearched,
         divergence=_divergence(outcome),
         likeness=outcome.likeness,
         reason=None if outcome.failure is None else str(outcome.failure),

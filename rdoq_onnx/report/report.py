@@ -6,9 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.refinement.reference import Agreement
 from rdoq_onnx.refinement.refine import Step
@@ -21,29 +18,31 @@ _SHOWN_PARTS = 6
 
 
 @dataclass(frozen=True)
+class TableReport:
+    """A table: its rows, and how many of them the samples look up; None where that was not measured."""
+
+    name: str
+    rows: int
+    seen: int | None
+
+
+@dataclass(frozen=True)
 class LayerReport:
-    """A layer: the widths of its channels, in order, and of its input activation (None: float)."""
+    """A layer: the widths of its channels, in order, and of its input activation (None: float).
+
+    tables: itself, if it is a table, or those that have its integers.
+    """
 
     name: str
     op: str
     bits: tuple[int, ...]
     activation_bits: int | None
+    tables: tuple[TableReport, ...] = ()
+    block_size: int = 0  # weights of a channel that share a scale; 0 for all of them
 
     @property
     def mean_bits(self) -> float:
         return sum(self.bits) / len(self.bits)
-
-
-@dataclass(frozen=True)
-class WeightOnlyReport:
-    """Weights quantized outside the search and the budgets: the first node that reads them, their name, the reason."""
-
-    name: str
-    op: str
-    weight: str
-    elements: int
-    bits: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Report:
     activation_bits: float | None
     weight_elements: int
     payload_bits: int
+    scale_bits: int  # of the payload, those of scales of blocks
     weight_histogram: Mapping[int, int]
     activation_elements: int
     activation_histogram: Mapping[int, int]
@@ -76,17 +76,16 @@ class Report:
     samples: int
     held_out: int
     layers: tuple[LayerReport, ...]
-    weight_only: tuple[WeightOnlyReport, ...]
     skipped: tuple[Skip, ...]
     probed: Mapping[str, str]
     by_layer: bool  # whether curves of weights are quadratic forms (curves/forms.py)
     steps: tuple[Step, ...] = ()
     latency: tuple[Latency, ...] = ()
-    unsearched: float = 0.0  # δ of the weights outside the search alone
     advice: tuple[str, ...] = ()
     parts: tuple[PartReport, ...] = ()
     agreement: Agreement | None = None
     reason: str | None = None
+    supplied: tuple[str, ...] = ()  # inputs that the samples left out
     divergence: DivergenceReport | None = None
     likeness: float | None = None  # of the held-out samples to those seen (verification/likeness.py)
 
@@ -109,11 +108,12 @@ class Report:
             "output": output,
             "passed": self.passed,
             "reason": self.reason,
-            "bits": {"weights": self.weight_bits if self.layers else None, "activations": self.activation_bits},
+            "bits": {"weights": self.weight_bits, "activations": self.activation_bits},
             "weights": {
                 "channels": channels,
                 "elements": self.weight_elements,
                 "payload_bytes": -(-self.payload_bits // 8),
+                "scale_bytes": -(-self.scale_bits // 8),
                 "histogram": {str(b): n for b, n in self.weight_histogram.items()},
             },
             "activations": {
@@ -139,7 +139,12 @@ class Report:
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
             "latency": [asdict(x) for x in self.latency],
             "advice": list(self.advice),
-            "calibration": {"source": self.calibration, "samples": self.samples, "likeness": self.likeness},
+            "calibration": {
+                "source": self.calibration,
+                "samples": self.samples,
+                "likeness": self.likeness,
+                "supplied": [*self.supplied],
+            },
             "layers": [
                 {
                     "name": x.name,
@@ -147,10 +152,11 @@ class Report:
                     "channels": len(x.bits),
                     "bits": list(x.bits),
                     "activation_bits": x.activation_bits,
+                    "tables": [asdict(t) for t in x.tables],
+                    "block_size": x.block_size,
                 }
                 for x in self.layers
             ],
-            "weight_only": [asdict(x) for x in self.weight_only],
             "skipped": [{"node": s.node, "reason": s.reason} for s in self.skipped],
         }
         return json.dumps(document, indent=2) + "\n"
@@ -203,18 +209,17 @@ class Report:
         return rows
 
     def _widths(self) -> list[tuple[str, str]]:
-        rows = [("weights", f"{self.weight_bits:.3f} bits on average" if self.layers else "none in the search")]
-        if self.layers:
-            rows.append(("channels by bits", histogram(self.weight_histogram)))
+        rows = [("weights", f"{self.weight_bits:.3f} bits on average")]
+        rows.append(("channels by bits", histogram(self.weight_histogram)))
+        if self.scale_bits:
+            rows.append(("scales of blocks", f"{self.scale_bits / self.weight_elements:.3f} of these bits"))
         if self.removed_channels or self.kept_channels:
             kept = sum(map(len, self.kept_channels.values()))
             rows.append(("0-bit channels", f"{self.removed_channels} removed, {kept} kept"))
-        if self.weight_only:
-            elements = sum(x.elements for x in self.weight_only)
-            rows.append(("weights outside the budget", f"{elements:,} in {len(self.weight_only)} tensors"))
-            rows.append(
-                ("their tensors by bits", histogram(count_widths(np.array([x.bits for x in self.weight_only]))))
-            )
+        for table in (t for layer in self.layers for t in layer.tables):
+            if table.seen is not None and table.seen < table.rows:
+                seen = f"{table.seen:,} of {table.rows:,} rows seen in calibration"
+                rows.append((f"  {table.name}", f"{seen}; the others by the mean effect of these"))
         if self.activation_bits is None:
             return [*rows, ("activations", "float")]
         rows.append(("activations", f"{self.activation_bits:.3f} bits on average"))
@@ -240,8 +245,3 @@ def failed_document(source: str, output: str, reason: str) -> str:
 def _finite(value: float) -> float | None:
     """JSON has no infinity."""
     return value if math.isfinite(value) else None
-
-
-def count_widths(bits: NDArray[np.int64]) -> dict[int, int]:
-    widths, counts = np.unique(bits, return_counts=True)
-    return {int(w): int(n) for w, n in zip(widths, counts, strict=True)}

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from rdoq_onnx.model.layers import LAYER_TYPES
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.wording import integer_kernels
 from rdoq_onnx.verification.latency import Latency
@@ -14,7 +15,7 @@ _AS_FAST = "--activation-bits none gives a file of that size at float speed"
 
 def speed_hints(report: Report) -> list[str]:
     """Return one line with the reason and the fix if the file is slower, or if no layer runs on integers."""
-    if not report.layers:
+    if not any(layer.op in LAYER_TYPES for layer in report.layers):
         return []
     slow = slower(report.latency)
     if report.activation_bits is None:

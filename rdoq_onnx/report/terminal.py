@@ -136,10 +136,6 @@ def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator
         yield "a large network: its layers were measured one at a time, by quadratic forms"
     for tensor, reason in report.probed.items():
         yield f"measured exactly: {tensor}: {reason}"
-    if report.weight_only:
-        yield f"weights outside the budget: {len(report.weight_only)} tensors"
-        for x in report.weight_only:
-            yield f"  {x.op} {x.name}: {x.weight}, {x.elements:,} weights, {x.bits} bits: {x.reason}"
     if report.skipped:
         yield f"left in float: {len(report.skipped)} nodes"
         yield from (f"  {line}" for line in skip_lines(report.skipped, verbose))
@@ -159,6 +155,7 @@ def widths(result: Result) -> Iterator[str]:
     for layer in result.report.layers:
         source = "float input" if layer.activation_bits is None else f"{layer.activation_bits}-bit input"
         widths = f"{len(layer.bits)} channels, {layer.mean_bits:.2f} bits on average"
+        widths += f", blocks of {layer.block_size}" if layer.block_size else ""
         lines.append((pin_of(layer.name, layer.mean_bits), f"{layer.op}, {widths}, {source}"))
     for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
         if activation.fusion:

@@ -4,6 +4,9 @@ import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rdoq_onnx.analysis.patterns import as_pattern
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.verification.latency import Latency
@@ -23,6 +26,11 @@ _STEP_NAMES = {
 def step_name(name: str) -> str:
     """Return the shown name of a step."""
     return _STEP_NAMES.get(name, name)
+
+
+def count_widths(bits: NDArray[np.int64]) -> dict[int, int]:
+    widths, counts = np.unique(bits, return_counts=True)
+    return {int(w): int(n) for w, n in zip(widths, counts, strict=True)}
 
 
 def pin_of(name: str, bits: float) -> str:

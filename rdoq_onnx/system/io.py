@@ -22,6 +22,8 @@ from onnx.external_data_helper import uses_external_data
 from rdoq_onnx.errors import ConfigError, ModelError, OutputError
 from rdoq_onnx.model.external import DETACHED, LARGE, attached
 from rdoq_onnx.model.protos import tensors
+from rdoq_onnx.model.sizes import weights_as_inputs
+from rdoq_onnx.model.validate import set_apart
 from rdoq_onnx.system.atomic import atomic, followed, lock_folder, reason
 from rdoq_onnx.system.external_data import (
     INLINE,
@@ -61,7 +63,9 @@ def read_model(path: PathLike) -> onnx.ModelProto:
     for tensor in outside:
         check_location(path, tensor)
     try:
-        onnx.checker.check_model(path)  # by path, as the checker would serialize a model in memory
+        apart = set_apart(model)
+        # By path if possible, as the checker would serialize a model in memory.
+        onnx.checker.check_model(path if apart is model else weights_as_inputs(apart))
     except Exception as error:  # the checker also raises protobuf's and built-in exceptions
         raise ModelError(f"{path}: is not a valid ONNX model: {reason(error)}; export it again") from error
     mapped = set()

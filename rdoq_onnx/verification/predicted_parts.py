@@ -22,7 +22,7 @@ def predicted_parts(allocation: Allocation, samples: Samples, runtime: Runtime) 
     """Return what each part adds to the predicted δ of `allocation`; equal shares where first order gives none."""
     observation = allocation.measurement.observation
     metric = observation.metric
-    if len(metric.parts) == 1 or not allocation.layer_bits:
+    if len(metric.parts) == 1 or not allocation.measurement.network.layers:
         return (allocation.predicted / len(metric.parts),) * len(metric.parts)
     candidates, some = _chosen(allocation), samples.some(DRAWS)
     sums = []
@@ -54,6 +54,7 @@ def _chosen(allocation: Allocation) -> Candidates:
     layers = (
         LayerCandidates(x.layer, x.mean, ((mixed(x.codes, bits),),))
         for x, bits in zip(measurement.layers, allocation.layer_bits, strict=True)
+        if not x.layer.linear.axes  # of stored weights, no share is known
     )
     activations = (
         ActivationCandidates(x.activation, {bits: (x.quantizers[bits],)})

@@ -23,6 +23,7 @@ from rdoq_onnx.verification.kernels import float_layers, kernel_counts
 from rdoq_onnx.verification.runs import LEVELS, Load, onnxruntime_runs, openvino_runs
 from rdoq_onnx.verification.widths import check_widths
 
+Array = NDArray[Any]
 Float = NDArray[np.float64]
 
 
@@ -147,6 +148,8 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Load], reported: st
     metric, names, reader = reference.measurement.observation.metric, reference.outputs, reference.reader
     # One session after another: together they may not fit in memory.
     ran = {where: _outputs(load, names, where, reference) for where, load in runs.items()}
+    for where, (outputs, _) in ran.items():
+        _check_shapes(where, names, outputs[0], ran[reported][0][0])
     (optimized,) = (graph for _, graph in ran.values() if graph is not None)
     # Additional outputs may change how the model is fused, so they get a session of their own.
     inner = None if set(metric.outputs) <= set(names) else with_outputs(quantized, metric.outputs)
@@ -182,9 +185,17 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Load], reported: st
     )
 
 
+def _check_shapes(where: str, names: Sequence[str], outputs: Sequence[Array], expected: Sequence[Array]) -> None:
+    """Raise ModelError if outputs of one runtime have other shapes than those of another."""
+    for name, value, other in zip(names, outputs, expected, strict=True):
+        if value.shape != other.shape:
+            found = f"output {name!r} has the shape {[*value.shape]} in {where} and {[*other.shape]} in ONNX Runtime"
+            raise ModelError(f"{found}; use --target onnxruntime")
+
+
 def _outputs(
     load: Load, names: Sequence[str], where: str, reference: Reference
-) -> tuple[list[list[NDArray[Any]]], onnx.ModelProto | None]:
+) -> tuple[list[list[Array]], onnx.ModelProto | None]:
     """Return the outputs of each batch, and the optimized graph if it is traced.
 
     Outputs that are large are in the scratch folder.

@@ -1,13 +1,13 @@
 """Check that the integers of the emitted file fit the allocated widths."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import NodeProto, helper
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.emission.emit import Emission
@@ -26,16 +26,30 @@ def check_widths(emission: Emission, allocation: Allocation, runtime: Runtime) -
         return
     nodes = {n.name: n for n in emission.model.graph.node}
     producer = {o: n for n in emission.model.graph.node for o in n.output}
-    pairs = list(zip(allocation.measurement.network.layers, allocation.layer_bits, strict=True))
+    # Rows that a body looks up are decoded in it, where names may repeat those of another.
+    pairs = [
+        (layer, bits)
+        for layer, bits in zip(allocation.measurement.network.searched, allocation.layer_bits, strict=True)
+        if layer.name in nodes or layer.weight in producer
+    ]
     for group in _groups(pairs):
-        sources = []
-        for layer, _ in group:
-            decoder = producer[nodes[layer.name].input[layer.linear.weight_side]]
-            # DequantizeLinear reads the integers; a Mul reads them behind a Cast.
-            sources.append((producer[decoder.input[0]] if decoder.op_type == "Mul" else decoder).input[0])
+        sources = [_integers(layer, nodes, producer) for layer, _ in group]
         for (layer, bits), integers in zip(group, constants(emission.model, sources, runtime), strict=True):
             kept = np.delete(np.arange(len(bits)), list(emission.removed.get(layer.name, ())))
             _check(layer, integers, kept, bits[kept])
+
+
+def _integers(layer: Layer, nodes: Mapping[str, NodeProto], producer: Mapping[str, NodeProto]) -> str:
+    """Return the tensor of a layer's integers, which its DequantizeLinear reads, or a Cast in front of its Mul."""
+    if not layer.linear.axes:
+        decoder = producer[nodes[layer.name].input[layer.linear.weight_side]]
+    else:  # a node that looks up rows has become their Mul
+        decoder = producer.get(layer.weight) or nodes[layer.name]
+    if decoder.op_type == "DequantizeLinear":
+        return str(decoder.input[0])
+    cast = producer[decoder.input[0]]
+    reader = producer[cast.input[0]] if layer.linear.axes else cast  # a Gather, or a Cast to INT32
+    return str(reader.input[0])
 
 
 def _groups(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
@@ -54,8 +68,9 @@ def _groups(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
 
 def _check(layer: Layer, integers: NDArray[Any], kept: NDArray[np.int64], bits: NDArray[np.int64]) -> None:
     """Raise VerificationError unless the integers of each channel `kept` fit its `bits`."""
-    rest = tuple(k for k in range(integers.ndim) if k != layer.linear.axis)
-    spans = integers.max(axis=rest).astype(np.int64) - integers.min(axis=rest)
+    linear = layer.linear
+    rest = tuple(k for k in range(integers.ndim) if k not in (linear.axes or (linear.axis,)))
+    spans = (integers.max(axis=rest).astype(np.int64) - integers.min(axis=rest)).reshape(-1)
     wide = np.flatnonzero(spans >= np.left_shift(1, bits))
     if len(wide):
         unit = int(wide[0])

@@ -41,7 +41,7 @@ def measurement(seed=0, widths=tuple(range(8)), **settings):
         allowed[CHANNELS + 2] = bits == 8
     curves = Curves(bits, elements, np.where(allowed, distortion, np.inf))
     unused = {f.name: None for f in fields(Measurement)}
-    return Measurement(**unused | {"network": network, "curves": curves})
+    return Measurement(**unused | {"network": network, "curves": curves, "layers": ()})
 
 
 def weight_rate(allocation):

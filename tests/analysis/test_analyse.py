@@ -287,7 +287,6 @@ def test_weight_used_in_two_ways_is_two_layers():
 
 
 SKIPS = {
-    "both inputs are computed": ("t = Transpose (x) u = MatMul (x, t)", {}),
     "both inputs are constant": ("u = MatMul (v, v)", {"v": (4, 4)}),
     "the constant is the data input": ("u = Gemm (v, x)", {"v": (4, 4)}),
     "computed from constants by a Exp": ("e = Exp (v) u = MatMul (x, e)", {"v": (4, 4)}),
@@ -396,8 +395,9 @@ def test_bundled_cnn():
 
 def test_bundled_transformer():
     network = analyse(run_passes(NORMALIZE, read_model(ROOT / "models" / "digits_vit.onnx")), Config().selection)
+    assert network.skipped == ()
     # In each of the three blocks: the two products of attention, which have no weight.
-    assert [s.reason for s in network.skipped] == ["both inputs are computed, so there is no weight"] * 6
+    assert len(network.products) == 6
     # Patches, head, and in each block query-key-value, projection and two layers of the MLP.
     assert len(network.layers) == 2 + 3 * 4
 
@@ -439,3 +439,35 @@ def test_detached_weights_may_be_presumed_finite(tmp_path):
     assert len(analyse(model, Config().selection, presumed_finite).layers) == 1
     with pytest.raises(ModelError, match="NaN or infinity"):
         analyse(model, Config().selection)
+
+
+PRODUCT = """g (float[4, 4] x) => (float[4, 4] y, float[4, 4] u) {
+    [p] t = Transpose (x) [q] u = MatMul (x, t) y = MatMul (x, w) }"""
+
+
+def test_a_product_of_two_activations():
+    network = find(PRODUCT, w=(4, 4))
+    (product,) = network.products
+    assert (product.node, product.operands, product.output) == ("q", ("x", "t"), "u")
+    assert [a.feeds for a in network.activations] == [("x", "t")]
+    assert network.skipped == ()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [Config(activation_bits=None), Config(target="openvino"), Config(target="tensorrt"), Config(exclude=("q",))],
+)
+def test_a_product_without_integer_kernel_is_listed(config):
+    network = find(PRODUCT, config, w=(4, 4))
+    assert network.products == ()
+    assert [s.node for s in network.skipped] == ["q"]
+    assert not any("t" in a.feeds for a in network.activations)
+
+
+def test_a_part_of_a_split_has_a_quantizer_of_its_own():
+    network = find(
+        "g (float[2, 4, 8] x) => (float[2, 4, 4] y) { a = MatMul (x, w) q, k = Split <axis = 2> (a) "
+        "t = Transpose <perm = [0, 2, 1]> (k) y = MatMul (q, t) }",
+        w=(8, 8),
+    )
+    assert tensors(network) == (["x", "q", "k"], [])

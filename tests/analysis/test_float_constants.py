@@ -17,11 +17,10 @@ X = "g (float[N, 6, 24] x) => (float[N, 6, 5] y)"
 # Body before the layer `y = MatMul (h, v)`, shapes of constants, and what is listed of the nodes beside it.
 BODIES = {
     "einsum": ('{ h = Einsum <equation = "bsd,dk->bsk"> (x, w)', {"w": (24, 16)}, ("Einsum", "weights of Einsum")),
-    "fused": ("{ h = com.microsoft.FusedMatMul <transB = 1> (x, w)", {"w": (16, 24)}, ("FusedMatMul", "com.microsoft")),
-    "attention": (
-        "{ h = com.microsoft.Attention <num_heads = 4> (x, w, b)",
-        {"w": (24, 72), "b": (72,)},
-        ("Attention", "com.microsoft"),
+    "fused": (
+        """{ h = com.microsoft.FusedConv <activation = "Relu", kernel_shape = [9], pads = [4, 4]> (x, w)""",
+        {"w": (6, 6, 9)},
+        ("FusedConv", "com.microsoft"),
     ),
     "small": ("{ h = Mul (x, w)", {"w": (6, 24)}, None),
     "wide gate": ("{ k = MatMul (x, u) m = Mul (k, w) h = Relu (m)", {"u": (24, 48), "w": (6, 48)}, ("Mul", "element")),
@@ -39,7 +38,7 @@ def model_of(name):
     body, shapes, _ = BODIES[name]
     model = parser.parse_model(f"{IMPORTS} {X} {body} y = MatMul (h, v) }}")
     rng = np.random.default_rng(0)
-    width = {"einsum": 16, "fused": 16, "wide gate": 48, "bias": 256}.get(name, 24)
+    width = {"einsum": 16, "wide gate": 48, "bias": 256}.get(name, 24)
     for key, shape in {**shapes, "v": (width, 5)}.items():
         value = rng.standard_normal(shape, np.float32) / 5
         model.graph.initializer.append(numpy_helper.from_array(value, key))

@@ -5,6 +5,7 @@ import pytest
 
 from rdoq_onnx.candidates import compensation
 from rdoq_onnx.candidates.compensation import Compensator
+from rdoq_onnx.model.codes import halved
 
 DAMPING = 0.05
 
@@ -193,3 +194,61 @@ def test_refit_respects_the_floor_and_keeps_scales_of_zeros():
     np.testing.assert_array_equal(compensator.refit(weights, np.zeros_like(integers), scales, floor), scales)
     # No positive scale makes integers of the wrong sign fit.
     np.testing.assert_array_equal(compensator.refit(-integers * scales[..., None], integers, scales, floor), scales)
+
+
+def of_blocks(rng, rows=5, blocks=3, size=12, bits=3):
+    """Return (covariance, weights [R, K], scales [B, R], low, high, columns)."""
+    covariance, weights, _, low, high = problem(rng, rows=rows, inputs=blocks * size, bits=bits)
+    weights *= np.repeat(10.0 ** rng.uniform(-1, 1, (rows, blocks)), size, axis=1)
+    peaks = np.abs(weights.reshape(rows, blocks, size)).max(axis=2).T
+    scales = peaks * rng.choice([-1, 1], peaks.shape) / 2 ** (bits - 1)
+    return covariance, weights, scales, low, high, np.arange(blocks * size)[None] // size
+
+
+@pytest.mark.parametrize("size", [3, 12, 24])
+def test_each_block_of_columns_has_its_scale(size):
+    rng = np.random.default_rng(size)
+    covariance, weights, scales, low, high, columns = of_blocks(rng, size=size)
+    integers, error = Compensator.of(covariance, DAMPING).round(weights, scales[None], low, high, columns)
+    (hessian,), each = damped(covariance, DAMPING), scales.T[:, columns[0]]
+    for row in range(len(each)):
+        # With weights and scales as multiples of the scale, all scales are 1.
+        scaled = hessian * each[row] * each[row][:, None]
+        order = np.argsort(-np.diag(hessian), kind="stable")
+        left, found = weights[0, row] / each[row], np.zeros(len(order))
+        for k, index in enumerate(order):
+            rest = order[k + 1 :]
+            found[index] = np.clip(np.rint(left[index]), low[0, row], high[0, row])
+            left[rest] += np.linalg.solve(scaled[np.ix_(rest, rest)], scaled[rest, index]) * (
+                left[index] - found[index]
+            )
+        np.testing.assert_array_equal(integers[0, row], found)
+        distance = weights[0, row] - found * each[row]
+        np.testing.assert_allclose(error[0, row], distance @ hessian @ distance, rtol=1e-6)
+
+
+def test_scales_of_blocks_are_refitted_together():
+    rng = np.random.default_rng(3)
+    covariance, weights, scales, low, high, columns = of_blocks(rng)
+    compensator = Compensator.of(covariance, DAMPING)
+    integers, error = compensator.round(weights, scales[None], low, high, columns)
+    (hessian,), q = damped(covariance, DAMPING), integers[0].reshape(5, 3, 12)
+    found = compensator.refit_blocks(weights[0], integers[0], scales.T)
+    for row in range(5):
+        matrix = np.zeros((36, 3))
+        for b in range(3):
+            matrix[12 * b : 12 * (b + 1), b] = q[row, b]
+        factor = np.linalg.cholesky(hessian).T
+        expected, *_ = np.linalg.lstsq(factor @ matrix, factor @ weights[0, row])
+        np.testing.assert_allclose(found[row], expected, rtol=2e-3)
+        left = weights[0, row] - matrix @ found[row]
+        assert left @ hessian @ left < error[0, row]
+
+
+def test_a_block_of_zeros_keeps_its_scale():
+    rng = np.random.default_rng(4)
+    covariance, weights, scales, *_ = of_blocks(rng)
+    integers = rng.integers(-3, 4, (5, 36)).astype(np.int8)
+    integers[:, :12] = 0
+    found = Compensator.of(covariance, DAMPING).refit_blocks(weights[0], integers, halved(scales.T))
+    np.testing.assert_array_equal(found[:, 0], halved(scales.T)[:, 0])

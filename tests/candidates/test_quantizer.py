@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdoq_onnx.candidates.quantizer import quantize_rows
+from rdoq_onnx.candidates.quantizer import block_window, quantize_blocks, quantize_rows
 from rdoq_onnx.model.codes import stored
 
 EPSILON = np.finfo(np.float32).eps
@@ -146,3 +146,29 @@ def test_scales_are_exact_in_half_precision():
     for bits in range(9):
         found = quantize_rows(channels(0, 1), bits, 127).scales.astype(np.float64)
         np.testing.assert_array_equal(found, stored(found))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_blocks_have_scales_of_their_own(bits):
+    rng = np.random.default_rng(bits)
+    rows = rng.standard_normal((6, 48)) * np.repeat(10.0 ** rng.uniform(-2, 1, (6, 3)), 16, axis=1)
+    importance = rng.uniform(0.1, 2, rows.shape)
+    codes, whole = quantize_blocks(rows, bits, 127, 16, importance), quantize_rows(rows, bits, 127, None, importance)
+    assert codes.scales.shape == (6, 3)
+    low, high = block_window(bits, 127)
+    assert (codes.integers.min(), codes.integers.max()) >= (low, 0)
+    assert codes.integers.max() <= high
+    errors = [(importance * np.square(c.values - rows)).sum(axis=1) for c in (codes, whole)]
+    assert (errors[0] < errors[1]).all()
+    # Each block alone finds the same.
+    block = quantize_blocks(rows[:, 16:32], bits, 127, 16, importance[:, 16:32])
+    np.testing.assert_array_equal(block.values, codes.values[:, 16:32])
+
+
+def test_a_block_of_zeros_and_one_whose_heavier_tail_is_positive():
+    rows = np.array([[0.0, 0, 0, 0, 1, 2, -1, 0, -1, -2, 1, 0]])
+    codes = quantize_blocks(rows, 2, 127, 4)
+    np.testing.assert_array_equal(codes.values, rows)
+    assert (np.sign(codes.scales[0, 1:]) == [-1, 1]).all()
+    assert codes.integers.min() == -2
+    assert not quantize_blocks(rows, 0, 127, 4).integers.any()

@@ -24,7 +24,7 @@ def network():
 
 def test_equal_those_in_memory(tmp_path):
     with large_bench(*network(), tmp_path) as large:
-        large.collect()
+        large.collect({})
         bench, statistics = large.bench, large.statistics
         plain = collect(bench.network, bench.split.fitting, 5, RUNTIME, bench.pool, ignore)
         plan = bench.plan(replace(bench.network, activations=()), bench.split.fitting)
@@ -45,7 +45,7 @@ def test_equal_those_in_memory(tmp_path):
 
 def test_what_is_kept_is_not_made_again(monkeypatch):
     with large_bench(*network()) as large:
-        large.collect()
+        large.collect({})
         statistics, layers = large.statistics, large.bench.network.layers
         before = [np.array(statistics.get(kind, layers[1])) for kind in ("basis", "powers")]
         names, put = [], type(statistics).put
@@ -54,11 +54,11 @@ def test_what_is_kept_is_not_made_again(monkeypatch):
             "put",
             lambda self, kind, layer, array: (names.append(kind), put(self, kind, layer, array)),
         )
-        large.collect()
+        large.collect({})
         assert not names
         for kind in ("sensitivity", "basis", "powers"):
             statistics.scratch.drop(statistics.name(kind, layers[1]))
-        large.collect()
+        large.collect({})
         assert sorted(names) == ["basis", "powers", "sensitivity"]
         after = [np.array(statistics.get(kind, layers[1])) for kind in ("basis", "powers")]
     for one, other in zip(before, after, strict=True):

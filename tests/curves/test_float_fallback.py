@@ -23,14 +23,20 @@ CONFIG = Config(weight_bits=6, activation_bits=8, effort="fast", threads=1)
 
 @pytest.fixture(scope="module")
 def model():
-    """x -> a (one channel ten thousand times as wide as the others) -> Relu -> y, which hardly uses the wide one."""
+    """x -> a (one channel ten thousand times as wide as the others) -> Relu -> y, which hardly uses the wide one.
+
+    The Pad keeps the channels from scales of their own.
+    """
     model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
-    g (float[N, 12] x) => (float[N, 5] y) { a = MatMul (x, v) r = Relu (a) h = MatMul (r, w) y = Tanh (h) }""")
+    g (float[N, 12] x) => (float[N, 5] y) {
+        a = MatMul (x, v) r = Relu (a) q = Pad (r, pads) h = MatMul (q, w) y = Tanh (h) }""")
     rng = np.random.default_rng(0)
+    pads = np.array([0, 0, 0, 1])
     v, w = rng.standard_normal((12, NARROW + 1), np.float32), 0.1 * rng.standard_normal((NARROW + 1, 5), np.float32)
     v[:, -1] *= 1e4
     w[-1] *= 1e-8
-    model.graph.initializer.extend(numpy_helper.from_array(t, n) for t, n in ((v, "v"), (w, "w")))
+    w = np.concatenate([w, np.full((1, 5), 0.1, np.float32)])
+    model.graph.initializer.extend(numpy_helper.from_array(t, n) for t, n in ((v, "v"), (w, "w"), (pads, "pads")))
     return model
 
 

@@ -59,7 +59,7 @@ def gradients(large, layer):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_powers_are_the_mean_squares_of_turned_gradients(tmp_path, kind, outputs):
     with large_bench(*network(kind, outputs), tmp_path) as large:
-        assert not large.collect()
+        assert not large.collect({})
         (layer,) = large.bench.network.layers
         gradient, factor = gradients(large, layer)
         basis = large.statistics.basis(layer)
@@ -115,11 +115,12 @@ def test_one_input_has_an_exact_form():
 def compared(model, samples, bits=4, layers=slice(None)):
     """Return the forms, and the first-order curves, of all channels rounded to nearest, at one width."""
     with large_bench(model, samples, widths=(bits,)) as large:
-        assert not large.collect()
+        assert not large.collect({})
         layerwise, bench = large.coarse(), large.bench
+        large.round(layerwise, bench.network.layers)
         network, candidates, found = bench.network, [], []
         for k, layer in enumerate(network.layers):
-            measured, _ = layerwise.measured(layer)
+            measured, _ = layerwise.measured(layer, made=True)
             candidates.append(LayerCandidates(layer, measured.mean, ((measured.codes[bits],),)))
             change = measured.codes[bits].change(network.rows(layer))
             found.append(layerwise._work(k).form(change, np.arange(len(change))))
@@ -140,13 +141,13 @@ def test_ranks_as_first_order_curves_do(name):
 @pytest.mark.parametrize("kind", ["groups", "matmul", "transposed"])
 def test_the_largest_networks_keep_sums_of_powers(monkeypatch, kind):
     with large_bench(*network(kind)) as large:
-        large.collect()
+        large.collect({})
         (layer,) = large.bench.network.layers
         full = kept_form(large.statistics, layer)
     monkeypatch.setattr(forms, "MOST_WEIGHTS", 1)
     with large_bench(*network(kind)) as large:
         assert marginal(large.bench.network)
-        large.collect()
+        large.collect({})
         few = kept_form(large.statistics, layer)
         assert few.powers.shape[2] == 1
         np.testing.assert_allclose(few.powers[..., 0], full.powers.sum(axis=2), rtol=1e-4)
@@ -169,7 +170,7 @@ def test_memory_divides_layers_and_changes_nothing():
             if memory:
                 large = replace(large, statistics=replace(large.statistics, memory=memory))
                 assert len(form_portions(large.bench.network, 1)) == len(large.bench.network.layers)
-            large.collect()
+            large.collect({})
             statistics = large.statistics
             kept.append(
                 [

@@ -108,11 +108,11 @@ def interrupted(monkeypatch):
     def after(count):
         done = []
 
-        def stop(self, index, wanted):
+        def stop(self, index, block, wanted):
             if len(done) == count:
                 raise KeyboardInterrupt
             done.append(index)
-            compensate(self, index, wanted)
+            compensate(self, index, block, wanted)
 
         monkeypatch.setattr(Layerwise, "compensate", stop)
 
@@ -145,8 +145,8 @@ def test_an_interrupted_run_continues(grouped, tmp_path, interrupted, written, c
     written.clear()
     resumed = Run(grouped, tmp_path / "c.curves")
     assert resumed.data == fresh.data
-    assert kinds(written) == {"codes", "state"}
-    assert len(written) == 2 * (len(SHAPES) - count)
+    assert kinds(written) == {"codes", "scales", "state"}
+    assert len(written) == 3 * (len(SHAPES) - count)
     written.clear()
     again = Run(grouped, tmp_path / "c.curves")
     assert again.data == fresh.data
@@ -185,9 +185,9 @@ def compensated(run):
     masks, keep = {}, Layerwise._keep
     with pytest.MonkeyPatch.context() as patch:
 
-        def watched(self, layer, integers, state):
-            masks[layer.name] = state.compensated
-            keep(self, layer, integers, state)
+        def watched(self, layer, block, codes, state):
+            masks[layer.name, block] = state.compensated
+            keep(self, layer, block, codes, state)
 
         patch.setattr(Layerwise, "_keep", watched)
         run()
@@ -196,12 +196,12 @@ def compensated(run):
 
 def test_one_budget_compensates_the_widths_around_it(grouped, monkeypatch):
     around = []
-    near = large.LargeBench._near
+    near = large._near
 
-    def watched(self, layerwise, measurement, allocate):
-        return near(self, layerwise, measurement, lambda m: around.append(allocate(m)[: m.channels]) or allocate(m))
+    def watched(layerwise, measurement, allocate):
+        return near(layerwise, measurement, lambda m: around.append(allocate(m)[1][: m.channels]) or allocate(m))
 
-    monkeypatch.setattr(large.LargeBench, "_near", watched)
+    monkeypatch.setattr(large, "_near", watched)
     found = compensated(lambda: Run(grouped))
     wanted = np.zeros_like(found)
     for bits in around:
@@ -225,6 +225,33 @@ def test_other_budgets_to_come_need_all_widths(grouped, tmp_path, kind):
         "api": lambda: api.measure(*grouped, threads=1, effort="fast", weights_only=True),
     }
     assert compensated(runs[kind])[:, 1:].all()
+
+
+def test_blocks_have_codes_only_where_they_are_chosen(decoder):
+    measurement = Run(decoder, weight_bits=5, block_size=(16, 32)).measurement
+    layers = [x for x in measurement.layers if x.layer in measurement.network.layers]
+    assert len(layers) > 10
+    assert {x.block for x in layers} <= {16, 32}
+    for each in layers:
+        assert {o.size for o in each.options} <= {16, each.block}
+        codes, linear = each.codes[4], each.layer.linear
+        assert codes.scales.shape == (linear.channels, linear.inputs // each.block)
+        assert codes.values.shape == (linear.channels, linear.inputs)
+
+
+def test_a_checkpoint_keeps_all_block_sizes(decoder, tmp_path):
+    first = Run(decoder, tmp_path / "c.curves", weight_bits=5)
+    again = Run(decoder, tmp_path / "c.curves", weight_bits=5)
+    assert "moments" not in again.steps
+    assert again.data == first.data
+    assert {o.size for x in again.measurement.layers for o in x.options} >= {0, 32}
+
+
+def test_other_budgets_to_come_need_all_block_sizes(decoder):
+    measurement = api.measure(*decoder, threads=1, effort="fast", weights_only=True, block_size="0,32", samples=12)
+    assert {o.size for x in measurement.layers for o in x.options} == {0, 32}
+    allocations = [api.allocate(measurement, weight_bits=b) for b in (3, 6)]
+    assert all(a.weight_average <= b for a, b in zip(allocations, (3, 6), strict=True))
 
 
 def test_several_budgets_need_all_widths(grouped):

@@ -16,7 +16,7 @@ from tests.curves.test_forms import network
 def case(request):
     """Return the work of a layer, and its moments."""
     with large_bench(*network(request.param)) as large:
-        large.collect()
+        large.collect({})
         (layer,), statistics = large.bench.network.layers, large.statistics
         rows = large.bench.network.rows(layer)
         yield LayerWork(layer, rows, kept_form(statistics, layer), 127, None), statistics.moments(layer)

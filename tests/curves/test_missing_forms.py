@@ -15,7 +15,7 @@ def test_the_form_of_the_output_is_its_power(kind):
     with large_bench(*network(kind)) as large:
         statistics, bench = large.statistics, large.bench
         (layer,) = bench.network.layers
-        large.collect()
+        large.collect({})
         moments = statistics.moments(layer)
         form = output_form(layer, moments, np.linalg.eigh(moments.covariance)[1], 2.0)
         rows = bench.network.rows(layer)
@@ -31,13 +31,14 @@ def test_the_whole_layer_agrees_with_an_exact_run(kind):
     with large_bench(*network(kind), widths=(2, 7)) as large:
         statistics, bench = large.statistics, large.bench
         (layer,) = bench.network.layers
-        large.collect()
+        large.collect({})
         assert not lacks_gain(statistics, layer)
         statistics.scratch.drop(statistics.name("powers", layer))
         assert lacks_gain(statistics, layer)
         layerwise = large.coarse()
+        large.round(layerwise, [layer])
         assert not lacks_gain(statistics, layer)
-        measured, curves = layerwise.measured(layer)
+        measured, curves = layerwise.measured(layer, made=True)
         (exact,) = bench.check(1).whole_layer(layer, [measured.codes[7]], measured.mean)
         change = measured.codes[7].change(bench.network.rows(layer))
         assert form_of(statistics, layer)(change, np.arange(len(change))).sum() == pytest.approx(exact, rel=1e-3)
@@ -54,10 +55,12 @@ def test_weights_on_the_widest_grid_are_scaled_at_the_next():
     with large_bench(model, samples, widths=(2, 7)) as large:
         statistics = large.statistics
         (layer,) = large.bench.network.layers
-        large.collect()
+        large.collect({})
         powers = kept_form(statistics, layer).powers
         statistics.scratch.drop(statistics.name("powers", layer))
-        _, curves = large.coarse().measured(layer)
+        layerwise = large.coarse()
+        large.round(layerwise, [layer])
+        _, curves = layerwise.measured(layer, made=True)
     assert powers.any()
     assert (curves[:, 1] < 1e-9 * curves[:, 0]).all()
     assert (curves[:, 0] > 0).all()

@@ -15,14 +15,17 @@ from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.system.runtime import Runtime
 from tests.analysis.test_analyse import parse
 from tests.conftest import ROOT
+from tests.genai import genai_decoder
 
 
-@pytest.mark.parametrize("name", ["digits_cnn", "digits_vit"])
+@pytest.mark.parametrize("name", ["digits_cnn", "digits_vit", "plays_decoder_cached", "fused decoder"])
 def test_agree_with_a_pass(name):
     config, runtime = Config(samples=16), Runtime("cpu", 1)
-    model = read_normalized(ROOT / "models" / f"{name}.onnx")[1]
+    source = genai_decoder() if name == "fused decoder" else ROOT / "models" / f"{name}.onnx"
+    model = read_normalized(source)[1]
     network = analyse(model, config.selection)
-    samples = batched(network, model, samples_for(model, ROOT / "models" / "digits_calib.npz", config), runtime)
+    calibration = ROOT / "models" / f"{'digits' if 'digits' in name else 'plays'}_calib.npz"
+    samples = batched(network, model, samples_for(model, calibration, config), runtime)
     parts = find_parts(model)
     aimed = aimed_at(network, measured_tensors(parts))
     observed, found = observe(aimed, parts, samples, runtime), inferred(aimed, parts, samples, runtime)

@@ -20,7 +20,9 @@ def test_small_networks_need_no_scratch_space(monkeypatch):
     found = space(work(), 5)
     weights = sum(x.weights for x in work().layers)
     assert found.scratch > 5 + 9 * weights
-    assert space(work(activation_bits=None), 5).scratch < found.scratch
+    one = {"activation_bits": None, "block_size": (0,)}
+    assert space(work(**one), 5).scratch < found.scratch
+    assert space(work(**one), 5).scratch < space(work(activation_bits=None), 5).scratch
 
 
 @pytest.mark.parametrize(("less", "more"), [({"width": 64}, {"width": 4096}), ({"effort": "fast"}, {})])

@@ -109,8 +109,17 @@ def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def assert_adjoint(model: onnx.ModelProto, at: Sequence[str], feeds: Mapping[str, Array], step: float = 1e-6) -> None:
-    """Check <g, d> = d/dh <v, F~(h d)> for random d, in float64 with the reference evaluator."""
+def assert_adjoint(
+    model: onnx.ModelProto,
+    at: Sequence[str],
+    feeds: Mapping[str, Array],
+    step: float = 1e-6,
+    same: onnx.ModelProto | None = None,
+) -> None:
+    """Check <g, d> = d/dh <v, F~(h d)> for random d, in float64 with the reference evaluator.
+
+    same: a model of standard operators that computes what `model` does.
+    """
     rng = np.random.default_rng(0)
     result = reverse(model, at, feeds)
     assert result.missing == {}
@@ -118,7 +127,7 @@ def assert_adjoint(model: onnx.ModelProto, at: Sequence[str], feeds: Mapping[str
     seeds = seeds_for(result, rng)
     grads = gradients(result, feeds, seeds)
     shapes = {name: grad.shape for name, grad in grads.items()}
-    network = ReferenceEvaluator(with_adds(in_double(model), shapes, TensorProto.DOUBLE))
+    network = ReferenceEvaluator(with_adds(in_double(same or model), shapes, TensorProto.DOUBLE))
     wide = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in feeds.items()}
     zero = {f"add {name}": np.zeros(shape) for name, shape in shapes.items()}
 

@@ -5,7 +5,7 @@ import pytest
 from onnx import parser
 
 from rdoq_onnx.candidates.activations import affine_candidates
-from rdoq_onnx.model.codes import Affine, WeightCodes, stored
+from rdoq_onnx.model.codes import Affine, WeightCodes, halved, stored
 
 
 def onnx_quantizer(affine, ort_run):
@@ -77,3 +77,22 @@ def test_rows_of_other_codes():
     assert mixed.integers.tolist() == [[1, 2], [-3, -4]]
     assert mixed.integers.dtype == np.int8
     assert mixed.scales.tolist() == [one.scales[0], other.scales[1]]
+
+
+def test_each_block_of_a_row_has_its_scale():
+    codes = WeightCodes(np.array([[1, -2, 3, 0], [1, 1, 1, 1]], np.int8), np.array([[0.5, -2], [1, 4]], np.float32))
+    np.testing.assert_array_equal(codes.values, [[0.5, -1, -6, 0], [1, 1, 4, 4]])
+    other = WeightCodes(-codes.integers, codes.scales + 1)
+    mixed = codes.replaced(other, np.array([True, False]))
+    np.testing.assert_array_equal(mixed.values, [other.values[0], codes.values[1]])
+    np.testing.assert_array_equal(codes.taken(np.array([1])).values, codes.values[1:])
+
+
+def test_halved_scales_are_float16_and_never_0():
+    scales = np.array([1 / 3, -1 / 3, 1e-12, -1e-12, 1e9])
+    found = halved(scales)
+    np.testing.assert_array_equal(found, found.astype(np.float16).astype(np.float64))
+    np.testing.assert_allclose(found[:2], scales[:2], rtol=2.0**-11)
+    assert (np.sign(found) == np.sign(scales)).all()
+    assert (np.abs(found) > 0).all()
+    assert np.isfinite(found).all()

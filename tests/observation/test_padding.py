@@ -8,7 +8,9 @@ import rdoq_onnx
 from rdoq_onnx.config import Config
 from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.observation.padding import presumably_unpadded, unpadded
+from rdoq_onnx.system.io import read_model
 from rdoq_onnx.system.runtime import Runtime
+from tests.conftest import ROOT, load_plays
 
 RUNTIME = Runtime("cpu", 2)
 LENGTH = 9
@@ -108,3 +110,19 @@ def test_what_stands_in_the_padding_does_not_matter():
     ]
     runs = [rdoq_onnx.quantize(attention(), given, bits=6, effort="fast", threads=2) for given in (arrays, feeds)]
     assert runs[0].model.SerializeToString() == runs[1].model.SerializeToString()
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_decoder_whose_mask_also_counts_cached_tokens(left):
+    """The mask is [batch, total_sequence], tokens [batch, sequence]; the caches are empty."""
+    model = read_model(ROOT / "models" / "plays_decoder_cached.onnx")
+    tokens, mask = load_plays("calib")[:3, :9], np.ones((3, 9), np.int64)
+    for row, padding in ((1, 4), (2, 2)):
+        mask[row, slice(padding) if left else slice(9 - padding, 9)] = 0
+    found = cut(model, {"input_ids": tokens, "attention_mask": mask})
+    shapes = {f["input_ids"].shape[1]: f for f in (part.feeds(slice(None)) for part in found.by_shape())}
+    assert sorted(shapes) == [5, 7, 9]
+    for length, feeds in shapes.items():
+        assert feeds["attention_mask"].tolist() == [[1] * length]
+        assert feeds["position_ids"].tolist() == [[*range(length)]]
+        assert feeds["past_key_values.0.key"].shape == (1, 2, 0, 16)

@@ -29,15 +29,15 @@ CONFIG = Config(samples=60, weight_bits=3, activation_bits=3, effort="default")
 
 
 class Digits:
-    def __init__(self):
+    def __init__(self, config=CONFIG):
         self.model = read_normalized(MODELS / "digits_cnn.onnx")[1]
-        self.samples = samples_for(self.model, MODELS / "digits_calib.npz", CONFIG)
-        self.split = SampleSplit.whole(self.samples, CONFIG.seed)
+        self.samples = samples_for(self.model, MODELS / "digits_calib.npz", config)
+        self.split = SampleSplit.whole(self.samples, config.seed)
         steps = Steps(Store(), Progress(), "digits")
-        self.measurement = measure_network(analyse(self.model, CONFIG.selection), CONFIG, self.split, RUNTIME, steps)
+        self.measurement = measure_network(analyse(self.model, config.selection), config, self.split, RUNTIME, steps)
         self.fitting, self.measuring = self.split.fitting, self.split.measuring
         self.judge = Judge.of(self.measurement, self.measuring, RUNTIME, steps)
-        self.allocation = allocate_bits(self.measurement, CONFIG.budgets)
+        self.allocation = allocate_bits(self.measurement, config.budgets)
 
     def plan(self, effort):
         return Plan.of(effort, self.allocation, len(self.measuring))
@@ -55,6 +55,36 @@ class Digits:
 @pytest.fixture(scope="module")
 def digits():
     return Digits()
+
+
+@pytest.fixture(scope="module")
+def blocked():
+    """Weights alone, with a scale for every 16 of them where 16 divides a channel."""
+    return Digits(Config(samples=24, weight_bits=4, activation_bits=None, block_size=(16,)))
+
+
+def test_scales_of_blocks_are_refitted_together(blocked):
+    layers = blocked.allocation.measurement.layers
+    k = next(k for k in fitted_layers(blocked.allocation, 1.0) if layers[k].block)
+    found = blocked.refitted(blocked.allocation, [k]).measurement.layers[k]
+    before, after = (x.codes[4] for x in (layers[k], found))
+    assert before.scales.shape == after.scales.shape
+    ratio = after.scales / before.scales
+    np.testing.assert_allclose(ratio, np.broadcast_to(np.median(ratio, axis=1, keepdims=True), ratio.shape), rtol=2e-3)
+    np.testing.assert_array_equal(after.scales, after.scales.astype(np.float16))
+
+
+def test_rounding_and_measuring_again_keep_the_blocks(blocked):
+    sizes = [x.block for x in blocked.allocation.measurement.layers]
+    assert 16 in sizes
+    with workers(2) as pool:
+        found = rerounded(blocked.allocation, np.arange(len(sizes)), blocked.fitting, RUNTIME, pool)
+        again = remeasured(found, 0, blocked.measuring, RUNTIME, pool)
+    for measurement in (found.measurement, again):
+        assert [x.block for x in measurement.layers] == sizes
+        assert all((x.codes[4].scales.ndim == 2) == (x.block > 0) for x in measurement.layers)
+        np.testing.assert_array_equal(measurement.curves.overhead, blocked.measurement.curves.overhead)
+    assert blocked.judge.distortion(found) < 2 * blocked.judge.distortion(blocked.allocation)
 
 
 STEPS = {

@@ -90,18 +90,6 @@ def test_curves_that_promise_too_much() -> None:
     assert "--measure probe" in advise(allocation, replace(CONFIG, effort="best"), off)[1]
 
 
-def test_a_table_takes_the_place_of_what_it_is_not() -> None:
-    found = measurement()
-    table = SimpleNamespace(name="words", op_type="Gather", elements=6400)
-    network = replace(found.network, weight_only=(table,))
-    allocation = replace(allocate_bits(replace(found, network=network), CONFIG.budgets), weight_only_bits=(3,))
-    poor = report(measured=50 * allocation.predicted, unsearched=49 * allocation.predicted)
-    assert advise(allocation, CONFIG, poor) == (
-        "weights outside the search, Gather words (3 bits), cause 98 % of the distortion, which no curve predicts: "
-        "give it --pin words=8",
-    )
-
-
 def test_where_no_width_helps() -> None:
     config = Config(weight_bits=8, activation_bits=8)
     allocation = allocate_bits(measurement(), config.budgets)

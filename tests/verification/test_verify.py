@@ -20,6 +20,7 @@ from rdoq_onnx.system.io import read_model
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.scratch import Scratch
+from rdoq_onnx.targets import TARGETS
 from rdoq_onnx.verification import verify as verify_module
 from rdoq_onnx.verification.verify import verify
 from rdoq_onnx.verification.widths import check_widths
@@ -150,6 +151,21 @@ def test_a_level_whose_kernels_compute_something_else(case, monkeypatch):
         )
         with pytest.raises(VerificationError, match=r"has -?\d+\.\d dB at ONNX Runtime's (default|BASIC) level"):
             verify(emitted, allocation, Reference(original, allocation.measurement, samples, RUNTIME))
+
+
+def test_a_runtime_whose_outputs_have_other_shapes(case, monkeypatch):
+    """As OpenVINO computes GroupQueryAttention with empty caches."""
+    original, emission, allocation, samples = case
+
+    def load():
+        return lambda feeds, names: [np.zeros((len(feeds["input"]), 0), np.float32)], None
+
+    measurement = allocation.measurement
+    network = replace(measurement.network, target=TARGETS["openvino"])
+    aimed = replace(allocation, measurement=replace(measurement, network=network))
+    monkeypatch.setattr(verify_module, "openvino_runs", lambda model, threads: {"OpenVINO": load})
+    with pytest.raises(VerificationError, match=r"'logits' has the shape \[\d+, 0\] in OpenVINO and \[\d+, 10\]"):
+        verify(emission, aimed, Reference(original, aimed.measurement, samples, RUNTIME))
 
 
 def test_one_session_is_in_memory_at_a_time(case, monkeypatch):

@@ -10,15 +10,16 @@ from onnx import TensorProto, checker, helper, numpy_helper, parser
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import NORMALIZE
 from rdoq_onnx.candidates.activations import affine
-from rdoq_onnx.candidates.quantizer import quantize_rows
+from rdoq_onnx.candidates.quantizer import quantize_blocks, quantize_rows
 from rdoq_onnx.config import Config
+from rdoq_onnx.model.layers import block_sizes
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_qdq import InsertQDQ, QuantizedWeight
 from rdoq_onnx.passes.pruning.remove_channels import RemoveChannels, removable
 from tests.conftest import ROOT, deviation, random_feeds
 
-FORMS = ["integers", "floats"]
+FORMS = ["integers", "floats", "blocks"]
 LEVELS = ["none", "basic", "all"]
 
 
@@ -40,7 +41,10 @@ def emitted(graph, weights, zeros, ort_run, form, *, bits=8, opset=17):
 
 
 def quantized(model, feeds, zeros, ort_run, form, bits=8):
-    """Weights at 5 bits, or at 0 for the channels in `zeros`, by weight; activations at `bits` or in float."""
+    """Weights at 5 bits, or at 0 for the channels in `zeros`, by weight; activations at `bits` or in float.
+
+    form: "blocks" gives channels two or three scales, where they may have them.
+    """
     model = run_passes(NORMALIZE, model)
     network = analyse(model, Config(activation_bits=bits if form == "integers" else None).selection)
     model = network.model
@@ -52,7 +56,11 @@ def quantized(model, feeds, zeros, ort_run, form, bits=8):
     tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     codes = []
     for layer in network.layers:
-        rows = quantize_rows(layer.linear.rows(tensors[layer.weight]), 5, 64)
+        weights = layer.linear.rows(tensors[layer.weight])
+        rows = quantize_rows(weights, 5, 64)
+        sizes = block_sizes(layer.linear, (weights.shape[1] // 3, weights.shape[1] // 2)) if form == "blocks" else (0,)
+        if sizes[0]:
+            rows = quantize_blocks(weights, 5, 64, sizes[0])
         rows.integers[list(zeros.get(layer.weight, ()))] = 0
         codes.append(QuantizedWeight(layer, layer.linear.tensor(rows.integers), rows.scales, np.zeros(1)))
     return run_passes([InsertQDQ(codes, quantizers)], model)

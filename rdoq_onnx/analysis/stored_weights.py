@@ -1,59 +1,32 @@
-"""Weights that are stored as integers without a curve that measures the effect.
+"""Weights that no product unfolds: they join the search, but stay beside float data.
 
 These are embedding tables, recurrent cells, stacks of matrices, and layers in the bodies of If, Loop and Scan:
 
-    w ≈ s·q,  |q| ≤ 127, one s per row of a table, gate unit of a cell and direction, or output channel
+    w ≈ s·q,  one s per row of a table, gate unit of a cell and direction, or output channel
 
-The search lowers the width only of weights whose effect it has measured. It does not measure these, so they get 8 bits
-unless pinned.
+The effect of a row that is looked up follows from its gradient (candidates/table_rows.py), that of all others from an
+exact run of the weight as a whole (curves/missing_forms.py).
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import NodeProto, TensorProto
 
-from rdoq_onnx.analysis.patterns import channel_range, matches
 from rdoq_onnx.analysis.skips import Excludes, Finiteness, Refusal, Skip, not_a_matrix
 from rdoq_onnx.analysis.weight_origins import Origin, Scope, origins, walk
-from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.graph import SHAPE_OPS, Graph, attribute
-from rdoq_onnx.model.layers import LAYER_TYPES
+from rdoq_onnx.model.layers import LAYER_TYPES, Layer, Use
+from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.model.protos import all_nodes, all_outputs
 from rdoq_onnx.targets import Target
 
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-BITS = 8
-NARROWEST = 2  # bits: smallest width that a pin may set
 _TABLE = 1024  # elements: smallest embedding; smaller tables are shape arithmetic
 _NODES = 256  # approximate bytes of the nodes and names that decode a tensor
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-
-
-@dataclass(frozen=True)
-class WeightOnly:
-    """A float initializer, the nodes that apply it, and why the search does not cover it. Named after its first node.
-
-    axes: the axes along which scales differ.
-    """
-
-    name: str
-    op_type: str
-    tensor: str
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-    reason: str
-    nodes: tuple[str, ...]
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names that `--pin` and `--exclude` accept for it."""
-        return (*self.nodes, self.tensor)
 
 
 @dataclass(frozen=True)
@@ -61,14 +34,13 @@ class Slot:
     """An initializer that a node takes weights from, or why these stay in float.
 
     scope: the scope of the node's graph. along: axes of the input along which rows, gate units or channels lie;
-    negative ones count from the last. unsearched: why the search does not cover it.
+    negative ones count from the last.
     """
 
     node: NodeProto
     scope: Scope
     origin: Origin | Refusal
     along: tuple[int, ...]
-    unsearched: str
 
     @property
     def name(self) -> str:
@@ -91,21 +63,21 @@ def is_stack(node: NodeProto, graph: Graph) -> bool:
 
 
 def find_slots(graph: Graph) -> tuple[Slot, ...]:
-    """Find the slots of weights that the search does not cover, in the main graph and in nested bodies."""
+    """Find the slots of weights that no product unfolds, in the main graph and in nested bodies."""
     return tuple(slot for node, scope in walk(graph.model.graph) for slot in _slots(node, scope, graph))
 
 
-def weight_only(
+def stored_weights(
     graph: Graph,
     slots: Sequence[Slot],
-    searched: Mapping[str, Sequence[str]],
+    multiplied: Mapping[str, Sequence[str]],
     target: Target,
     excludes: Excludes,
     finiteness: Finiteness,
-) -> tuple[tuple[WeightOnly, ...], tuple[Skip, ...]]:
-    """The weights in `slots` that are quantized outside the search, and the nodes whose weights stay in float.
+) -> tuple[tuple[Layer, ...], tuple[Skip, ...]]:
+    """The weights in `slots` that are quantized, and the nodes whose weights stay in float.
 
-    searched: for each weight that the search quantizes its nodes, which have integers of their own.
+    multiplied: for each weight of a layer its nodes, which have integers of their own.
     """
     skipped: dict[Skip, None] = {}
     by_tensor: dict[str, list[tuple[Slot, Origin]]] = {}
@@ -121,14 +93,16 @@ def weight_only(
     for tensor, users in by_tensor.items():
         own = {id(origin.consumer) for _, origin in users}  # `users` keeps the nodes alive, and so the ids unique
         others = [n for n in consumers[tensor] if id(n) not in own and n.op_type not in SHAPE_OPS]
-        other = next((n for n in others if n.name not in searched.get(tensor, ())), None)
+        other = next((n for n in others if n.name not in multiplied.get(tensor, ())), None)
         if other is not None or tensor in exposed:
             use = "is an output" if other is None else f"also feeds {other.op_type} {other.name or other.output[0]!r}"
             refusal = Refusal(f"its weight {tensor!r} {use}, which needs it in float")
             skipped.update(dict.fromkeys(slot.skip(refusal) for slot, _ in users))
         else:
             chosen.append(_chosen([slot for slot, _ in users], users[0][1]))
-    return tuple(chosen), tuple(skipped)
+    shared = Counter(layer.name for layer in chosen)  # a recurrent cell has two weights
+    named = (replace(x, name=x.weight) if shared[x.name] > 1 else x for x in chosen)
+    return tuple(named), tuple(skipped)
 
 
 def _quantizable(slot: Slot, target: Target, excludes: Excludes, finiteness: Finiteness) -> Origin | Refusal:
@@ -141,53 +115,43 @@ def _quantizable(slot: Slot, target: Target, excludes: Excludes, finiteness: Fin
     return unfit or finiteness(origin.tensor) or origin
 
 
-def _chosen(slots: Sequence[Slot], origin: Origin) -> WeightOnly:
+def _chosen(slots: Sequence[Slot], origin: Origin) -> Layer:
     """The weight that the slots share; `origin` is that of the first slot."""
     first, tensor = slots[0], origin.tensor
-    names = tuple(dict.fromkeys(s.name for s in slots))
-    return WeightOnly(
-        first.name, first.node.op_type, tensor.name, tuple(tensor.dims), _axes(first, origin), first.unsearched, names
-    )
+    linear = Linear(first.node.op_type, tuple(tensor.dims), axes=_axes(first, origin))
+    uses = {s.name: _use(s, tensor, linear) for s in slots}
+    return Layer(first.name, tensor.name, linear, tuple(uses.values()))
 
 
-def widths(unsearched: Sequence[WeightOnly], pins: Sequence[tuple[str, int]]) -> tuple[int, ...]:
-    """The width of each weight: 8 bits, or that of its last pin. Raises ConfigError for a pin below 2 bits."""
-    result = []
-    for weights in unsearched:
-        bits = BITS
-        for pattern, pinned in pins:
-            if channel_range(pattern)[1] is None and matches(pattern, weights.names):
-                if pinned < NARROWEST:
-                    found = f"--pin {pattern}={pinned}: {weights.name!r} is quantized without measuring the effect"
-                    raise ConfigError(f"{found}; give {NARROWEST} to {BITS} bits")
-                bits = pinned
-        result.append(bits)
-    return tuple(result)
+def _use(slot: Slot, tensor: TensorProto, linear: Linear) -> Use:
+    """The use of a weight by the slot's node; with data and output only where rows of a table are looked up."""
+    node = slot.node
+    of_rows = node.op_type == "Gather" and node.input[0] == tensor.name and linear.axes == (0,)
+    data, output = (node.input[1], node.output[0]) if of_rows and not slot.scope.owners else ("", "")
+    return Use(slot.name, data, output, linear)
 
 
 def _slots(node: NodeProto, scope: Scope, graph: Graph) -> Iterator[Slot]:
     if node.domain not in ("", "ai.onnx"):
         return
-    owner = scope.owners[-1] if scope.owners else None
-    inside = f"it is in the body of {owner.op_type} {owner.name or owner.output[0]!r}" if owner is not None else ""
     if node.op_type in RECURRENT:
         for index in (1, 2):
             sources = origins(node.input[index], node, scope)
-            yield from _each(node, scope, sources, (0, 1), inside or "a recurrent cell feeds its errors back")
+            yield from _each(node, scope, sources, (0, 1))
     elif node.op_type == "Gather":
         sources = origins(node.input[0], node, scope)
         if not isinstance(sources, Refusal) and all(_is_table(origin.tensor) for origin in sources):
-            yield from _each(node, scope, sources, (attribute(node, "axis", 0),), inside or "its rows are looked up")
-    elif is_stack(node, graph) or (inside and node.op_type in LAYER_TYPES):
+            yield from _each(node, scope, sources, (attribute(node, "axis", 0),))
+    elif is_stack(node, graph) or (scope.owners and node.op_type in LAYER_TYPES):
         side, sources = _constant_side(node, scope)
-        yield from _each(node, scope, sources, (_channel_axis(node, side),), inside or "it is a stack of matrices")
+        yield from _each(node, scope, sources, (_channel_axis(node, side),))
 
 
 def _each(
-    node: NodeProto, scope: Scope, sources: tuple[Origin, ...] | Refusal, along: tuple[int, ...], unsearched: str
+    node: NodeProto, scope: Scope, sources: tuple[Origin, ...] | Refusal, along: tuple[int, ...]
 ) -> Iterator[Slot]:
     for origin in (sources,) if isinstance(sources, Refusal) else sources:
-        yield Slot(node, scope, origin, along, unsearched)
+        yield Slot(node, scope, origin, along)
 
 
 def _axes(slot: Slot, origin: Origin) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Weights that the search does not cover: found, stored in 8 bits, or left in float with a reason."""
+"""Weights that no product unfolds: found, searched, stored as integers, or left in float with a reason."""
 
 import json
 
@@ -12,14 +12,15 @@ import rdoq_onnx
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.normalization import NORMALIZE
-from rdoq_onnx.analysis.weight_only import widths
+from rdoq_onnx.candidates.quantizer import quantize_rows
 from rdoq_onnx.config import Config
 from rdoq_onnx.dry_run import dry_run, lines
-from rdoq_onnx.emission.weight_only import stored_weight
+from rdoq_onnx.emission.quantized_model import stored_weight
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.protos import all_nodes
 from rdoq_onnx.passes import run_passes
-from rdoq_onnx.passes.quantize_stored import QuantizeStored
+from rdoq_onnx.passes.quantize_stored import QuantizeStored, StoredWeight
 from rdoq_onnx.system import openvino_runtime
 from tests.conftest import ZOO, OrtRun, deviation
 
@@ -132,24 +133,32 @@ def feeds(proto: onnx.ModelProto, count: int = 5) -> dict[str, NDArray[np.generi
     return {i.name: every[i.name] for i in proto.graph.input}
 
 
+def rounded(layer: Layer, value: NDArray[np.float32], bits: int = 8) -> StoredWeight:
+    return stored_weight(layer, quantize_rows(layer.linear.rows(value), bits, 127))
+
+
 def stored(network: Network, bits: int = 8) -> onnx.ModelProto:
-    """`network` with the weights that are not searched, and those alone, in integers."""
+    """`network` with the weights that no product unfolds, and those alone, in integers."""
     tensors = {t.name: numpy_helper.to_array(t) for t in network.model.graph.initializer}
-    weights = [stored_weight(w, bits, tensors[w.tensor]) for w in network.weight_only]
+    weights = [rounded(x, tensors[x.weight], bits) for x in network.stored]
     return run_passes([QuantizeStored(weights)], network.model)
+
+
+def nodes_of(layer: Layer) -> tuple[str, ...]:
+    return tuple(u.node for u in layer.uses)
 
 
 @pytest.mark.parametrize("nodes", FOUND)
 def test_what_is_found_is_stored_in_integers(nodes: str, ort_run: OrtRun) -> None:
     network = found(nodes)
-    assert {(w.op_type, w.tensor, w.axes) for w in network.weight_only} == FOUND[nodes]
+    assert {(x.linear.op_type, x.weight, x.linear.axes) for x in network.stored} == FOUND[nodes]
     assert [layer.weight for layer in network.layers] == ["w"]
     assert network.skipped == ()
     result = stored(network)
     kinds = {t.name: t.data_type for t in result.graph.initializer if len(t.dims) > 1}
-    for weights in network.weight_only:
-        assert weights.tensor not in kinds
-        assert kinds[f"{weights.tensor}_quantized"] == TensorProto.INT8
+    for layer in network.stored:
+        assert layer.weight not in kinds
+        assert kinds[f"{layer.weight}_quantized"] == TensorProto.INT8
     proto = model(nodes)
     assert 0 < deviation(ort_run(result, feeds(proto)), ort_run(proto, feeds(proto))) < 0.01
 
@@ -157,7 +166,7 @@ def test_what_is_found_is_stored_in_integers(nodes: str, ort_run: OrtRun) -> Non
 @pytest.mark.parametrize("nodes", LEFT)
 def test_what_stays_in_float_says_why(nodes: str) -> None:
     network = found(nodes)
-    assert network.weight_only == ()
+    assert network.stored == ()
     (skip,) = network.skipped
     assert skip.node
     assert LEFT[nodes] in skip.reason
@@ -170,8 +179,8 @@ def test_rows_of_a_table_are_off_by_what_rounding_costs(ort_run: OrtRun) -> None
     proto = parser.parse_model(text)
     proto.graph.initializer.append(numpy_helper.from_array(table, "table"))
     network = found(next(iter(FOUND)))
-    (rows,) = network.weight_only
-    result = run_passes([QuantizeStored([stored_weight(rows, 8, table)])], proto)
+    (rows,) = network.stored
+    result = run_passes([QuantizeStored([rounded(rows, table)])], proto)
     assert [n.op_type for n in result.graph.node] == ["Gather", "Cast", "Gather", "Mul"]
     (e,) = ort_run(result, {"i": np.arange(300) - 300})
     steps = np.abs(table).max(axis=1, keepdims=True) / 127
@@ -180,16 +189,18 @@ def test_rows_of_a_table_are_off_by_what_rounding_costs(ort_run: OrtRun) -> None
 
 
 def test_a_table_that_is_also_a_layer_s_weight(ort_run: OrtRun) -> None:
-    """A searched layer has its own integers; one in a body decodes all rows, which the Gather then reads."""
+    """The layer's integers are its own, too; one in a body decodes all rows, which the Gather then reads."""
     tied = "e = Gather (table, i) s1 = ReduceMean (e) f = Gemm <transB = 1> (x, table) s2 = ReduceMean (f) "
     tied += "s3 = Add (s1, s2) r3 = Reshape (s3, one) b = Add (x, r3)"
     network = found(tied)
     assert [layer.weight for layer in network.layers] == ["table", "w"]
-    assert [w.nodes for w in network.weight_only] == [("Gather_0",)]
+    assert network.stored == ()
+    assert [(nodes_of(tie.table), tie.layer) for tie in network.ties] == [(("Gather_0",), "Gemm_0")]
     both = "a = Gather (table, i) b0 = ReduceMean <axes = [1], keepdims = 0> (a) "
     both += branch("d = Gemm <transB = 1> (b0, table) " + added("d"))
     network = found(both)
-    assert [(w.op_type, w.nodes) for w in network.weight_only] == [("Gather", ("Gather_0", "d"))]
+    assert [(x.linear.op_type, nodes_of(x)) for x in network.stored] == [("Gather", ("Gather_0", "d"))]
+    assert not network.stored[0].looked_up
     result = stored(network)
     assert sum(n.op_type == "Gather" for n in all_nodes(result.graph)) == 1
     proto = model(both)
@@ -207,7 +218,7 @@ def test_branches_with_different_weights_of_one_name(ort_run: OrtRun) -> None:
         body.node[0].output[0] = body.output[0].name
         body.initializer.append(numpy_helper.from_array(factor * WEIGHTS["w"], "inner"))
     network = analyse(run_passes(NORMALIZE, proto), Config().selection)
-    assert len({w.tensor for w in network.weight_only}) == 2
+    assert len({x.weight for x in network.stored}) == 2
     for c in (True, False):
         given = feeds(proto) | {"c": np.array(c)}
         assert 0 < deviation(ort_run(stored(network), given), ort_run(proto, given)) < 0.01
@@ -222,44 +233,73 @@ def test_options() -> None:
     assert "--target tensorrt" in skip.reason
     with pytest.raises(ConfigError, match=r"--exclude 'tabel' matches no layer; the nearest is 'table'"):
         found(gather, Config(exclude=("tabel",)))
-    network = found(gather, Config(pins=(("tab.*", 4),)))
-    assert widths(network.weight_only, (("tab.*", 5), ("Gather_0", 4))) == (4,)
-    integers = next(t for t in stored(network, 4).graph.initializer if t.name == "table_quantized")
-    assert np.ptp(numpy_helper.to_array(integers).astype(int), axis=1).max() < 16
-    with pytest.raises(ConfigError, match=r"--pin table=1: .*give 2 to 8 bits"):
-        widths(network.weight_only, (("table", 1),))
+    with pytest.raises(ConfigError, match=r"--pin table\[300:301\]=4: 'Gather_0' has no such channels"):
+        found(gather, Config(pins=(("table[300:301]", 4),)))
 
 
-@pytest.mark.parametrize("options", [{}, {"pins": (("table", 4),), "target": "openvino"}, {"storage": "int8"}])
-def test_a_run_reports_them(options: dict[str, object]) -> None:
+@pytest.mark.parametrize("nodes", FOUND)
+def test_the_search_covers_them(nodes: str) -> None:
+    """Each takes the width that it is pinned to, and costs about what its curve promises."""
+    proto = model(nodes)
+    given, weights = feeds(proto, 60), {weight for _, weight, _ in FOUND[nodes]}
+    measured = {}
+    for bits in (3, 5):
+        pins = (("w", 8), *((name, bits) for name in sorted(weights)))
+        options = {"weights_only": True, "weight_bits": 8, "effort": "fast", "threads": 1, "pins": pins}
+        result = rdoq_onnx.quantize(proto, given, **options)
+        widths = dict(
+            zip((x.weight for x in result.curves.network.searched), result.allocation.layer_bits, strict=True)
+        )
+        assert {name for name, each in widths.items() if (each == bits).all()} == weights
+        assert result.report.measured < 4 * result.report.predicted
+        measured[bits] = result.report.measured
+    assert measured[5] < measured[3]
+
+
+@pytest.mark.parametrize(
+    ("storage", "target"), [("packed", "onnxruntime"), ("native", "openvino"), ("int8", "openvino")]
+)
+def test_a_run_reports_them(storage: str, target: str) -> None:
     proto = model(next(iter(FOUND)))
-    result = rdoq_onnx.quantize(proto, feeds(proto, 40), effort="fast", threads=1, **options)
-    (entry,) = json.loads(result.report.to_json())["weight_only"]
-    bits = 4 if "pins" in options else 8
-    assert entry == {
-        "name": "Gather_0",
-        "op": "Gather",
-        "weight": "table",
-        "elements": 4800,
-        "bits": bits,
-        "reason": "its rows are looked up",
-    }
+    options = {"pins": (("table", 4),), "storage": storage, "target": target}
+    result = rdoq_onnx.quantize(proto, feeds(proto, 40), effort="fast", threads=1, weight_bits=8, **options)
+    document = json.loads(result.report.to_json())
+    (entry,) = [x for x in document["layers"] if x["op"] == "Gather"]
+    assert entry["name"] == "Gather_0"
+    assert entry["bits"] == [4] * 300
+    assert entry["activation_bits"] is None
+    (table,) = entry["tables"]
+    assert (table["name"], table["rows"]) == ("Gather_0", 300)
+    assert 0 < table["seen"] <= len(np.unique(feeds(proto, 40)["i"]))
+    assert (
+        "  Gather_0",
+        f"{table['seen']} of 300 rows seen in calibration; the others by the mean effect of these",
+    ) in (result.report.rows())
+    assert document["weights"]["elements"] == 256 + 4800
     assert result.report.skipped == ()
-    rows = result.report.rows()
-    assert ("weights outside the budget", "4,800 in 1 tensors") in rows
-    assert ("their tensors by bits", f"{bits}: 1") in rows
-    assert result.report.sqnr_db > (15 if bits == 4 else 25)
-    assert result.report.weight_elements == 256
-    assert result.report.output_bytes < 4 * 4800 * bits / 32 + 300 * 4 + 4000
+    assert result.report.sqnr_db > 15
+    assert storage == "int8" or result.report.output_bytes < 4800 * 4 / 8 + 300 * 4 + 4500
+
+
+def test_rows_that_are_read_most_get_most_bits() -> None:
+    """Rows 0 to 9 are in many samples, 100 to 199 in one each; the rest is never seen, and gets no more than these."""
+    proto = model(next(iter(FOUND)))
+    given = feeds(proto, 100)
+    given["i"] = np.stack([np.arange(100) % 10, (np.arange(100) + 5) % 10, np.arange(100) + 100], axis=1)
+    result = rdoq_onnx.quantize(proto, given, effort="fast", threads=1, weights_only=True, weight_bits=4)
+    (bits,) = [x for x in result.allocation.layer_bits if len(x) == 300]
+    often, seldom, never = bits[:10].mean(), bits[100:200].mean(), bits[200:].mean()
+    assert often > seldom + 1
+    assert seldom >= never > 0
 
 
 @pytest.mark.skipif(not openvino_runtime.installed(), reason="OpenVINO is not installed")
 @pytest.mark.parametrize(("held", "kept"), [("GRU", 2), ("ConvTranspose", 1), ("Scan", 0)])
 def test_openvino_takes_them(held: str, kept: int) -> None:
     """Its GRU requires constant weights; the body of its Scan reads no computed tensor from outside."""
-    nodes = next(n for n in FOUND if f" {held} " in n)
-    result = rdoq_onnx.quantize(model(nodes), feeds(model(nodes), 40), effort="fast", threads=1, target="openvino")
-    assert len(result.report.weight_only) == kept
+    nodes, given = next(n for n in FOUND if f" {held} " in n), {"weight_bits": 8, "target": "openvino"}
+    result = rdoq_onnx.quantize(model(nodes), feeds(model(nodes), 40), effort="fast", threads=1, **given)
+    assert len(result.curves.network.stored) == kept
     assert ["--target openvino" in s.reason for s in result.report.skipped] == [True] * (kept == 0)
     assert result.report.sqnr_db > 25
 
@@ -274,38 +314,35 @@ def layerless() -> onnx.ModelProto:
     return proto
 
 
-def test_a_model_that_has_nothing_to_search() -> None:
-    result = rdoq_onnx.quantize(layerless(), feeds(layerless(), 40), bits=3, threads=1)
-    report = json.loads(result.report.to_json())
-    assert report["bits"] == {"weights": None, "activations": None}
-    assert [(x["weight"], x["bits"]) for x in report["weight_only"]] == [("gw", 8), ("gr", 8)]
-    assert result.report.sqnr_db > 35
-    assert result.report.output_bytes < result.report.input_bytes / 2
+def test_a_model_without_layers() -> None:
+    decibels = {}
+    for bits in (3, 6):
+        result = rdoq_onnx.quantize(layerless(), feeds(layerless(), 40), weight_bits=bits, threads=1, effort="fast")
+        report = json.loads(result.report.to_json())
+        assert report["bits"] == {"weights": pytest.approx(bits, abs=0.02), "activations": None}
+        assert [(x["name"], x["op"]) for x in report["layers"]] == [("gw", "GRU"), ("gr", "GRU")]
+        decibels[bits] = result.report.sqnr_db
+    assert decibels[6] > decibels[3] + 12
+    found = rdoq_onnx.quantize(layerless(), feeds(layerless(), 80), sqnr=20.0, threads=1, effort="fast")
+    assert found.report.sqnr_db > 20
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"sqnr": 30.0}, "--sqnr: the search covers none of the model's weights"),
-        ({"exclude_ops": ("GRU",)}, "no layer to"),
-    ],
-)
-def test_options_that_leave_nothing_to_do(options: dict[str, object], said: str) -> None:
-    with pytest.raises(rdoq_onnx.RdoqError, match=said):
-        rdoq_onnx.quantize(layerless(), feeds(layerless(), 40), threads=1, **options)
+def test_options_that_leave_nothing_to_do() -> None:
+    with pytest.raises(rdoq_onnx.RdoqError, match="no layer to"):
+        rdoq_onnx.quantize(layerless(), feeds(layerless(), 40), threads=1, exclude_ops=("GRU",))
 
 
 def test_a_dry_run_lists_them() -> None:
     found = dry_run(layerless(), feeds(layerless(), 40), Config(threads=1))
-    assert any(line.startswith("  --pin gw=8  # GRU, 768 weights, 1x48x16") for line in lines(found))
+    assert any(line.startswith("  --pin gw=8  # GRU, 48 channels, 768 weights, 1x48x16") for line in lines(found))
 
 
 @pytest.mark.skipif(not ZOO.exists(), reason="the zoo is not there")
 def test_silero_whose_layers_are_all_in_branches() -> None:
     x = np.random.default_rng(0).standard_normal((16, 576)).astype(np.float32) * np.geomspace(1e-3, 1, 16)[:, None]
     samples = {"input": x.astype(np.float32), "state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16000)}
-    result = rdoq_onnx.quantize(ZOO / "silero_vad" / "model.onnx", samples, threads=1)
+    result = rdoq_onnx.quantize(ZOO / "silero_vad" / "model.onnx", samples, threads=1, weight_bits=8)
     assert all("a vector that it reads" in s.reason for s in result.report.skipped)  # biases
-    assert {x.op for x in result.report.weight_only} == {"Conv", "LSTM"}
+    assert {x.op for x in result.report.layers} == {"Conv", "LSTM"}
     assert result.report.output_bytes < 0.31 * result.report.input_bytes
     assert result.report.sqnr_db > 20
