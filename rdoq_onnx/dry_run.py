@@ -20,8 +20,9 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.config import Config
+from rdoq_onnx.curves.divergence import chosen_metric
 from rdoq_onnx.curves.float_fallback import in_float, unfed
-from rdoq_onnx.curves.measure import chosen_metric, scratch_for
+from rdoq_onnx.curves.measure import scratch_for
 from rdoq_onnx.curves.measurement import activation_elements, aimed_at
 from rdoq_onnx.estimate.forecast import counted, foreseen
 from rdoq_onnx.estimate.seconds import Estimate

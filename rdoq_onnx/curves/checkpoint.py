@@ -46,31 +46,9 @@ _PAUSE = 10.0  # minimum seconds between two of these writes
 CLASSES = {
     c.__name__: c
     for c in (
-        *(
-            Activation,
-            ActivationCandidates,
-            Affine,
-            Batching,
-            BlockOption,
-            Candidates,
-            Curves,
-            Distortions,
-            Layer,
-            LayerCandidates,
-        ),
-        *(
-            ExtremeValues,
-            FloatFallback,
-            Linear,
-            MeasuredActivation,
-            MeasuredLayer,
-            Metric,
-            Observation,
-            Part,
-            Piece,
-            Rows,
-        ),
-        *(SpooledCodes, TableRows, Tail, Use, WeightCodes),
+        *(Activation, ActivationCandidates, Affine, Batching, BlockOption, Candidates, Curves, Distortions),
+        *(ExtremeValues, FloatFallback, Layer, LayerCandidates, Linear, MeasuredActivation, MeasuredLayer),
+        *(Metric, Observation, Part, Piece, Rows, SpooledCodes, TableRows, Tail, Use, WeightCodes),
     )
 }
 

@@ -19,14 +19,26 @@ from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.curves.shrinkage import shrunk_curves, squared_errors
 from rdoq_onnx.curves.taylor import first_order
+from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.gradients.batch_sizes import least_draws, reverse_batch, with_memory
 from rdoq_onnx.gradients.plan import LEAST_DRAWS, ReversePlan
+from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
 Float = NDArray[np.float64]
 FEWER = 2  # the ratios tell channels apart, not the variants of rounding, so fewer v do
+
+
+def chosen_metric(metric: Metric, config: Config) -> Metric:
+    """Return the metric that the curves are of; "auto" begins with the squared error. Raises ConfigError."""
+    if config.distortion != "kl":
+        return metric
+    if metric.divergence is None:
+        other = next(part.name for part in metric.parts if not part.cached and part.pieces[0].classes is None)
+        raise ConfigError(f"--distortion kl: output {other!r} holds no rows of logits; give --distortion mse or auto")
+    return metric.divergence
 
 
 def with_divergence(

@@ -19,7 +19,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.binding import Binding
 from rdoq_onnx.curves.checkpoint import Steps, Store
-from rdoq_onnx.curves.divergence import with_divergence
+from rdoq_onnx.curves.divergence import chosen_metric, with_divergence
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
 from rdoq_onnx.curves.measurement import (
@@ -41,7 +41,6 @@ from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
 from rdoq_onnx.model.layers import Layer
-from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.observation.equalization import equalize, exponent_for, typical_widths
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
@@ -126,16 +125,6 @@ def _fallback(bench: Bench, prober: Prober, candidates: Candidates, measured: Di
     """Choose what stays in float: what full width would ruin, and products that do not pay."""
     ruined = choose_fallback(bench.network, candidates, measured, bench.config, prober)
     return ruined | unpaid(prober, measured, bench.config, bench.observation, ruined)
-
-
-def chosen_metric(metric: Metric, config: Config) -> Metric:
-    """Return the metric that the curves are of; "auto" begins with the squared error. Raises ConfigError."""
-    if config.distortion != "kl":
-        return metric
-    if metric.divergence is None:
-        other = next(part.name for part in metric.parts if not part.cached and part.pieces[0].classes is None)
-        raise ConfigError(f"--distortion kl: output {other!r} holds no rows of logits; give --distortion mse or auto")
-    return metric.divergence
 
 
 def _layer_by_layer(

@@ -27,8 +27,8 @@ from rdoq_onnx.verification.verify import Verification
 class Outcome:
     """The results of all steps of a run on the model `original`, read from `source`.
 
-    seconds: of each step. diverted: what bits that were diverted towards the divergence gained. likeness: of the held-out
-    samples to those seen; None if not known.
+    seconds: of each step. diverted: what bits that were diverted towards the divergence gained. likeness: of the
+    held-out samples to those seen; None if not known.
     """
 
     source: str
