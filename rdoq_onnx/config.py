@@ -14,6 +14,7 @@ from rdoq_onnx.targets import TARGETS, Storage, Target, TargetName
 Measure = Literal["taylor", "probe"]
 Provider = Literal["auto", "cpu", "cuda"]
 Effort = Literal["fast", "default", "best"]
+Distortion = Literal["mse", "kl", "auto"]
 Side = Literal["weights", "activations", "both"]
 
 MAX_BITS = 8
@@ -186,6 +187,8 @@ class Config:
     samples: number of calibration samples to use, evenly spaced; None for all (64 if they are synthetic).
     image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for the defaults of `Pixels`.
     measure: how to measure curves, "taylor" (first order) or "probe" (exact, slow).
+    distortion: "mse" minimizes the squared error of the outputs, "kl" the divergence of rows of logits, "auto" the
+        squared error, with bits moved towards the divergence where that costs little.
     effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" anchors curves to
         exact runs and swaps bits; "best" also re-rounds and re-measures around the allocation, and swaps longer.
     seed: seed of everything random, 0 or more.
@@ -217,6 +220,7 @@ class Config:
     image_mean: tuple[float, ...] | None = setting(None, optional(_finite), measured=False)
     image_std: tuple[float, ...] | None = setting(None, optional(partial(_finite, zero=False)), measured=False)
     measure: Measure = setting("taylor", partial(_one_of, get_args(Measure)))
+    distortion: Distortion = setting("auto", partial(_one_of, get_args(Distortion)))
     effort: Effort = setting("default", partial(_one_of, get_args(Effort)))
     seed: int = setting(0, _natural)
     provider: Provider = setting("auto", partial(_one_of, get_args(Provider)), measured=False)

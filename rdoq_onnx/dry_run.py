@@ -20,6 +20,7 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.config import Config
+from rdoq_onnx.curves.divergence import chosen_metric
 from rdoq_onnx.curves.float_fallback import in_float, unfed
 from rdoq_onnx.curves.measure import scratch_for
 from rdoq_onnx.curves.measurement import activation_elements, aimed_at
@@ -87,6 +88,7 @@ def _observed(network: Network, samples: Samples, config: Config, runtime: Runti
     parts = find_parts(network.model)
     aimed = aimed_at(network, measured_tensors(parts))
     observation = observe(aimed, parts, samples.some(OBSERVED), runtime)
+    chosen_metric(observation.metric, config)  # raises what a run would
     return counted(aimed, samples, config, runtime, observation)
 
 

@@ -113,6 +113,14 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--measure", default="taylor", metavar="taylor|probe", help="First-order curves, or exact ones, which is slow."
     ),
     click.option(
+        "--distortion",
+        default="auto",
+        show_default=True,
+        metavar="mse|kl|auto",
+        help="What to minimize: the squared error of the outputs; of rows of logits, their divergence KL(p||p~); or "
+        "the divergence where it falls at little cost in squared error.",
+    ),
+    click.option(
         "--effort",
         default="default",
         show_default=True,

@@ -36,6 +36,7 @@ from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.verification.additivity import measured_alone
 from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
+from rdoq_onnx.verification.likeness import likeness
 from rdoq_onnx.verification.predicted_parts import predicted_parts
 from rdoq_onnx.verification.verify import verify
 
@@ -150,6 +151,7 @@ class Job:
             verification = verify(emission, allocation, reference)
             predicted = predicted_parts(allocation, split.measuring, runtime)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
+            alike = likeness(reference, split.seen)
         with progress.step("latency"):
             batch = reference.measurement.observation.batching.size
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)
@@ -165,6 +167,8 @@ class Job:
             progress.seconds,
             failure,
             latency,
+            refined.diverted,
+            alike,
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

@@ -124,6 +124,7 @@ OPTIONS: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "--image-std": _of("0.5", "0.1,0.2"),
     "--image-scale": _of("1", "0.5"),
     "--measure": _of("taylor", "probe"),
+    "--distortion": _of("mse", "kl", "auto"),
     "--effort": _of("default", "best"),
     "--target": _of("onnxruntime", "openvino", "tensorrt"),
     "--storage": _of("packed", "native", "int8"),

@@ -6,6 +6,10 @@ host, a random subset of very many positions represents all of them.
 A layer behind a global pool has one input vector per sample, too few for its many inputs. The positions before the pool
 have a similar covariance and are far more numerous: N samples of K inputs mix N parts of their own covariance with K
 parts of the positions'.
+
+Compensation moves errors to where the samples show little, and few or like samples show little of what others need. So
+the second moment is shrunk towards what needs no data, a multiple of the identity (Ledoit and Wolf, 2004): by at least
+a share of the mean diagonal that grows with the inputs for each vector seen, K / N.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,6 +27,8 @@ from rdoq_onnx.system.runtime import Tensor
 # Shares of the mean diagonal added to a second moment; few samples need more.
 _DAMPINGS = (0.02, 0.3)
 _DAMPING = 0.1
+# At least _PER_VECTOR · K / N, at most _MOST: at K / N = 0.5, vectors of one genre, 0.3 suits other genres best.
+_PER_VECTOR, _MOST = 0.5, 0.5
 _SHARES = (0.1, 0.5)  # of the covariance in the sensitivity
 _POOLS = frozenset({"GlobalAveragePool", "ReduceMean"})
 # Least number of positions that represent all, in total and per input.
@@ -35,22 +41,31 @@ Float = NDArray[np.float64]
 class Moments:
     """mean [G, K] of the unfolded input, and covariance [G·parts, B, B] of its parts (see `in_parts`).
 
-    sensitivity: F of sensitivity.py in the same form; None if not computed.
+    sensitivity: F of sensitivity.py in the same form; None if not computed. vectors: the number N that they are of.
     """
 
     mean: Float
     covariance: Float
     sensitivity: Float | None = None
+    vectors: int = 0
+
+    @property
+    def least_damping(self) -> float:
+        """The least share of the mean diagonal that is added; 0 where N is not known."""
+        inputs = self.covariance.shape[-1]
+        return min(_PER_VECTOR * inputs / self.vectors, _MOST) if self.vectors else 0.0
 
     def variants(self) -> tuple[tuple[Float, float], ...]:
         """Return second moments to fit rounding under, each with its damping as a share of the mean diagonal.
 
         Which suits a layer best depends on the number of samples per input; curves on other samples decide.
         """
+        least = self.least_damping
         if self.sensitivity is None:
-            return tuple((self.covariance, damping) for damping in _DAMPINGS)
+            return tuple((self.covariance, max(damping, least)) for damping in _DAMPINGS)
         mixed = (blended(self.sensitivity, self.covariance, share) for share in _SHARES)
-        return (*((second, _DAMPINGS[0]) for second in mixed), (self.covariance, _DAMPING))
+        few, more = max(_DAMPINGS[0], least), max(_DAMPING, least)
+        return (*((second, few) for second in mixed), (self.covariance, more))
 
 
 def blended(one: Float, other: Float, share: float) -> Float:
@@ -91,14 +106,15 @@ class _Running:
     """Running sums over vectors [G, K]."""
 
     def __init__(self, groups: int, inputs: int) -> None:
-        self.count = 0
+        self.count = self.seen = 0  # of the vectors added, and of those that they stand for
         self.first = np.zeros((groups, inputs))
         width = in_parts(self.first[..., None]).shape[1]
         self.second = np.zeros((groups * -(-inputs // width), width, width))
 
-    def add(self, vectors: NDArray[np.float32]) -> None:
-        """Add vectors [G, K, P]."""
+    def add(self, vectors: NDArray[np.float32], seen: int) -> None:
+        """Add vectors [G, K, P], which stand for `seen`."""
         self.count += vectors.shape[-1]
+        self.seen += seen
         self.first += vectors.sum(axis=2, dtype=np.float64)
         parts = in_parts(vectors)
         self.second += parts @ parts.swapaxes(1, 2)
@@ -107,6 +123,7 @@ class _Running:
         """Add the next three of `values`: the shape of the vectors, their sum, and the sum of their outer products."""
         shape, first, second = (next(values).numpy() for _ in range(3))
         self.count += int(shape[-1])
+        self.seen += int(shape[-1])
         self.first += first[..., 0]
         self.second += second
 
@@ -117,7 +134,7 @@ class _Running:
         # Float32 rounding of the products can make a variance slightly negative.
         index = np.arange(covariance.shape[-1])
         covariance[:, index, index] = np.maximum(covariance[:, index, index], 0.0)
-        return Moments(mean, covariance)
+        return Moments(mean, covariance, vectors=self.seen)
 
 
 def _spread(size: int, count: int) -> NDArray[np.int64]:
@@ -142,14 +159,16 @@ class Sums:
     def add(self, values: Mapping[str, NDArray[np.float32]], samples: int) -> None:
         for use in self._layer.uses:
             unfolded = use.linear.unfold(values[use.data], samples)
+            seen = unfolded.shape[0] * unfolded.shape[-1]
             enough = max(_POSITIONS, _PER_INPUT * unfolded.shape[2])
             if unfolded.shape[-1] > 2 * enough:
                 unfolded = unfolded[..., _spread(unfolded.shape[-1], enough)]
-            self._own.add(np.moveaxis(unfolded, 0, 2).reshape(*self._own.first.shape, -1))
+            self._own.add(np.moveaxis(unfolded, 0, 2).reshape(*self._own.first.shape, -1), seen)
         if self._pool is not None and self._positions is not None:
             value, inputs = values[self._pool.tensor], self._own.first.shape[1]
             if self._pool.leaves(inputs, value.shape):
-                self._positions.add(np.moveaxis(value, 1, 0).reshape(1, inputs, -1))
+                positions = np.moveaxis(value, 1, 0).reshape(1, inputs, -1)
+                self._positions.add(positions, positions.shape[-1])
 
     def append(self, graph: SumGraph) -> None:
         """Append nodes that compute the sums to a graph that outputs `tensors`."""
@@ -172,4 +191,5 @@ class Sums:
         if self._positions is None or not self._positions.count:
             return own
         share = inputs / (inputs + vectors)
-        return replace(own, covariance=blended(own.covariance, self._positions.moments().covariance, share))
+        covariance = blended(own.covariance, self._positions.moments().covariance, share)
+        return replace(own, covariance=covariance, vectors=self._own.seen + self._positions.seen)

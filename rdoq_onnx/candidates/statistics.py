@@ -1,6 +1,7 @@
 """Statistics of the layers of a large network: sums over samples, made once and kept in the scratch folder.
 
-    mean, covariance   of a layer's unfolded input (moments.py); layers that read the same input share them
+    mean, covariance   of a layer's unfolded input (moments.py), and the number of its vectors; layers that read the
+                       same input share them
     sensitivity        F = E[Σ_j ∇_j ∇_jᵀ] (sensitivity.py)
     basis              the eigenvectors of F, or of the covariance where there is no F
 
@@ -47,7 +48,7 @@ class Statistics:
         first = self._first.get(layer.name, layer)
         mean, covariance = self.get("mean", first), self.get("covariance", first)
         sensitivity = self.get("sensitivity", layer) if self.has("sensitivity", layer) else None
-        return Moments(mean.astype(np.float64), covariance, sensitivity)
+        return Moments(mean.astype(np.float64), covariance, sensitivity, int(self.get("vectors", first)[0]))
 
     def basis(self, layer: Layer) -> Array:
         """Return the eigenvectors U [G·parts, B, B] of a layer, in columns."""
@@ -77,6 +78,7 @@ class Statistics:
             part = replace(self.network, layers=tuple(missing))
             for layer, moments in of_inputs(part, samples, batch, runtime, workers, advance):
                 self.put("mean", layer, moments.mean)
+                self.put("vectors", layer, np.array([moments.vectors]))
                 self.put("covariance", layer, moments.covariance.astype(np.float32))
 
     def sense(self, plan: ReversePlan, advance: Advance) -> None:

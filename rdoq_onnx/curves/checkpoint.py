@@ -27,7 +27,7 @@ from rdoq_onnx.model.codes import Affine, WeightCodes
 from rdoq_onnx.model.layers import Activation, Layer, Use
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.observation.batching import Batching
-from rdoq_onnx.observation.distortion import Metric
+from rdoq_onnx.observation.distortion import Metric, Rows
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.observation.parts import Part, Piece
 from rdoq_onnx.observation.tail_model import ExtremeValues, Tail
@@ -46,20 +46,9 @@ _PAUSE = 10.0  # minimum seconds between two of these writes
 CLASSES = {
     c.__name__: c
     for c in (
-        *(
-            Activation,
-            ActivationCandidates,
-            Affine,
-            Batching,
-            BlockOption,
-            Candidates,
-            Curves,
-            Distortions,
-            Layer,
-            LayerCandidates,
-        ),
-        *(ExtremeValues, FloatFallback, Linear, MeasuredActivation, MeasuredLayer, Metric, Observation, Part, Piece),
-        *(SpooledCodes, TableRows, Tail, Use, WeightCodes),
+        *(Activation, ActivationCandidates, Affine, Batching, BlockOption, Candidates, Curves, Distortions),
+        *(ExtremeValues, FloatFallback, Layer, LayerCandidates, Linear, MeasuredActivation, MeasuredLayer),
+        *(Metric, Observation, Part, Piece, Rows, SpooledCodes, TableRows, Tail, Use, WeightCodes),
     )
 }
 

@@ -44,7 +44,7 @@ def doubtful(network: Network, measured: Distortions, observation: Observation) 
     An activation that has quiet samples rounds them to zero. Where the network normalizes each sample, the derivative
     in the direction of the sample itself, which is then the error, vanishes.
     """
-    limit = _DOUBTFUL * observation.metric.power
+    limit = _DOUBTFUL * observation.metric.signal
     return [
         k
         for k, (activation, values) in enumerate(zip(network.activations, measured.activations, strict=True))
@@ -87,7 +87,7 @@ def choose_fallback(
     """
     pinned = [pattern for pattern, _ in config.pins]
     activations = {
-        a.tensor: (float(values[max(values)].min()) / prober.metric.power, a.names)
+        a.tensor: (float(values[max(values)].min()) / prober.metric.signal, a.names)
         for a, values in zip(network.activations, measured.activations, strict=True)
     }
     layers = {
@@ -155,11 +155,11 @@ def _share(candidates: LayerCandidates, curves: NDArray[np.float64], prober: Pro
     """Return δ of a layer's weights at full width over the signal's power; measured exactly if first order is large."""
     sums = curves[:, :, -1].sum(axis=1)
     best = int(sums.argmin())
-    share = float(sums[best]) / prober.metric.power
+    share = float(sums[best]) / prober.metric.signal
     if share <= _DOUBTFUL:
         return share
     whole = prober.whole_layer(candidates.layer, [candidates.variants[best][-1]], candidates.mean)
-    return float(whole[0]) / prober.metric.power
+    return float(whole[0]) / prober.metric.signal
 
 
 def _worst(shares: Mapping[str, tuple[float, tuple[str, ...]]], pinned: Sequence[str]) -> dict[str, float]:

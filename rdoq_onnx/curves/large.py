@@ -29,7 +29,7 @@ from rdoq_onnx.curves.steps import SENSING, Bench
 from rdoq_onnx.curves.stored_forms import stored_statistics
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
-from rdoq_onnx.gradients.plan import differentiated, draws
+from rdoq_onnx.gradients.plan import LEAST_DRAWS
 from rdoq_onnx.model.external import detached_bytes
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.memory import memory_bound
@@ -91,15 +91,14 @@ class LargeBench:
         bench, statistics, progress = self.bench, self.statistics, self.bench.keep.progress
         network, observation, runtime, fitting = bench.network, bench.observation, bench.runtime, bench.split.fitting
         passes = sum(1 for _ in portions(network.layers, statistics.memory))
-        with progress.step("moments", len(fitting) * passes) as advance:
-            size = forward_batch(network, observation, runtime, len(fitting))
-            with_memory(
-                lambda batch: statistics.collect(fitting, batch, runtime, bench.pool, advance), size, observation
-            )
+        shown = bench.broadened()
+        with progress.step("moments", len(shown) * passes) as advance:
+            size = forward_batch(network, observation, runtime, len(shown))
+            with_memory(lambda batch: statistics.collect(shown, batch, runtime, bench.pool, advance), size, observation)
         sensing, alone = fitting.some(SENSING), replace(network, activations=())
         with progress.step("sensitivity", len(sensing) * len(statistics.sensed_portions())) as advance:
             size = reverse_batch(network, observation, runtime, len(sensing), exact=False)
-            plan = replace(bench.plan(alone, sensing), batch=size)
+            plan = replace(bench.plan(alone, sensing), batch=size, draws=LEAST_DRAWS)
             with_memory(lambda batch: statistics.sense(replace(plan, batch=batch), advance), size, observation)
         measuring = bench.split.measuring
         with progress.step("taylor", len(measuring) * len(form_portions(network, statistics.memory))) as advance:
@@ -122,7 +121,7 @@ class LargeBench:
         offered = tuple(sorted({min(w, widest(network)) for w in bench.config.widths}))
         reach = {a.tensor: observation.reach(a.tensor) for a in network.activations}
         floors = scale_floors(network, reach)
-        count = draws(len(differentiated(bench.split.measuring)), observation.metric.elements)
+        count = bench.plan(network, bench.split.measuring).averaged()
         floors += [None] * (len(network.weights) - len(floors))
         widths, seen = (offered, tuple(bench.config.widths)), max(count // _CORRELATED, 1)
         layerwise = Layerwise(network, self.statistics, *widths, floors, seen, bench.pool)

@@ -19,6 +19,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.binding import Binding
 from rdoq_onnx.curves.checkpoint import Steps, Store
+from rdoq_onnx.curves.divergence import chosen_metric, with_divergence
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
 from rdoq_onnx.curves.measurement import (
@@ -37,7 +38,6 @@ from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.curves.stored_forms import StoredWeights
 from rdoq_onnx.curves.unreached import with_unreached
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.gradients.plan import differentiated, draws
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
 from rdoq_onnx.model.layers import Layer
@@ -85,6 +85,7 @@ def measure_network(
         parts = find_parts(network.model)
         aimed = aimed_at(network, measured_tensors(parts))
         observation = steps.step("observe", 1, lambda _: observe(aimed, parts, split.seen, runtime))
+        observation = replace(observation, metric=chosen_metric(observation.metric, config))
         empty = unfed(network, observation.sizes)
         aimed = in_float(aimed, empty)
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
@@ -99,7 +100,7 @@ def measure_network(
             measured = own.first_order(candidates)
             candidates, measured = own.checked(candidates, coarse, measured)
         measured = replace(measured, missing={**measured.missing, **lost})
-        count = draws(len(differentiated(split.measuring)), observation.metric.elements)
+        count = bench.plan(aimed, split.measuring).averaged()
         found = Measured(candidates, measured, count, rows)
         if large:
             return _layer_by_layer(source, network, bench, found, empty, around)
@@ -216,7 +217,9 @@ def measure(
         return restored(kept, network.model, config, steps.store.scratch)
     scratch = steps.store.scratch
     measurement = replace(measure_network(network, config, split, runtime, steps, around), scratch=scratch)
-    measurement = _falling(with_unreached(anchored(measurement, config, split, runtime, steps)))
+    first = measurement
+    measurement = _falling(with_unreached(anchored(first, config, split, runtime, steps)))
+    measurement = with_divergence(measurement, first, config, split, runtime, steps)
     steps.finish("measurement", stored_fields(measurement))
     return measurement
 

@@ -94,6 +94,7 @@ class Measurement:
     then one per activation; columns are 0 to 8 bits. fallback: what stays in float. probed: tensors without an adjoint,
     measured exactly instead, with the reason. seen: the number of rows that the samples look up in each table, by name.
     scratch: the folder of what is too large for memory, which lives as long.
+    divergence: that of rows of logits over the squared error for each row of the curves, where it is weighed, else NaN.
     """
 
     source: onnx.ModelProto
@@ -106,6 +107,7 @@ class Measurement:
     probed: Mapping[str, str]
     seen: Mapping[str, int]
     scratch: Scratch | None = None
+    divergence: Float | None = None
 
     @property
     def aimed(self) -> Network:

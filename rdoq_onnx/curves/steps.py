@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rdoq_onnx.analysis.analyse import integer_ranges
 from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.broadening import broadened
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.activations import refined
@@ -21,8 +23,8 @@ from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.float_fallback import SAMPLES, WORK, checked, doubtful
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
-from rdoq_onnx.gradients.plan import ReversePlan
+from rdoq_onnx.gradients.batch_sizes import forward_batch, least_draws, reverse_batch, with_memory
+from rdoq_onnx.gradients.plan import LEAST_DRAWS, ReversePlan
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.observation.tail_model import with_extreme_values
 from rdoq_onnx.probing.distortions import Distortions
@@ -69,19 +71,23 @@ class Bench:
 
     def _moments(self) -> tuple[Moments, ...]:
         network, progress = self.network, self.keep.progress
-        fitting = self.split.fitting
-        with progress.step("moments", len(fitting) * passes(network)) as advance:
-            size = forward_batch(network, self.observation, self.runtime, len(fitting))
+        fitting, shown = self.split.fitting, self.broadened()
+        with progress.step("moments", len(shown) * passes(network)) as advance:
+            size = forward_batch(network, self.observation, self.runtime, len(shown))
             moments = with_memory(
-                lambda batch: collect(network, fitting, batch, self.runtime, self.pool, advance), size, self.observation
+                lambda batch: collect(network, shown, batch, self.runtime, self.pool, advance), size, self.observation
             )
         sensing = fitting.some(SENSING)
         with progress.step("sensitivity", len(sensing)) as advance:
             size = reverse_batch(network, self.observation, self.runtime, len(sensing), exact=False)
-            plan = self.plan(replace(network, activations=()), sensing)
+            plan = replace(self.plan(replace(network, activations=()), sensing), draws=LEAST_DRAWS)
             return with_memory(
                 lambda batch: with_sensitivity(replace(plan, batch=batch), moments, advance), size, self.observation
             )
+
+    def broadened(self) -> Samples:
+        """Return the samples that moments are of."""
+        return broadened(self.split.fitting, integer_ranges(self.network.model), self.config.seed)
 
     def table_rows(self) -> tuple[dict[str, TableRows], dict[str, str]]:
         """Measure the rows of all tables; also return those without an adjoint, with the reason."""
@@ -202,7 +208,9 @@ class Bench:
     def plan(self, network: Network, samples: Samples) -> ReversePlan:
         """Return the plan of reverse passes of `network` over `samples`."""
         batch = reverse_batch(network, self.observation, self.runtime, len(samples))
-        return ReversePlan(network, samples, self.observation.metric, self.runtime, self.pool, batch, self.config.seed)
+        metric, seed = self.observation.metric, self.config.seed
+        plan = ReversePlan(network, samples, metric, self.runtime, self.pool, batch, seed)
+        return replace(plan, draws=least_draws(self.observation))
 
     def check(self, runs: int) -> Prober:
         """Return a prober for what first order may misjudge, for `runs` perturbations."""

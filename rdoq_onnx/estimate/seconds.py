@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rdoq_onnx.candidates.moment_passes import passes, portions
-from rdoq_onnx.curves import anchoring, float_fallback
+from rdoq_onnx.curves import anchoring, divergence, float_fallback
 from rdoq_onnx.curves.forms import form_portions, marginal
 from rdoq_onnx.curves.large import REACH, is_large, memory_for_sums
 from rdoq_onnx.curves.measure import EQUALIZING
@@ -113,7 +113,17 @@ class Estimate:
             "sensitivity": self._sensing(1),
             "candidates": rounding + _LAYER * len(work.layers) / speeds.threads,
             "taylor": self._reverse(work.measuring, runs, work.rows) + runs * (touched + products),
+            **self._divergence(touched),
         }
+
+    def _divergence(self, touched: float) -> dict[str, float]:
+        """Return the seconds of the curves of the divergence; touched: those of the unfolded inputs of a sample."""
+        work = self.work
+        if work.config.distortion != "auto" or work.observation.metric.divergence is None:
+            return {}
+        products = self.speeds.product * work.rows * sum(x.forward + x.weights * len(work.widths) for x in work.layers)
+        runs = max(work.runs(work.measuring) / divergence.FEWER, work.measuring)
+        return {"divergence": self._reverse(work.measuring, runs, work.rows) + runs * (touched + products)}
 
     def _large(self) -> dict[str, float]:
         work, speeds, layers = self.work, self.speeds, self.work.network.layers

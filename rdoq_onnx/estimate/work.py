@@ -15,7 +15,7 @@ from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.candidates.moment_passes import first_of_input, second_bytes
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.steps import SENSING
-from rdoq_onnx.gradients.batch_sizes import reverse_batch
+from rdoq_onnx.gradients.batch_sizes import least_draws, reverse_batch
 from rdoq_onnx.gradients.plan import rounds, rows_of
 from rdoq_onnx.model.external import Place
 from rdoq_onnx.model.layers import Layer
@@ -121,7 +121,7 @@ class Work:
 
     def runs(self, samples: float) -> float:
         """Return the reverse passes of first order over `samples`, in samples."""
-        return samples if self.rows > 1 else samples * rounds(max(int(samples), 1))
+        return samples if self.rows > 1 else samples * rounds(max(int(samples), 1), least_draws(self.observation))
 
     @cached_property
     def layers(self) -> tuple[LayerWork, ...]:

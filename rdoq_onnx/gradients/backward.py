@@ -16,6 +16,7 @@ from onnx import ValueInfoProto
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import ModelError, ShortageError
+from rdoq_onnx.gradients.ends import ends_of
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.gradients.reverse import Reverse, reverse_model
 from rdoq_onnx.gradients.sum_graph import SumGraph
@@ -42,12 +43,14 @@ class Pass:
 class Backward:
     """The reverse graph of a plan for samples of one shape, and its session.
 
-    reverse: `adjoints` names the output that holds g of each tensor; `missing` lists tensors without one.
+    reverse: `adjoints` names the output that holds g of each tensor; `missing` lists tensors without one. ends: what
+    seeds belong to, by the index of the measured tensor (ends.py).
     session: None before loading, or if ONNX Runtime rejects the graph; then all adjoints are missing.
     """
 
     plan: ReversePlan
     reverse: Reverse
+    ends: Mapping[int, str]
     session: Session | None = None
 
     @property
@@ -59,13 +62,14 @@ class Backward:
     def of(cls, plan: ReversePlan) -> "Backward":
         """Build the reverse graph of `plan`, without loading it."""
         _, feeds = next(full_batches(plan.samples, plan.batch))
-        network, outputs = plan.network, plan.metric.outputs
+        network = plan.network
+        model, ends = ends_of(plan.differentiated, plan.metric)
         data = [u.data for layer in network.layers for u in layer.uses]
         tensors = list(dict.fromkeys([*data, *network.sites.values()]))
         reverse = reverse_graph(
-            plan.differentiated, feeds, plan.runtime, at=perturbed(network), outputs=outputs, fetch=tensors
+            model, feeds, plan.runtime, at=perturbed(network), outputs=list(ends.values()), fetch=tensors
         )
-        return cls(plan, reverse)
+        return cls(plan, reverse, ends)
 
     def loaded(self, runtime: Runtime, model: onnx.ModelProto | None = None) -> "Backward":
         """Return a copy with a session of `model`, a graph derived from the reverse graph, or of that graph itself.
@@ -131,9 +135,9 @@ class Backward:
     def _rows(self, feeds: dict[str, Array], first: int, count: int, units: bool) -> Iterator[dict[str, Array]]:
         metric, reverse, batch = self.plan.metric, self.reverse, self.batch
         shapes = declared_shapes(reverse.model.graph.input)
-        sizes = [int(np.prod(shapes[reverse.seeds[o]])) // batch for o in metric.outputs]
+        sizes = [int(np.prod(shapes[reverse.seeds[end]])) // batch for end in self.ends.values()]
         elements = sum(sizes)
-        factors = [w * metric.share(k, n) ** 0.5 for k, (w, n) in enumerate(zip(metric.weights, sizes, strict=True))]
+        factors = [metric.factors[k] * metric.share(k, n) ** 0.5 for k, n in zip(self.ends, sizes, strict=True)]
         for row in range(elements if units and reverse.adjoints else 1):
             if units:
                 v = np.zeros((batch, elements), np.float32)
@@ -143,8 +147,8 @@ class Backward:
             v[count:] = 0
             parts = np.split(v, np.cumsum(sizes)[:-1], axis=1)
             seeds = {
-                reverse.seeds[o]: (part * np.float32(w)).reshape(shapes[reverse.seeds[o]])
-                for o, part, w in zip(metric.outputs, parts, factors, strict=True)
+                reverse.seeds[end]: (part * np.float32(w)).reshape(shapes[reverse.seeds[end]])
+                for end, part, w in zip(self.ends.values(), parts, factors, strict=True)
             }
             yield {**feeds, **seeds}
 

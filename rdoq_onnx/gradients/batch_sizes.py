@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.errors import ShortageError
-from rdoq_onnx.gradients.plan import rows_of
+from rdoq_onnx.gradients.plan import LEAST_DRAWS, MOST_DRAWS, rows_of
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.system.runtime import Runtime
 
@@ -17,6 +17,7 @@ _LARGEST = (1 << 31) - 1  # elements of a tensor that CUDA kernels can count
 _ROWS = (1 << 16) - 1  # axis 0 that every cuDNN kernel supports; im2col_nodes.py puts channels there
 _CACHED = 320 << 20  # bytes of tensors and adjoints on the host; beyond this, caches help less
 _SHARE = 2  # a batch may take 1 / _SHARE of the device memory; the rest covers what the estimate misses
+_DRAWN = 1 << 28  # elements of all tensors of the samples that v are drawn for
 _WEIGHT = 4 * (1 + 3 * 9)  # bytes of a weight and its changes under three rounding variants at nine widths
 
 
@@ -32,6 +33,14 @@ def with_memory(run: Callable[[int], T], batch: int, observation: Observation) -
             if batch == 1 or not observation.batching.stackable:
                 raise
         batch = -(-batch // 2)
+
+
+def least_draws(observation: Observation) -> int:
+    """Return how many v a curve averages at least: as many as their work affords.
+
+    More of them tell the channels and the variants of rounding apart; of a small network they cost little.
+    """
+    return int(min(max(_DRAWN // max(sum(observation.sizes.values()), 1), LEAST_DRAWS), MOST_DRAWS))
 
 
 def forward_batch(network: Network, observation: Observation, runtime: Runtime, samples: int) -> int:

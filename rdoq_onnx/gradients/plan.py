@@ -17,6 +17,7 @@ from rdoq_onnx.system.threads import Workers
 EXACT_ROWS = 16
 SHAPES = 8  # of samples; each takes a graph of its own
 LEAST_DRAWS = 32  # of v; fewer samples run repeatedly, or noise would decide which of many quantizers is best
+MOST_DRAWS = 256
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class ReversePlan:
         """Return how often each sample runs; `exact` as in `units`."""
         return 1 if self.units(exact) else rounds(self.total or len(self.samples), self.draws)
 
+    def averaged(self) -> int:
+        """Return how many values of ⟨g, Δ⟩² a curve averages."""
+        return draws(len(differentiated(self.samples)), self.metric.elements, self.draws)
+
     @property
     def differentiated(self) -> onnx.ModelProto:
         """The model to differentiate."""
@@ -84,7 +89,7 @@ def rounds(samples: int, least: int = LEAST_DRAWS) -> int:
     return -(-least // samples)
 
 
-def draws(samples: int, elements: int) -> int:
-    """Return how many values of ⟨g, Δ⟩² a curve averages."""
+def draws(samples: int, elements: int, least: int = LEAST_DRAWS) -> int:
+    """Return how many values of ⟨g, Δ⟩² a curve averages, for `elements` output elements; least: as in `rounds`."""
     rows = rows_of(elements)
-    return samples * (rows if rows > 1 else rounds(samples))
+    return samples * (rows if rows > 1 else rounds(samples, least))

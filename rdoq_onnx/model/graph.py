@@ -103,6 +103,14 @@ def downstream(tensor: str, graph: Graph, passes: Callable[[onnx.NodeProto], boo
     return tensor
 
 
+def behind(tensor: str, passed: frozenset[str], producer: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
+    """The producer of `tensor`, in front of nodes of the types `passed`."""
+    maker = producer.get(tensor)
+    while maker is not None and maker.op_type in passed:
+        maker = producer.get(maker.input[0])
+    return maker
+
+
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 

@@ -12,14 +12,15 @@ always on the slope, and what becomes of the rest, far out, says nothing of the 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx
 
-from rdoq_onnx.model.graph import SHAPE_OPS, Graph, is_movement
+from rdoq_onnx.model.graph import SHAPE_OPS, Graph, behind, is_movement
 from rdoq_onnx.model.layers import LAYER_TYPES
 from rdoq_onnx.model.protos import reads
+from rdoq_onnx.observation.logits import class_axis
 
 Kind = Literal["whole", "joined", "selected"]
 
@@ -41,21 +42,23 @@ class Piece:
 
     measured: the tensor whose distortion is measured. value: the one whose SQNR is reported. output: the graph output
     that holds it. kind: "whole" where `value` is that output, "joined" where a Concat puts it in there, "selected"
-    where the output is selected from it, or by it.
+    where the output is selected from it, or by it. classes: the axis of `measured` whose rows are logits, if any.
     """
 
     measured: str
     value: str
     output: str
     kind: Kind
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """Tensors that weigh as one."""
+    """Tensors that weigh as one. cached: whether the next call reads them back."""
 
     name: str
     pieces: tuple[Piece, ...]
+    cached: bool = False
 
     @property
     def output(self) -> str:
@@ -69,14 +72,16 @@ def find_parts(model: onnx.ModelProto) -> tuple[Part, ...]:
     outputs = Outputs(model)
     parts: dict[str, Part] = {}
     caches: dict[str, Piece] = {}
+    cached = {o.name for o in model.graph.output if outputs.is_cache(o.name)}
     for output in model.graph.output:
         pieces = outputs.pieces(output.name)
-        if outputs.is_cache(output.name):
+        if output.name in cached:
             caches |= {p.measured: p for p in pieces}
         else:
-            parts |= {p.measured: Part(p.value, (p,)) for p in pieces if p.measured not in parts}
-    several = (Part(CACHES if len(caches) > 1 else next(iter(caches)), tuple(caches.values())),) if caches else ()
-    return (*parts.values(), *several)
+            found = outputs.with_classes(pieces, output, len(model.graph.output) - len(cached) == 1)
+            parts |= {p.measured: Part(p.value, (p,)) for p in found if p.measured not in parts}
+    name = CACHES if len(caches) > 1 else next(iter(caches), "")
+    return (*parts.values(), *((Part(name, tuple(caches.values()), True),) if caches else ()))
 
 
 def whole(outputs: Iterable[str]) -> tuple[Part, ...]:
@@ -111,6 +116,12 @@ class Outputs:
         if len(leaves) == 1 or len(computed) > MAX_PIECES:
             return [Piece(self._logits(end), output, output, "whole")]
         return [self._piece(leaf, output, "joined") for leaf in computed]
+
+    def with_classes(self, pieces: list[Piece], output: onnx.ValueInfoProto, alone: bool) -> list[Piece]:
+        """Return the `pieces` of `output` with the axis of their classes; alone: as in `class_axis`."""
+        if len(pieces) != 1 or pieces[0].kind != "whole":
+            return pieces
+        return [replace(pieces[0], classes=class_axis(self._graph, output, pieces[0].measured, alone))]
 
     def leaves(self, tensor: str) -> tuple[str, ...]:
         """The tensors that are joined into `tensor`, behind operators that move values and Mul and Add by constants."""
@@ -196,7 +207,7 @@ class Outputs:
     def _logits(self, tensor: str) -> str:
         """What a Softmax or Sigmoid makes `tensor` of; `tensor` where none does, or for a map of Sigmoids."""
         producer = self._graph.producer
-        maker = _behind(tensor, _RESHAPES, producer)
+        maker = behind(tensor, _RESHAPES, producer)
         saturates = maker is not None and maker.op_type in _SATURATES and not _is_map(maker, producer)
         return maker.input[0] if maker is not None and saturates else tensor
 
@@ -232,14 +243,6 @@ def _selected(graph: Graph) -> set[str]:
     return selected
 
 
-def _behind(tensor: str, passed: frozenset[str], producer: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto | None:
-    """The producer of `tensor`, in front of nodes of the types `passed`."""
-    maker = producer.get(tensor)
-    while maker is not None and maker.op_type in passed:
-        maker = producer.get(maker.input[0])
-    return maker
-
-
 def _is_map(node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]) -> bool:
-    source = _behind(node.input[0], _RESHAPES | {"Add"}, producer)  # a bias
+    source = behind(node.input[0], _RESHAPES | {"Add"}, producer)  # a bias
     return node.op_type == "Sigmoid" and source is not None and source.op_type in _SPATIAL

@@ -16,19 +16,25 @@ from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.observation.distortion import Metric
 from rdoq_onnx.system.runtime import Runtime
 
+Float = NDArray[np.float64]
+
 JUDGING = 128  # samples that refinement measures on
 FLOAT_MEMORY = 1 << 27  # bytes of inputs, and of float outputs, kept in memory by refinement or verification
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Compares emitted models with the float outputs `expected` on `samples`, in batches of `size`."""
+    """Compares emitted models with the float outputs `expected` on `samples`, in batches of `size`.
+
+    guard: a second metric, which must not rise when the first one falls; None for none.
+    """
 
     samples: Samples
     size: int
     expected: tuple[tuple[NDArray[Any], ...], ...]
     metric: Metric
     runtime: Runtime
+    guard: Metric | None = None
 
     @classmethod
     def of(cls, measurement: Measurement, samples: Samples, runtime: Runtime, steps: Steps) -> "Judge":
@@ -39,12 +45,19 @@ class Judge:
         expected = steps.once("outputs, judging", lambda: float_outputs(reference, judged, metric, runtime, size))
         return cls(judged, size, expected, metric, runtime)
 
-    def errors(self, model: onnx.ModelProto) -> NDArray[np.float64]:
+    def errors(self, model: onnx.ModelProto) -> Float:
         """Return the contribution of each sample and part to δ of a quantized model, [samples, parts]."""
+        return self.judged(model)[0]
+
+    def judged(self, model: onnx.ModelProto) -> tuple[Float, Float]:
+        """Return `errors` of a quantized model, and the same of the guard, [samples], zeros without one."""
         session = self.runtime.session(with_outputs(model, self.metric.outputs), "all")
-        batches = zip(self.samples.counted_batches(self.size), self.expected, strict=True)
-        outputs, part_errors = self.metric.outputs, self.metric.part_errors
-        return np.concatenate([part_errors(session.run(x, outputs), floats, n) for (n, x), floats in batches])
+        errors, guarded = [], []
+        for (count, feeds), floats in zip(self.samples.counted_batches(self.size), self.expected, strict=True):
+            values = session.run(feeds, self.metric.outputs)
+            errors.append(self.metric.part_errors(values, floats, count))
+            guarded.append(np.zeros(count) if self.guard is None else self.guard.errors(values, floats, count))
+        return np.concatenate(errors), np.concatenate(guarded)
 
     def distortion(self, allocation: Allocation) -> float:
         """Measure δ of the emitted model."""

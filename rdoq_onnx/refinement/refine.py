@@ -10,6 +10,8 @@ bit swaps and clipping are kept only if they gain at least twice the standard er
 - re-measuring: replace curves around the float network by curves around the network with quantized weights.
 - clipping: move the range of one activation's quantizer slightly in or out.
 - scale refit: fit scale and bias of each output channel, layers in order (affine_correction.py).
+- diversion: bits move towards the divergence of rows of logits, where "auto" weighs it (diversion.py). Then, and for
+  such models in all other trials, the divergence must not rise when the squared error falls.
 - uniform: one width everywhere, the widest within the budgets. Mixed precision must not lose to it silently.
 """
 
@@ -28,9 +30,11 @@ from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.refinement.affine_correction import Fitting, fitted_layers, refitted
+from rdoq_onnx.refinement.diversion import Diverted, diverted
 from rdoq_onnx.refinement.judge import Judge
 from rdoq_onnx.refinement.plan import WEIGHS, Plan, rows_by_distortion
 from rdoq_onnx.refinement.reround import remeasured, rerounded
+from rdoq_onnx.refinement.trial import SURE, Trial, significantly_worse, surely_diverted
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import Workers, workers
@@ -38,7 +42,6 @@ from rdoq_onnx.system.threads import Workers, workers
 _ENOUGH = 0.998  # share of the distortion that a trial must get below; smaller gains are noise
 PARTS = "widths near one another, for the sake of each part"
 _DISTANCES = (2, 1)  # from one width everywhere, in bits
-_SURE = 2.0  # standard errors that a trial among many must gain
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Refined:
-    """A refined allocation, its `quantized_model`, and the steps that led to it."""
+    """A refined allocation, its `quantized_model`, and the steps that led to it. diverted: None if no bits were."""
 
     allocation: Allocation
     model: onnx.ModelProto
     steps: tuple[Step, ...] = ()
+    diverted: Diverted | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class Refinement:
         best = _Best(allocation, self.judge, self.advance)
         if self.plan.portions:
             self._reround(best)
-        best.swap(self.config, self.plan)
+        weigh, gained = best.divert(self.config)
+        best.swap(self.config, self.plan, weigh)
         best.clip(self.plan)
         uniform = uniform_bits(best.allocation.measurement, self.config.budgets)
         if uniform is not None:
@@ -85,7 +90,7 @@ class Refinement:
             best.keep("uniform", trial)
             best.protect(trial, self.config)
         self._fit(best)
-        return Refined(best.allocation, best.model, best.steps)
+        return Refined(best.allocation, best.model, best.steps, gained)
 
     def _reround(self, best: "_Best") -> None:
         runtime = self.judge.runtime
@@ -109,27 +114,11 @@ def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: 
     if not allocation.layer_bits:
         return Refined(allocation, quantized_model(allocation))
     judge = Judge.of(allocation.measurement, split.measuring, runtime, steps)
+    if config.distortion == "auto":
+        judge = replace(judge, guard=judge.metric.divergence)
     plan = Plan.of(config.effort, allocation, len(judge.samples))
     with steps.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
         return Refinement(config, plan, judge, split, pool, advance, steps).of(allocation)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """An allocation, its quantized model, and that model's errors on the judging samples, [samples, parts]."""
-
-    allocation: Allocation
-    model: onnx.ModelProto
-    errors: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, allocation: Allocation, judge: Judge) -> "_Trial":
-        model = quantized_model(allocation)
-        return cls(allocation, model, judge.errors(model))
-
-    @property
-    def distortion(self) -> float:
-        return float(self.errors.sum(axis=1).mean())
 
 
 class _Best:
@@ -156,39 +145,52 @@ class _Best:
         """Try `trial`; `keep` it if it is better, and return whether it is."""
         return self.keep(name, self.tried(trial), sure)
 
-    def tried(self, allocation: Allocation) -> _Trial:
-        trial = _Trial.of(allocation, self._judge)
+    def tried(self, allocation: Allocation) -> Trial:
+        trial = Trial.of(allocation, self._judge)
         self._advance(1)
         return trial
 
-    def keep(self, name: str, trial: _Trial, sure: float = 0.0) -> bool:
+    def keep(self, name: str, trial: Trial, sure: float = 0.0) -> bool:
         """Keep `trial` if it lowers the distortion by at least `sure` standard errors; return whether it did."""
         before, tried = self._trial.distortion, trial.distortion
         gains = (self._trial.errors - trial.errors).sum(axis=1)
         better = tried < _ENOUGH * before and before - tried >= sure * gains.std() / len(gains) ** 0.5
+        better = better and trial.guarded.mean() <= self._trial.guarded.mean()
         if better:
             self._trial = trial
         first = self._steps.get(name, Step(name, before, before, tried))
         self._steps[name] = replace(first, after=self._trial.distortion, tried=tried)
         return better
 
-    def protect(self, uniform: _Trial, config: Config) -> None:
+    def divert(self, config: Config) -> tuple[NDArray[np.float64], Diverted | None]:
+        """Divert bits towards the divergence if that gains surely and costs little; return the weights of the rows."""
+        before, divergence = self._trial, self.allocation.measurement.divergence
+        weigh = np.ones(len(self.allocation.measurement.curves.elements))
+        if divergence is None or config.sqnr is not None:
+            return weigh, None
+        allocation, tried = diverted(before.allocation, divergence, config.budgets)
+        gained = surely_diverted(before, trial := self.tried(allocation))
+        if gained is None:
+            return weigh, None
+        self._trial = trial
+        return tried, gained
+
+    def protect(self, uniform: Trial, config: Config) -> None:
         """Leave no part of the outputs worse than `uniform` widths do: by widths nearer to those, or by themselves."""
         before, errors = self._trial, uniform.errors
-        if errors.shape[1] == 1 or not _significantly_worse(before.errors, errors):
+        if errors.shape[1] == 1 or not significantly_worse(before.errors, errors):
             return
         near = (
-            _Trial.of(allocate_near(uniform.allocation, config.budgets, distance), self._judge)
+            Trial.of(allocate_near(uniform.allocation, config.budgets, distance), self._judge)
             for distance in _DISTANCES
         )
-        self._trial = next((trial for trial in near if not _significantly_worse(trial.errors, errors)), uniform)
+        self._trial = next((trial for trial in near if not significantly_worse(trial.errors, errors)), uniform)
         after = self._trial.distortion
         self._steps[PARTS] = Step(PARTS, before.distortion, after, after)
 
-    def swap(self, config: Config, plan: Plan) -> None:
-        """Move bits between layers and activations, greatest distortion first."""
+    def swap(self, config: Config, plan: Plan, weigh: NDArray[np.float64]) -> None:
+        """Move bits between layers and activations, greatest distortion first; weigh: of the rows so far."""
         measurement = self.allocation.measurement
-        weigh = np.ones(len(measurement.curves.elements))
         for _ in range(plan.rounds):
             improved, idle = False, 0
             for rows in rows_by_distortion(self.allocation)[: plan.groups]:
@@ -197,7 +199,7 @@ class _Best:
                     tried = weigh.copy()
                     tried[rows] *= factor
                     trial = allocate_bits(measurement, config.budgets, tried, self.allocation.bound)
-                    if not _same(trial, self.allocation) and self.step("bit swaps", trial, _SURE):
+                    if not _same(trial, self.allocation) and self.step("bit swaps", trial, SURE):
                         weigh, improved, idle = tried, True, 0
                         break
                 if idle == plan.patience:
@@ -213,14 +215,8 @@ class _Best:
             tensor = measurement.network.activations[k].tensor
             chosen = measurement.activations[k].quantizers[bits[k]]
             for other in refined(chosen, *measurement.observation.reach(tensor))[1:]:
-                if self.step("clipping", _with_quantizer(self.allocation, int(k), other), _SURE):
+                if self.step("clipping", _with_quantizer(self.allocation, int(k), other), SURE):
                     break
-
-
-def _significantly_worse(errors: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Tell whether a part's `errors` [samples, parts] exceed `others` by more than twice the standard error."""
-    losses = errors - others
-    return bool((losses.mean(axis=0) > _SURE * losses.std(axis=0) / len(losses) ** 0.5).any())
 
 
 def _with_quantizer(allocation: Allocation, k: int, quantizer: Affine) -> Allocation:

@@ -8,16 +8,17 @@ from numpy.typing import NDArray
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.candidates.blocks import Blocks
-from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates, integer_limit
+from rdoq_onnx.candidates.candidates import integer_limit
 from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.candidates.moment_passes import collect
 from rdoq_onnx.candidates.scale_floors import scale_floors
+from rdoq_onnx.curves.divergence import as_candidates
 from rdoq_onnx.curves.measurement import Measurement, curves_of, with_blocks
 from rdoq_onnx.curves.shrinkage import shrunk_curves, squared_errors
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.emission.quantized_model import chosen_weights, quantized_model
-from rdoq_onnx.gradients.batch_sizes import forward_batch, reverse_batch, with_memory
-from rdoq_onnx.gradients.plan import ReversePlan, differentiated, draws
+from rdoq_onnx.gradients.batch_sizes import forward_batch, least_draws, reverse_batch, with_memory
+from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.system.runtime import Runtime
@@ -60,16 +61,17 @@ def remeasured(allocation: Allocation, seed: int, samples: Samples, runtime: Run
     measurement = allocation.measurement
     network, observation = measurement.network, measurement.observation
     weights = [(layer, layer.linear.tensor(codes.values), shift) for layer, codes, shift in chosen_weights(allocation)]
-    candidates = _as_candidates(measurement)
+    candidates = as_candidates(measurement)
     around = run_passes([ReplaceWeights(weights)], measurement.aimed.model, checked=False)  # outputs without a type
     size = reverse_batch(network, observation, runtime, len(samples))
     plan = ReversePlan(measurement.aimed, samples, observation.metric, runtime, workers, size, seed, around)
+    plan = replace(plan, draws=least_draws(observation))
     found = with_memory(
         lambda batch: first_order(replace(plan, batch=batch), candidates, _unwatched), size, observation
     )
     if found.missing:  # leave exact curves as they are
         return measurement
-    seen = draws(len(differentiated(samples)), observation.metric.elements)
+    seen = plan.averaged()
     kept = [
         measurement.curves.distortion[rows][:, list(each.codes)]
         for each, rows in zip(measurement.layers, measurement.unit_rows(), strict=True)
@@ -85,17 +87,6 @@ def remeasured(allocation: Allocation, seed: int, samples: Samples, runtime: Run
     # Those of other block sizes are not measured again, so there is nothing left to choose.
     layers = [replace(x, options=()) for x in measurement.layers]
     return with_blocks(replace(measurement, curves=curves), layers, curves.distortion)
-
-
-def _as_candidates(measurement: Measurement) -> Candidates:
-    """Return the candidates that `measurement` chose, one per width."""
-    widths = tuple(measurement.layers[0].codes)
-    multiplied = (x for x in measurement.layers if not x.layer.linear.axes)
-    layers = (LayerCandidates(x.layer, x.mean, (tuple(x.codes[b] for b in widths),)) for x in multiplied)
-    activations = (
-        ActivationCandidates(x.activation, {b: (q,) for b, q in x.quantizers.items()}) for x in measurement.activations
-    )
-    return Candidates(widths, tuple(layers), tuple(activations))
 
 
 def _unwatched(done: int) -> None:

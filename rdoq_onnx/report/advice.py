@@ -35,7 +35,12 @@ def advise(allocation: Allocation, config: Config, report: Report) -> tuple[str,
     """Return hints on what to try next, one line each; none if the result is good."""
     poor = report.sqnr_db < POOR_DB
     doubtful = poor or _is_off(allocation, report)
-    lines = [*causes.few_samples(report), *causes.selected(allocation), *causes.weak_part(allocation, report)]
+    lines = [
+        *causes.few_samples(report),
+        *causes.alike(report),
+        *causes.selected(allocation),
+        *causes.weak_part(allocation, report),
+    ]
     if doubtful and report.calibration == "synthetic":
         lines.append("the samples are synthetic: give real ones with --calibration")
     if _is_off(allocation, report):

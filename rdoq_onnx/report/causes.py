@@ -13,6 +13,7 @@ from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.wording import pin_of
 
 FEW = 16  # held-out samples below which figures are rough
+_ALIKE = 0.5  # likeness (verification/likeness.py); sentences of one genre have 0.37 to 0.46, of several 0.65 to 0.76
 _MAIN = 0.5  # share of the distortion that makes something its main cause
 _FAR_DB = 10.0  # a part so far below the median of the others is pointed out
 
@@ -23,6 +24,17 @@ def few_samples(report: Report) -> list[str]:
         return []
     count = "1 held-out sample" if report.held_out == 1 else f"{report.held_out} held-out samples"
     return [f"figures rest on {count}, so they are rough: calibrate on more samples ({report.samples} now)"]
+
+
+def alike(report: Report) -> list[str]:
+    """Point out held-out samples that are too like those seen to tell anything of others."""
+    if report.likeness is None or report.likeness >= _ALIKE:
+        return []
+    return [
+        "the held-out samples are much like those calibrated on (their outputs are "
+        f"{report.likeness:.2f} of the mean squared distance apart), so these figures promise little for others: "
+        "calibrate on more varied samples"
+    ]
 
 
 def pinned(allocation: Allocation, config: Config) -> list[str]:

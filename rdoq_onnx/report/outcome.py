@@ -14,8 +14,10 @@ from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.sizes import model_bytes
+from rdoq_onnx.refinement.diversion import Diverted, predicted_divergence
 from rdoq_onnx.refinement.refine import Step
-from rdoq_onnx.report.report import LayerReport, PartReport, Report, TableReport
+from rdoq_onnx.report.outputs import DivergenceReport, PartReport
+from rdoq_onnx.report.report import LayerReport, Report, TableReport
 from rdoq_onnx.report.wording import count_widths
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.verify import Verification
@@ -25,7 +27,8 @@ from rdoq_onnx.verification.verify import Verification
 class Outcome:
     """The results of all steps of a run on the model `original`, read from `source`.
 
-    seconds: of each step.
+    seconds: of each step. diverted: what bits that were diverted towards the divergence gained. likeness: of the
+    held-out samples to those seen; None if not known.
     """
 
     source: str
@@ -39,6 +42,8 @@ class Outcome:
     seconds: Mapping[str, float]
     failure: VerificationError | None = None
     latency: tuple[Latency, ...] = ()
+    diverted: Diverted | None = None
+    likeness: float | None = None
 
 
 def _tables(layer: Layer, measurement: Measurement) -> tuple[TableReport, ...]:
@@ -110,5 +115,15 @@ def make_report(outcome: Outcome) -> Report:
         ),
         agreement=verification.agreement,
         latency=outcome.latency,
+        divergence=_divergence(outcome),
+        likeness=outcome.likeness,
         reason=None if outcome.failure is None else str(outcome.failure),
     )
+
+
+def _divergence(outcome: Outcome) -> DivergenceReport | None:
+    measured, allocation = outcome.verification.divergence, outcome.allocation
+    if measured is None:
+        return None
+    minimized = allocation.measurement.observation.metric.name == "kl"
+    return DivergenceReport(minimized, predicted_divergence(allocation), measured, outcome.diverted)

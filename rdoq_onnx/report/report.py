@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.refinement.reference import Agreement
 from rdoq_onnx.refinement.refine import Step
+from rdoq_onnx.report.outputs import DivergenceReport, PartReport
 from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, latency_rows, percent, times
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.version import __version__
@@ -42,22 +43,6 @@ class LayerReport:
     @property
     def mean_bits(self) -> float:
         return sum(self.bits) / len(self.bits)
-
-
-@dataclass(frozen=True)
-class PartReport:
-    """A part of the outputs: what it adds to the predicted and to the measured δ, its SQNR and the bound of that."""
-
-    name: str
-    output: str
-    predicted: float
-    measured: float
-    sqnr_db: float
-    bound_db: float
-
-    @property
-    def place(self) -> str:
-        return "" if self.name == self.output else f", in {self.output}"
 
 
 @dataclass(frozen=True)
@@ -101,11 +86,18 @@ class Report:
     agreement: Agreement | None = None
     reason: str | None = None
     supplied: tuple[str, ...] = ()  # inputs that the samples left out
+    divergence: DivergenceReport | None = None
+    likeness: float | None = None  # of the held-out samples to those seen (verification/likeness.py)
 
     @property
     def passed(self) -> bool:
         """Whether all gates passed; `reason` says why not."""
         return self.reason is None
+
+    @property
+    def metric(self) -> str:
+        """What δ is: "mse", the squared error, or "kl", the divergence."""
+        return "kl" if self.divergence is not None and self.divergence.minimized else "mse"
 
     def to_json(self, output: str = "") -> str:
         """Write the document of `--json`."""
@@ -134,7 +126,8 @@ class Report:
                 "measured": self.measured,
                 "sqnr_db": _finite(self.sqnr_db),
                 "optimality_gap": self.optimality_gap,
-                "metric": "mse",
+                "metric": self.metric,
+                "divergence": None if self.divergence is None else self.divergence.document(),
                 "curves": "layer by layer" if self.by_layer else "sample by sample",
                 "parts": [
                     asdict(part) | {"sqnr_db": _finite(part.sqnr_db), "bound_db": _finite(part.bound_db)}
@@ -146,7 +139,12 @@ class Report:
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
             "latency": [asdict(x) for x in self.latency],
             "advice": list(self.advice),
-            "calibration": {"source": self.calibration, "samples": self.samples, "supplied": [*self.supplied]},
+            "calibration": {
+                "source": self.calibration,
+                "samples": self.samples,
+                "likeness": self.likeness,
+                "supplied": [*self.supplied],
+            },
             "layers": [
                 {
                     "name": x.name,
@@ -177,7 +175,7 @@ class Report:
         quality = [
             ("output SQNR", self._sqnr()),
             *self._part_rows(),
-            ("distortion", f"{self.measured:.4g} measured, {self.predicted:.4g} predicted"),
+            *self._distortion(),
             (
                 "file",
                 f"{human_bytes(self.output_bytes)}, {percent(self.output_bytes / max(self.input_bytes, 1))} of "
@@ -188,6 +186,10 @@ class Report:
         gap = "optimality gap", f"at most {percent(self.optimality_gap)} of the predicted distortion"
         speed = [("integer kernels", kernel_words(self.kernels)), *latency_rows(self.latency)]
         return [quality, self._widths(), [*map(_gain, self.steps), gap], [*speed, ("time", times(self.seconds))]]
+
+    def _distortion(self) -> list[tuple[str, str]]:
+        own = [("distortion", f"{self.measured:.4g} measured, {self.predicted:.4g} predicted")]
+        return ([] if self.metric == "kl" else own) + ([] if self.divergence is None else self.divergence.rows())
 
     def _sqnr(self) -> str:
         where = f"{self.sqnr_db:.2f} dB on {self.held_out} held-out samples"

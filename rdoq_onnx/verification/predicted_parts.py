@@ -29,6 +29,9 @@ def predicted_parts(allocation: Allocation, samples: Samples, runtime: Runtime) 
     with workers(runtime.threads) as pool:
         for k in range(len(metric.parts)):
             part = metric.of_part(k)
+            if not any(part.factors):  # not counted
+                sums.append(0.0)
+                continue
             network = aimed_at(allocation.measurement.network, part.outputs)
             batch = reverse_batch(network, observation, runtime, len(some))
             plan = ReversePlan(network, some, part, runtime, pool, batch, 0, draws=DRAWS)

@@ -46,6 +46,7 @@ class Verification:
     default optimization levels. kernels: node counts of the graph that the default level optimizes to. float_layers:
     nodes of quantized layers that the default level runs in float, with the reason. samples: number of samples.
     agreement: of the top class, for classifiers. powers: of the float outputs and the noise, by sample and part.
+    divergence: of rows of logits, in nats a row; None without any.
     """
 
     measured: float
@@ -56,6 +57,7 @@ class Verification:
     samples: int
     agreement: Agreement | None = None
     powers: PartPowers | None = None
+    divergence: float | None = None
 
     @property
     def worst(self) -> PartFigures:
@@ -105,6 +107,7 @@ def verify(emission: Emission, allocation: Allocation, reference: Reference) -> 
         len(reference.samples),
         compared.agreement if classifies(reference) else None,
         compared.powers,
+        compared.divergence,
     )
 
 
@@ -112,7 +115,7 @@ def verify(emission: Emission, allocation: Allocation, reference: Reference) -> 
 class _Compared:
     """What each part adds to δ; powers by sample and part: reported run, level gap, noise of each run.
 
-    optimized: the graph of the default level.
+    optimized: the graph of the default level. divergence: the mean over samples, None without rows of logits.
     """
 
     optimized: onnx.ModelProto
@@ -121,6 +124,7 @@ class _Compared:
     gap: Float
     noises: Mapping[str, Float]
     agreement: Agreement
+    divergence: float | None
 
     def check(self, parts: tuple[Part, ...]) -> None:
         """Raise VerificationError if the runs do not agree on some part."""
@@ -151,6 +155,7 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Load], reported: st
     inner = None if set(metric.outputs) <= set(names) else with_outputs(quantized, metric.outputs)
     session = None if inner is None else reference.runtime.session(inner, LEVELS[reported])
     measured, powers, gaps, expected, found = [], [], [], [], []
+    divergence, rows = metric.divergence, []
     noises: dict[str, list[Float]] = {where: [] for where in runs}
     for k, batch in enumerate(reference.batches()):
         raw = {where: outputs[k] for where, (outputs, _) in ran.items()}
@@ -165,6 +170,8 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Load], reported: st
         named = dict(zip(names, raw[reported], strict=True))
         ends = session.run(batch.feeds) if session is not None else [named[n] for n in metric.outputs]
         measured.append(metric.part_errors(ends, batch.aimed, batch.count))
+        if divergence is not None:
+            rows.append(divergence.errors(ends, batch.aimed, batch.count))
         expected.append(top_classes(batch.expected))
         found.append(top_classes(values[reported]))
     return _Compared(
@@ -174,6 +181,7 @@ def _compared(quantized: onnx.ModelProto, runs: Mapping[str, Load], reported: st
         np.concatenate(gaps),
         {where: np.concatenate(several) for where, several in noises.items()},
         Agreement.of(np.concatenate(expected), np.concatenate(found), reference.samples.classes),
+        float(np.concatenate(rows).mean()) if rows else None,
     )
 
 

@@ -10,6 +10,7 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.candidates import blocks, moment_passes
 from rdoq_onnx.candidates.blocks import in_parts
 from rdoq_onnx.candidates.moment_passes import collect, first_of_input, passes, portions, second_bytes
+from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.config import Config
 from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.passes import run_passes
@@ -262,3 +263,10 @@ def test_layers_that_read_the_same_input_share_its_moments():
     assert sizes(own, shared=False) == [1, 1, 1]
     assert sizes(2 * own, shared=False) == [2, 1]
     assert sizes(1) == [2, 1]
+
+
+@pytest.mark.parametrize(("vectors", "least"), [(0, 0.0), (4, 0.5), (16, 0.125), (4096, 0.5 * 4 / 4096)])
+def test_few_vectors_damp_more(vectors, least):
+    moments = Moments(np.zeros((1, 4)), np.eye(4)[None], np.eye(4)[None], vectors)
+    assert moments.least_damping == least
+    assert [damping for _, damping in moments.variants()] == [max(0.02, least), max(0.02, least), max(0.1, least)]

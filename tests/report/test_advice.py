@@ -27,7 +27,7 @@ def measurement(seed: int = 0) -> Any:
 def report(**changed: Any) -> Any:
     """The figures that advice looks at, of a poor run."""
     figures = {"sqnr_db": 5.0, "measured": 0.0, "calibration": "calib.npz", "samples": 110, "held_out": 16}
-    figures |= {"unsearched": 0.0, "parts": (), "layers": (), "latency": ()}
+    figures |= {"unsearched": 0.0, "likeness": None, "parts": (), "layers": (), "latency": ()}
     return SimpleNamespace(**figures | changed)
 
 

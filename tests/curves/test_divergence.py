@@ -1,0 +1,30 @@
+"""Curves of the divergence beside those of the squared error, and who gets them."""
+
+import numpy as np
+import pytest
+
+import rdoq_onnx
+from tests.conftest import ROOT
+
+SAMPLES = 48
+
+
+def measured(**settings):
+    calibration = ROOT / "models" / "digits_calib.npz"
+    return rdoq_onnx.measure(
+        ROOT / "models" / "digits_cnn.onnx", calibration, samples=SAMPLES, effort="fast", **settings
+    )
+
+
+def test_curves_of_the_divergence_are_those_of_a_run_that_minimizes_it():
+    both, own = measured(distortion="auto", widths=[4]), measured(distortion="kl", widths=[4])
+    assert own.divergence is None
+    assert own.observation.metric.name == "kl"
+    rows = slice(0, both.channels)
+    found = (both.divergence[rows] * both.curves.distortion[rows, 4]).sum()
+    assert found == pytest.approx(own.curves.distortion[rows, 4].sum(), rel=0.3)  # of other roundings
+    assert np.isfinite(both.divergence).all()
+
+
+def test_the_squared_error_alone_has_none():
+    assert measured(distortion="mse").divergence is None
