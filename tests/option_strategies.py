@@ -126,7 +126,7 @@ OPTIONS: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "--measure": _of("taylor", "probe"),
     "--effort": _of("default", "best"),
     "--target": _of("onnxruntime", "openvino", "tensorrt"),
-    "--storage": _of("packed", "native", "int8"),
+    "--storage": _of("packed", "native", "int8", "nbits"),
     "--keep-channels": _FLAG,
     "--seed": _of("0", "1", "99999999999999999999999"),
     "--provider": _of("auto", "cpu"),
