@@ -37,6 +37,7 @@ from rdoq_onnx.verification.additivity import measured_alone
 from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
 from rdoq_onnx.verification.predicted_parts import predicted_parts
+from rdoq_onnx.verification.running import measure_running
 from rdoq_onnx.verification.verify import verify
 
 
@@ -153,6 +154,8 @@ class Job:
         with progress.step("latency"):
             batch = reference.measurement.observation.batching.size
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)
+            in_memory = emission.storage == "nbits"
+            running = measure_running(self.reference, emission.model, self.samples, runtime) if in_memory else None
         return Outcome(
             self.source,
             self.original,
@@ -165,6 +168,7 @@ class Job:
             progress.seconds,
             failure,
             latency,
+            running,
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

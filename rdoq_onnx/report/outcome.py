@@ -18,6 +18,7 @@ from rdoq_onnx.refinement.refine import Step
 from rdoq_onnx.report.report import LayerReport, PartReport, Report, TableReport
 from rdoq_onnx.report.wording import count_widths
 from rdoq_onnx.verification.latency import Latency
+from rdoq_onnx.verification.running import Running
 from rdoq_onnx.verification.verify import Verification
 
 
@@ -39,6 +40,7 @@ class Outcome:
     seconds: Mapping[str, float]
     failure: VerificationError | None = None
     latency: tuple[Latency, ...] = ()
+    running: Running | None = None
 
 
 def _tables(layer: Layer, measurement: Measurement) -> tuple[TableReport, ...]:
@@ -110,5 +112,6 @@ def make_report(outcome: Outcome) -> Report:
         ),
         agreement=verification.agreement,
         latency=outcome.latency,
+        running=outcome.running,
         reason=None if outcome.failure is None else str(outcome.failure),
     )
