@@ -23,8 +23,14 @@ from tests.conftest import LEVELS, ROOT, OrtRun
 from tests.passes.packing.test_pack_weights import decoders
 
 MODELS = ("digits_cnn", "digits_vit")
-PAIRS = [(target, storage) for target in TARGETS.values() for storage in target.storages]
-WEIGHTS_ONLY = (False, True)
+CASES = [
+    (target, storage, weights_only)
+    for target in TARGETS.values()
+    for storage in target.storages
+    for weights_only in (False, True)
+    if weights_only or storage != "nbits"
+]
+NAMES = [f"{t.name} {s} {'weights only' if w else '8-bit activations'}" for t, s, w in CASES]
 
 
 @cache
@@ -67,15 +73,18 @@ def agree(got: NDArray[np.float32], expected: NDArray[np.float32], where: str) -
     assert power < 1e-3, f"{where}: {10 * np.log10(1 / power):.1f} dB"
 
 
-@pytest.mark.parametrize("weights_only", WEIGHTS_ONLY, ids=["8-bit activations", "weights only"])
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("target", "storage"), PAIRS, ids=[f"{t.name} {s}" for t, s in PAIRS])
+@pytest.mark.parametrize(("target", "storage", "weights_only"), CASES, ids=NAMES)
 def test_runtimes_agree(ort_run: OrtRun, model: str, target: Any, storage: str, weights_only: bool) -> None:
     file = emitted(model, target.name, storage, weights_only)
     feeds = feeds_of(file)
     outputs = {level: ort_run(file, feeds, level)[0] for level in LEVELS}
     for level in LEVELS:
         agree(outputs[level], outputs["none"], level)
+    if storage == "nbits":
+        packed = ort_run(emitted(model, target.name, "packed", True), feeds, "all")[0]
+        agree(outputs["all"], packed, "packed")
+        return
     if any(t.data_type == TensorProto.INT2 for t in file.graph.initializer):
         pytest.skip("OpenVINO does not read INT2")
     agree(in_openvino(file, feeds), outputs["none"], "OpenVINO")
