@@ -58,6 +58,7 @@ def make_report(outcome: Outcome) -> Report:
     feeding = {
         f: bits for a, bits in zip(network.activations, allocation.activation_bits, strict=True) for f in a.feeds
     }
+    blocks = {each.layer.name: each.block for each in measurement.layers}
     layers = tuple(
         LayerReport(
             x.name,
@@ -65,9 +66,9 @@ def make_report(outcome: Outcome) -> Report:
             tuple(bits.tolist()),
             feeding.get(x.uses[0].data),
             _tables(x, measurement),
-            measured.block,
+            blocks.get(x.name, 0),
         )
-        for x, measured, bits in zip(network.searched, measurement.layers, allocation.layer_bits, strict=True)
+        for x, bits in zip(network.searched, allocation.layer_bits, strict=True)
     )
     elements = measurement.curves.elements
     budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
