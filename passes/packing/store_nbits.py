@@ -1,6 +1,7 @@
 """Weights of matrix products at the true size in memory, too: "nbits" storage, for ONNX Runtime alone.
 
-    x ─ MatMul (K x N)    becomes    x ─ MatMulNBits of the channels at 2, 4 and 8 bits ─ Concat ─ Gather
+    x ─ MatMul (K x N)         becomes    x ─ MatMulNBits of the channels at 2, 4 and 8 bits ─ Concat ─ Gather
+    indices ─ Gather (V x K)   becomes    indices ─ GatherBlockQuantized, where all rows fit 2 or 4 bits
 
 MatMulNBits (domain com.microsoft) keeps its weights packed while it runs. A group of channels has one width, the least
 of 2, 4 and 8 that holds them; channels without a bit have the integer 0 in the narrowest group. Concat, and Gather,
@@ -11,11 +12,13 @@ which brings channels back into their order, are left out where there is one gro
 with a scale s for each block of consecutive weights. So no zero points are stored: a channel whose window reaches up to
 2^(b-1) has its integers and scales negated. One scale for a channel is repeated for blocks as long as the operator
 takes: 256 weights, or 128 at 2 bits, as ONNX Runtime 1.32 multiplies longer ones in float. Scales are float32
-initializers: behind a Cast, ONNX Runtime takes them for 0 where nothing folds it.
+initializers: behind a Cast, ONNX Runtime takes them for 0 where nothing folds it. A table that equals a weight reads
+the same bytes in another shape.
 
 Activations are rounded to 8 bits, a block at a time (accuracy_level 4).
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +28,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from rdoq_onnx.model import external, surgeon
 from rdoq_onnx.model.graph import attribute
-from rdoq_onnx.model.surgeon import Graph, Node, Tensor
+from rdoq_onnx.model.surgeon import Constant, Graph, Node, Tensor
 from rdoq_onnx.passes import Pass
 from rdoq_onnx.passes.packing.channel_widths import widths_of
 
@@ -34,27 +37,32 @@ WIDTHS = (2, 4, 8)
 LEAST_BLOCK, MOST_BLOCK = 16, 256
 _MOST_AT_2_BITS = 128
 _ACCURACY = 4
+Known = dict[tuple[str, tuple[int, ...], bytes], Constant]  # what is stored, by its contents
 
 
 @dataclass(frozen=True)
 class StoreNBits(Pass):
     """Replace each MatMul whose weight [K, N] is INT8 ─ Cast ─ Mul by nodes that keep the weight packed.
 
-    A weight whose scales are of blocks that the operator does not take stays as it is.
+    So are tables as QuantizeStored leaves them. A weight whose scales are of blocks that the operator does not take
+    stays as it is, and a table with a row of 8 bits.
     """
 
     def __call__(self, model: ModelProto) -> ModelProto:
-        changed = []
+        known: Known = {}
 
         def store(graph: Graph) -> None:
             for node in [n for n in graph.nodes if n.op == "MatMul"]:
                 weight = _read(node)
                 if weight is not None:
-                    _replace(graph, node, weight)
-                    changed.append(node.name)
+                    _replace(graph, node, weight, known)
+            for node in [n for n in graph.nodes if n.op == "Mul"]:
+                table = _read_table(node)
+                if table is not None:
+                    _replace_table(graph, node, table, known)
 
         result = surgeon.edit(model, store)
-        if changed and all(opset.domain != DOMAIN for opset in result.opset_import):
+        if known and all(opset.domain != DOMAIN for opset in result.opset_import):
             result.opset_import.add(domain=DOMAIN, version=1)
         return result
 
@@ -87,6 +95,20 @@ def _read(node: Node) -> _Weight | None:
     return _Weight(decoded.name, integers.T, scales.reshape(-1, integers.shape[1]).T, block)
 
 
+def _read_table(node: Node) -> _Weight | None:
+    """Return the table whose rows a Mul decodes, if it has the form of QuantizeStored."""
+    makers = [t.inputs[0] if t.inputs else None for t in node.inputs]
+    cast, factors = makers if len(makers) == 2 else (None, None)
+    rows = cast.inputs[0].inputs[0] if cast is not None and cast.op == "Cast" and cast.inputs[0].inputs else None
+    if rows is None or factors is None or rows.op != "Gather" or factors.op != "Gather":
+        return None
+    integers, scales = surgeon.values(rows.inputs[0]), surgeon.values(factors.inputs[0])
+    if integers is None or scales is None or integers.dtype != np.int8 or integers.ndim != 2:
+        return None
+    same = rows.inputs[1] is factors.inputs[1] and scales.size == len(integers)
+    return _Weight(rows.inputs[0].name, integers, scales.reshape(-1, 1), 0) if same else None
+
+
 def _of_blocks(gather: Node, count: int) -> tuple[NDArray[np.float32] | None, int]:
     """Return scales [B, N] and their block size, if the operator takes blocks of that size."""
     scales = surgeon.values(gather.inputs[0])
@@ -99,14 +121,33 @@ def _of_blocks(gather: Node, count: int) -> tuple[NDArray[np.float32] | None, in
     return (scales, block) if whole and fits else (None, 0)
 
 
-def _replace(graph: Graph, node: Node, weight: _Weight) -> None:
+def _replace_table(graph: Graph, node: Node, table: _Weight, known: Known) -> None:
+    needed, shifted = widths_of(table.integers)
+    bits = int(np.array(WIDTHS)[np.searchsorted(WIDTHS, needed)].max())
+    count = table.integers.shape[1]
+    if bits == WIDTHS[-1] or count % (8 // bits):
+        return
+    rows = np.arange(len(table.integers))
+    (data, scales), attrs = _packed(graph, table, rows, shifted > 0, bits, known)
+    whole = data.values.reshape(len(rows), -1)
+    if whole.shape[1] * 8 == count * bits:
+        shape = surgeon.constant(surgeon.fresh(graph, f"{table.name}_shape"), np.array(whole.shape, np.int64))
+        data = surgeon.append(graph, "Reshape", [data, shape], f"{table.name}_Reshape")
+    else:  # without what fills up the last block
+        data = surgeon.constant(surgeon.fresh(graph, f"{table.name}_rows"), whole[:, : count * bits // 8].copy())
+    index = node.inputs[0].inputs[0].inputs[0].inputs[0].inputs[1]
+    node.op, node.domain, node.inputs = "GatherBlockQuantized", DOMAIN, [data, index, scales]
+    node.attrs = {"bits": bits, "block_size": attrs["block_size"], "gather_axis": 0, "quantize_axis": 1}
+
+
+def _replace(graph: Graph, node: Node, weight: _Weight, known: Known) -> None:
     needed, shifted = widths_of(weight.integers)
     sizes = np.array(WIDTHS)[np.searchsorted(WIDTHS, needed)]
     parts: list[Tensor] = []
     order: list[NDArray[np.int64]] = []
     for bits in np.unique(sizes).tolist():
         channels = np.flatnonzero(sizes == bits)
-        inputs, attrs = _packed(graph, weight, channels, shifted[channels] > 0, bits)
+        inputs, attrs = _packed(graph, weight, channels, shifted[channels] > 0, bits, known)
         inputs, order = [node.inputs[0], *inputs], [*order, channels]
         if len(channels) == len(sizes):
             node.op, node.domain, node.attrs, node.inputs = "MatMulNBits", DOMAIN, attrs, inputs
@@ -121,8 +162,8 @@ def _replace(graph: Graph, node: Node, weight: _Weight) -> None:
 
 
 def _packed(
-    graph: Graph, weight: _Weight, channels: NDArray[np.int64], shifted: NDArray[np.bool_], bits: int
-) -> tuple[list[Tensor], dict[str, int]]:
+    graph: Graph, weight: _Weight, channels: NDArray[np.int64], shifted: NDArray[np.bool_], bits: int, known: Known
+) -> tuple[list[Constant], dict[str, int]]:
     """Return the inputs and attributes of the operator for `channels`. shifted: those to be negated."""
     signs = np.where(shifted, -1, 1)[:, None]
     integers, scales = weight.integers[channels].astype(np.int16) * signs, weight.scales[channels] * signs
@@ -137,18 +178,27 @@ def _packed(
     per_byte = 8 // bits
     shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
     data = np.bitwise_or.reduce(unsigned.reshape(len(channels), blocks, -1, per_byte) << shifts, axis=-1)
-    values = {"weights": data, "scales": np.ascontiguousarray(spread, np.float32)}
-    inputs: list[Tensor] = [
-        surgeon.constant(surgeon.fresh(graph, f"{weight.name}_{bits}_{name}"), value) for name, value in values.items()
-    ]
+    inputs = []
+    for name, value in (("weights", data), ("scales", np.ascontiguousarray(spread, np.float32))):
+        key = (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())
+        if key not in known:
+            known[key] = surgeon.constant(surgeon.fresh(graph, f"{weight.name}_{bits}_{name}"), value)
+        inputs.append(known[key])
     attrs = {"K": count, "N": len(channels), "bits": bits, "block_size": block, "accuracy_level": _ACCURACY}
     return inputs, attrs
 
 
 def stored_integers(node: NodeProto, graph: GraphProto) -> NDArray[np.int16] | None:
-    """Return the integers [K, N] of what StoreNBits made of a MatMul, given its last node; None of any other node."""
+    """Return the integers of what StoreNBits made, given its last node: [K, N] of a MatMul, [V, K] of a table.
+
+    None of any other node.
+    """
     makers = {o: n for n in graph.node for o in n.output}
     tensors = {t.name: t for t in graph.initializer}
+    if node.op_type == "GatherBlockQuantized":
+        shaped = makers.get(node.input[0])
+        data = external.values(tensors[node.input[0] if shaped is None else shaped.input[0]])
+        return _signed(data.reshape(len(data), -1), attribute(node, "bits", 4))
     groups = list(_groups(node, makers))
     if not groups or any(n.op_type != "MatMulNBits" for n in groups):
         return None
@@ -166,7 +216,10 @@ def _groups(node: NodeProto, makers: dict[str, NodeProto]) -> Iterator[NodeProto
 
 def _integers(node: NodeProto, data: NDArray[np.uint8]) -> NDArray[np.int16]:
     """Return the integers [N, K] of one group."""
-    bits = attribute(node, "bits", 4)
+    return _signed(data, attribute(node, "bits", 4))[:, : attribute(node, "K", 0)]
+
+
+def _signed(data: NDArray[np.uint8], bits: int) -> NDArray[np.int16]:
     shifts = np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
     unsigned = (data[..., None] >> shifts & ((1 << bits) - 1)).reshape(len(data), -1)
-    return unsigned[:, : attribute(node, "K", 0)].astype(np.int16) - (1 << bits - 1)
+    return unsigned.astype(np.int16) - (1 << bits - 1)

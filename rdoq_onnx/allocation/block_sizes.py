@@ -92,9 +92,9 @@ def choose_blocks(measurement: Measurement, allowed: NDArray[np.bool_], room: Ro
 
 
 def in_groups(layer: Layer) -> bool:
-    """Whether --storage nbits computes a layer in groups of channels of one width."""
+    """Whether --storage nbits computes a layer in groups of channels of one width, or looks up rows of one width."""
     linear = layer.linear
-    return linear.op_type == "MatMul" and linear.weight_side == 1 and len(linear.shape) == 2
+    return layer.looked_up or (linear.op_type == "MatMul" and linear.weight_side == 1 and len(linear.shape) == 2)
 
 
 def _with_ties(measurement: Measurement, whole: Sequence[bool]) -> Measurement:

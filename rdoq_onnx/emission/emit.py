@@ -61,10 +61,10 @@ def emit_model(
     weights = {layer.name: layer.weight for layer in network.layers}
     pruning = [RemoveChannels(removal)] if removal is not None and removal.outputs else []
     model = run_passes([*pruning, OpaqueShapes()], plain)
-    model = run_passes([ShareTies([(tie.table.weight, weights[tie.layer]) for tie in network.ties])], model)
-    name_weights(model, network)
     if storage == "nbits":
         model = run_passes([StoreNBits()], model)
+    model = run_passes([ShareTies([(tie.table.weight, weights[tie.layer]) for tie in network.ties])], model)
+    name_weights(model, network)
     if storage != "int8":
         model = stored(model, "native" if storage == "native" else "packed", network, _wide(allocation))
     name_producer(model)

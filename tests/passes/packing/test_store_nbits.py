@@ -12,6 +12,7 @@ from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_qdq import InsertQDQ, QuantizedWeight
 from rdoq_onnx.passes.packing.store_nbits import StoreNBits, stored_integers
+from rdoq_onnx.passes.quantize_stored import QuantizeStored, StoredWeight
 from tests.conftest import LEVELS
 
 ROUNDED = 0.012  # relative error of activations of 8 bits a block
@@ -86,6 +87,38 @@ def test_weights_take_their_bits():
     found = run_passes([StoreNBits()], emitted(MATMUL, 256, (4,))[0])
     (data,) = [t for t in found.graph.initializer if t.data_type == TensorProto.UINT8]
     assert np.prod(data.dims) == 24 * 256 // 2
+
+
+TABLE = """<ir_version: 8, opset_import: ["": 17]> g (int64[5] i) => (float[5, K] y) { [t] y = Gather (table, i) }"""
+
+
+def table(columns, bits):
+    """A file that looks up rows of a table [40, columns], and the float table that it stands for."""
+    model = parser.parse_model(TABLE.replace("K", str(columns)))
+    value = np.random.default_rng(1).standard_normal((40, columns), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(value, "table"))
+    codes = quantize_rows(value, bits, 127)
+    stored = StoredWeight("table", codes.integers, codes.scales[:, None])
+    return run_passes([QuantizeStored([stored])], model), codes
+
+
+@pytest.mark.parametrize("columns", [16, 64, 100, 300])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_rows_of_tables_stay_packed(columns, bits, ort_run):
+    model, codes = table(columns, bits)
+    found = run_passes([StoreNBits()], model)
+    assert operators(found)[-1] == "GatherBlockQuantized"
+    feeds = {"i": np.array([3, 0, 39, 3, 7])}
+    for level in LEVELS:
+        np.testing.assert_allclose(ort_run(found, feeds, level)[0], codes.values[feeds["i"]], rtol=1e-5, atol=1e-6)
+    read = stored_integers(next(n for n in found.graph.node if n.name == "t"), found.graph)
+    np.testing.assert_array_equal(np.abs(read), np.abs(codes.integers))
+
+
+@pytest.mark.parametrize(("columns", "bits"), [(64, 8), (33, 4)])
+def test_tables_of_8_bits_or_in_parts_of_bytes_stay(columns, bits):
+    model, _ = table(columns, bits)
+    assert operators(run_passes([StoreNBits()], model)) == operators(model)
 
 
 def test_other_operators_and_blocks_stay(ort_run):
