@@ -113,18 +113,20 @@ def allocate(
     pins: Pins = (),
     size: int | str | None = None,
     layer_limit: int | str | None = None,
+    storage: Storage | None = None,
 ) -> Allocation:
     """Choose the widths of least predicted distortion within the budgets (Lagrangian; allocate.py proves the gap).
 
     Arguments as for `quantize`. pins: a dict, or pairs, of a name or regular expression of layers or activations
     and their width. size: maximum bytes of all weights at their widths, instead of `weight_bits`; layer_limit: of any
-    layer's weights. Raises BudgetError if a budget cannot be met, ConfigError if a pin matches nothing.
+    layer's weights. storage: "nbits" sets a price on several widths in a layer. Raises BudgetError if a budget cannot
+    be met, ConfigError if a pin matches nothing.
     """
     quantized = bool(measurement.network.activations)
     if quantized and activation_bits == "none":
         raise ConfigError("--activation-bits none: the curves quantize activations; measure with weights_only=True")
     sides = _sides(bits, weight_bits, activation_bits, weights_only=not quantized)
-    rest = keywords({"joint": joint, "pins": pins, "size": size, "layer_limit": layer_limit})
+    rest = keywords({"joint": joint, "pins": pins, "size": size, "layer_limit": layer_limit, "storage": storage})
     budgets = Budgets(**sides, **rest)
     check_pins(measurement.network, budgets.pins)
     return allocate_bits(measurement, budgets)
@@ -135,13 +137,15 @@ def emit(
 ) -> onnx.ModelProto:
     """Quantize `model`, which must be the measured one, to the widths of `allocation`.
 
-    storage: "packed", "native" or "int8"; None for the default of the measurement's target. keep_channels: keep 0-bit
-    channels. Raises ModelError if `model` is not the measured one.
+    storage: "packed", "native", "int8" or "nbits"; None for the default of the measurement's target. keep_channels:
+    keep 0-bit channels. Raises ModelError if `model` is not the measured one.
     """
     forms = (read_normalized(model, products=products)[1] for products in (True, False))
     if not any(same(form, allocation.measurement.source) for form in forms):
         raise ModelError("this is not the model that the allocation was measured on; measure it first")
-    given = keywords({"target": allocation.measurement.network.target.name, "storage": storage})
+    network = allocation.measurement.network
+    given = keywords({"target": network.target.name, "storage": storage})
+    given["activation_bits"] = 8 if network.activations else None
     kept = flag("keep_channels", keep_channels)
     return attached(emit_model(allocation, {}, Config(**given).storage, kept).model)
 

@@ -24,8 +24,8 @@ from rdoq_onnx.dry_run import lines
 from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, UserCodeError, VerificationError
 from rdoq_onnx.options import declared, make_config
 from rdoq_onnx.pipeline import Job
-from rdoq_onnx.report.report import failed_document
 from rdoq_onnx.report.result import Result
+from rdoq_onnx.report.wording import failed_document
 from rdoq_onnx.system import io
 from rdoq_onnx.system.files import BITS, Files, check_files
 from rdoq_onnx.system.interrupts import heed_interrupts, leave

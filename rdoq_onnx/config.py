@@ -20,6 +20,7 @@ Side = Literal["weights", "activations", "both"]
 MAX_BITS = 8
 MAX_THREADS = 1024
 BLOCKS = (0, 32, 64, 128)  # weights that share a scale, offered by default beside float activations
+NBITS = (0, 2, 4, 8)  # widths with --storage nbits
 LEAST_BLOCK, MOST_BLOCK = 16, 4096
 MAX_SAMPLES = 1_000_000
 MAX_BYTES = 1 << 50
@@ -147,6 +148,7 @@ class Budgets:
     size: int | None = None
     layer_limit: int | None = None
     pins: tuple[tuple[str, int], ...] = ()
+    storage: Storage | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -193,8 +195,8 @@ class Config:
         exact runs and swaps bits; "best" also re-rounds and re-measures around the allocation, and swaps longer.
     seed: seed of everything random, 0 or more.
     target: the runtime that the file is for; targets.py has its rules.
-    storage: how to store weights, "packed" (exactly their bits), "native" (INT2, INT4, INT8) or "int8"; None for the
-        target's default.
+    storage: how to store weights, "packed" (exactly their bits), "native" (INT2, INT4, INT8), "int8" or "nbits" (in
+        ONNX Runtime's MatMulNBits, with widths of NBITS alone); None for the target's default.
     keep_channels: keep channels of 0 bits in the file instead of folding them away.
     threads: threads of ONNX Runtime, 0 to 1024; 0 lets it choose.
     min_sqnr, max_bytes: minimum output SQNR in dB, and maximum file size, of the emitted model.
@@ -235,6 +237,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        if self.storage == "nbits" and self.widths == tuple(range(MAX_BITS + 1)):
+            object.__setattr__(self, "widths", NBITS)  # those of all widths that there are
         for check in (_check_joint, _check_storage, _check_goals, _check_blocks):
             check(self)
 
@@ -290,6 +294,17 @@ def _check_storage(config: Config) -> None:
     if config.storage is not None and config.storage not in storages:
         suffix = f" for --target {config.target}" if config.storage in get_args(Storage) else ""
         raise ConfigError(f"--storage {config.storage!r}: choose one of {', '.join(storages)}{suffix}")
+    if config.storage == "nbits":
+        _check_nbits(config)
+
+
+def _check_nbits(config: Config) -> None:
+    if config.activation_bits is not None:
+        raise ConfigError("--storage nbits rounds activations by itself; give --activation-bits none")
+    if not set(config.widths) <= set(NBITS):
+        raise ConfigError(f"--storage nbits has widths {', '.join(map(str, NBITS))}; give --widths with these alone")
+    if any(size & (size - 1) or size > 256 for size in config.block_size or ()):
+        raise ConfigError("--storage nbits has blocks of 16, 32, 64, 128 or 256; give --block-size with these or 0")
 
 
 def _check_goals(config: Config) -> None:

@@ -135,8 +135,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--storage",
-        metavar="packed|native|int8",
-        help="Store weights at exactly their bits, decoded at load; as INT2, INT4 and INT8; or as INT8.  "
+        metavar="packed|native|int8|nbits",
+        help="Store weights at exactly their bits, decoded at load; as INT2, INT4 and INT8; as INT8; or in ONNX "
+        "Runtime's MatMulNBits, packed in memory, too.  "
         "[default: packed, openvino: native, tensorrt: int8]",
     ),
     click.option(

@@ -38,6 +38,7 @@ from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
 from rdoq_onnx.verification.likeness import likeness
 from rdoq_onnx.verification.predicted_parts import predicted_parts
+from rdoq_onnx.verification.running import measure_running
 from rdoq_onnx.verification.verify import verify
 
 
@@ -155,6 +156,8 @@ class Job:
         with progress.step("latency"):
             batch = reference.measurement.observation.batching.size
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)
+            in_memory = emission.storage == "nbits"
+            running = measure_running(self.reference, emission.model, self.samples, runtime) if in_memory else None
         return Outcome(
             self.source,
             self.original,
@@ -169,6 +172,7 @@ class Job:
             latency,
             refined.diverted,
             alike,
+            running,
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

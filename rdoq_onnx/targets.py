@@ -18,7 +18,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Storage = Literal["packed", "native", "int8"]
+Storage = Literal["packed", "native", "int8", "nbits"]
 TargetName = Literal["onnxruntime", "openvino", "tensorrt"]
 
 
@@ -66,7 +66,7 @@ CASTS_INT4 = (1, 23)
 TARGETS: dict[TargetName, Target] = {
     t.name: t
     for t in (
-        Target("onnxruntime", False, 64, True, ("packed", "native", "int8"), True, products=True),
+        Target("onnxruntime", False, 64, True, ("packed", "native", "int8", "nbits"), True, products=True),
         Target("openvino", False, 64, True, ("native", "int8"), False, sums=True, closed=("Scan",)),
         Target(
             "tensorrt",

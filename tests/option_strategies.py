@@ -127,7 +127,7 @@ OPTIONS: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "--distortion": _of("mse", "kl", "auto"),
     "--effort": _of("default", "best"),
     "--target": _of("onnxruntime", "openvino", "tensorrt"),
-    "--storage": _of("packed", "native", "int8"),
+    "--storage": _of("packed", "native", "int8", "nbits"),
     "--keep-channels": _FLAG,
     "--seed": _of("0", "1", "99999999999999999999999"),
     "--provider": _of("auto", "cpu"),

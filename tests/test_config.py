@@ -66,8 +66,21 @@ def test_config_is_frozen_and_refuses_unknown_settings() -> None:
         ({"image_std": (1.0, 0.0)}, r"--image-std \(1.0, 0.0\): give finite numbers other than 0"),
         ({"effort": "none"}, "--effort 'none': choose one of fast, default, best"),
         ({"target": "none"}, "--target 'none': choose one of onnxruntime, openvino, tensorrt"),
-        ({"storage": "none"}, "--storage 'none': choose one of packed, native, int8$"),
+        ({"storage": "none"}, "--storage 'none': choose one of packed, native, int8, nbits$"),
         ({"target": "tensorrt", "storage": "packed"}, "--storage 'packed': .* for --target tensorrt"),
+        ({"storage": "nbits"}, "--storage nbits rounds activations by itself; give --activation-bits none"),
+        (
+            {"storage": "nbits", "activation_bits": None, "widths": (2, 3)},
+            "--storage nbits has widths 0, 2, 4, 8; give",
+        ),
+        (
+            {"storage": "nbits", "activation_bits": None, "block_size": (0, 48)},
+            "blocks of 16, 32, 64, 128 or 256; give",
+        ),
+        (
+            {"storage": "nbits", "target": "openvino"},
+            "--storage 'nbits': choose one of native, int8 for --target openvino",
+        ),
         ({"top1_agreement": 101.0}, "--top1-agreement 101 is out of range; give 0 to 100"),
         ({"sqnr": math.inf}, "--sqnr inf: give a finite number of decibels"),
         ({"sqnr": 20.0, "size": 100}, "--size, --sqnr and --top1-agreement exclude each other"),
@@ -125,6 +138,12 @@ def test_block_sizes_are_parsed(text: str, sizes: tuple[int, ...]) -> None:
 def test_malformed_block_sizes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--block-size .* is not a list of sizes; give for example 0,32,64,128"):
         parse_blocks(text)
+
+
+def test_nbits_takes_the_widths_that_its_operator_has() -> None:
+    assert Config(storage="nbits", activation_bits=None).widths == (0, 2, 4, 8)
+    assert Config(storage="nbits", activation_bits=None, widths=(4,)).widths == (4,)
+    assert Config(storage="nbits", activation_bits=None).budgets.storage == "nbits"
 
 
 @given(st.floats(0, 8), st.floats(1, 8) | st.none())

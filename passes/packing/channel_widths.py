@@ -51,7 +51,7 @@ def read_weights(model: ModelProto, names: Sequence[str]) -> list[Weight]:
         integers = external.values(tensors[name])
         if integers.size and integers.ndim:
             axis = _axis(name, integers.ndim, (readers, makers), tensors)
-            result.append(Weight(name, integers, axis, *_widths(_rows(integers, axis))))
+            result.append(Weight(name, integers, axis, *widths_of(_rows(integers, axis))))
     return result
 
 
@@ -76,7 +76,7 @@ def _axis(name: str, rank: int, nodes: Neighbours, tensors: dict[str, TensorProt
     return max(rank - len(scales[0].dims), 0) % rank if scales else 0
 
 
-def _widths(rows: NDArray[np.int8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def widths_of(rows: NDArray[np.int8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """b and h of each row."""
     least, greatest = rows.min(axis=1).astype(np.int16), rows.max(axis=1).astype(np.int16)
     bits, shift = np.full(len(rows), MAX_BITS, np.uint8), np.zeros(len(rows), np.uint8)

@@ -33,7 +33,7 @@ so p * (c - 1) at most. Hence F never falls, and the rule's choice depends on s 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +79,10 @@ def solve(curves: Curves, budget: int) -> Solution:
 
     Raises BudgetError if even the cheapest allowed widths exceed the budget.
     """
+    if curves.tied is not None:
+        merged, place = curves.merged()
+        solution = solve(merged, budget)
+        return replace(solution, choice=solution.choice[place])
     choice = np.isfinite(curves.distortion).argmax(axis=1)
     room = budget - _rate(curves, choice)
     if room < 0:

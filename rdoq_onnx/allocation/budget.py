@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocate import Solution, solve
 from rdoq_onnx.allocation.allocation import Allocation
-from rdoq_onnx.allocation.block_sizes import choose_blocks, fewest_scales
+from rdoq_onnx.allocation.block_sizes import Room, choose_blocks, fewest_scales
 from rdoq_onnx.allocation.pins import pinned
 from rdoq_onnx.config import MAX_BITS, Budgets, Side
 from rdoq_onnx.curves.curves import Curves
@@ -27,10 +27,11 @@ def allocate_bits(
     Raises BudgetError if the narrowest allowed widths exceed a budget.
     """
     curves = pinned(measurement, budgets.pins)
-    if weigh is None and any(each.options for each in measurement.layers):
+    groups = budgets.storage == "nbits"
+    if weigh is None and (groups or any(each.options for each in measurement.layers)):
         allowed, limit = np.isfinite(curves.distortion), budgets.layer_limit
-        budget = _weight_budget(measurement, budgets)
-        measurement, bound = choose_blocks(measurement, allowed, budget, None if limit is None else 8 * limit)
+        room = Room(_weight_budget(measurement, budgets), None if limit is None else 8 * limit, groups)
+        measurement, bound = choose_blocks(measurement, allowed, room)
         curves = measurement.curves.restrict(allowed)
     return _allocate(measurement, budgets, curves, weigh, bound)
 

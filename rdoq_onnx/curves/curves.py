@@ -28,6 +28,7 @@ class Curves:
     elements: NDArray[np.int64]  # [U] elements that one unit spends its bits on, >= 1
     distortion: NDArray[np.float64]  # [U, W] >= 0; inf where the width is not allowed for that unit
     overhead: NDArray[np.int64] | None = None  # [U] bits that a unit takes at any width, of scales; None for 0
+    tied: NDArray[np.int64] | None = None  # [U] units of the same number take the same width; None for all apart
 
     def __post_init__(self) -> None:
         """Reject input that the solver cannot handle."""
@@ -53,8 +54,23 @@ class Curves:
 
     def take(self, rows: NDArray[np.int64]) -> "Curves":
         """Return the curves of the units with these indices, in this order."""
-        overhead = None if self.overhead is None else self.overhead[rows]
-        return Curves(self.widths, self.elements[rows], self.distortion[rows], overhead)
+        overhead, tied = (None if v is None else v[rows] for v in (self.overhead, self.tied))
+        return Curves(self.widths, self.elements[rows], self.distortion[rows], overhead, tied)
+
+    def merged(self) -> tuple["Curves", NDArray[np.int64]]:
+        """Return the curves with those of tied units summed, and the row there of each unit."""
+        if self.tied is None:
+            return self, np.arange(len(self.elements))
+        _, first, place = np.unique(self.tied, return_index=True, return_inverse=True)
+        shape = len(first), len(self.widths)
+        elements, distortion = np.zeros(len(first), np.int64), np.zeros(shape)
+        np.add.at(elements, place, self.elements)
+        np.add.at(distortion, place, self.distortion)
+        overhead = None
+        if self.overhead is not None:
+            overhead = np.zeros(len(first), np.int64)
+            np.add.at(overhead, place, self.overhead)
+        return Curves(self.widths, elements, distortion, overhead), place
 
 
 def lower_hull(curves: Curves) -> NDArray[np.bool_]:

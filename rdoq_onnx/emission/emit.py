@@ -15,6 +15,7 @@ from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.emission.storage import stored
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.opaque_shapes import OpaqueShapes
+from rdoq_onnx.passes.packing.store_nbits import StoreNBits
 from rdoq_onnx.passes.pruning.remove_channels import RemoveChannels, removable
 from rdoq_onnx.passes.share_ties import ShareTies
 from rdoq_onnx.targets import Storage
@@ -60,10 +61,12 @@ def emit_model(
     weights = {layer.name: layer.weight for layer in network.layers}
     pruning = [RemoveChannels(removal)] if removal is not None and removal.outputs else []
     model = run_passes([*pruning, OpaqueShapes()], plain)
+    if storage == "nbits":
+        model = run_passes([StoreNBits()], model)
     model = run_passes([ShareTies([(tie.table.weight, weights[tie.layer]) for tie in network.ties])], model)
     name_weights(model, network)
     if storage != "int8":
-        model = stored(model, storage, network, _wide(allocation))
+        model = stored(model, "native" if storage == "native" else "packed", network, _wide(allocation))
     name_producer(model)
     for key, value in (("version", __version__), ("settings", settings)):
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)

@@ -20,6 +20,7 @@ from rdoq_onnx.report.outputs import DivergenceReport, PartReport
 from rdoq_onnx.report.report import LayerReport, Report, TableReport
 from rdoq_onnx.report.wording import count_widths
 from rdoq_onnx.verification.latency import Latency
+from rdoq_onnx.verification.running import Running
 from rdoq_onnx.verification.verify import Verification
 
 
@@ -44,6 +45,7 @@ class Outcome:
     latency: tuple[Latency, ...] = ()
     diverted: Diverted | None = None
     likeness: float | None = None
+    running: Running | None = None
 
 
 def _tables(layer: Layer, measurement: Measurement) -> tuple[TableReport, ...]:
@@ -61,6 +63,7 @@ def make_report(outcome: Outcome) -> Report:
     feeding = {
         f: bits for a, bits in zip(network.activations, allocation.activation_bits, strict=True) for f in a.feeds
     }
+    blocks = {each.layer.name: each.block for each in measurement.layers}
     layers = tuple(
         LayerReport(
             x.name,
@@ -68,9 +71,9 @@ def make_report(outcome: Outcome) -> Report:
             tuple(bits.tolist()),
             feeding.get(x.uses[0].data),
             _tables(x, measurement),
-            measured.block,
+            blocks.get(x.name, 0),
         )
-        for x, measured, bits in zip(network.searched, measurement.layers, allocation.layer_bits, strict=True)
+        for x, bits in zip(network.searched, allocation.layer_bits, strict=True)
     )
     elements = measurement.curves.elements
     budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
@@ -117,6 +120,7 @@ def make_report(outcome: Outcome) -> Report:
         latency=outcome.latency,
         divergence=_divergence(outcome),
         likeness=outcome.likeness,
+        running=outcome.running,
         reason=None if outcome.failure is None else str(outcome.failure),
     )
 

@@ -12,6 +12,7 @@ from rdoq_onnx.refinement.refine import Step
 from rdoq_onnx.report.outputs import DivergenceReport, PartReport
 from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, latency_rows, percent, times
 from rdoq_onnx.verification.latency import Latency
+from rdoq_onnx.verification.running import Running
 from rdoq_onnx.version import __version__
 
 _SHOWN_PARTS = 6
@@ -81,6 +82,7 @@ class Report:
     by_layer: bool  # whether curves of weights are quadratic forms (curves/forms.py)
     steps: tuple[Step, ...] = ()
     latency: tuple[Latency, ...] = ()
+    running: Running | None = None  # measured with --storage nbits
     advice: tuple[str, ...] = ()
     parts: tuple[PartReport, ...] = ()
     agreement: Agreement | None = None
@@ -138,6 +140,7 @@ class Report:
             "file_bytes": {"input": self.input_bytes, "output": self.output_bytes},
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
             "latency": [asdict(x) for x in self.latency],
+            "running": None if self.running is None else asdict(self.running),
             "advice": list(self.advice),
             "calibration": {
                 "source": self.calibration,
@@ -184,7 +187,7 @@ class Report:
             ("weight data", f"{human_bytes(-(-self.payload_bits // 8))} at these widths, storage {self.storage}"),
         ]
         gap = "optimality gap", f"at most {percent(self.optimality_gap)} of the predicted distortion"
-        speed = [("integer kernels", kernel_words(self.kernels)), *latency_rows(self.latency)]
+        speed = [("integer kernels", kernel_words(self.kernels)), *latency_rows(self.latency, self.running)]
         return [quality, self._widths(), [*map(_gain, self.steps), gap], [*speed, ("time", times(self.seconds))]]
 
     def _distortion(self) -> list[tuple[str, str]]:
@@ -234,12 +237,6 @@ def _gain(step: Step) -> tuple[str, str]:
     if step.name == "uniform":
         return "gain over one width everywhere", f"{decibels(step.tried, step.after)} at the same budget"
     return f"gain from {step.name}", decibels(step.before, step.after)
-
-
-def failed_document(source: str, output: str, reason: str) -> str:
-    """Write the document of `--json` for a budget that could not be met."""
-    document = {"version": __version__, "input": source, "output": output, "passed": False, "reason": reason}
-    return json.dumps(document, indent=2) + "\n"
 
 
 def _finite(value: float) -> float | None:

@@ -18,6 +18,9 @@ def speed_hints(report: Report) -> list[str]:
     if not any(layer.op in LAYER_TYPES for layer in report.layers):
         return []
     slow = slower(report.latency)
+    if report.storage == "nbits":
+        found = "weights that stay packed pay where few rows are multiplied, as in decoding"
+        return [f"{_times(slow)}: {found}; --storage packed decodes them at load"] if slow else []
     if report.activation_bits is None:
         how = _times(slow) if slow else "it is smaller, not faster"
         fix = "--activation-bits 8 allows integer kernels"

@@ -1,5 +1,6 @@
 """The wording of figures in progress, table, page and hints."""
 
+import json
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from rdoq_onnx.analysis.patterns import as_pattern
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.verification.latency import Latency
+from rdoq_onnx.verification.running import Running
+from rdoq_onnx.version import __version__
 
 # Shown names of steps whose own names, which the JSON report and the curves file hold, are internal.
 _STEP_NAMES = {
@@ -89,9 +92,17 @@ def against_float(latency: Latency) -> str:
     return f"{latency.ratio:.2f} ± {latency.spread:.2f} times the float model's {milliseconds(latency.float_ms)}"
 
 
-def latency_rows(latency: Sequence[Latency]) -> list[tuple[str, str]]:
-    """Word times as rows of the summary."""
-    return [(f"latency, batch of {x.batch}", f"{milliseconds(x.quantized_ms)}, {against_float(x)}") for x in latency]
+def latency_rows(latency: Sequence[Latency], running: Running | None = None) -> list[tuple[str, str]]:
+    """Word times, memory and tokens a second as rows of the summary."""
+    rows = [(f"latency, batch of {x.batch}", f"{milliseconds(x.quantized_ms)}, {against_float(x)}") for x in latency]
+
+    if running is not None and running.memory is not None:
+        before, after = map(human_bytes, running.memory)
+        rows.append(("memory of a session", f"{after}; the float model's takes {before}"))
+    if running is not None and running.tokens is not None:
+        before, after = (f"{value:.3g}" for value in running.tokens)
+        rows.append(("tokens a second", f"{after} at batch 1; the float model writes {before}"))
+    return rows
 
 
 def milliseconds(value: float) -> str:
@@ -107,3 +118,9 @@ def integer_kernels(kernels: Mapping[str, int]) -> dict[str, int]:
 def kernel_words(kernels: Mapping[str, int]) -> str:
     """Count the integer kernels by operator, "none" without any."""
     return ", ".join(f"{n} {op}" for op, n in integer_kernels(kernels).items()) or "none"
+
+
+def failed_document(source: str, output: str, reason: str) -> str:
+    """Write the document of `--json` for a budget that could not be met."""
+    document = {"version": __version__, "input": source, "output": output, "passed": False, "reason": reason}
+    return json.dumps(document, indent=2) + "\n"

@@ -14,6 +14,7 @@ from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.model.graph import upstream
 from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.passes.packing.store_nbits import stored_integers
 from rdoq_onnx.system.runtime import Runtime
 
 _Pair = tuple[Layer, NDArray[np.int64]]
@@ -32,7 +33,13 @@ def check_widths(emission: Emission, allocation: Allocation, runtime: Runtime) -
         for layer, bits in zip(allocation.measurement.network.searched, allocation.layer_bits, strict=True)
         if layer.name in nodes or layer.weight in producer
     ]
-    for group in _groups(pairs):
+    for layer, bits in [(layer, bits) for layer, bits in pairs if layer.name in nodes]:
+        integers = stored_integers(nodes[layer.name], emission.model.graph)
+        if integers is not None:
+            kept = np.delete(np.arange(len(bits)), list(emission.removed.get(layer.name, ())))
+            _check(layer, integers, kept, bits[kept])
+            pairs = [pair for pair in pairs if pair[0] is not layer]
+    for group in _groups(pairs) if pairs else ():
         sources = [_integers(layer, nodes, producer) for layer, _ in group]
         for (layer, bits), integers in zip(group, constants(emission.model, sources, runtime), strict=True):
             kept = np.delete(np.arange(len(bits)), list(emission.removed.get(layer.name, ())))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdoq_onnx.allocation.allocate import solve
-from rdoq_onnx.allocation.block_sizes import choose_blocks, chosen, fewest_scales
+from rdoq_onnx.allocation.block_sizes import Room, choose_blocks, chosen, fewest_scales
 from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
 from rdoq_onnx.config import Budgets
 from rdoq_onnx.curves.curves import Curves
@@ -59,7 +59,7 @@ def every_choice(measurement):
 def test_near_the_best_of_all_choices_and_above_the_bound(seed, bits):
     measurement = table(seed)
     budget = int(bits * 128 * 9)
-    found, bound = choose_blocks(measurement, np.ones((9, 9), bool), budget)
+    found, bound = choose_blocks(measurement, np.ones((9, 9), bool), Room(budget))
     solution = solve(found.curves, budget)
     reached = []
     for other in every_choice(measurement):
@@ -77,8 +77,8 @@ def test_blocks_pay_only_where_they_gain_more_than_their_bits():
     clear, useless = table(1, gain=0.05), table(1, gain=0.999)
     budget = 4 * 128 * 9
     allowed = np.ones((9, 9), bool)
-    assert any(x.block for x in choose_blocks(clear, allowed, budget)[0].layers)
-    assert not any(x.block for x in choose_blocks(useless, allowed, budget)[0].layers)
+    assert any(x.block for x in choose_blocks(clear, allowed, Room(budget))[0].layers)
+    assert not any(x.block for x in choose_blocks(useless, allowed, Room(budget))[0].layers)
 
 
 def test_the_bits_of_scales_are_part_of_the_budget():
@@ -116,7 +116,31 @@ def test_pins_and_weighed_curves_keep_the_blocks():
 def test_a_layer_limit_leaves_out_blocks_that_exceed_it():
     measurement = table(5, gain=0.01)
     only = replace(measurement, curves=measurement.curves.restrict(np.broadcast_to(BITS == 4, (9, 9))))
-    found, _ = choose_blocks(only, np.isfinite(only.curves.distortion), 8 * 9 * 128, 4 * 3 * 128)
+    found, _ = choose_blocks(only, np.isfinite(only.curves.distortion), Room(8 * 9 * 128, 4 * 3 * 128))
     assert [x.block for x in found.layers] == [0, 0, 0]
     with pytest.raises(BudgetError, match="cannot be met"):
         allocate_bits(table(5, blocks=(32, 64)), Budgets(weight_bits=0.1, activation_bits=None))
+
+
+def test_widths_of_one_layer_are_one_unless_groups_pay():
+    """A layer of 128 x 3 weights gains nothing like a million bits by groups."""
+    budgets = Budgets(weight_bits=4, activation_bits=None, storage="nbits")
+    found = allocate_bits(table(6), budgets)
+    assert all(len(set(bits.tolist())) == 1 for bits in found.layer_bits)
+    assert found.weight_average <= 4
+    free = allocate_bits(table(6), Budgets(weight_bits=4, activation_bits=None))
+    assert free.predicted < found.predicted
+    assert found.bound <= free.predicted * (1 + 1e-9)
+    again = allocate_bits(found.measurement, budgets, np.ones(9), found.bound)
+    assert all(len(set(bits.tolist())) == 1 for bits in again.layer_bits)
+
+
+def test_groups_without_a_price_are_taken(monkeypatch):
+    monkeypatch.setattr("rdoq_onnx.allocation.block_sizes.GROUPED", 0.0)
+    found = allocate_bits(table(6), Budgets(weight_bits=4, activation_bits=None, storage="nbits"))
+    assert any(len(set(bits.tolist())) > 1 for bits in found.layer_bits)
+
+
+def test_a_part_of_a_layer_may_be_pinned():
+    budgets = Budgets(weight_bits=4, activation_bits=None, storage="nbits", pins=(("m0[0:1]", 8),))
+    assert allocate_bits(table(7), budgets).layer_bits[0][0] == 8

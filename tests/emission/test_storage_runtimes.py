@@ -23,8 +23,14 @@ from tests.conftest import LEVELS, ROOT, OrtRun
 from tests.passes.packing.test_pack_weights import decoders
 
 MODELS = ("digits_cnn", "digits_vit")
-PAIRS = [(target, storage) for target in TARGETS.values() for storage in target.storages]
-WEIGHTS_ONLY = (False, True)
+CASES = [
+    (target, storage, weights_only)
+    for target in TARGETS.values()
+    for storage in target.storages
+    for weights_only in (False, True)
+    if weights_only or storage != "nbits"
+]
+NAMES = [f"{t.name} {s} {'weights only' if w else '8-bit activations'}" for t, s, w in CASES]
 
 
 @cache
@@ -67,15 +73,18 @@ def agree(got: NDArray[np.float32], expected: NDArray[np.float32], where: str) -
     assert power < 1e-3, f"{where}: {10 * np.log10(1 / power):.1f} dB"
 
 
-@pytest.mark.parametrize("weights_only", WEIGHTS_ONLY, ids=["8-bit activations", "weights only"])
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("target", "storage"), PAIRS, ids=[f"{t.name} {s}" for t, s in PAIRS])
+@pytest.mark.parametrize(("target", "storage", "weights_only"), CASES, ids=NAMES)
 def test_runtimes_agree(ort_run: OrtRun, model: str, target: Any, storage: str, weights_only: bool) -> None:
     file = emitted(model, target.name, storage, weights_only)
     feeds = feeds_of(file)
     outputs = {level: ort_run(file, feeds, level)[0] for level in LEVELS}
     for level in LEVELS:
         agree(outputs[level], outputs["none"], level)
+    if storage == "nbits":
+        packed = ort_run(emitted(model, target.name, "packed", True), feeds, "all")[0]
+        agree(outputs["all"], packed, "packed")
+        return
     if any(t.data_type == TensorProto.INT2 for t in file.graph.initializer):
         pytest.skip("OpenVINO does not read INT2")
     agree(in_openvino(file, feeds), outputs["none"], "OpenVINO")
@@ -120,3 +129,26 @@ def test_every_byte_at_every_place_is_decoded_alike(ort_run: OrtRun, monkeypatch
     for where, outputs in runs.items():
         for got, (expected, _) in zip(outputs, weights.values(), strict=True):
             np.testing.assert_array_equal(got, expected, where)
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_a_tied_table_and_its_head_share_what_stays_packed(ort_run: OrtRun, tokens: int) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> g (int64[N, T] ids) => (float[N, T, 96] y)
+        { e = Gather (table, ids) a = MatMul (e, w) b = Tanh (a) y = MatMul (b, head) }"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    table = rng.standard_normal((96, 64)).astype(np.float32)
+    values = {"table": table, "head": np.ascontiguousarray(table.T), "w": rng.standard_normal((64, 64), np.float32) / 8}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in values.items())
+    calibration = {"ids": rng.integers(0, 96, (24, 7))}
+    options: dict[str, Any] = {"effort": "fast", "threads": 1, "weights_only": True}
+    files = [rdoq_onnx.quantize(model, calibration, bits=4, storage=s, **options).model for s in ("nbits", "packed")]
+    kinds = [n.op_type for n in files[0].graph.node]
+    assert (kinds.count("MatMulNBits"), kinds.count("GatherBlockQuantized")) == (2, 1)
+    assert sum(t.data_type == TensorProto.UINT8 and len(t.dims) == 3 for t in files[0].graph.initializer) == 2
+    feeds = {"ids": calibration["ids"][:, :tokens]}
+    found = {level: ort_run(files[0], feeds, level)[0] for level in LEVELS}
+    floats = ort_run(model, feeds, "all")[0]
+    for level in LEVELS:
+        agree(found[level].reshape(-1, 96), found["none"].reshape(-1, 96), level)
+        power = np.mean(np.square(found[level] - floats)) / np.mean(np.square(floats))
+        assert power < 0.03, f"{level}: {10 * np.log10(1 / power):.1f} dB"

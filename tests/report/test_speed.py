@@ -17,6 +17,7 @@ def report(**changed: Any) -> Any:
         "activation_bits": 8.0,
         "kernels": {"QLinearConv": 2},
         "float_layers": {},
+        "storage": "packed",
     }
     return SimpleNamespace(**figures | {"latency": (FAST,)} | changed)
 
@@ -24,6 +25,7 @@ def report(**changed: Any) -> Any:
 def test_a_fast_file_needs_none() -> None:
     assert speed_hints(report()) == []
     assert speed_hints(report(latency=())) == []
+    assert speed_hints(report(activation_bits=None, storage="nbits")) == []
     assert speed_hints(report(layers=(SimpleNamespace(op="Gather"),), latency=(SLOW,))) == []
 
 
@@ -32,6 +34,7 @@ def test_a_fast_file_needs_none() -> None:
     [
         ({"activation_bits": None}, "it is smaller, not faster; --activation-bits 8"),
         ({"activation_bits": None, "latency": (SLOW,)}, "a batch of 32 takes 1.50 times as long as in float"),
+        ({"activation_bits": None, "latency": (SLOW,), "storage": "nbits"}, "1.50 times as long as in float: weights"),
         (
             {"kernels": {"Conv": 2}, "float_layers": {"a": "why", "b": "why"}},
             "no layer runs on an integer kernel (why)",

@@ -1,0 +1,80 @@
+"""What a model takes while it runs: memory, and for a decoder with caches the tokens that it writes in a second.
+
+A decoder reads a sample first; what it leaves in its caches is read back with one more token, time after time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.errors import RdoqError
+from rdoq_onnx.system.resident import resident_bytes
+from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.verification.latency import turns
+
+Array = NDArray[Any]
+_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """Of the float model and the emitted one: bytes of a session, and tokens a second at batch 1; None if unknown."""
+
+    memory: tuple[int, int] | None
+    tokens: tuple[float, float] | None
+
+
+def measure_running(original: onnx.ModelProto, emitted: onnx.ModelProto, samples: Samples, runtime: Runtime) -> Running:
+    """Measure both models on the CPU."""
+    sizes = [resident_bytes(model) for model in (original, emitted)]
+    known = [size for size in sizes if size is not None]
+    return Running((known[0], known[1]) if len(known) == 2 else None, _tokens(original, emitted, samples, runtime))
+
+
+def _tokens(
+    original: onnx.ModelProto, emitted: onnx.ModelProto, samples: Samples, runtime: Runtime
+) -> tuple[float, float] | None:
+    on_cpu = replace(runtime, provider="cpu")
+    names = [o.name for o in original.graph.output]
+    try:
+        sessions = [on_cpu.session(model, "all") for model in (original, emitted)]
+        first = samples.of_common_shapes(1).feeds(slice(0, 1))
+        feeds = next_feeds(first, dict(zip(names, sessions[0].run(first, names), strict=True)))
+        if feeds is None:
+            return None
+        taken = turns([lambda session=session: session.run(feeds) for session in sessions], _SECONDS)  # type: ignore[misc]
+    except RdoqError:
+        return None
+    float_seconds, emitted_seconds = np.median(np.asarray(taken), axis=0).tolist()
+    return 1 / max(float_seconds, 1e-9), 1 / max(emitted_seconds, 1e-9)
+
+
+def next_feeds(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array] | None:
+    """Return what a decoder reads with the next token; None if it has no caches, or inputs of unknown meaning."""
+    caches: dict[str, Array] = {}
+    for name, value in outputs.items():
+        for past in ("past", "past_key_values"):
+            if name.replace("present", past) in feeds.keys() - {name}:
+                caches[name.replace("present", past)] = value
+    made: dict[str, Array] = {}
+    for name, value in feeds.items():
+        if name in caches:
+            made[name] = caches[name]
+        elif name == "input_ids":
+            made[name] = value[:, -1:]
+        elif name == "attention_mask":
+            made[name] = np.concatenate([value, np.ones_like(value[:, :1])], axis=1)
+        elif name == "position_ids":
+            made[name] = value[:, -1:] + 1
+        elif name == "past_sequence_length":
+            made[name] = value + feeds["input_ids"].shape[1]
+        elif name in ("total_sequence_length", "seqlens_k"):
+            made[name] = value + 1
+        else:
+            return None
+    return made if caches else None
