@@ -1,7 +1,8 @@
 """Weights only, activations in float: other tools' files and ours with at most as many bytes, by the same judge.
 
     python tests/benchmarks/bench_weight_only.py --minilm FOLDER --peers PYTHON [--only minilm|stories260k]
-                                                 [--effort fast|default|best] [--samples N] [--limit N] [--keep FOLDER]
+                                                 [--tools rtn,gptq,mended,awq,own] [--effort fast|default|best]
+                                                 [--samples N] [--limit N] [--keep FOLDER]
 
 MiniLM is judged by score_sts.py of ../shared/eval, stories260k by score_lm.py. FOLDER is one that
 ../shared/zoo/minilm/make.py made, PYTHON an interpreter that has the tools; see weight_only_peers.py. What is not there
@@ -30,6 +31,7 @@ TOOLS = {
     "gptq": "Neural Compressor, GPTQ",
     "mended": "the same, mended",
     "awq": "Neural Compressor, AWQ",
+    "own": "rdoq-onnx",
 }
 TRIES = 4  # runs for one size
 ALIKE = 1.02  # files whose sizes differ by less share one of ours
@@ -52,7 +54,8 @@ class Bench:
     """Where files go, and how they are made and judged."""
 
     folder: Path
-    peers: Path | None
+    peers: Path
+    tools: tuple[str, ...]
     samples: int
     effort: str
     limit: int
@@ -91,10 +94,11 @@ def networks(minilm: Path | None) -> Iterator[Network | str]:
         yield Network("stories260k", stories / "model.onnx", stories / "calib.npz", *judged, (32, 64))
 
 
-def settings(network: Network) -> Iterator[tuple[str, int, int]]:
-    """Yield tool, bits and block; only ONNX Runtime writes 8 bits."""
-    yield from (("rtn", 8, block) for block in network.blocks)
-    yield from ((tool, 4, block) for block, tool in product(network.blocks, TOOLS))
+def settings(network: Network, tools: Iterable[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield tool, bits and block of the other tools; only ONNX Runtime writes 8 bits."""
+    others = [tool for tool in tools if tool != "own"]
+    yield from (("rtn", 8, block) for block in network.blocks if "rtn" in others)
+    yield from ((tool, 4, block) for block, tool in product(network.blocks, others))
 
 
 def theirs(network: Network, bench: Bench, setting: tuple[str, int, int]) -> Iterator[File]:
@@ -142,7 +146,7 @@ def ours(network: Network, bench: Bench, targets: Iterable[int]) -> Iterator[Fil
             size = output.stat().st_size
             rest = size - weights["payload_bytes"]
             if size <= target and (size > 0.99 * target or weights["payload_bytes"] < 0.99 * budget):
-                yield File(output, "rdoq-onnx", f"{weights['bits']:.2f}", "", f"{weights['bits']:.2f}", seconds)
+                yield File(output, TOOLS["own"], f"{weights['bits']:.2f}", "", f"{weights['bits']:.2f}", seconds)
                 break
         else:
             yield FailedError(f"no file of {target} bytes in {TRIES} runs")
@@ -181,18 +185,18 @@ def row(network: Network, bench: Bench, file: File) -> tuple[str, ...]:
 def rows(network: Network, bench: Bench) -> Iterator[tuple[str, ...]]:
     """Yield the rows of the other tools, then ours; a failure is a row with its message."""
     made = []
-    for setting in settings(network) if bench.peers else ():
+    for setting in settings(network, bench.tools):
         try:
             for file in theirs(network, bench, setting):
                 yield row(network, bench, file)
                 made.append(file)
         except FailedError as error:
             yield failure(TOOLS[setting[0]], f"{setting[1]}", f"{setting[2]}", error)
-    for own in ours(network, bench, targets(made)):
+    for own in ours(network, bench, targets(made)) if "own" in bench.tools else ():
         try:
-            yield row(network, bench, own) if isinstance(own, File) else failure("rdoq-onnx", "", "", own)
+            yield row(network, bench, own) if isinstance(own, File) else failure(TOOLS["own"], "", "", own)
         except FailedError as error:
-            yield failure("rdoq-onnx", "", "", error)
+            yield failure(TOOLS["own"], "", "", error)
 
 
 def failure(tool: str, bits: str, block: str, error: FailedError) -> tuple[str, ...]:
@@ -200,8 +204,15 @@ def failure(tool: str, bits: str, block: str, error: FailedError) -> tuple[str, 
 
 
 def versions(bench: Bench) -> str:
-    told = json.loads(peer(bench, ["--versions"])) if bench.peers else {}
+    told = json.loads(peer(bench, ["--versions"]))
     return ", ".join(f"{name} {number}" for name, number in {"rdoq-onnx": version("rdoq-onnx"), **told}.items())
+
+
+def chosen(text: str) -> tuple[str, ...]:
+    tools = tuple(text.split(","))
+    if not set(tools) <= set(TOOLS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not among {', '.join(TOOLS)}")
+    return tools
 
 
 def arguments() -> argparse.Namespace:
@@ -209,6 +220,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minilm", type=Path, metavar="FOLDER", help="made by ../shared/zoo/minilm/make.py")
     parser.add_argument("--peers", type=Path, metavar="PYTHON", help="an interpreter that has the other tools")
     parser.add_argument("--only", choices=("minilm", "stories260k"))
+    parser.add_argument("--tools", type=chosen, default=tuple(TOOLS), metavar="TOOL,...", help=", ".join(TOOLS))
     parser.add_argument("--effort", choices=("fast", "default", "best"), default="default")
     parser.add_argument("--samples", type=int, default=128, metavar="N", help="for calibration")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="test samples; 0 for all")
@@ -218,13 +230,13 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
+    if args.peers is None or not args.peers.is_file():
+        sys.stdout.write(f"skipped: --peers gives no interpreter that has the other tools ({args.peers})\n")
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        found = args.peers and args.peers.is_file()
-        bench = Bench(folder, args.peers.absolute() if found else None, args.samples, args.effort, args.limit)
-        if not found:
-            sys.stdout.write(f"the other tools are skipped: --peers gives no interpreter ({args.peers})\n")
+        bench = Bench(folder, args.peers.absolute(), args.tools, args.samples, args.effort, args.limit)
         sys.stdout.write(versions(bench) + "\n")
         for network in networks(args.minilm and args.minilm.resolve()):
             if isinstance(network, str):
