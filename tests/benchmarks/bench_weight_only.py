@@ -1,7 +1,7 @@
 """Weights only, activations in float: other tools' files and ours with at most as many bytes, by the same judge.
 
     python tests/benchmarks/bench_weight_only.py --minilm FOLDER --peers PYTHON [--only minilm|stories260k]
-                                                 [--tools rtn,gptq,mended,awq,rtn8,own]
+                                                 [--tools rtn,gptq,gptq_mended,awq,awq_mended,rtn8,own]
                                                  [--effort fast|default|best] [--samples N] [--limit N] [--keep FOLDER]
 
 MiniLM is judged by score_sts.py of ../shared/eval, stories260k by score_lm.py. FOLDER is one that
@@ -31,8 +31,9 @@ HEAD = ("tool", "bits", "block", "tables", "kB")
 TOOLS = {
     "rtn": "ONNX Runtime, to nearest",
     "gptq": "Neural Compressor, GPTQ",
-    "mended": "the same, mended",
+    "gptq_mended": "Neural Compressor, GPTQ, mended",
     "awq": "Neural Compressor, AWQ",
+    "awq_mended": "Neural Compressor, AWQ, mended",
     "rtn8": "ONNX Runtime, to nearest",
     "own": "rdoq-onnx",
 }

@@ -1,6 +1,6 @@
 """Make a weight-only file with another tool; bench_weight_only.py runs this in the environment of the peers.
 
-    PYTHON weight_only_peers.py MODEL OUTPUT --tool rtn|gptq|mended|awq|tables --bits 4 --block 32 [--symmetric]
+    PYTHON weight_only_peers.py MODEL OUTPUT --tool rtn|gptq|gptq_mended|awq|awq_mended|tables --bits 4 --block 32 [--symmetric]
                                 [--calibration NPZ --samples N]
     PYTHON weight_only_peers.py --versions
 
@@ -9,13 +9,18 @@ not require. `rtn` is round to nearest by onnxruntime.quantization, `gptq` and `
 onnx-neural-compressor, each by its MatMulNBitsQuantizer at its defaults. `tables` rounds the tables of Gather by
 ONNX Runtime's quantizer, also in a file of the others, which leave them in float.
 
-GPTQ of onnx-neural-compressor 1.0 moves no error from a row to the next ones: it takes columns of an upper triangular
-factor, which are zero there, and so returns round to nearest. `mended` is GPTQ with the lower factor in its place. For
-layers with an odd number of blocks the tool packs zero points across channels, which ONNX Runtime 1.32 refuses to load;
-they are packed anew.
+Faults of onnx-neural-compressor 1.0 that are mended from outside:
+
+- `gptq` moves no error from a row to the next ones: it takes columns of an upper triangular factor, which are zero
+  there, and so returns round to nearest. `gptq_mended` has the lower factor in its place.
+- `awq` judges its scales and clips on differences of unsigned integers that wrap around, with one scale for the whole
+  tensor. `awq_mended` takes signed ones, and the blocks of the file.
+- For layers with an odd number of blocks the tool packs zero points across channels, which ONNX Runtime 1.32 refuses to
+  load. They are packed anew in all its files.
 """
 
 import argparse
+import inspect
 import json
 import logging
 from importlib.metadata import version
@@ -65,7 +70,7 @@ def layers_by_samples(model: onnx.ModelProto, args: argparse.Namespace) -> onnx.
         def rewind(self) -> None:
             self.remaining = iter(self.samples)
 
-    kind = compressor.AWQWeightOnlyQuantConfig if args.tool == "awq" else compressor.GPTQWeightOnlyQuantConfig
+    kind = compressor.AWQWeightOnlyQuantConfig if "awq" in args.tool else compressor.GPTQWeightOnlyQuantConfig
     quantizer = compressor.MatMulNBitsQuantizer(
         model,
         block_size=args.block,
@@ -102,6 +107,22 @@ def layers_by_mended_gptq(model: onnx.ModelProto, args: argparse.Namespace) -> o
         np.linalg.cholesky = lower
 
 
+def layers_by_mended_awq(model: onnx.ModelProto, args: argparse.Namespace) -> onnx.ModelProto:
+    """Round by AWQ, with the weights of its search quantized in blocks along the inputs, and signed differences."""
+    from onnx_neural_compressor.algorithms.weight_only import awq
+
+    quantize = awq.quant_utils.quantize_data
+
+    def decoded(data: np.ndarray, kind: str, symmetric: bool, ratio: float = 1.0, axis: int = 1) -> np.ndarray:
+        _, _, zeros, scales, integers = quantize(data, kind, symmetric, ratio=ratio, axis=1)
+        return scales * (integers.astype(np.float32) - zeros.astype(np.float32))
+
+    awq.quant_utils.qdq_data = decoded
+    source = inspect.getsource(awq._apply_awq_scale).replace("weight.reshape((-1,", "weight.T.reshape((-1,")
+    exec(source.replace(").reshape(weight.shape)", ").reshape(weight.T.shape).T"), vars(awq))
+    return layers_by_samples(model, args)
+
+
 def samples(path: Path, limit: int) -> list[dict[str, np.ndarray]]:
     """Load at most `limit` evenly spaced samples, each a batch of one."""
     with np.load(path) as data:
@@ -114,8 +135,9 @@ def samples(path: Path, limit: int) -> list[dict[str, np.ndarray]]:
 TOOLS = {
     "rtn": layers_to_nearest,
     "gptq": layers_by_samples,
-    "mended": layers_by_mended_gptq,
+    "gptq_mended": layers_by_mended_gptq,
     "awq": layers_by_samples,
+    "awq_mended": layers_by_mended_awq,
     "tables": tables_to_nearest,
 }
 
