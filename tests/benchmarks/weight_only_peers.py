@@ -1,7 +1,7 @@
 """Make a weight-only file with another tool; bench_weight_only.py runs this in the environment of the peers.
 
-    PYTHON weight_only_peers.py MODEL OUTPUT --tool rtn|gptq|gptq_mended|awq|awq_mended|tables --bits 4 --block 32 [--symmetric]
-                                [--calibration NPZ --samples N]
+    PYTHON weight_only_peers.py MODEL OUTPUT --tool rtn|gptq|gptq_mended|awq|awq_mended|tables --bits 4 --block 32
+                                [--symmetric] [--calibration NPZ --samples N]
     PYTHON weight_only_peers.py --versions
 
 The environment needs onnxruntime, onnx-ir, onnx-neural-compressor and prettytable, which the last one imports but does
