@@ -162,7 +162,7 @@ def ours(network: Network, bench: Bench, targets: Iterable[int]) -> Iterator[Fil
             rest = size - weights["payload_bytes"]
             spare = weights["payload_bytes"] < 0.99 * budget
             if size <= target and (size > 0.99 * target or spare):
-                yield File(output, TOOLS["own"], f"{weights['bits']:.2f}", "", f"{weights['bits']:.2f}", seconds)
+                yield File(output, TOOLS["own"], f"{weights['bits']:.2f}", "mixed", "mixed", seconds)
                 if spare:  # all weights are at their widest, so larger targets would give the same file
                     return
                 break
