@@ -37,7 +37,6 @@ Float = NDArray[np.float64]
 _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of ranges, and of the inverse magnitudes of weights
 _QUIET = 1e-3  # channels below this share of the widest range count as this wide: they may be dead on these samples
 _GAIN = 0.05  # least share of a group's δ that scales must save
-_WIDENED = 1.25  # most that δ of weights may grow beside wide activations: their budget may be narrow
 _ROWS = 512  # rows of a weight that its δ is estimated from
 _NOTABLE = 1e-5  # least share of the signal's power that a Mul must save (50 dB)
 _MUL = 0.01  # least share of the network's δ that a Mul must save, which takes time
@@ -73,11 +72,9 @@ class Choice:
     def of(cls, group: ScaleGroup, measures: Measures, network: Network, bits: tuple[int, int]) -> "Choice":
         """Try all powers. bits: of activations and weights."""
         model = _Model.of(group, measures, network, bits)
-        before = model.loss(np.ones(group.channels))
-        tried = [(model.loss(r), r) for r in model.scales()]  # the first are no scales
-        most = np.inf if bits[0] == bits[1] else _WIDENED * before[1]
-        after, best = min((t for t in tried if t[0][1] <= most * (1 + 1e-9)), key=lambda t: sum(t[0]))
-        return cls(group, best, before, after)
+        tried = [(sum(model.loss(r)), k, r) for k, r in enumerate(model.scales())]
+        _, _, best = min(tried, key=lambda each: each[:2])
+        return cls(group, best, model.loss(np.ones(group.channels)), model.loss(best))
 
     def pays(self, total: float, least: float) -> bool:
         """Whether the scales gain enough. total: δ of all groups; least: what a Mul must save."""

@@ -41,7 +41,7 @@ from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
 from rdoq_onnx.model.layers import Layer
-from rdoq_onnx.observation.equalization import equalize, exponent_for
+from rdoq_onnx.observation.equalization import equalize, exponent_for, typical_widths
 from rdoq_onnx.observation.observe import observe
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.probing.distortions import Distortions
@@ -57,8 +57,11 @@ EQUALIZING = 32  # samples that channel ranges are measured on
 
 
 def regime(config: Config) -> str:
-    """Name what a measurement depends on in the activation budget."""
-    return "weights" if config.activation_bits is None else f"activations {exponent_for(config):g}"
+    """Name what a measurement depends on in the budgets."""
+    if config.activation_bits is None:
+        return "weights"
+    _, weights = typical_widths(config)
+    return f"activations {exponent_for(config):g}, weights {weights}"
 
 
 def measure_network(

@@ -37,12 +37,13 @@ Float = NDArray[np.float64]
 
 
 def typical_widths(config: Config) -> tuple[int, int]:
-    """Return the widths of activations and weights that channel scales are chosen for.
+    """Return the widths of activations and weights that channel scales are chosen for: narrow ones or wide ones.
 
-    They depend on whether the activations are narrow alone: all other budgets share one measurement.
+    All budgets of either kind share one measurement.
     """
-    narrow = config.activation_bits is not None and config.activation_bits <= _NARROW
-    return (4, 4) if narrow else (8, 7)
+    activations, weights = config.activation_bits, config.weight_bits
+    narrow = weights is not None and config.size is None and weights <= _NARROW
+    return (4 if activations is not None and activations <= _NARROW else 8), (4 if narrow else 7)
 
 
 def exponent_for(config: Config) -> float:
