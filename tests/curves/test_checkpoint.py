@@ -174,7 +174,7 @@ def test_a_file_that_is_not_a_curves_file_is_rejected_and_kept(files):
 
 def test_every_setting_is_either_bound_or_declared_not_to_matter():
     """A new setting is bound by default; declare it with `measured=False` if curves do not depend on it."""
-    bound = {"block_size", "effort", "exclude", "exclude_ops", "measure", "seed", "target", "widths"}
+    bound = {"block_size", "distortion", "effort", "exclude", "exclude_ops", "measure", "seed", "target", "widths"}
     assert set(Config().measuring()) == {f.name for f in fields(Config) if f.metadata["measured"]} == bound
 
 
