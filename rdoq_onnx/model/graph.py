@@ -67,10 +67,14 @@ class Graph:
 
 
 def operand_root(tensor: str, graph: Graph) -> str:
-    """The tensor whose values `tensor` holds, all of them: a part of a Split has a range of its own."""
-    while (node := graph.producer.get(tensor)) is not None and node.op_type in REARRANGING and is_movement(node, graph):
-        tensor = node.input[0]
-    return tensor
+    """The tensor whose values `tensor` holds, all of them: a part of a Split has a range of its own.
+
+    In front of such a part, what is squeezed or reshaped may stack q, k and v, without samples along its first axis.
+    """
+    root = tensor
+    while (node := graph.producer.get(root)) is not None and node.op_type in REARRANGING and is_movement(node, graph):
+        root = node.input[0]
+    return tensor if node is not None and is_movement(node, graph) else root
 
 
 def is_movement(node: onnx.NodeProto, graph: Graph) -> bool:
