@@ -224,6 +224,7 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
             "sqnr_db": None,
             "optimality_gap": None,
             "metric": None,
+            "divergence": {"unit": None, "predicted": None, "measured": None, "diverted": None},
             "curves": None,
             "parts": None,
         },
@@ -231,8 +232,9 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "file_bytes": {"input": None, "output": None},
         "seconds": None,
         "latency": None,
+        "running": None,
         "advice": None,
-        "calibration": {"source": None, "samples": None, "supplied": None},
+        "calibration": {"source": None, "samples": None, "likeness": None, "supplied": None},
         "layers": None,
         "skipped": None,
     }
@@ -247,7 +249,9 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
 def test_json_describes_this_run(done: Done) -> None:
     report = done.report
     assert (report["version"], report["input"], report["output"]) == (__version__, str(done.original), str(done.output))
-    assert report["calibration"] == {"source": str(CALIBRATION), "samples": 8, "supplied": []}
+    calibration = {"source": str(CALIBRATION), "samples": 8, "likeness": report["calibration"]["likeness"]}
+    assert report["calibration"] == calibration | {"supplied": []}
+    assert 0 < calibration["likeness"] < 1
     assert report["file_bytes"] == {"input": done.original.stat().st_size, "output": done.output.stat().st_size}
     assert set(report["seconds"]) >= {"normalize", "observe", "candidates", "taylor", "emit", "verify", "latency"}
     assert report["passed"]
@@ -377,11 +381,8 @@ def test_synthetic_samples_come_with_a_warning(main: Main, tmp_path: Path) -> No
     assert log_lines(run.err) == [
         "rdoq-onnx: warning: no --calibration, so samples are synthetic and all figures only indicative"
     ]
-    assert json.loads((tmp_path / "out.json").read_text())["calibration"] == {
-        "source": "synthetic",
-        "samples": 8,
-        "supplied": [],
-    }
+    calibration = json.loads((tmp_path / "out.json").read_text())["calibration"]
+    assert (calibration["source"], calibration["samples"], calibration["supplied"]) == ("synthetic", 8, [])
 
 
 def test_pins_float_activations_and_widths_are_obeyed(main: Main, tmp_path: Path) -> None:

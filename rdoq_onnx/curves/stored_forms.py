@@ -98,11 +98,11 @@ def stored_statistics(layer: Layer, rows: TableRows | None) -> dict[str, NDArray
 
     rows: of a table with gradients; the form of any other needs its gain.
     """
-    mean = np.zeros((1, layer.linear.inputs))
+    known = {"mean": np.zeros((1, layer.linear.inputs)), "vectors": np.zeros(1)}
     if rows is None:
-        return {"mean": mean, "covariance": _identity(layer), "basis": _identity(layer)}
+        return {**known, "covariance": _identity(layer), "basis": _identity(layer)}
     basis, powers, shares = form_arrays(rows)
-    return {"mean": mean, "covariance": rows.rounding, "basis": basis, "powers": powers, "shares": shares}
+    return {**known, "covariance": rows.rounding, "basis": basis, "powers": powers, "shares": shares}
 
 
 def table_form(layer: Layer, rows: TableRows) -> Form:

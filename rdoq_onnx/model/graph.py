@@ -71,10 +71,17 @@ def operand_root(tensor: str, graph: Graph) -> str:
 
     In front of such a part, what is squeezed or reshaped may stack q, k and v, without samples along its first axis.
     """
-    root = tensor
-    while (node := graph.producer.get(root)) is not None and node.op_type in REARRANGING and is_movement(node, graph):
-        root = node.input[0]
-    return tensor if node is not None and is_movement(node, graph) else root
+    root = _above(tensor, graph, REARRANGING)
+    producer = graph.producer.get(root)
+    in_part = producer is not None and is_movement(producer, graph)
+    return _above(tensor, graph, frozenset({"Transpose"})) if in_part else root
+
+
+def _above(tensor: str, graph: Graph, through: frozenset[str]) -> str:
+    """The first tensor upstream that no movement operator of the types `through` produces."""
+    while (node := graph.producer.get(tensor)) is not None and node.op_type in through and is_movement(node, graph):
+        tensor = node.input[0]
+    return tensor
 
 
 def is_movement(node: onnx.NodeProto, graph: Graph) -> bool:

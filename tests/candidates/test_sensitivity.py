@@ -76,7 +76,9 @@ def test_one_position_a_sample_has_none():
     model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal((5, 30), np.float32), "w"))
     (moments,) = sensitive(Case(model, {"x": rng.standard_normal((6, 5), np.float32)}))
     assert moments.sensitivity is None
-    assert [damping for _, damping in moments.variants()] == [0.02, 0.3]
+    few = 0.5 * 5 / moments.vectors  # at least half as many as inputs for each vector
+    assert 0.3 < few < 0.5
+    assert [damping for _, damping in moments.variants()] == [few, few]
 
 
 def test_a_layer_without_adjoint_keeps_its_covariance():

@@ -8,6 +8,7 @@ from onnx import numpy_helper, parser
 
 from rdoq_onnx.candidates.moment_passes import collect
 from rdoq_onnx.candidates.sensitivity import with_sensitivity
+from rdoq_onnx.gradients.plan import LEAST_DRAWS
 from tests.cases import RUNTIME, ignore, large_bench
 
 
@@ -28,6 +29,7 @@ def test_equal_those_in_memory(tmp_path):
         bench, statistics = large.bench, large.statistics
         plain = collect(bench.network, bench.split.fitting, 5, RUNTIME, bench.pool, ignore)
         plan = bench.plan(replace(bench.network, activations=()), bench.split.fitting)
+        plan = replace(plan, draws=LEAST_DRAWS)
         plain = with_sensitivity(plan, plain, ignore)
         (folder,) = tmp_path.iterdir()
         assert len(list(folder.glob("*-covariance-*"))) == 2

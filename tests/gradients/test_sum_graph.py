@@ -168,7 +168,7 @@ def test_the_same_bits_but_for_noise(provider, monkeypatch):
             weight_bits=4,
             activation_bits=8,
             effort="fast",
-            samples=20,
+            samples=40,
             provider=provider,
             threads=2,
         )

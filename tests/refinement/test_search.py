@@ -33,7 +33,7 @@ def run(config, text=TEXT, count=80):
 
 @pytest.mark.parametrize("least", [15.0, 25.0])
 def test_sqnr_is_reached_with_few_bits(least):
-    report = run(replace(CONFIG, sqnr=least)).report
+    report = run(replace(CONFIG, sqnr=least), count=120).report
     assert least <= report.parts[0].bound_db < least + 3
     assert report.sqnr_db > report.parts[0].bound_db
     assert report.weight_bits < 7
