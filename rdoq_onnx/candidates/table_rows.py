@@ -10,7 +10,8 @@ has a gain of its own, the expected squared gradient in a new sample:
     δ_r ≈ s_r ΔW_rᵀ F ΔW_r / D,    F = E[∇ ∇ᵀ] / E‖∇‖²,    s_r = π_r E‖∇_r‖²
 
 π_r is the probability that a sample looks the row up. With N occurrences of T different rows, those never seen share
-T / (N + T) of all occurrences (Witten and Bell, IEEE Trans. IT 1991, method C).
+T / (N + T) of all occurrences (Witten and Bell, IEEE Trans. IT 1991, method C). Where samples that look up a row look
+up all rows before it, as those of positions, longer ones will look up further rows: these count as the last one seen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -132,7 +133,10 @@ class _Sums:
         total, seen = int(occurrences.sum()), int((occurrences > 0).sum())
         unseen = len(occurrences) - seen
         left = seen / max(total + seen, 1) if unseen else 0.0
-        expected = np.where(occurrences > 0, (1 - left) * occurrences, left * total / max(unseen, 1)) / samples
+        others, rest = (1 - left) * occurrences, left * total / max(unseen, 1)
+        if (np.diff(occurrences) <= 0).all() and seen:
+            others, rest = occurrences, occurrences[seen - 1]
+        expected = np.where(occurrences > 0, others, rest) / samples
         mean = self._power.sum() / max(self._count.sum(), 1)
         squared = (self._power + _PSEUDO * mean) / (self._count + _PSEUDO)
         return TableRows(self._seconds, expected * squared / elements, seen)

@@ -88,3 +88,12 @@ def test_samples_that_share_their_indices() -> None:
     # In each sample, three rows of one table and up to three of the other have the same gradients.
     # The sum over a batch is a single draw, so there are few.
     assert 0.4 < shared.gains[:3].sum() / own.gains[:ROWS].sum() < 2.5
+
+
+def test_positions_beyond_the_longest_sample_count_as_the_last_one() -> None:
+    """A longer sample would look them up; their words it would not."""
+    indices = np.tile(np.arange(6), (60, 1))
+    gains = rows(indices).gains
+    assert gains[6:].min() == pytest.approx(gains[:6].mean(), rel=0.5)
+    shuffled = rows(indices + np.array([3, 0, 9, 1, 2, 5])).gains
+    assert shuffled[50:].max() < 0.05 * gains[:6].mean()
