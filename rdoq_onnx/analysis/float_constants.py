@@ -17,6 +17,7 @@ from rdoq_onnx.passes.packing.decoding import PACKED
 LARGE = 200  # elements: a constant of more is listed
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _STANDARD = frozenset({"", "ai.onnx"})
+_PACKED_PRODUCTS = frozenset({"GatherBlockQuantized", "MatMulNBits"})
 _QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 # Operators whose output holds the values of their input, in another form or together with others.
 _CARRIERS = MOVEMENT | {"Cast", "Concat", "Identity"}
@@ -96,6 +97,8 @@ def _is_scale(node: NodeProto, index: int, scope: Scope, uses: Mapping[str, list
     """
     if node.op_type in _QUANTIZERS:
         return index == 1
+    if node.op_type in _PACKED_PRODUCTS:
+        return index == 2
     if node.op_type != "Mul":
         return False
     after = uses.get(node.output[0], [])

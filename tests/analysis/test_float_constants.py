@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
+import rdoq_onnx
 from rdoq_onnx import pipeline
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.float_constants import left_by_plan
@@ -75,3 +76,13 @@ def test_nodes_listed_already_are_not_listed_again():
     config = Config(activation_bits=None, weight_bits=4, effort="fast", threads=1, exclude=("u",))
     skipped = pipeline.run(model, samples, config, Progress()).report.skipped
     assert [(s.op_type, s.reason[:8]) for s in skipped] == [("MatMul", "excluded"), ("Add", "a vector")]
+
+
+def test_scales_of_products_on_packed_weights_are_no_weights():
+    model = parser.parse_model(f"{IMPORTS} g (float[N, 6, 32] x) => (float[N, 6, 300] y) {{ y = MatMul (x, w) }}")
+    rng = np.random.default_rng(0)
+    model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal((32, 300), np.float32), "w"))
+    samples = {"x": rng.standard_normal((24, 6, 32), np.float32)}
+    result = rdoq_onnx.quantize(model, samples, weights_only=True, bits=4, storage="nbits", effort="fast", threads=1)
+    assert "MatMulNBits" in {n.op_type for n in result.model.graph.node}
+    assert result.report.skipped == ()
