@@ -59,7 +59,8 @@ class Absorber:
         return [n for n in self._graph.consumers.get(tensor, []) if n.op_type not in SHAPE_OPS]
 
     def _sole(self, tensor: str) -> bool:
-        return len(self.consumers(tensor)) == 1 and tensor not in self._graph.outputs
+        reads = [i for n in self.consumers(tensor) for i in n.input if i == tensor]  # x · x reads x twice
+        return len(reads) == 1 and tensor not in self._graph.outputs
 
     def _above(self, tensor: str, labels: Labels, power: int) -> Absorbed | None:
         """Absorb r^power in front of `tensor`, which must have one consumer."""

@@ -85,4 +85,4 @@ def test_scales_of_products_on_packed_weights_are_no_weights():
     samples = {"x": rng.standard_normal((24, 6, 32), np.float32)}
     result = rdoq_onnx.quantize(model, samples, weights_only=True, bits=4, storage="nbits", effort="fast", threads=1)
     assert "MatMulNBits" in {n.op_type for n in result.model.graph.node}
-    assert result.report.skipped == ()
+    assert "MatMulNBits" not in {s.op_type for s in result.report.skipped}

@@ -35,6 +35,7 @@ FOLDS = {
     "two readers": (TOKENS, "h = LayerNormalization (x, s, b) p = MatMul (h, w) q = MatMul (h, w2) y = Mul (p, q)", 0),
     "linear layer": (TOKENS, "h = MatMul (x, v) c = Add (h, b) r = Relu (c) y = MatMul (r, w)", 0),
     "gate": (TOKENS, "h = MatMul (x, v) g = MatMul (x, v2) t = Sigmoid (g) r = Mul (h, t) y = MatMul (r, w)", 0),
+    "square": (TOKENS, "h = MatMul (x, v) r = Mul (h, h) y = MatMul (r, w)", 1),
     "Gelu": (
         TOKENS,
         "h = MatMul (x, v) d = Div (h, two) e = Erf (d) p = Add (e, one) m = Mul (h, p) r = Mul (m, half) "
