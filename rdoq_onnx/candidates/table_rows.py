@@ -133,10 +133,10 @@ class _Sums:
         total, seen = int(occurrences.sum()), int((occurrences > 0).sum())
         unseen = len(occurrences) - seen
         left = seen / max(total + seen, 1) if unseen else 0.0
-        others, rest = (1 - left) * occurrences, left * total / max(unseen, 1)
+        kept, rest = 1 - left, left * total / max(unseen, 1)
         if (np.diff(occurrences) <= 0).all() and seen:
-            others, rest = occurrences, occurrences[seen - 1]
-        expected = np.where(occurrences > 0, others, rest) / samples
+            kept, rest = 1.0, float(occurrences[seen - 1])
+        expected = np.where(occurrences > 0, kept * occurrences, rest) / samples
         mean = self._power.sum() / max(self._count.sum(), 1)
         squared = (self._power + _PSEUDO * mean) / (self._count + _PSEUDO)
         return TableRows(self._seconds, expected * squared / elements, seen)
