@@ -27,11 +27,6 @@ class Blocks:
         return self.linear.op_type == "ConvTranspose"
 
     @property
-    def row_length(self) -> int:
-        """Number of weights of a row."""
-        return int(np.prod(self.linear.shape)) // self.linear.channels
-
-    @property
     def parts(self) -> int:
         return int(in_parts(np.empty((1, self.linear.inputs, 1))).shape[0])
 

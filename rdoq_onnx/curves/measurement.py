@@ -1,6 +1,5 @@
 """The result of measuring a network: its curves, and the candidates that they describe."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -171,7 +170,7 @@ def curves_of(
     for layer, curves in weights:
         distortion[first : first + len(curves), list(layer.codes)] = curves
         first += len(curves)
-    elements = [np.full(x.linear.channels, np.prod(x.linear.shape) // x.linear.channels) for x in network.searched]
+    elements = [np.full(x.linear.channels, x.linear.row_length) for x in network.searched]
     for row, curve in zip(distortion[channels:], activations, strict=True):
         row[list(curve)] = list(curve.values())
     sizes = [activation_elements(a, observation.sizes) for a in network.activations]
@@ -191,7 +190,7 @@ SCALE_BITS = 16
 
 def block_bits(layer: Layer, block: int) -> int:
     """Return the bits that the scales of a channel take. One scale is not counted."""
-    return SCALE_BITS * (math.prod(layer.linear.shape) // layer.linear.channels // block) if block else 0
+    return SCALE_BITS * (layer.linear.row_length // block) if block else 0
 
 
 def with_blocks(measurement: Measurement, layers: Sequence[MeasuredLayer], distortion: Float) -> Measurement:

@@ -49,7 +49,7 @@ class SumGraph:
         tape, linear = self._tape, layer.linear
         blocks = gradient(tape, layer, adjoints, mean, self._samples)
         groups, inputs = mean.shape
-        length = int(np.prod(linear.shape)) // linear.channels
+        length = linear.row_length
         if linear.op_type == "ConvTranspose":
             rows = tape.reshape(transpose(tape, blocks, 2, 0, 1, 3), [linear.channels, self._samples, groups * inputs])
         else:

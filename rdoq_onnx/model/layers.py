@@ -1,6 +1,5 @@
 """Layers and activations of a network: plain data shared by passes and analysis."""
 
-import math
 from dataclasses import dataclass
 
 from rdoq_onnx.model.linear import Linear
@@ -96,6 +95,6 @@ def block_sizes(linear: Linear, offered: tuple[int, ...]) -> tuple[int, ...]:
 
     Rows of several groups, and rows that do not lie in the weight as they are, have one scale.
     """
-    count = math.prod(linear.shape) // linear.channels
+    count = linear.row_length
     plain = linear.group == 1 and not linear.axes and linear.axis in (0, len(linear.shape) - 1)
     return tuple(n for n in offered if n == 0 or (plain and n < count and count % n == 0)) or (0,)

@@ -9,9 +9,7 @@ the same operator, and everything the method needs into matrix products:
 
 N samples, G groups, O output channels per group, K weights per output channel, P positions. The bias is not included.
 A unit owns one scale in the emitted file: it is an index along the weight's channel axis. Its weights form a row.
-
-Weights that no product unfolds, such as a table whose rows are looked up, have units along `axes`, and rows all the
-same.
+Weights that no product unfolds, such as a table whose rows are looked up, have units along `axes`, and rows likewise.
 """
 
 import math
@@ -70,9 +68,14 @@ class Linear:
         return math.prod(self.shape[k] for k in self._units)
 
     @property
+    def row_length(self) -> int:
+        """The weights of a unit."""
+        return math.prod(self.shape) // self.channels
+
+    @property
     def inputs(self) -> int:
         """K. A unit of a grouped ConvTranspose has weights in all groups."""
-        return math.prod(self.shape) // self.channels // self._shared
+        return self.row_length // self._shared
 
     def positions(self, elements: int) -> int:
         """P for an output of `elements` elements."""

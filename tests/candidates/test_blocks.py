@@ -38,7 +38,7 @@ def inputs_of_a_group(linear):
 
 def test_join_undoes_cut(linear, most):
     blocks = Blocks(linear)
-    rows = np.random.default_rng(0).standard_normal((linear.channels, blocks.row_length))
+    rows = np.random.default_rng(0).standard_normal((linear.channels, blocks.linear.row_length))
     cut = blocks.cut(rows)
     assert blocks.parts == -(-inputs_of_a_group(linear) // most)
     assert len(cut) == linear.group * blocks.parts
@@ -50,7 +50,7 @@ def test_join_undoes_cut(linear, most):
 def test_blocks_compute_the_layers_product(linear, most):
     """W X in blocks, summed over the parts, is the layer's own product."""
     blocks, rng = Blocks(linear), np.random.default_rng(1)
-    rows = rng.standard_normal((linear.channels, blocks.row_length))
+    rows = rng.standard_normal((linear.channels, blocks.linear.row_length))
     x = rng.standard_normal((linear.group, inputs_of_a_group(linear), 9))
     products = blocks.cut(rows) @ in_parts(x)
     summed = products.reshape(linear.group, blocks.parts, *products.shape[1:]).sum(axis=1)
@@ -61,7 +61,7 @@ def test_blocks_compute_the_layers_product(linear, most):
 def test_spread_reaches_the_blocks_of_each_row(linear, most, trials):
     """Scales spread over the blocks scale their own rows."""
     blocks, rng = Blocks(linear), np.random.default_rng(2)
-    rows = rng.standard_normal((linear.channels, blocks.row_length))
+    rows = rng.standard_normal((linear.channels, blocks.linear.row_length))
     scales = rng.standard_normal((linear.channels, trials))
     spread = blocks.spread(scales)
     repeated = np.repeat(blocks.cut(rows), trials, axis=1)
@@ -75,7 +75,7 @@ def test_spread_reaches_the_blocks_of_each_row(linear, most, trials):
 def test_gather_sums_over_the_blocks_of_each_row(linear, most, trials):
     """Sums of squares within blocks add up to those of the rows."""
     blocks, rng = Blocks(linear), np.random.default_rng(3)
-    rows = rng.standard_normal((trials, linear.channels, blocks.row_length))
+    rows = rng.standard_normal((trials, linear.channels, blocks.linear.row_length))
     squares = [np.square(blocks.cut(r)).sum(axis=2) for r in rows]
     gathered = blocks.gather(np.stack(squares, axis=2).reshape(len(squares[0]), -1), trials)
     np.testing.assert_allclose(gathered, np.square(rows).sum(axis=2).T, rtol=1e-12)
@@ -90,7 +90,7 @@ def test_gather_of_spread_multiplies_by_the_blocks_of_a_row(linear, most):
 
 def test_rows_of_one_group_can_be_cut_separately(linear, most):
     blocks = Blocks(linear)
-    rows = np.random.default_rng(5).standard_normal((linear.channels, blocks.row_length))
+    rows = np.random.default_rng(5).standard_normal((linear.channels, blocks.linear.row_length))
     assert blocks.single == (linear.group == 1)
     assert blocks.shared == (linear.op_type == "ConvTranspose")
     if blocks.single:

@@ -87,7 +87,7 @@ def test_forms_of_changes(monkeypatch, kind):
     with large_bench(*network(kind)) as large:
         (layer,) = large.bench.network.layers
     cut = blocks.Blocks(layer.linear)
-    rows = rng.standard_normal((layer.linear.channels, cut.row_length), np.float32)
+    rows = rng.standard_normal((layer.linear.channels, cut.linear.row_length), np.float32)
     changes = cut.cut(rows)
     basis = np.linalg.qr(rng.standard_normal((len(changes), changes.shape[2], changes.shape[2])))[0].astype(np.float32)
     powers, shares = rng.random(changes.shape, np.float32), rng.random((len(changes), 1, changes.shape[2]), np.float32)
@@ -155,7 +155,8 @@ def test_the_largest_networks_keep_sums_of_powers(monkeypatch, kind):
         np.testing.assert_allclose(few.shares, totals / totals.sum(axis=2, keepdims=True), rtol=1e-4)
         # Summed over channels with the same change, both are the same.
         change = np.broadcast_to(
-            np.random.default_rng(0).random(full.blocks.row_length), (layer.linear.channels, full.blocks.row_length)
+            np.random.default_rng(0).random(full.blocks.linear.row_length),
+            (layer.linear.channels, full.blocks.linear.row_length),
         )
         values = [f(np.ascontiguousarray(change, np.float32), np.arange(len(change))).sum() for f in (few, full)]
         if full.blocks.single:
