@@ -138,21 +138,24 @@ class Job:
             recorded = recorded_settings(config, self.samples)
             emission = emit_model(allocation, recorded, config.storage, config.keep_channels, refined.model)
         refined = replace(refined, model=onnx.ModelProto())  # no longer needed, and large
-        outcome = self._judged(emission, refined, reference, config)
+        outcome = self._judged(emission, refined, reference, config, steps)
         self.store.flush()
         if goal is not None:
             progress.note(f"{goal.option} {goal.least:g}: {goal.word(goal.prove(emission.model))}")
         report = advised(make_report(outcome), allocation, config)
         return Result(emission.model, report, allocation, config, alone, outcome.failure)
 
-    def _judged(self, emission: Emission, refined: Refined, reference: Reference, config: Config) -> Outcome:
+    def _judged(
+        self, emission: Emission, refined: Refined, reference: Reference, config: Config, steps: Steps
+    ) -> Outcome:
         """Verify what was emitted, and time it."""
         allocation, split, runtime, progress = refined.allocation, self.split, self.runtime, self.progress
         with progress.step("verify"):
             verification = verify(emission, allocation, reference)
             predicted = predicted_parts(allocation, split.measuring, runtime)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
-            alike = likeness(reference, split.seen)
+            held_out = reference.samples.digest
+            alike = steps.once(f"likeness of {held_out}", lambda: likeness(reference, split.seen))
         with progress.step("latency"):
             batch = reference.measurement.observation.batching.size
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)

@@ -41,9 +41,14 @@ class Network:
         return (*self.layers, *self.stored)
 
     @property
+    def unmultiplied(self) -> tuple[Layer, ...]:
+        """All weights that no product unfolds: those `stored`, and tables tied to layers."""
+        return (*self.stored, *(tie.table for tie in self.ties))
+
+    @property
     def weights(self) -> tuple[Layer, ...]:
-        """All weights that are quantized: those `searched`, and tables tied to them."""
-        return (*self.searched, *(tie.table for tie in self.ties))
+        """All weights that are quantized."""
+        return (*self.layers, *self.unmultiplied)
 
     def names(self, layer: Layer) -> tuple[str, ...]:
         """The names that `--pin` and `--exclude` accept for a layer, among them those of tables tied to it."""

@@ -28,11 +28,13 @@ def broadened(samples: Samples, tables: Mapping[str, int], seed: int) -> Samples
 
     tables: the number of rows of the table that each input looks ids up in.
     """
-    parts = [part.feeds(slice(None)) for part in samples.some(MOST).by_shape()] if len(samples) else []
     inputs = {name: rows for name, rows in tables.items() if name in samples.arrays}
+    if not inputs or not len(samples) or samples.batch is not None or samples.rows > 1:
+        return samples
+    parts = [part.feeds(slice(None)) for part in samples.some(MOST).by_shape()]
     kept = {name: _common([p[name] for p in parts]) for name in inputs}
     lacking = {name: rows for name, rows in inputs.items() if _chance([p[name] for p in parts]) > _NEW}
-    if not lacking or samples.batch is not None or samples.rows > 1:
+    if not lacking:
         return samples
     rng = np.random.default_rng([seed, len(samples)])
     copies = [

@@ -80,21 +80,21 @@ def measure(groups: Sequence[ScaleGroup], plan: ReversePlan) -> Measures:
     lost: set[str] = set()
     runs = 0
     for part in plan.by_shape():
-        backward = Backward.of(part)
-        backward = backward.loaded(part.runtime)
+        backward = Backward.of(part).loaded(part.runtime)
         adjoints, sites = backward.reverse.adjoints, part.network.sites
         lost |= {t for t in tensors if sites[t] not in adjoints}
         lost |= {n for n, x in layers.items() if any(u.output not in adjoints for u in x.uses)}
         for done in backward.passes(exact=False):
             runs += done.count
-            for name in tensors.keys() - lost:
+            for name, (labels, sums) in tensors.items():
+                if name in lost:
+                    continue
                 site = sites[name]
-                labels, sums = tensors[name]
                 sums.add(done.rows[0][site], done.rows[0][adjoints[site]], labels)
-            for name in layers.keys() - lost:
+            for name in (n for n in layers if n not in lost):
                 rows[name] = rows.get(name, 0.0) + _squares(layers[name], done.rows[0], adjoints, done.batch)
     usable = {n for n, (_, s) in tensors.items() if n not in lost and np.isfinite([s.squares, s.sensitivity]).all()}
-    return Measures({n: tensors[n][1] for n in tensors if n in usable}, rows, runs)
+    return Measures({n: sums for n, (_, sums) in tensors.items() if n in usable}, rows, runs)
 
 
 def _squares(layer: Layer, values: Mapping[str, Array], adjoints: Mapping[str, str], batch: int) -> Float:

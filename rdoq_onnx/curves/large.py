@@ -110,7 +110,7 @@ class LargeBench:
     def _put_stored(self, rows: Mapping[str, TableRows]) -> None:
         """Keep what stands for the statistics of weights that no product unfolds."""
         network, statistics = self.bench.network, self.statistics
-        for layer in network.weights[len(network.layers) :]:
+        for layer in network.unmultiplied:
             for name, array in stored_statistics(layer, rows.get(layer.name)).items():
                 statistics.put(name, layer, array)
 

@@ -92,7 +92,7 @@ class Bench:
     def table_rows(self) -> tuple[dict[str, TableRows], dict[str, str]]:
         """Measure the rows of all tables; also return those without an adjoint, with the reason."""
         network, seen = self.network, self.split.seen
-        tables = [x for x in network.weights[len(network.layers) :] if x.looked_up]
+        tables = [x for x in network.unmultiplied if x.looked_up]
         if not tables:
             return {}, {}
         plan = self.plan(replace(network, layers=tuple(tables), activations=()), seen)
