@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
-from rdoq_onnx.curves.curves import Curves
-from rdoq_onnx.curves.measurement import Measurement, with_option_curves
+from rdoq_onnx.curves.measurement import Measurement, option_curves, with_curves, with_option_curves
 from rdoq_onnx.curves.shrinkage import noise_share
 from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.progress import Advance, Unfinished
@@ -56,16 +55,10 @@ def anchored(
     )
     parts, so_far = len(measurement.layers) + len(measurement.activations), steps.unfinished("ties")
     with workers(config.threads):  # also limits BLAS to one thread
-        curves, options = steps.step(
-            "ties", parts, lambda advance: _curves(anchor(measurement, weights, activations, advance, so_far))
+        found = steps.step(
+            "ties", parts, lambda advance: option_curves(anchor(measurement, weights, activations, advance, so_far))
         )
-    layers = tuple(map(with_option_curves, measurement.layers, options))
-    return replace(measurement, layers=layers, curves=curves)
-
-
-def _curves(measurement: Measurement) -> tuple[Curves, tuple[tuple[Float, ...], ...]]:
-    """Return what `anchor` changes, the curves of what layers chose and of all their options."""
-    return measurement.curves, tuple(tuple(o.distortion for o in x.options) for x in measurement.layers)
+    return with_curves(measurement, found)
 
 
 def anchor(

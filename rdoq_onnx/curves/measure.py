@@ -28,6 +28,7 @@ from rdoq_onnx.curves.measurement import (
     MeasuredLayer,
     Measurement,
     aimed_at,
+    option_curves,
     with_option_curves,
 )
 from rdoq_onnx.curves.product_fallback import unpaid
@@ -221,7 +222,9 @@ def measure(
     scratch = steps.store.scratch
     measurement = replace(measure_network(network, config, split, runtime, steps, around), scratch=scratch)
     first = measurement
-    measurement = _falling(with_unreached(anchored(first, config, split, runtime, steps)))
+    measurement = anchored(first, config, split, runtime, steps)
+    before = None if measurement is first else option_curves(_falling(with_unreached(first)))
+    measurement = replace(_falling(with_unreached(measurement)), unanchored=before)
     measurement = with_divergence(measurement, first, config, split, runtime, steps)
     steps.finish("measurement", stored_fields(measurement))
     return measurement

@@ -20,6 +20,7 @@ from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.system.scratch import Scratch
 
 Float = NDArray[np.float64]
+OptionCurves = tuple[Float, tuple[tuple[Float, ...], ...]]  # the curves of what is chosen, of all options of each layer
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Measurement:
     measured exactly instead, with the reason. seen: the number of rows that the samples look up in each table, by name.
     scratch: the folder of what is too large for memory, which lives as long.
     divergence: that of rows of logits over the squared error for each row of the curves, where it is weighed, else NaN.
+    unanchored: the curves, and those of each layer's options, before they were anchored to exact runs; None if not.
     """
 
     source: onnx.ModelProto
@@ -107,6 +109,7 @@ class Measurement:
     seen: Mapping[str, int]
     scratch: Scratch | None = None
     divergence: Float | None = None
+    unanchored: OptionCurves | None = None
 
     @property
     def aimed(self) -> Network:
@@ -183,6 +186,18 @@ def with_option_curves(layer: MeasuredLayer, curves: Sequence[Float]) -> Measure
     """Replace the curves of each of a layer's options."""
     options = zip(layer.options, curves, strict=True)
     return layer if not curves else replace(layer, options=tuple(replace(o, distortion=d) for o, d in options))
+
+
+def option_curves(measurement: Measurement) -> OptionCurves:
+    """Return the curves of a measurement, and those of each layer's options."""
+    return measurement.curves.distortion, tuple(tuple(o.distortion for o in x.options) for x in measurement.layers)
+
+
+def with_curves(measurement: Measurement, found: OptionCurves) -> Measurement:
+    """Replace the curves of a measurement, and those of each layer's options."""
+    distortion, options = found
+    layers = tuple(map(with_option_curves, measurement.layers, options))
+    return replace(measurement, layers=layers, curves=replace(measurement.curves, distortion=distortion))
 
 
 SCALE_BITS = 16

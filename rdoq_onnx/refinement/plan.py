@@ -50,10 +50,10 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """Return the maximum number of trials, with the first measurement, diversion and uniform widths."""
+        """Return the maximum number of trials, with the first measurement, first order, diversion, uniform widths."""
         around = self.portions + 1 if self.portions else 0
         swaps, clips = self.rounds * self.groups * len(WEIGHS), 2 * _CLIPS * self.clips
-        return 2 + around + swaps + clips + len(self.fits) + self.alone
+        return 3 + around + swaps + clips + len(self.fits) + self.alone
 
 
 EFFORTS: dict[Effort, Plan] = {

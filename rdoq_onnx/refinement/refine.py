@@ -4,6 +4,8 @@ Every trial is emitted and run in ONNX Runtime on samples that rounding was not 
 the measured distortion is dropped, so no step makes the result worse. The best of many trials is also the luckiest:
 bit swaps and clipping are kept only if they gain at least twice the standard error of the difference.
 
+- first order: allocate by curves that are not anchored to exact runs (curves/anchoring.py). Beyond some perturbation
+  a layer's own exact error tells less of the sum than first order does; what follows uses the better curves.
 - bit swaps: weight the curves of one layer or activation more or less and allocate again; bits move between groups,
   and the budgets hold.
 - re-rounding: round the layers again in order, a portion at a time, under the moments of the network quantized so far.
@@ -27,6 +29,7 @@ from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.activations import refined
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
+from rdoq_onnx.curves.measurement import with_curves
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.refinement.affine_correction import Fitting, fitted_layers, refitted
@@ -79,6 +82,9 @@ class Refinement:
     def of(self, allocation: Allocation) -> Refined:
         """Refine `allocation` by the steps in the module's docstring, recording the gain of each."""
         best = _Best(allocation, self.judge, self.advance)
+        if allocation.measurement.unanchored is not None:
+            by_first_order = with_curves(allocation.measurement, allocation.measurement.unanchored)
+            best.step("first order", allocate_bits(by_first_order, self.config.budgets))
         if self.plan.portions:
             self._reround(best)
         weigh, gained = best.divert(self.config)

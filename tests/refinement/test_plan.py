@@ -14,7 +14,7 @@ def plan(effort, work=10**6, units=100, activations=100, layers=100):
 def test_more_effort_is_more_trials():
     trials = [plan(effort).trials for effort in EFFORTS]
     assert trials == sorted(set(trials))
-    assert trials[0] == 2  # the allocation, and uniform widths
+    assert trials[0] == 3  # the allocation, first order, and uniform widths
 
 
 @pytest.mark.parametrize("effort", EFFORTS)

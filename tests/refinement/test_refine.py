@@ -1,5 +1,7 @@
 """Refinement: no step makes it worse, budgets hold, fitted lines fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
@@ -12,6 +14,7 @@ from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.measure import measure_network
+from rdoq_onnx.curves.measurement import option_curves
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.observation.inputs import samples_for
 from rdoq_onnx.refinement.affine_correction import Fitting, _line, _lines, fitted_layers, refitted
@@ -245,3 +248,17 @@ def test_a_tensor_joined_into_the_output_is_judged_behind_its_quantizer(effort):
     producer = {o: n.op_type for n in result.model.graph.node for o in n.output}
     assert producer["b"] == "DequantizeLinear"
     assert result.report.sqnr_db > 30
+
+
+def test_first_order_is_tried_where_curves_are_anchored(digits):
+    """Anchored curves that mislead are dropped for first order; steps behind go on with those."""
+    measurement = digits.measurement
+    rows = measurement.curves.distortion
+    unanchored = option_curves(measurement)
+    wrong = np.where(np.isfinite(rows), 1 / np.maximum(rows, 1e-12), np.inf)
+    misled = replace(measurement, curves=replace(measurement.curves, distortion=wrong), unanchored=unanchored)
+    refined = digits.refine(allocate_bits(misled, CONFIG.budgets), CONFIG)
+    step = refined.steps[0]
+    assert step.name == "first order"
+    assert step.after == pytest.approx(digits.judge.distortion(digits.allocation))
+    np.testing.assert_array_equal(refined.allocation.measurement.curves.distortion, rows)
