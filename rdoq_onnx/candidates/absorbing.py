@@ -62,7 +62,7 @@ class Absorber:
         reads = [i for n in self.consumers(tensor) for i in n.input if i == tensor]  # x · x reads x twice
         return len(reads) == 1 and tensor not in self._graph.outputs
 
-    def _above(self, tensor: str, labels: Labels, power: int) -> Absorbed | None:
+    def above(self, tensor: str, labels: Labels, power: int) -> Absorbed | None:
         """Absorb r^power in front of `tensor`, which must have one consumer."""
         shape = self._shapes.get(tensor)
         if shape is None or not self._sole(tensor) or not fits(labels, shape):
@@ -89,7 +89,7 @@ class Absorber:
         if not computed or computed[0] != 0 or (len(computed) > 1 and node.op_type == "PRelu"):
             return None
         moved = upstream(node, tensor, labels, self._shapes)
-        return None if moved is None else self._above(node.input[0], moved, power)
+        return None if moved is None else self.above(node.input[0], moved, power)
 
     def _constants(self, node: NodeProto, labels: Labels, power: int) -> Absorbed | None:
         """Absorb in the output channels of a linear layer, or in the gain and bias of a normalization."""
@@ -121,7 +121,7 @@ class Absorber:
         rank = len(self._shapes[node.output[0]])
         if of_rank(labels, rank).shape[-2] != 1 or len(self._shapes[node.input[1]]) != rank:
             return None
-        return self._above(node.input[1], labels, power)
+        return self.above(node.input[1], labels, power)
 
     def _sum(self, node: NodeProto, labels: Labels, power: int) -> Absorbed | None:
         """Absorb in both terms of a sum, each of which is a constant or has no other consumer."""
@@ -130,7 +130,7 @@ class Absorber:
             if name in self._graph.initializers:
                 term: Absorbed | None = Absorbed([Place(node.name, labels, power, index)]) if distinct(labels) else None
             else:
-                term = self._above(name, labels, power)
+                term = self.above(name, labels, power)
             if term is None:
                 return None
             total = total + term
@@ -140,7 +140,7 @@ class Absorber:
         """Absorb in one factor: a computed one, a constant, or by a Mul in front of a small one, as that of a gate."""
         for index in computed:
             if node.op_type == "Mul" or index == 0:
-                absorbed = self._above(node.input[index], labels, power)
+                absorbed = self.above(node.input[index], labels, power)
                 if absorbed is not None:
                     return absorbed
         if not distinct(labels):

@@ -89,11 +89,16 @@ class Choice:
         def factor(place: Place) -> Float:
             return np.append(self.scales, 1.0)[place.labels] ** place.power
 
-        return ScaleChannels(
-            {(p.name, p.index): factor(p) for p in group.constants},
-            {p.name: factor(p) for p in group.multiplied},
-            {(p.name, p.index): factor(p) for p in group.operands},
-        )
+        def inputs(places: Sequence[Place]) -> dict[tuple[str, int], Float]:
+            """Queries and keys may be columns of one weight, which then absorbs the product of both factors."""
+            factors: dict[tuple[str, int], Float] = {}
+            for place in places:
+                key = place.name, place.index
+                factors[key] = factors.get(key, 1.0) * factor(place)
+            return factors
+
+        multiplied = {p.name: factor(p) for p in group.multiplied}
+        return ScaleChannels(inputs(group.constants), multiplied, inputs(group.operands))
 
 
 @dataclass(frozen=True)

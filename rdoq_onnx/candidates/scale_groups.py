@@ -5,7 +5,8 @@
 All layers that read x have their columns multiplied by r. The division goes into the constants upstream of x as far as
 they are x's alone: gain and bias of a normalization, weight and bias of a linear layer, V's projection behind the
 product with the attention weights, a per-channel constant, one side of a gate. Where nothing absorbs it, x is
-multiplied by 1 / r. For a product of two activations, q / r and k · r are both absorbed, or neither.
+multiplied by 1 / r. For a product of two activations over channels, as of queries and keys, q / r and k · r are both
+absorbed, or neither.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.candidates.absorbing import Absorber, Place
 from rdoq_onnx.candidates.channel_labels import Labels, Shapes, distinct, downstream, of_rank, upstream
 from rdoq_onnx.model.graph import Graph
-from rdoq_onnx.model.layers import Activation, Layer, Use
+from rdoq_onnx.model.layers import Activation, Layer, Product, Use
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def find_groups(network: Network, shapes: Shapes) -> list[ScaleGroup]:
     finder = _Finder(network, shapes)
     groups: list[ScaleGroup] = []
     taken: set[str] = set()
-    for activation in network.activations:
-        group = finder.group(activation)
+    found = (*map(finder.group, network.activations), *map(finder.product, network.products))
+    for group in found:
         if group is not None and taken.isdisjoint(names := {p.name for p in group.tensors}):
             groups.append(group)
             taken |= names
@@ -75,6 +76,20 @@ class _Finder:
         return ScaleGroup(
             channels, tensors, (*weights, *absorbed.constants), tuple(layers), operands=tuple(absorbed.operands)
         )
+
+    def product(self, product: Product) -> ScaleGroup | None:
+        """Return the group of the operands of a product, if what produces both absorbs scales and one is quantized."""
+        shapes = [self._shapes.get(operand, ()) for operand in product.operands]
+        if min(map(len, shapes)) < 2 or len({shape[1:-2] for shape in shapes}) > 1:
+            return None
+        *heads, inner = *shapes[0][1:-2], shapes[0][-1]
+        labels = np.arange(int(np.prod(heads)) * inner).reshape(*heads, 1, inner)
+        left = self._above.above(product.operands[0], labels, -1)
+        right = self._above.above(product.operands[1], labels.swapaxes(-1, -2), 1)
+        if left is None or right is None or not (left + right).tensors:
+            return None
+        both = left + right
+        return ScaleGroup(labels.size, tuple(both.tensors), tuple(both.constants), (), operands=tuple(both.operands))
 
     def _labels(self, activation: Activation) -> Labels | None:
         """Number the input channels of a layer that reads `activation`; return their labels at the tensor itself."""
