@@ -95,13 +95,20 @@ def against_float(latency: Latency) -> str:
 def latency_rows(latency: Sequence[Latency], running: Running | None = None) -> list[tuple[str, str]]:
     """Word times, memory and tokens a second as rows of the summary."""
     rows = [(f"latency, batch of {x.batch}", f"{milliseconds(x.quantized_ms)}, {against_float(x)}") for x in latency]
+    return rows if running is None else rows + _running_rows(running)
 
-    if running is not None and running.memory is not None:
-        before, after = map(human_bytes, running.memory)
-        rows.append(("memory of a session", f"{after}; the float model's takes {before}"))
-    if running is not None and running.tokens is not None:
-        before, after = (f"{value:.3g}" for value in running.tokens)
-        rows.append(("tokens a second", f"{after} at batch 1; the float model writes {before}"))
+
+def _running_rows(running: Running) -> list[tuple[str, str]]:
+    """Word the memory and the tokens a second of the emitted model beside those of others."""
+    others = {"the float model": running.float, "ONNX Runtime's 4-bit quantizer": running.four_bits}
+    known = {name: each for name, each in others.items() if each is not None}
+    rows = []
+    if running.emitted.memory is not None:
+        sizes = [f"{name} {human_bytes(each.memory)}" for name, each in known.items() if each.memory is not None]
+        rows.append(("memory of a session", "; ".join([human_bytes(running.emitted.memory), *sizes])))
+    if running.emitted.tokens is not None:
+        rates = [f"{name} {each.tokens:.3g}" for name, each in known.items() if each.tokens is not None]
+        rows.append(("tokens a second", "; ".join([f"{running.emitted.tokens:.3g} at batch 1", *rates])))
     return rows
 
 

@@ -3,7 +3,7 @@
 A decoder reads a sample first; what it leaves in its caches is read back with one more token, time after time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import RdoqError
+from rdoq_onnx.system.four_bits import four_bits
 from rdoq_onnx.system.resident import resident_bytes
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.verification.latency import turns
@@ -22,36 +23,46 @@ _SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Running:
-    """Of the float model and the emitted one: bytes of a session, and tokens a second at batch 1; None if unknown."""
+class Footprint:
+    """Bytes that a session keeps in memory, and tokens a second at batch 1; None if unknown."""
 
-    memory: tuple[int, int] | None
-    tokens: tuple[float, float] | None
+    memory: int | None
+    tokens: float | None
+
+
+@dataclass(frozen=True)
+class Running:
+    """Of the float model, the emitted one, and the file of ONNX Runtime's own 4-bit quantizer if it can be made."""
+
+    float: Footprint
+    emitted: Footprint
+    four_bits: Footprint | None
 
 
 def measure_running(original: onnx.ModelProto, emitted: onnx.ModelProto, samples: Samples, runtime: Runtime) -> Running:
-    """Measure both models on the CPU."""
-    sizes = [resident_bytes(model) for model in (original, emitted)]
-    known = [size for size in sizes if size is not None]
-    return Running((known[0], known[1]) if len(known) == 2 else None, _tokens(original, emitted, samples, runtime))
+    """Measure the models on the CPU."""
+    other = four_bits(original)
+    models = (original, emitted) if other is None else (original, emitted, other)
+    pairs = zip(map(resident_bytes, models), _tokens(models, samples, runtime), strict=True)
+    before, after, *rest = (Footprint(memory, tokens) for memory, tokens in pairs)
+    return Running(before, after, rest[0] if rest else None)
 
 
-def _tokens(
-    original: onnx.ModelProto, emitted: onnx.ModelProto, samples: Samples, runtime: Runtime
-) -> tuple[float, float] | None:
+def _tokens(models: Sequence[onnx.ModelProto], samples: Samples, runtime: Runtime) -> Sequence[float | None]:
+    """Return the tokens a second of each model, the first of which is in float."""
     on_cpu = replace(runtime, provider="cpu")
-    names = [o.name for o in original.graph.output]
+    names = [o.name for o in models[0].graph.output]
+    unknown = [None] * len(models)
     try:
-        sessions = [on_cpu.session(model, "all") for model in (original, emitted)]
+        sessions = [on_cpu.session(model, "all") for model in models]
         first = samples.of_common_shapes(1).feeds(slice(0, 1))
         feeds = next_feeds(first, dict(zip(names, sessions[0].run(first, names), strict=True)))
         if feeds is None:
-            return None
+            return unknown
         taken = turns([lambda session=session: session.run(feeds) for session in sessions], _SECONDS)  # type: ignore[misc]
     except RdoqError:
-        return None
-    float_seconds, emitted_seconds = np.median(np.asarray(taken), axis=0).tolist()
-    return 1 / max(float_seconds, 1e-9), 1 / max(emitted_seconds, 1e-9)
+        return unknown
+    return [1 / max(seconds, 1e-9) for seconds in np.median(np.asarray(taken), axis=0).tolist()]
 
 
 def next_feeds(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array] | None:

@@ -5,7 +5,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.verification.running import Running, measure_running, next_feeds
+from rdoq_onnx.report.wording import latency_rows
+from rdoq_onnx.verification import running
+from rdoq_onnx.verification.running import Footprint, Running, measure_running, next_feeds
 from tests.cases import RUNTIME
 
 DECODER = """<ir_version: 8, opset_import: ["": 17]> g
@@ -46,9 +48,17 @@ def test_other_models_have_no_next_token(feeds):
 def test_a_decoder_has_memory_and_tokens():
     feeds = {"input_ids": np.arange(6).reshape(2, 3), "past_0": np.zeros((2, 1, 0, 4), np.float32)}
     found = measure_running(decoder(), decoder(), Samples("test", feeds), RUNTIME)
-    assert found.tokens is not None
-    assert min(found.tokens) > 0
+    assert found.four_bits is not None
+    assert min(each.tokens for each in (found.float, found.emitted, found.four_bits)) > 0
 
 
-def test_what_is_unknown_is_none():
-    assert Running(None, None) == Running(memory=None, tokens=None)
+def test_what_is_unknown_is_none(monkeypatch):
+    monkeypatch.setattr(running, "four_bits", lambda model: None)
+    monkeypatch.setattr(running, "resident_bytes", lambda model: None)
+    samples = Samples("test", {"x": np.ones((2, 4), np.float32)})
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }'
+    )
+    found = measure_running(model, model, samples, RUNTIME)
+    assert found == Running(Footprint(None, None), Footprint(None, None), None)
+    assert latency_rows((), found) == []
