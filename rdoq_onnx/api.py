@@ -1,17 +1,18 @@
 """The Python API: `quantize`, and its steps one by one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from rdoq_onnx import pipeline
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
-from rdoq_onnx.analysis.normalization import Model, read_normalized
+from rdoq_onnx.analysis.normalization import Model, read_normalized, runnable
 from rdoq_onnx.analysis.pins import check_pins
+from rdoq_onnx.calibration.loaders import Transformed
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Budgets, Config
 from rdoq_onnx.curves.checkpoint import Steps
@@ -20,17 +21,23 @@ from rdoq_onnx.curves.measure import regime, scratch_for, store_for
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import ConfigError, ModelError
+from rdoq_onnx.keywords import Options, Pins, flag, keywords, number
 from rdoq_onnx.model.equality import same
 from rdoq_onnx.model.external import attached
 from rdoq_onnx.observation.inputs import network_and_samples
-from rdoq_onnx.options import flag, keywords, number
+from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.system.progress import Progress
+from rdoq_onnx.system import io
+from rdoq_onnx.system.progress import OnProgress, Progress, Told
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.targets import Storage
+from rdoq_onnx.verification.compare import Comparison, compared, unmeasured
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Bits = float | str  # text as on the command line
-Pins = Mapping[str, int] | Iterable[str | tuple[str, int]] | str
+Transform = Callable[[Any], Any]
 
 
 def quantize(
@@ -43,19 +50,24 @@ def quantize(
     weights_only: bool = False,
     curves: str | Path | None = None,
     validation: Any = None,
-    **options: Any,
+    transform: Transform | None = None,
+    progress: OnProgress | None = None,
+    **options: "Unpack[Options]",
 ) -> Result:
     """Quantize `model` and verify the result (Wang et al., RDO-Q, ECCV 2022; README, "Method").
 
     model: a path or a ModelProto, which is not modified. calibration: the path of an .npz, .npy or folder (README,
-    "Calibration"), "module:function", a dict of arrays with the samples on axis 0, an iterable of feeds, or an object
-    with ONNX Runtime's `get_next()`; None for synthetic samples.
+    "Calibration"), "module:function", a dict of arrays with the samples on axis 0, an iterable of feeds such as a
+    DataLoader, or an object with ONNX Runtime's `get_next()`; None for synthetic samples. A feed is a dict of arrays,
+    a tuple or list of arrays in the order of the inputs, then the labels if there are, or one array. transform: a
+    function that makes a feed of each item of such an iterable.
     bits: average bits per weight and per activation element, 0 to 8; `weight_bits` and `activation_bits` override it
     for one side, `weights_only` leaves activations in float. curves: checkpoint of the measurement, which is resumed
     from this file if it exists. validation: samples that goals, gates and figures are of, in place of some of the
-    calibration's. options: the other fields of `config.Config`, named as the command line's options:
-    `samples`, `effort`, `target`, `pins`, `size`, `sqnr` and so on. Text that the command line takes is accepted, such
-    as activation_bits="none" or size="30kB"; pins may be a dict.
+    calibration's. progress: called with the name of a step, the parts done of it, and their number; the logger
+    "rdoq_onnx" reports the same steps. options: the other fields of `config.Config`, named as the command line's
+    options: `samples`, `effort`, `target`, `pins`, `size`, `sqnr` and so on. Text that the command line takes is
+    accepted, such as activation_bits="none" or size="30kB"; pins may be a dict.
 
     Returns the emitted model with its report and allocation; writes nothing but `curves`. Raises RdoqError; errors.py
     lists its subclasses.
@@ -67,7 +79,8 @@ def quantize(
     ('/0/Conv', 16)
     """
     config = Config(**_sides(bits, weight_bits, activation_bits, weights_only), **keywords(options, _ALSO))
-    result = pipeline.run(model, calibration, config, Progress(), curves, validation)
+    samples, others = _transformed(calibration, transform), _transformed(validation, transform)
+    result = pipeline.run(model, samples, config, Told(progress), curves, others)
     return replace(result, model=attached(result.model))
 
 
@@ -77,7 +90,9 @@ def measure(
     *,
     weights_only: bool = False,
     curves: str | Path | None = None,
-    **options: Any,
+    transform: Transform | None = None,
+    progress: OnProgress | None = None,
+    **options: "Unpack[Options]",
 ) -> Measurement:
     """Measure the rate-distortion curve of every channel and activation of `model` (Eq. 3 to 8), the slow step.
 
@@ -94,12 +109,14 @@ def measure(
     >>> [opset.version >= 13 for opset in emit("models/digits_cnn.onnx", allocation).opset_import if not opset.domain]
     [True]
     """
-    config = Config(**_sides(8, None, None, weights_only), **keywords(options, ("weights_only", "curves")))
+    config = Config(
+        **_sides(8, None, None, weights_only), **keywords(options, ("weights_only", "curves", "transform", "progress"))
+    )
     scratch = scratch_for(config, curves)
     normal = read_normalized(model, scratch.shelf, config.selection.activations)[1]
-    runtime = Runtime(config.provider, config.threads)
-    network, samples = network_and_samples(normal, calibration, config, runtime, Progress())
-    steps = Steps(store_for(normal, samples, len(samples), config, curves, scratch), Progress(), regime(config))
+    runtime, told = Runtime(config.provider, config.threads), Told(progress)
+    network, samples = network_and_samples(normal, _transformed(calibration, transform), config, runtime, told)
+    steps = Steps(store_for(normal, samples, len(samples), config, curves, scratch), told, regime(config))
     return measure_curves(network, config, SampleSplit.whole(samples, config.seed), runtime, steps)
 
 
@@ -150,7 +167,47 @@ def emit(
     return attached(emit_model(allocation, {}, Config(**given).storage, kept).model)
 
 
-_ALSO = ("bits", "weights_only", "curves")  # keywords that are no fields of Config
+_ALSO = (
+    "bits",
+    "weights_only",
+    "curves",
+    "validation",
+    "transform",
+    "progress",
+)  # keywords that are no fields of Config
+
+
+def compare(
+    original: Model,
+    quantized: Model,
+    data: Any,
+    *,
+    transform: Transform | None = None,
+    **options: "Unpack[Options]",
+) -> Comparison:
+    """Compare a quantized model, made by any tool, with the float model `original` on `data`, as verification does.
+
+    data: as `calibration` of `quantize`; integers under "y", or the last array of each feed, are labels. options:
+    `samples`, `image_mean`, `image_std`, `image_scale`, `provider` and `threads` of `quantize`.
+
+    Raises RdoqError, ModelError if the two models do not belong together.
+
+    >>> result = quantize("models/digits_cnn.onnx", "models/digits_calib.npz", bits=4, samples=24, effort="fast")
+    >>> found = compare("models/digits_cnn.onnx", result.model, "models/digits_test.npz", samples=100)
+    >>> found.samples, found.sqnr_db > 10, found.agreement.share > 0.9
+    (100, True, True)
+    """
+    config = Config(**keywords(options))
+    runtime, scratch = Runtime(config.provider, config.threads), scratch_for(config, None)
+    float_model, normal = read_normalized(original, scratch.shelf)
+    candidate = quantized if isinstance(quantized, onnx.ModelProto) else io.read_model(quantized)
+    network, samples = network_and_samples(normal, _transformed(data, transform), config, runtime, Progress())
+    measurement = unmeasured(network, samples, runtime)
+    return compared(candidate, Reference(runnable(float_model), measurement, samples, runtime))
+
+
+def _transformed(source: Any, transform: Transform | None) -> Any:
+    return source if transform is None or source is None else Transformed(source, transform)
 
 
 def _sides(bits: Bits, weight_bits: Bits | None, activation_bits: Bits | None, weights_only: bool) -> dict[str, Any]:

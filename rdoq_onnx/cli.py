@@ -19,9 +19,9 @@ import onnx
 from rdoq_onnx.analysis.network import modified
 from rdoq_onnx.config import Config
 from rdoq_onnx.config_file import Kind, read_options, table_of
-from rdoq_onnx.dry_run import dry_run as dry_run_of
-from rdoq_onnx.dry_run import lines
 from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, UserCodeError, VerificationError
+from rdoq_onnx.estimate.dry_run import dry_run as dry_run_of
+from rdoq_onnx.estimate.dry_run import lines
 from rdoq_onnx.options import declared, make_config
 from rdoq_onnx.pipeline import Job
 from rdoq_onnx.report.result import Result

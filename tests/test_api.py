@@ -1,4 +1,4 @@
-"""The public API: ten names, whatever calibration may be, and the steps one by one."""
+"""The public API: eleven names, whatever calibration may be, and the steps one by one."""
 
 import dataclasses
 import doctest
@@ -30,6 +30,7 @@ def test_public_names() -> None:
         "Result",
         "__version__",
         "allocate",
+        "compare",
         "emit",
         "measure",
         "quantize",
@@ -277,3 +278,32 @@ def test_a_tensor_that_is_always_zero_spoils_nothing() -> None:
     model.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.float32), n) for n, v in values.items())
     x = rng.standard_normal((40, 3, 6, 6)).astype(np.float32)
     assert rdoq_onnx.quantize(model, {"x": x}, bits=8, effort="fast").report.sqnr_db > 30
+
+
+def test_progress_is_told_and_logged(
+    model: onnx.ModelProto, x: NDArray[np.float32], caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    caplog.set_level("INFO", "rdoq_onnx")
+    loader = [(row, np.int64(0)) for row in x]
+    result = rdoq_onnx.quantize(
+        model, loader, bits=4, effort="fast", threads=1, progress=lambda *step: told.append(step)
+    )
+    steps = list(dict.fromkeys(name for name, _, _ in told))
+    assert {"normalize", "emit", "verify"} <= set(steps)
+    for name in steps:
+        parts = [(done, total) for step, done, total in told if step == name]
+        assert parts[0][0] == 0
+        assert parts[-1][0] == parts[-1][1]
+    assert any(record.name == "rdoq_onnx" and "layers" in record.message for record in caplog.records)
+    assert result.report.agreement is not None
+    assert result.report.agreement.accuracy is not None  # the labels of the loader
+
+
+def test_representations_are_short(measurement: rdoq_onnx.Measurement, model: onnx.ModelProto) -> None:
+    allocation = rdoq_onnx.allocate(measurement, bits=4)
+    result = rdoq_onnx.quantize(model, CALIBRATION, bits=4, samples=24, effort="fast", threads=1)
+    for value in (measurement, allocation, result, result.report):
+        assert len(repr(value)) < 120
+    assert f"{result.report.sqnr_db:.2f} dB" in repr(result)
+    assert "activations 4.00 bits" in repr(allocation)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rdoq_onnx import cli
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.options import keywords
+from rdoq_onnx.keywords import keywords
 from tests.fuzz_options import prepare, run
 from tests.option_strategies import OPTIONS, combinations, keyword_values
 

@@ -23,6 +23,11 @@ class Allocation:
     predicted: float
     gap: float
 
+    def __repr__(self) -> str:
+        average = self.activation_average
+        activations = "float" if average is None else f"{average:.2f} bits"
+        return f"Allocation(weights {self.weight_average:.2f} bits, activations {activations}, δ {self.predicted:.3g})"
+
     @property
     def weight_average(self) -> float:
         """Return the bits per weight over all searched weights; 0 if there are none."""

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rdoq_onnx.calibration.array_files import FileRows, Spool
+from rdoq_onnx.calibration.loaders import LABELS, as_feed
 from rdoq_onnx.calibration.rows import Rows, blocks
 from rdoq_onnx.calibration.samples import InputSpec
 from rdoq_onnx.errors import CalibrationError, ModelError
 
 NORMALIZATION = ("mean", "std")  # arrays that may accompany images; the same in every feed
-EXTRA_ARRAYS = ("y", *NORMALIZATION)  # labels and normalization, which may be stored with the samples
+EXTRA_ARRAYS = (LABELS, *NORMALIZATION)  # labels and normalization, which may be stored with the samples
 
 EVERY = 10.0  # seconds between notes on how many feeds were read
 
@@ -26,7 +27,7 @@ def collate(
 ) -> list[dict[str, Rows]]:
     """Collate feeds of one or more samples each into arrays by name, for each shape; stop after `limit` samples.
 
-    feeds: pairs of a name for error messages and arrays by input name. An array with one dimension fewer than its input
+    feeds: pairs of a name for error messages and what `as_feed` takes. An array with one dimension fewer than its input
     is a single sample. Shapes differ where the model leaves them free; the arrays come in the order of their size.
     Raises CalibrationError if feeds are inconsistent.
     """
@@ -51,6 +52,7 @@ class _Spools:
         self._names: tuple[str, ...] = ()
         self._spools: dict[str, Spool] = {}
         self._constants: dict[str, Rows] = {}
+        self._labels: list[Array] = []
         self._shapes: dict[tuple[tuple[int, ...], ...], dict[str, list[int]]] = {}
 
     @property
@@ -58,8 +60,7 @@ class _Spools:
         return max((s.count for s in self._spools.values()), default=0)
 
     def add(self, item: str, feed: Any) -> None:
-        if not isinstance(feed, Mapping):
-            raise CalibrationError(f"{self._label}: {item} is a {type(feed).__name__}; give a dict of arrays by name")
+        feed = as_feed(self._label, item, feed, tuple(self._specs.values()))
         self._first = self._first or item
         self._names = self._names or tuple(feed)
         if feed.keys() != set(self._names):
@@ -67,10 +68,11 @@ class _Spools:
             raise CalibrationError(f"{self._label}: {found}; give the same in each")
         samples: dict[str, Rows] = {}
         for name in self._names:
-            if name in EXTRA_ARRAYS and name not in self._fixed and name not in self._specs:
-                continue
             value = feed[name]
             rows = value if isinstance(value, FileRows) else as_array(self._label, name, value)
+            if name == LABELS and name not in self._specs:
+                self._labels.append(rows[...].reshape(-1))
+                continue
             pair = f"{self._label}: {name!r} of {self._first} and {item}"
             if name in self._fixed or not rows.shape:
                 _check_same(pair, self._constants.setdefault(name, rows), rows)
@@ -102,9 +104,14 @@ class _Spools:
         if not self._spools and not self._constants:
             raise CalibrationError(f"{self._label}: no samples; give at least one")
         if len(self._shapes) <= 1:
-            return [self._constants | {name: spool.rows() for name, spool in self._spools.items()}]
+            return [self._constants | {name: spool.rows() for name, spool in self._spools.items()} | self._labelled()]
         ordered = sorted(self._shapes, key=lambda key: sum(int(np.prod(shape)) for shape in key))
         return [self._constants | self._of_shape(key) for key in ordered]
+
+    def _labelled(self) -> dict[str, Rows]:
+        """The class of each sample, if the feeds have them."""
+        labels = np.concatenate([np.zeros(0, np.int64), *self._labels])
+        return {LABELS: labels} if self._labels and labels.shape == (self.count,) else {}
 
     def _of_shape(self, key: tuple[tuple[int, ...], ...]) -> dict[str, Rows]:
         starts = self._shapes[key]

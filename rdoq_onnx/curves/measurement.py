@@ -111,6 +111,10 @@ class Measurement:
     divergence: Float | None = None
     unanchored: OptionCurves | None = None
 
+    def __repr__(self) -> str:
+        activations = len(self.network.activations)
+        return f"Measurement({len(self.layers)} layers, {self.channels} channels, {activations} activations)"
+
     @property
     def aimed(self) -> Network:
         """The network with the measured tensors as its outputs."""

@@ -91,6 +91,16 @@ class Report:
     divergence: DivergenceReport | None = None
     likeness: float | None = None  # of the held-out samples to those seen (verification/likeness.py)
 
+    def __repr__(self) -> str:
+        return f"Report({self.headline})"
+
+    @property
+    def headline(self) -> str:
+        """The figures of a run in a line."""
+        activations = "float" if self.activation_bits is None else f"{self.activation_bits:.2f} bits"
+        bits = f"weights {self.weight_bits:.2f} bits, activations {activations}"
+        return f"{bits}, {self.sqnr_db:.2f} dB on {self.held_out} held-out samples, {self.output_bytes:,} bytes"
+
     @property
     def passed(self) -> bool:
         """Whether all gates passed; `reason` says why not."""

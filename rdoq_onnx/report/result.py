@@ -30,6 +30,9 @@ class Result:
     alone: Alone | None = None
     failure: VerificationError | None = None
 
+    def __repr__(self) -> str:
+        return f"Result({self.report.headline})"
+
     @property
     def curves(self) -> Measurement:
         """Return the measurement: the curves, and the candidates they describe."""

@@ -1,11 +1,14 @@
 """Report the progress of a run's steps; showing it is up to the caller."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 Advance = Callable[[int], None]
+OnProgress = Callable[[str, int, int], None]  # name of a step, parts done, their number
+LOGGER = logging.getLogger("rdoq_onnx")
 
 
 class Progress:
@@ -38,6 +41,35 @@ class Progress:
         """Show a step while its block runs; a no-op here."""
         del name, total
         return nullcontext(lambda done: None)
+
+
+class Told(Progress):
+    """Progress as the Python API reports it: steps and findings to the logger "rdoq_onnx", parts to `function`."""
+
+    def __init__(self, function: OnProgress | None = None) -> None:
+        super().__init__()
+        self._function = function
+
+    def note(self, text: str) -> None:
+        """Log a finding."""
+        LOGGER.info("%s", text)
+
+    @contextmanager
+    def show(self, name: str, total: int) -> Iterator[Advance]:
+        """Tell the start of a step, its parts as they are done, and its end."""
+        LOGGER.info("%s: %d parts", name, total)
+        function, done = self._function, 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done = min(done + more, total)
+            if function is not None:
+                function(name, done, total)
+
+        advance(0)
+        yield advance
+        if done < total:
+            advance(total - done)
 
 
 class Unfinished:

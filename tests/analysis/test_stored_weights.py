@@ -14,9 +14,9 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.normalization import NORMALIZE
 from rdoq_onnx.candidates.quantizer import quantize_rows
 from rdoq_onnx.config import Config
-from rdoq_onnx.dry_run import dry_run, lines
 from rdoq_onnx.emission.quantized_model import stored_weight
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.estimate.dry_run import dry_run, lines
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.protos import all_nodes
 from rdoq_onnx.passes import run_passes

@@ -19,7 +19,7 @@ from judging import FailedError
 from tables import write_markdown
 
 from rdoq_onnx.config import Config
-from rdoq_onnx.dry_run import dry_run
+from rdoq_onnx.estimate.dry_run import dry_run
 
 SECONDS, MEMORY = 2.0, 1.5  # bounds on the factor between estimate and run
 HEAD = ("model", "setting", "effort", "dry run s", "estimate s", "run s", "cpu s", "ratio", "")

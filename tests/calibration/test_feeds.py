@@ -8,8 +8,9 @@ import pytest
 from rdoq_onnx.calibration import feeds
 from rdoq_onnx.calibration.feeds import collate, model_batch
 from rdoq_onnx.calibration.load import MAX_FEEDS, load_samples
+from rdoq_onnx.calibration.loaders import Transformed
 from rdoq_onnx.calibration.pixels import Pixels
-from rdoq_onnx.errors import ModelError
+from rdoq_onnx.errors import CalibrationError, ModelError
 from tests.calibration.test_load import SILERO, X, every, floats, refusal, spec
 
 
@@ -147,3 +148,38 @@ def test_several_shapes_with_a_fixed_batch():
     samples = load_samples([{"x": floats(2, 3 + k % 2)} for k in range(4)], [free], 5)
     assert [f["x"].shape for f in samples.batches(1)] == [(2, 3), (2, 4)]
     assert "give a multiple of 2" in refusal([{"x": floats(1, 3 + k % 2)} for k in range(3)], free)
+
+
+def test_a_loader_gives_tuples_lists_or_arrays():
+    x, labels = floats(6, 3), np.arange(6)
+    sources = (
+        [x[:2], x[2:]],
+        [(x[:2],), (x[2:],)],
+        [[x[:2], labels[:2]], [x[2:], labels[2:]]],
+        [(row, label) for row, label in zip(x, labels, strict=True)],
+    )
+    for k, source in enumerate(sources):
+        samples = load_samples(source, [X], None)
+        np.testing.assert_array_equal(every(samples)["x"], x)
+        assert samples.classes is None if k < 2 else samples.classes.tolist() == labels.tolist()
+
+
+def test_arrays_of_a_tuple_are_in_the_order_of_the_inputs():
+    inputs = [spec("a", None, 3), spec("b", None, 2)]
+    a, b = floats(4, 3), floats(4, 2)
+    samples = load_samples([(a[:1], b[:1]), (a[1:], b[1:])], inputs, None)
+    np.testing.assert_array_equal(every(samples)["b"], b)
+    assert "item 0 has 1 arrays, the model takes 'a', 'b'" in refusal([(a,)], *inputs)
+    assert "item 0 is a list; give arrays" in refusal([[1.0, 2.0]], X)
+
+
+def test_a_transform_makes_the_feeds():
+    x = floats(4, 3)
+    loader = [{"pixels": row, "label": 1} for row in x]
+    samples = load_samples(Transformed(loader, lambda item: (item["pixels"], np.int64(item["label"]))), [X], None)
+    np.testing.assert_array_equal(every(samples)["x"], x)
+    assert samples.classes.tolist() == [1, 1, 1, 1]
+    reader = Transformed(Reader([{"x": x[:1]}, {"x": x[1:]}]), lambda feed: {"x": 2 * feed["x"]})
+    np.testing.assert_array_equal(every(load_samples(reader, [X], None))["x"], 2 * x)
+    with pytest.raises(CalibrationError, match="transform applies to each feed of an iterable, not to arrays"):
+        Transformed({"x": x}, lambda feed: feed)

@@ -12,8 +12,8 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.float_fallback import in_float
 from rdoq_onnx.curves.measure import restored, stored_fields
 from rdoq_onnx.curves.measurement import FloatFallback
-from rdoq_onnx.dry_run import dry_run, lines
 from rdoq_onnx.errors import ModelError
+from rdoq_onnx.estimate.dry_run import dry_run, lines
 from rdoq_onnx.system.progress import Progress
 from tests.analysis.test_analyse import find
 

@@ -4,8 +4,8 @@ import pytest
 
 from rdoq_onnx import pipeline
 from rdoq_onnx.config import Config
-from rdoq_onnx.dry_run import dry_run, lines
 from rdoq_onnx.estimate import forecast
+from rdoq_onnx.estimate.dry_run import dry_run, lines
 from rdoq_onnx.estimate.space import Space
 from rdoq_onnx.model import external
 from rdoq_onnx.system.progress import Progress

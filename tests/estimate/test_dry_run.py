@@ -9,7 +9,7 @@ import pytest
 
 from rdoq_onnx import cli, pipeline
 from rdoq_onnx.config import Config
-from rdoq_onnx.dry_run import dry_run, lines
+from rdoq_onnx.estimate.dry_run import dry_run, lines
 from rdoq_onnx.estimate.space import Space
 from tests.conftest import ROOT
 
