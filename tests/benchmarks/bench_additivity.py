@@ -76,9 +76,9 @@ def figure(results: list[Row]) -> go.Figure:
     return plot
 
 
-def draw(plot: go.Figure, path: Path) -> None:
+def draw(plot: go.Figure, path: Path, width: int = 640, height: int = 420) -> None:
     """Render `plot` as SVG in Chromium."""
-    script = f"const f = {plot.to_json()}; Plotly.toImage(f, {{format: 'svg', width: 640, height: 420}})"
+    script = f"const f = {plot.to_json()}; Plotly.toImage(f, {{format: 'svg', width: {width}, height: {height}}})"
     page = f"<script>{plotly.offline.get_plotlyjs()}</script><script>{script}.then(url => document.body.textContent = "
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "page.html")
