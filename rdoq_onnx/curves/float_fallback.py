@@ -23,6 +23,7 @@ from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.model.graph import Graph, after_clamps
 from rdoq_onnx.model.layers import Activation, Layer
+from rdoq_onnx.observation.equalization import typical_widths
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.probing.probe import Prober, exact_activation
@@ -96,7 +97,8 @@ def choose_fallback(
         for each, curves in zip(candidates.layers, measured.weights, strict=True)
         if candidates.widths[-1] == widest(network)
     }
-    tolerable = _TOLERABLE_WHERE_CHEAP if network.hard_swish_inputs else _TOLERABLE
+    cheap = network.hard_swish_inputs and typical_widths(config)[0] == MAX_BITS
+    tolerable = _TOLERABLE_WHERE_CHEAP if cheap else _TOLERABLE
     fallback = FloatFallback(_worst(activations, pinned, tolerable), _worst(layers, pinned, _TOLERABLE))
     if network.layers and len(fallback.layers) == len(network.layers):
         name, share = next(iter(fallback.layers.items()))
