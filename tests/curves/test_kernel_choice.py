@@ -84,4 +84,4 @@ def test_a_run_lists_them_and_emits_integer_products(model):
     assert kernels["QLinearConv"] == 2
     assert result.report.sqnr_db > 25
     pinned = pipeline.run(model, samples, replace(CONFIG, pins=(("x", 8),)), Progress())
-    assert not any(SLOWER in s.reason for s in pinned.report.skipped)
+    assert "node of a" not in {s.node for s in pinned.report.skipped}
