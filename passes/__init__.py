@@ -4,9 +4,9 @@ A pass is a frozen dataclass whose fields are its options. It may refuse in `req
 verifies its promise in `ensures`; `run_passes` calls the three in this order and checks that the model is valid before
 and after each pass.
 
-Some modules contain building blocks instead of a pass: stored_layers, constant_channels, channel_rules and
-slice_channels for remove_channels; channel_widths, bit_rows and sub_byte_parts for pack_weights; decoding for both
-packing passes; correct_bias for all passes that change biases; zeros for zero points.
+Some modules contain building blocks instead of a pass: linear_layer for fold_batchnorm and fold_scalars; stored_layers,
+constant_channels, channel_rules and slice_channels for remove_channels; channel_widths, bit_rows and sub_byte_parts for
+pack_weights; decoding for both packing passes; correct_bias for all passes that change biases; zeros for zero points.
 """
 
 from collections.abc import Sequence

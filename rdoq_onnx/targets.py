@@ -35,7 +35,8 @@ class Target:
     in float. saturates: its integer kernels may saturate like those of ONNX Runtime, whose default level must then
     agree with BASIC. weight_only: weights that no product unfolds may be integers beside float data. closed: node
     types whose bodies cannot read tensors computed in the outer graph, not even from constants. products: a MatMul of
-    two UINT8 activations has an integer kernel.
+    two UINT8 activations has an integer kernel. hard_swish: so has a product of two UINT8 tensors element by element,
+    by which HardSwish is computed.
     """
 
     name: TargetName
@@ -51,6 +52,7 @@ class Target:
     weight_only: bool = True
     closed: tuple[str, ...] = ()
     products: bool = False
+    hard_swish: bool = False
 
     @property
     def widest(self) -> int:
@@ -66,7 +68,9 @@ CASTS_INT4 = (1, 23)
 TARGETS: dict[TargetName, Target] = {
     t.name: t
     for t in (
-        Target("onnxruntime", False, 64, True, ("packed", "native", "int8", "nbits"), True, products=True),
+        Target(
+            "onnxruntime", False, 64, True, ("packed", "native", "int8", "nbits"), True, products=True, hard_swish=True
+        ),
         Target("openvino", False, 64, True, ("native", "int8"), False, sums=True, closed=("Scan",)),
         Target(
             "tensorrt",

@@ -86,6 +86,7 @@ TESTED_ELSEWHERE = {
     "observation/inputs": "tests/observation/test_observe.py",
     "emission/naming": "tests/emission/test_tools.py",
     "passes/zeros": "tests/passes/test_insert_qdq.py",
+    "passes/normalization/linear_layer": "tests/passes/normalization/test_fold_batchnorm.py",
     "refinement/trial": "tests/refinement/test_diversion.py",
     "refinement/reference": "tests/verification/test_verify.py",
     "report/outcome": "tests/report/test_html_report.py",

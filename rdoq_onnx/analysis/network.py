@@ -68,6 +68,14 @@ class Network:
         return {a.tensor: downstream(a.tensor, graph, lambda node: node.op_type == "MaxPool") for a in self.activations}
 
     @cached_property
+    def hard_swish_inputs(self) -> frozenset[str]:
+        """The fusion tensors that only a HardSwish reads, if the target computes that on integers."""
+        if not self.target.hard_swish:
+            return frozenset()
+        consumers = {a.tensor: Graph(self.model).sole_consumer(a.tensor) for a in self.activations if a.fusion}
+        return frozenset(t for t, node in consumers.items() if node is not None and node.op_type == "HardSwish")
+
+    @cached_property
     def _initializers(self) -> dict[str, TensorProto]:
         return {t.name: t for t in self.model.graph.initializer}
 

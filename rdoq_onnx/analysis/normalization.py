@@ -11,6 +11,8 @@ from rdoq_onnx.model.validate import check_model
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.normalization.fold_batchnorm import FoldBatchNorm
 from rdoq_onnx.passes.normalization.fold_constants import FoldConstants
+from rdoq_onnx.passes.normalization.fold_scalars import FoldScalars
+from rdoq_onnx.passes.normalization.fuse_hard_swish import FuseHardSwish
 from rdoq_onnx.passes.normalization.hoist_weights import HoistWeights
 from rdoq_onnx.passes.normalization.inline_functions import InlineFunctions
 from rdoq_onnx.passes.normalization.normalize import Normalize, raise_opset
@@ -20,7 +22,7 @@ from rdoq_onnx.system import io
 
 OPSET = 13
 _RUNNABLE = (InlineFunctions(), WidenFloats())
-_TIDY = (Normalize(OPSET), HoistWeights(), FoldConstants(), FoldBatchNorm())
+_TIDY = (Normalize(OPSET), HoistWeights(), FoldConstants(), FuseHardSwish(), FoldBatchNorm(), FoldScalars())
 NORMALIZE = (*_RUNNABLE, Unfuse(), *_TIDY)
 _FIRST_OPSET = 7  # the oldest that ONNX Runtime accepts
 Model = onnx.ModelProto | str | Path

@@ -15,6 +15,7 @@ from rdoq_onnx.model.graph import Graph
 # What patterns can select: a node's operator type and its names.
 Named = tuple[str, tuple[str, ...]]
 
+SLOWER = "integers are predicted to take longer here"
 QUANTIZED = "it is already quantized: its weight comes from a DequantizeLinear, and stays as it is"
 INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm"})
 INTEGER |= {"GatherBlockQuantized", "MatMulNBits"}

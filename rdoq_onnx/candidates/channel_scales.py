@@ -25,7 +25,7 @@ from rdoq_onnx.candidates.absorbing import Place
 from rdoq_onnx.candidates.channel_labels import Labels
 from rdoq_onnx.candidates.channel_sums import Measures, measure
 from rdoq_onnx.candidates.scale_groups import ScaleGroup, find_groups
-from rdoq_onnx.config import Config
+from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.observation.equalization import typical_widths
 from rdoq_onnx.observation.shapes import shapes_of
@@ -53,10 +53,17 @@ def scale_channels(network: Network, config: Config, plan: ReversePlan, samples:
     choices = [Choice.of(g, measures, network, typical_widths(config)) for g in groups]
     total = sum(sum(c.before) for c in choices)
     least = _NOTABLE * plan.metric.power * plan.metric.elements * measures.runs
-    chosen = [c for c in choices if c.pays(total, least)]
+    integer = _integer_outputs(network) if typical_widths(config)[0] == MAX_BITS else set()
+    chosen = [c for c in choices if c.pays(total, least) and integer.isdisjoint(p.name for p in c.group.multiplied)]
     if not chosen:
         return network
     return analyse(run_passes([c.rewrite() for c in chosen], network.model), config.selection)
+
+
+def _integer_outputs(network: Network) -> set[str]:
+    """The outputs of each HardSwish computed on integers, which a Mul behind it would put an end to."""
+    nodes = network.model.graph.node
+    return {n.output[0] for n in nodes if n.op_type == "HardSwish" and n.input[0] in network.hard_swish_inputs}
 
 
 @dataclass(frozen=True)

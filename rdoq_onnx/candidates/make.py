@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network
-from rdoq_onnx.candidates.activations import affine_candidates
+from rdoq_onnx.candidates.activations import affine_candidates, hard_swish_candidates
 from rdoq_onnx.candidates.blocks import Blocks
 from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates, integer_limit
 from rdoq_onnx.candidates.layer_rows import LayerRows
 from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.candidates.scale_floors import scale_floors
 from rdoq_onnx.config import MAX_BITS
-from rdoq_onnx.model.codes import WeightCodes
+from rdoq_onnx.model.codes import Affine, WeightCodes
 from rdoq_onnx.model.layers import FUSION_BITS
 from rdoq_onnx.system.threads import Workers
 
@@ -38,15 +38,18 @@ def make_candidates(
     moments: of each layer's input. uncertain: there are too few samples to clip ranges.
     """
     probabilities = {o for n in network.model.graph.node if n.op_type == "Softmax" for o in n.output}
+
+    def quantizers_of(tensor: str, bits: int) -> list[Affine]:
+        low, high = ranges[tensor]
+        if tensor in network.hard_swish_inputs:
+            return hard_swish_candidates(high, uncertain)
+        return affine_candidates(low, high, bits, network.target.symmetric, uncertain, tensor in probabilities)
+
     quantizers = tuple(
         ActivationCandidates(
             a,
             {
-                bits: tuple(
-                    affine_candidates(
-                        *ranges[a.tensor], bits, network.target.symmetric, uncertain, a.tensor in probabilities
-                    )
-                )
+                bits: tuple(quantizers_of(a.tensor, bits))
                 for bits in ((FUSION_BITS,) if a.fusion else range(1, MAX_BITS + 1))
             },
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.patterns import as_pattern, pins
-from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.analysis.skips import SLOWER, Skip
 from rdoq_onnx.analysis.ties import untied
 from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
@@ -23,6 +23,7 @@ from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.model.graph import Graph, after_clamps
 from rdoq_onnx.model.layers import Activation, Layer
+from rdoq_onnx.observation.equalization import typical_widths
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.probing.probe import Prober, exact_activation
@@ -33,6 +34,7 @@ WORK = 3e10  # elements that exact measurements may compute beyond the minimum
 # δ at full width, as a share of the signal's power:
 _DOUBTFUL = 1e-3  # of one activation or layer (30 dB); above it, first order is checked
 _TOLERABLE = 5e-3  # of all activations, or of all layers (23 dB); above it, the worst stay in float
+_TOLERABLE_WHERE_CHEAP = 1e-3  # of all activations where float is hardly slower, as in networks with HardSwish
 _HARMLESS = 3e-4  # of one activation or layer (35 dB); up to it, it is always quantized
 # What remains of a node whose activation stays in float, by whether it is a product of two activations.
 _KEPT = ("only its weights are quantized", "integers would cost it more than they save")
@@ -95,7 +97,9 @@ def choose_fallback(
         for each, curves in zip(candidates.layers, measured.weights, strict=True)
         if candidates.widths[-1] == widest(network)
     }
-    fallback = FloatFallback(*(_worst(shares, pinned) for shares in (activations, layers)))
+    cheap = network.hard_swish_inputs and typical_widths(config)[0] == MAX_BITS
+    tolerable = _TOLERABLE_WHERE_CHEAP if cheap else _TOLERABLE
+    fallback = FloatFallback(_worst(activations, pinned, tolerable), _worst(layers, pinned, _TOLERABLE))
     if network.layers and len(fallback.layers) == len(network.layers):
         name, share = next(iter(fallback.layers.items()))
         raise ModelError(f"no layer can be quantized: {_reason(name, share)}")
@@ -116,8 +120,9 @@ def unfed(network: Network, sizes: Mapping[str, int]) -> FloatFallback:
 
 def in_float(network: Network, fallback: FloatFallback) -> Network:
     """Return `network` without the layers and activations of `fallback`, and with a Skip for each affected node."""
-    if not fallback.tensors and not fallback.layers:
+    if not fallback.tensors and not fallback.layers and not fallback.slow:
         return network
+    tensors = {**dict.fromkeys(fallback.slow), **fallback.tensors}
     graph = Graph(network.model)
     skipped = [layer for layer in network.layers if layer.name in fallback.layers]
     skips = [s for layer in skipped for s in _layer_skips(layer, fallback.layers[layer.name], graph)]
@@ -126,13 +131,13 @@ def in_float(network: Network, fallback: FloatFallback) -> Network:
     found = [
         s
         for a in network.activations
-        if a.tensor in fallback.tensors
-        for s in _activation_skips(a, fallback.tensors[a.tensor], graph, multiplied)
+        if a.tensor in tensors
+        for s in _activation_skips(a, tensors[a.tensor], graph, multiplied)
         if s.node not in layer_nodes
     ]
     skips += {s.node: s for s in found}.values()
     layers = tuple(layer for layer in network.layers if layer.name not in fallback.layers)
-    float_inputs = {f for a in network.activations if a.tensor in fallback.tensors for f in a.feeds}
+    float_inputs = {f for a in network.activations if a.tensor in tensors for f in a.feeds}
     products = tuple(p for p in network.products if float_inputs.isdisjoint(p.operands))
     inputs = {u.data for layer in layers for u in layer.uses} | {o for p in products for o in p.operands}
     float_outputs = {
@@ -144,8 +149,7 @@ def in_float(network: Network, fallback: FloatFallback) -> Network:
     kept = [
         replace(a, feeds=tuple(f for f in a.feeds if f in inputs))
         for a in network.activations
-        if a.tensor not in fallback.tensors
-        and (inputs.intersection(a.feeds) or (a.fusion and a.tensor not in float_outputs))
+        if a.tensor not in tensors and (inputs.intersection(a.feeds) or (a.fusion and a.tensor not in float_outputs))
     ]
     remaining = replace(network, layers=layers, activations=tuple(kept), products=products)
     return untied(replace(remaining, skipped=(*network.skipped, *skips)))
@@ -162,11 +166,13 @@ def _share(candidates: LayerCandidates, curves: NDArray[np.float64], prober: Pro
     return float(whole[0]) / prober.metric.signal
 
 
-def _worst(shares: Mapping[str, tuple[float, tuple[str, ...]]], pinned: Sequence[str]) -> dict[str, float]:
+def _worst(
+    shares: Mapping[str, tuple[float, tuple[str, ...]]], pinned: Sequence[str], tolerable: float
+) -> dict[str, float]:
     """Return the shares of those that stay in float. shares: (share, names that patterns match) of each."""
     total, worst = sum(share for share, _ in shares.values()), {}
     for key, (share, names) in sorted(shares.items(), key=lambda item: -item[1][0]):
-        if total <= _TOLERABLE or share <= _HARMLESS:
+        if total <= tolerable or share <= _HARMLESS:
             break
         if not any(pins(p, names) for p in pinned):
             worst[key] = share
@@ -179,14 +185,20 @@ def _layer_skips(layer: Layer, share: float, graph: Graph) -> list[Skip]:
     return [Skip(u.node, nodes[u.node].op_type, _reason(layer.name, share)) for u in layer.uses]
 
 
-def _activation_skips(activation: Activation, share: float, graph: Graph, products: Collection[str]) -> list[Skip]:
-    """products: names of nodes that multiply two activations."""
-    reason = _reason(activation.tensor, share)
+def _activation_skips(
+    activation: Activation, share: float | None, graph: Graph, products: Collection[str]
+) -> list[Skip]:
+    """share: None where float is faster. products: names of nodes that multiply two activations."""
+    reason = _slower(activation.tensor) if share is None else _reason(activation.tensor, share)
     nodes = {n.name: n for f in activation.feeds for n in graph.consumers.get(f, [])}
     if nodes:
         return [Skip(n.name, n.op_type, f"{_KEPT[n.name in products]}: {reason}") for n in nodes.values()]
     producer = graph.producer[activation.tensor]
     return [Skip(producer.name, producer.op_type, f"its output stays in float: {reason}")]
+
+
+def _slower(name: str) -> str:
+    return f"{SLOWER}; --pin {as_pattern(name)}={MAX_BITS} quantizes its input anyway"
 
 
 def _reason(name: str, share: float) -> str:

@@ -21,6 +21,7 @@ from rdoq_onnx.curves.binding import Binding
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.divergence import chosen_metric, with_divergence
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
+from rdoq_onnx.curves.kernel_choice import slow_kernels, slow_on_integers
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
 from rdoq_onnx.curves.measurement import (
     BlockOption,
@@ -83,14 +84,15 @@ def measure_network(
         with taking(steps.store.scratch.shelf):
             equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
         network = analyse(steps.store.scratch.located(equalized, source), config.selection)
-        bare = network
+        slow = slow_kernels(network, config, some, runtime)
+        bare = in_float(network, slow)
         rescaled = steps.step("scales", 1, lambda _: scaled(bare, config, some, runtime, pool).model)
         network = analyse(steps.store.scratch.located(rescaled, source), config.selection)
         parts = find_parts(network.model)
         aimed = aimed_at(network, measured_tensors(parts))
         observation = steps.step("observe", 1, lambda _: observe(aimed, parts, split.seen, runtime))
         observation = replace(observation, metric=chosen_metric(observation.metric, config))
-        empty = unfed(network, observation.sizes)
+        empty = unfed(network, observation.sizes) | slow
         aimed = in_float(aimed, empty)
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
         large = is_large(aimed, config)
@@ -104,12 +106,13 @@ def measure_network(
             measured = own.first_order(candidates)
             candidates, measured = own.checked(candidates, coarse, measured)
         measured = replace(measured, missing={**measured.missing, **lost})
-        count = bench.independent(bench.plan(aimed, split.measuring).averaged())
+        count = bench.plan(aimed, split.measuring).averaged()
         found = Measured(candidates, measured, count, rows)
         if large:
             return _layer_by_layer(source, network, bench, found, empty, around)
         prober = bench.check(len(network.searched))
         fallback = empty | _fallback(bench, prober, candidates, measured)
+        fallback |= slow_on_integers(aimed, config, observation.sizes, fallback.tensors)
         aimed = in_float(aimed, fallback)
         stored = StoredWeights(aimed, config.widths, rows, replace(prober, network=aimed), pool)
         layers = [

@@ -27,14 +27,17 @@ OptionCurves = tuple[Float, tuple[tuple[Float, ...], ...]]  # the curves of what
 class FloatFallback:
     """What stays in float: activations by tensor and layers by name.
 
-    Values are δ at full width as a share of the signal's power; 0 for what gets no element from any sample.
+    Values are δ at full width as a share of the signal's power; 0 for what gets no element from any sample. slow:
+    activations whose layers are faster in float.
     """
 
     tensors: Mapping[str, float]
     layers: Mapping[str, float]
+    slow: tuple[str, ...] = ()
 
     def __or__(self, other: "FloatFallback") -> "FloatFallback":
-        return FloatFallback({**self.tensors, **other.tensors}, {**self.layers, **other.layers})
+        slow = tuple(dict.fromkeys((*self.slow, *other.slow)))
+        return FloatFallback({**self.tensors, **other.tensors}, {**self.layers, **other.layers}, slow)
 
 
 @dataclass(frozen=True)

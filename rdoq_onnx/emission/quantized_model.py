@@ -11,8 +11,9 @@ from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.layers import Layer
-from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes import Pass, run_passes
 from rdoq_onnx.passes.insert_qdq import InsertQDQ, QuantizedWeight
+from rdoq_onnx.passes.integer_hard_swish import IntegerHardSwish
 from rdoq_onnx.passes.quantize_stored import QuantizeStored, StoredWeight
 
 
@@ -68,7 +69,11 @@ def quantized_model(allocation: Allocation) -> onnx.ModelProto:
     ]
     target = network.target
     step = InsertQDQ(weights, quantizers, target.integer_biases, target.folds, measurement.observation.metric.outputs)
-    steps = [step] if not stored else [step, QuantizeStored(stored)]
+    steps: list[Pass] = [step]
+    if network.hard_swish_inputs:
+        steps.append(IntegerHardSwish())
+    if stored:
+        steps.append(QuantizeStored(stored))
     return run_passes(steps, network.model, checked=False)
 
 

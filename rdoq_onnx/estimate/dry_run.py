@@ -21,7 +21,8 @@ from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.divergence import chosen_metric
-from rdoq_onnx.curves.float_fallback import in_float, unfed
+from rdoq_onnx.curves.float_fallback import in_float
+from rdoq_onnx.curves.kernel_choice import not_quantized
 from rdoq_onnx.curves.measure import scratch_for
 from rdoq_onnx.curves.measurement import activation_elements, aimed_at
 from rdoq_onnx.estimate.forecast import counted, foreseen
@@ -77,7 +78,8 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
         passes = timed_passes(work.network.model, samples, work.observation.batching.size, runtime)
     seconds = Estimate(work, speeds(work, *passes), reading).steps()
     needed = space(work, scratch.shelf.size)
-    network, sizes = in_float(network, unfed(network, work.observation.sizes)), work.observation.sizes
+    sizes = work.observation.sizes
+    network = in_float(network, not_quantized(network, config, sizes))
     elements = tuple(activation_elements(a, sizes) for a in network.activations)
     found, warnings = (samples.source, samples.supplied), shortages(needed, config, scratch)
     return DryRun(network, elements, len(samples), *found, seconds, needed, warnings)

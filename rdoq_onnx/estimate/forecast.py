@@ -3,7 +3,8 @@
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.float_fallback import in_float, unfed
+from rdoq_onnx.curves.float_fallback import in_float
+from rdoq_onnx.curves.kernel_choice import not_quantized
 from rdoq_onnx.curves.measurement import aimed_at
 from rdoq_onnx.estimate.sizes import inferred, inner
 from rdoq_onnx.estimate.space import shortages, space
@@ -26,7 +27,7 @@ def foreseen(network: Network, samples: Samples, config: Config, runtime: Runtim
 
 def counted(aimed: Network, samples: Samples, config: Config, runtime: Runtime, observation: Observation) -> Work:
     """Count the work of quantizing `aimed`, whose outputs are the measured tensors, with `samples`."""
-    network = in_float(aimed, unfed(aimed, observation.sizes))
+    network = in_float(aimed, not_quantized(aimed, config, observation.sizes))
     return Work(network, config, runtime, observation, len(samples), inner(aimed, samples, observation, runtime))
 
 

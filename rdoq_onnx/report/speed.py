@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from rdoq_onnx.analysis.skips import SLOWER
 from rdoq_onnx.model.layers import LAYER_TYPES
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.wording import integer_kernels
@@ -21,6 +22,9 @@ def speed_hints(report: Report) -> list[str]:
     if report.storage == "nbits":
         found = "weights that stay packed pay where few rows are multiplied, as in decoding"
         return [f"{_times(slow)}: {found}; --storage packed decodes them at load"] if slow else []
+    if report.activation_bits is None and any(SLOWER in skip.reason for skip in report.skipped):
+        found = "no integer kernel is predicted to be faster; --pin '.*=8' takes them regardless"
+        return [f"{_times(slow)}: {found}"] if slow else []
     if report.activation_bits is None:
         how = _times(slow) if slow else "it is smaller, not faster"
         fix = "--activation-bits 8 allows integer kernels"

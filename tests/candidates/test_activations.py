@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdoq_onnx.candidates.activations import affine, affine_candidates, refined
+from rdoq_onnx.candidates.activations import (
+    affine,
+    affine_candidates,
+    hard_swish_candidates,
+    refined,
+    saturates_for_hard_swish,
+)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -87,3 +93,24 @@ def test_refined_ranges_stay_within_the_tensor():
         assert other.range[1] <= 2.1 + other.scale
     positive = refined(affine(0.0, 6.0, 4), 0.0, 6.0)
     assert all(other.range[0] == 0 and other.range[1] <= 6 + 1e-5 for other in positive)
+
+
+@given(st.floats(-5, 90), st.booleans())
+def test_quantizers_in_front_of_a_hard_swish_begin_at_its_zero(high, uncertain):
+    found = hard_swish_candidates(high, uncertain)
+    assert len(found) == len(set(found)) >= 1
+    assert found[0].range[1] >= high - 1e-4
+    for candidate in (*found, *refined(found[0], -20.0, max(high, 0.0))):
+        assert saturates_for_hard_swish(candidate.scale, candidate.zero_point)
+        assert candidate.range[0] == pytest.approx(-3, rel=1e-6)
+        assert (candidate.low, candidate.high) == (0, 255)
+    if uncertain:
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize("high", [200.0, 1e4])
+def test_a_long_range_keeps_its_own_scale(high):
+    (found,) = hard_swish_candidates(high, uncertain=True)
+    assert not saturates_for_hard_swish(found.scale, found.zero_point)
+    assert found.range[1] == pytest.approx(high, rel=0.01)
+    assert found.range[0] <= 0

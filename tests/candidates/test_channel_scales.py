@@ -20,6 +20,7 @@ from tests.conftest import ROOT, deviation
 
 RUNTIME = Runtime("cpu", 2)
 CONFIG = Config(activation_bits=8, threads=2)
+NARROW = Config(activation_bits=4, threads=2)
 SPREAD = np.geomspace(1, 100, 8).astype(np.float32)  # outlier channels
 
 TOKENS = "g (float[N, 4, 8] x) => (float[N, 4, 5] y)"
@@ -47,7 +48,7 @@ FOLDS = {
         "h = LayerNormalization (x, s, b) p = MatMul (h, v) t = Tanh (p) a = Add (h, t) y = MatMul (a, w)",
         2,
     ),
-    "HardSwish": (MAPS, "h = Conv (x, k) r = HardSwish (h) y = Conv (r, k2)", 1),
+    "Elu": (MAPS, "h = Conv (x, k) r = Elu (h) y = Conv (r, k2)", 1),
     "squeeze and excite": (
         MAPS,
         "h = Conv (x, k) r = HardSwish (h) p = GlobalAveragePool (r) t = Conv (p, k) g = Sigmoid (t) m = Mul (r, g) "
@@ -110,6 +111,12 @@ def test_function_stays_and_scales_fold(kind, ort_run):
 
     assert muls(after) - muls(before) <= most
     assert [a.tensor for a in after.activations] == [a.tensor for a in before.activations]
+
+
+def test_a_hard_swish_on_integers_gets_no_mul():
+    model = parse(MAPS, "h = Conv (x, k) r = HardSwish (h) y = Conv (r, k2)")
+    ops = [[n.op_type for n in rescaled(model, inputs(model), c)[1].model.graph.node] for c in (CONFIG, NARROW)]
+    assert ops == [["Conv", "HardSwish", "Conv"], ["Conv", "HardSwish", "Mul", "Conv"]]
 
 
 ATTENTION = """g (float[N, 4, 8] x) => (float[N, 4, 5] y) {

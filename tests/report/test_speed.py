@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from rdoq_onnx.analysis.skips import SLOWER, Skip
 from rdoq_onnx.report.speed import slower, speed_hints
 from rdoq_onnx.verification.latency import Latency
 
@@ -18,6 +19,7 @@ def report(**changed: Any) -> Any:
         "kernels": {"QLinearConv": 2},
         "float_layers": {},
         "storage": "packed",
+        "skipped": (),
     }
     return SimpleNamespace(**figures | {"latency": (FAST,)} | changed)
 
@@ -25,6 +27,7 @@ def report(**changed: Any) -> Any:
 def test_a_fast_file_needs_none() -> None:
     assert speed_hints(report()) == []
     assert speed_hints(report(latency=())) == []
+    assert speed_hints(report(activation_bits=None, skipped=(Skip("n", "Conv", f"{SLOWER}; pin it"),))) == []
     assert speed_hints(report(activation_bits=None, storage="nbits")) == []
     assert speed_hints(report(layers=(SimpleNamespace(op="Gather"),), latency=(SLOW,))) == []
 
@@ -33,6 +36,10 @@ def test_a_fast_file_needs_none() -> None:
     ("changed", "said"),
     [
         ({"activation_bits": None}, "it is smaller, not faster; --activation-bits 8"),
+        (
+            {"activation_bits": None, "latency": (SLOW,), "skipped": (Skip("n", "Conv", f"{SLOWER}; pin it"),)},
+            "no integer kernel is predicted to be faster",
+        ),
         ({"activation_bits": None, "latency": (SLOW,)}, "a batch of 32 takes 1.50 times as long as in float"),
         ({"activation_bits": None, "latency": (SLOW,), "storage": "nbits"}, "1.50 times as long as in float: weights"),
         (
