@@ -38,6 +38,7 @@ ORDER = (
     "candidates",
     "probing",
     "curves",
+    "cost",
     "allocation",
     "emission",
     "refinement",
@@ -53,6 +54,8 @@ BELOW_PASSES = ("errors", "version", "targets", "config_file", "model")
 NUMPY_ONLY = (
     "curves/curves.py",
     "allocation/allocate.py",
+    "allocation/paired.py",
+    "model/union_find.py",
     "candidates/quantizer.py",
     "model/codes.py",
     "model/grid.py",

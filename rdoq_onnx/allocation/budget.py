@@ -1,5 +1,6 @@
 """Allocate widths to channels and activations within budgets and pins."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.allocation.allocate import Solution, solve
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.block_sizes import Room, choose_blocks, fewest_scales
+from rdoq_onnx.allocation.costed import Pricing
 from rdoq_onnx.allocation.pins import pinned
 from rdoq_onnx.config import MAX_BITS, Budgets, Side
 from rdoq_onnx.curves.curves import Curves
@@ -24,8 +26,13 @@ def allocate_bits(
 
     weigh: weight of each row of the curves in that choice; blocks of scales then stay as they are. bound: the
     `Allocation.bound` of these curves and budgets if already known; it does not depend on `weigh`.
+    Within a budget of other costs than bytes, each channel has one scale where it may.
     Raises BudgetError if the narrowest allowed widths exceed a budget.
     """
+    budgets = in_bytes(measurement, budgets)
+    if budgets.budget is not None:
+        measurement = fewest_scales(measurement) if weigh is None else measurement
+        return _allocate(measurement, budgets, pinned(measurement, budgets.pins), weigh, bound)
     curves = pinned(measurement, budgets.pins)
     groups = budgets.storage == "nbits"
     if weigh is None and (groups or any(each.options for each in measurement.layers)):
@@ -34,6 +41,15 @@ def allocate_bits(
         measurement, bound = choose_blocks(measurement, allowed, room)
         curves = measurement.curves.restrict(allowed)
     return _allocate(measurement, budgets, curves, weigh, bound)
+
+
+def in_bytes(measurement: Measurement, budgets: Budgets) -> Budgets:
+    """Return `budgets` with one of bytes as `size`, beside activations of 8 bits, which cost none."""
+    if budgets.budget is None or budgets.cost is None or budgets.cost.name != "size":
+        return budgets
+    size = int(budgets.budget.of(float(measurement.curves.elements[: measurement.channels].sum())))
+    activations = None if budgets.activation_bits is None else float(MAX_BITS)
+    return replace(budgets, budget=None, size=size, activation_bits=activations)
 
 
 def _weight_budget(measurement: Measurement, budgets: Budgets) -> int:
@@ -50,8 +66,11 @@ def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both"
     Channels have one scale each if that is offered. side: "weights" or "activations" to do so on that side only.
     Returns None if pins or --layer-limit leave no room.
     """
+    budgets = in_bytes(measurement, budgets)
     measurement = fewest_scales(measurement)
     curves = pinned(measurement, budgets.pins)
+    if budgets.budget is not None:
+        return _uniform_pair(measurement, budgets, curves)
     first = measurement.channels
     feeding = [first + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
     mask = np.ones(curves.distortion.shape, bool)
@@ -75,9 +94,29 @@ def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both"
         return None
 
 
+def _uniform_pair(measurement: Measurement, budgets: Budgets, curves: Curves) -> Allocation | None:
+    """Give all weights and all activations one width each, those of least distortion that the budget allows."""
+    channels, columns = measurement.channels, np.arange(curves.distortion.shape[1])
+    feeding = [channels + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
+    allowed = np.isfinite(curves.distortion)
+    nearest = np.where(allowed, columns, -1)
+    tried = []
+    for weights in columns[1:]:
+        for activations in columns[1:] if feeding else columns[-1:]:
+            mask = np.ones(allowed.shape, bool)
+            for rows, width in ((np.arange(channels), weights), (np.array(feeding, np.int64), activations)):
+                chosen = np.where(columns <= width, nearest[rows], -1).max(axis=1)
+                chosen = np.where(chosen >= 0, chosen, allowed[rows].argmax(axis=1))
+                mask[rows] = columns == chosen[:, None]
+            with suppress(BudgetError):
+                tried.append(_allocate(measurement, budgets, curves.restrict(mask)))
+    return min(tried, key=lambda each: each.predicted, default=None)
+
+
 def allocate_near(allocation: Allocation, budgets: Budgets, distance: int) -> Allocation:
     """Allocate within the budgets, no width further than `distance` bits from that of `allocation`."""
     measurement = allocation.measurement
+    budgets = in_bytes(measurement, budgets)
     curves = pinned(measurement, budgets.pins)
     near = np.abs(np.arange(curves.distortion.shape[1]) - allocation.bits[:, None]) <= distance
     return _allocate(measurement, budgets, curves.restrict(near))
@@ -104,13 +143,41 @@ def _allocate(
 ) -> Allocation:
     weighed = curves if weigh is None else replace(curves, distortion=curves.distortion * weigh[:, None])
     channels, total = measurement.channels, len(curves.elements)
-    activations = measurement.network.activations
-    weights = np.arange(channels)
-    feeding = channels + np.array([k for k, a in enumerate(activations) if not a.fusion], np.int64)
-    fusion = channels + np.array([k for k, a in enumerate(activations) if a.fusion], np.int64)
-    choice = np.zeros(total, np.int64)
+    fusion = channels + np.array([k for k, a in enumerate(measurement.network.activations) if a.fusion], np.int64)
+    solve_all = _within_cost if budgets.budget is not None else _within_bits
+    choice, dual = solve_all(measurement, budgets, weighed)
+    if weigh is not None and bound is None:
+        dual = solve_all(measurement, budgets, curves)[1]
     choice[fusion] = MAX_BITS
-    dual = float(curves.distortion[fusion, MAX_BITS].sum())  # the bounds of the groups are added below
+    dual += float(curves.distortion[fusion, MAX_BITS].sum())
+    if budgets.layer_limit is not None:
+        capped = _capped(measurement, budgets.layer_limit, curves, weighed, choice)
+        if capped is not None:
+            return _allocate(measurement, budgets, capped, weigh, bound)
+    predicted = float(curves.distortion[np.arange(total), choice].sum())
+    lower = dual if bound is None else bound
+    return Allocation(
+        measurement,
+        tuple(measurement.per_layer(choice)),
+        tuple(int(b) for b in choice[channels:]),
+        predicted,
+        max(predicted - lower, 0.0) / max(predicted, 1e-300),
+    )
+
+
+def _within_cost(measurement: Measurement, budgets: Budgets, curves: Curves) -> tuple[NDArray[np.int64], float]:
+    """Return the widths of least distortion within `budgets.budget`, and a bound on the distortion of any."""
+    if budgets.budget is None or budgets.cost is None:
+        raise ValueError("no budget of a cost")
+    return Pricing(measurement, budgets.cost).solve(curves, budgets.budget)
+
+
+def _within_bits(measurement: Measurement, budgets: Budgets, curves: Curves) -> tuple[NDArray[np.int64], float]:
+    """The same within budgets of bits, for weights and activations apart or together."""
+    activations = measurement.network.activations
+    weights = np.arange(measurement.channels)
+    feeding = measurement.channels + np.array([k for k, a in enumerate(activations) if not a.fusion], np.int64)
+    choice, dual = np.zeros(len(curves.elements), np.int64), 0.0
     if budgets.joint and budgets.activation_bits is not None:
         groups = [("--bits", np.concatenate([weights, feeding]), budgets.weight_bits)]
     else:
@@ -125,24 +192,11 @@ def _allocate(
             groups = [("--size", weights, 8 * budgets.size / int(curves.elements[weights].sum()))]
         if len(feeding) and budgets.activation_bits is not None:
             groups.append(("--activation-bits", feeding, budgets.activation_bits))
-    for option, rows, bits in groups if total else ():
-        solution = _solve(option, weighed.take(rows), bits)
+    for option, rows, bits in groups if len(choice) else ():
+        solution = _solve(option, curves.take(rows), bits)
         choice[rows] = solution.choice
-        if bound is None:
-            dual += (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
-    if budgets.layer_limit is not None:
-        capped = _capped(measurement, budgets.layer_limit, curves, weighed, choice)
-        if capped is not None:
-            return _allocate(measurement, budgets, capped, weigh, bound)
-    predicted = float(curves.distortion[np.arange(total), choice].sum())
-    lower = dual if bound is None else bound
-    return Allocation(
-        measurement,
-        tuple(measurement.per_layer(choice)),
-        tuple(int(b) for b in choice[channels:]),
-        predicted,
-        max(predicted - lower, 0.0) / max(predicted, 1e-300),
-    )
+        dual += solution.bound
+    return choice, dual
 
 
 def _capped(
