@@ -15,6 +15,7 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.config import Config
+from rdoq_onnx.cost.early import priced
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.large import Around
 from rdoq_onnx.curves.measure import measure, regime, scratch_for, store_for
@@ -29,6 +30,7 @@ from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.refine import Refined, refine
 from rdoq_onnx.refinement.search import Goal, fewest_bits
 from rdoq_onnx.report.advice import advised
+from rdoq_onnx.report.costs import cost_report
 from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system.progress import Progress
@@ -107,6 +109,7 @@ class Job:
         additivity: also measure each layer and activation alone on the held-out samples, for the HTML report.
         """
         network = analyse(self.normal, config.selection)
+        config = priced(network, config, self.samples, self.runtime)
         steps = Steps(self.store, self.progress, regime(config))
         measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
         with self.progress.budget():
@@ -119,6 +122,8 @@ class Job:
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
         if self.store.kept or not self.single or config.sqnr is not None or config.top1_agreement is not None:
+            return None
+        if config.cost is not None and config.cost.unmeasured:
             return None
 
         def around(measurement: Measurement) -> tuple[tuple[int, ...], NDArray[np.int64]]:
@@ -176,6 +181,7 @@ class Job:
             refined.diverted,
             alike,
             running,
+            cost_report(allocation, config.budgets),
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

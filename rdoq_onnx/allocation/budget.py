@@ -10,6 +10,7 @@ from rdoq_onnx.allocation.allocate import Solution, solve
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.block_sizes import Room, choose_blocks, fewest_scales
 from rdoq_onnx.allocation.costed import Pricing
+from rdoq_onnx.allocation.layer_limit import least_bytes, within_limit
 from rdoq_onnx.allocation.pins import pinned
 from rdoq_onnx.config import MAX_BITS, Budgets, Side
 from rdoq_onnx.curves.curves import Curves
@@ -151,7 +152,7 @@ def _allocate(
     choice[fusion] = MAX_BITS
     dual += float(curves.distortion[fusion, MAX_BITS].sum())
     if budgets.layer_limit is not None:
-        capped = _capped(measurement, budgets.layer_limit, curves, weighed, choice)
+        capped = within_limit(measurement, budgets, curves, weighed, choice)
         if capped is not None:
             return _allocate(measurement, budgets, capped, weigh, bound)
     predicted = float(curves.distortion[np.arange(total), choice].sum())
@@ -183,7 +184,7 @@ def _within_bits(measurement: Measurement, budgets: Budgets, curves: Curves) -> 
     else:
         groups = [("--weight-bits", weights, budgets.weight_bits)]
         if budgets.size is not None:
-            least = _least_bytes(curves.take(weights))
+            least = least_bytes(curves.take(weights))
             if budgets.size < least:
                 raise BudgetError(
                     f"--size {budgets.size} cannot be met: the narrowest allowed widths take {least} bytes; "
@@ -197,36 +198,6 @@ def _within_bits(measurement: Measurement, budgets: Budgets, curves: Curves) -> 
         choice[rows] = solution.choice
         dual += solution.bound
     return choice, dual
-
-
-def _capped(
-    measurement: Measurement, limit: int, curves: Curves, weighed: Curves, choice: NDArray[np.int64]
-) -> Curves | None:
-    """Fix layers that exceed `limit` bytes under `choice` to their best widths within it; None if no layer does.
-
-    The bits they give up go to the other layers, which may then exceed the limit in turn. The Lagrangian slope only
-    falls, so a layer once over the limit stays at it. Raises BudgetError if a layer's narrowest widths exceed it.
-    """
-    mask = np.ones(curves.distortion.shape, bool)
-    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=False):
-        units = np.arange(rows.start, rows.stop)
-        if curves.take(units).spent(choice[units]).sum() <= 8 * limit:
-            continue
-        try:
-            within = solve(weighed.take(units), 8 * limit).choice
-        except BudgetError as error:
-            raise BudgetError(
-                f"--layer-limit {limit} cannot be met: the narrowest allowed widths of layer {layer.name!r} take "
-                f"{_least_bytes(curves.take(units))} bytes; give that much or allow narrower widths"
-            ) from error
-        mask[units] = np.arange(curves.distortion.shape[1]) == within[:, None]
-    return None if mask.all() else curves.restrict(mask)
-
-
-def _least_bytes(curves: Curves) -> int:
-    """Return the bytes that the narrowest allowed widths take."""
-    narrowest = np.isfinite(curves.distortion).argmax(axis=1)
-    return -(-int(curves.spent(curves.widths[narrowest]).sum()) // 8)
 
 
 def _solve(option: str, curves: Curves, bits: float) -> Solution:

@@ -11,11 +11,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.paired import MOST_SHARED, Problem, Term, least_cost, solve_pairs
 from rdoq_onnx.cost.tables import IN_FLOAT, NodeCost, at_8_bits, node_costs
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
-from rdoq_onnx.errors import BudgetError
+from rdoq_onnx.errors import BudgetError, ConfigError
 from rdoq_onnx.model.cost_rows import Amount, Cost
 from rdoq_onnx.model.union_find import UnionFind
 
@@ -40,12 +41,19 @@ class Pricing:
         return {f: k for k, a in enumerate(self.measurement.network.activations) for f in a.feeds}
 
     @cached_property
-    def at_8_bits(self) -> float:
+    def at_8_bits(self) -> float | None:
         """What 8 bits everywhere cost, as in `cost.tables.at_8_bits`."""
-        return at_8_bits(self.nodes, self.sources, self.cost)
+        return at_8_bits(self.nodes, self.sources)
 
     def budget(self, amount: Amount) -> float:
-        return amount.of(self.at_8_bits if amount.percent else 0.0)
+        """Return a budget in the unit of the cost. Raises ConfigError on a percentage of what is not known."""
+        return budget_of(amount, self.at_8_bits, self.cost)
+
+    def total(self, allocation: Allocation) -> float:
+        """Return what all nodes cost; of bytes, with those of scales of blocks."""
+        if self.cost.name == "size" and self.cost.preset:
+            return allocation.weight_payload / 8
+        return sum(self.spent(allocation.bits).values())
 
     def spent(self, bits: Integers) -> dict[str, float]:
         """Return what each node costs at `bits`, the width of each row of the curves."""
@@ -108,6 +116,13 @@ class Pricing:
     def _read(self, nodes: Iterable[NodeCost]) -> list[int]:
         """Return the activations that nodes read."""
         return list(dict.fromkeys(self.sources[t] for node in nodes for t in node.data if t in self.sources))
+
+
+def budget_of(amount: Amount, at_8_bits: float | None, cost: Cost) -> float:
+    """Return a budget in the unit of the cost. Raises ConfigError on a percentage of what is not known."""
+    if amount.percent and at_8_bits is None:
+        raise ConfigError(f"--cost {cost.name}: percentages are of 8 bits, at which some layers have no row; add them")
+    return amount.of(at_8_bits or 0.0)
 
 
 def _tied(count: int, reads: Sequence[Sequence[int]]) -> list[int]:

@@ -8,7 +8,7 @@ A layer may have a width for each channel: each of n channels costs a share 1/n 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,18 +108,23 @@ def _between(table: Float) -> Float:
     return result
 
 
-def at_8_bits(nodes: Sequence[NodeCost], quantized: Mapping[str, object], cost: Cost) -> float:
-    """Return what 8 bits everywhere cost; quantized: the tensors that have a quantizer, others stay in float.
+def at_8_bits(nodes: Sequence[NodeCost], quantized: Collection[str]) -> float | None:
+    """Return what 8 bits everywhere cost; None if the rows of a file do not say.
 
-    Raises ConfigError if the rows of a file say nothing of 8 bits.
+    quantized: the tensors that have a quantizer; others stay in float.
     """
     total = 0.0
     for each in nodes:
         columns = [WIDEST if tensor in quantized else IN_FLOAT for tensor in each.data]
-        value = each.cost[WIDEST if each.layer is not None else columns[1], columns[0]]
-        if not np.isfinite(value):
-            raise ConfigError(
-                f"--cost {cost.name}: has no row for {each.node!r} at 8 bits, which percentages are of; add one"
-            )
-        total += float(value)
-    return total
+        total += float(each.cost[WIDEST if each.layer is not None else columns[1], columns[0]])
+    return total if math.isfinite(total) else None
+
+
+def typical_widths(share: float, cost: Cost) -> tuple[float, float]:
+    """Return about the widths of weights and activations with which a network costs this share of 8 bits everywhere.
+
+    Activations lose bits last. On MobileNet-v2 and bit operations, channel scales chosen for wide activations and
+    narrow weights gave the least distortion from 15 % to 60 %.
+    """
+    share = min(max(share, 1e-3), 1.0)
+    return WIDEST * share, max(1.0, WIDEST * share**0.25) if cost.name != "size" else float(WIDEST)

@@ -5,11 +5,12 @@
     /2/.*,1-4,*,12
 
 A row states the cost of each node whose name, or whose weight's name, matches `layer` (a name, or a regular expression
-for all of it) at these widths: a number of bits, a range of them, `float`, or `*` for any. Where several rows match, the
-last one counts. A fourth column named `cost_us` gives the unit.
+for all of it) at these widths: a number of bits, a range of them, `float`, or `*` for any. Where several rows match,
+the last one counts. A fourth column named `cost_us` gives the unit.
 """
 
 import csv
+import hashlib
 import io
 import math
 import re
@@ -55,6 +56,12 @@ class Cost:
     def preset(self) -> bool:
         """Whether costs follow from the network, not from rows."""
         return not self.rows and self.name in get_args(Preset)
+
+    @property
+    def identity(self) -> str:
+        """The preset, or a digest of the rows: the same ones from another path are the same cost."""
+        rows = repr((self.rows, self.interpolated)).encode()
+        return f"sha256:{hashlib.sha256(rows).hexdigest()}" if self.rows else self.name
 
     @property
     def unmeasured(self) -> bool:

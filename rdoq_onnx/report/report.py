@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.refinement.reference import Agreement
 from rdoq_onnx.refinement.refine import Step
+from rdoq_onnx.report.costs import CostReport
 from rdoq_onnx.report.outputs import DivergenceReport, PartReport
 from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, latency_rows, percent, times
 from rdoq_onnx.verification.latency import Latency
@@ -40,6 +41,7 @@ class LayerReport:
     activation_bits: int | None
     tables: tuple[TableReport, ...] = ()
     block_size: int = 0  # weights of a channel that share a scale; 0 for all of them
+    cost: float | None = None  # of all its nodes, in the unit of the report's `cost`
 
     @property
     def mean_bits(self) -> float:
@@ -89,6 +91,7 @@ class Report:
     reason: str | None = None
     supplied: tuple[str, ...] = ()  # inputs that the samples left out
     divergence: DivergenceReport | None = None
+    cost: CostReport | None = None
     likeness: float | None = None  # of the held-out samples to those seen (verification/likeness.py)
 
     def __repr__(self) -> str:
@@ -147,6 +150,7 @@ class Report:
                 ],
             },
             "agreement": None if self.agreement is None else self.agreement.document(),
+            "cost": None if self.cost is None else self.cost.document(),
             "file_bytes": {"input": self.input_bytes, "output": self.output_bytes},
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
             "latency": [asdict(x) for x in self.latency],
@@ -167,6 +171,7 @@ class Report:
                     "activation_bits": x.activation_bits,
                     "tables": [asdict(t) for t in x.tables],
                     "block_size": x.block_size,
+                    "cost": x.cost,
                 }
                 for x in self.layers
             ],
@@ -222,7 +227,8 @@ class Report:
         return rows
 
     def _widths(self) -> list[tuple[str, str]]:
-        rows = [("weights", f"{self.weight_bits:.3f} bits on average")]
+        rows = [] if self.cost is None else self.cost.rows()
+        rows.append(("weights", f"{self.weight_bits:.3f} bits on average"))
         rows.append(("channels by bits", histogram(self.weight_histogram)))
         if self.scale_bits:
             rows.append(("scales of blocks", f"{self.scale_bits / self.weight_elements:.3f} of these bits"))
