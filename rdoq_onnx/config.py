@@ -340,7 +340,7 @@ def _check_nbits(config: Config) -> None:
 
 def _check_goals(config: Config) -> None:
     if len(_goals(config)) > 1:
-        raise ConfigError(f"{' and '.join(_goals(config))} exclude each other; give one")
+        raise ConfigError("--size, --sqnr, --top1-agreement and --budget exclude each other; give one")
 
 
 def _check_blocks(config: Config) -> None:

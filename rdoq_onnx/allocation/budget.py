@@ -154,7 +154,8 @@ def _allocate(
     if budgets.layer_limit is not None:
         capped = within_limit(measurement, budgets, curves, weighed, choice)
         if capped is not None:
-            return _allocate(measurement, budgets, capped, weigh, bound)
+            known = dual if bound is None and budgets.layer_limit_activations else bound
+            return _allocate(measurement, budgets, capped, weigh, known)
     predicted = float(curves.distortion[np.arange(total), choice].sum())
     lower = dual if bound is None else bound
     return Allocation(

@@ -82,4 +82,6 @@ def cost_report(allocation: Allocation, budgets: Budgets) -> CostReport | None:
 def amount(value: float, unit: str) -> str:
     """Word a cost with four digits, as "9.625 G bit operations"."""
     scale, prefix = next(((s, p) for s, p in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if value >= s), (1.0, ""))
-    return " ".join(part for part in (f"{value / scale:,.4g}", prefix, _UNITS.get(unit, unit)) if part)
+    scaled = value / scale
+    figure = f"{scaled:,.0f}" if scaled >= 1000 else f"{scaled:.4g}"
+    return " ".join(part for part in (figure, prefix, _UNITS.get(unit, unit)) if part)
