@@ -89,7 +89,7 @@ def _configs(options: Mapping[str, Any], costs: Given) -> dict[str, Config]:
         return {text: make_config({**options, "cost": costs.cost, "budget": amount}) for text, amount in costs.budgets}
     listed = [None] if options["bits"] is None else [text.strip() for text in options["bits"].split(",")]
     shared = {**options, "cost": costs.cost, "budget": None}
-    return {bits or "8": make_config({**shared, "bits": bits}) for bits in listed}
+    return {"8" if bits is None else bits: make_config({**shared, "bits": bits}) for bits in listed}
 
 
 def _print_dry_run(files: Files, config: Config, verbose: bool) -> None:

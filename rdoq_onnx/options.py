@@ -231,7 +231,8 @@ def make_config(typed: Mapping[str, Any]) -> Config:
     Raises ConfigError.
     """
     _check_one_budget(typed)
-    bits, weight_bits, activation_bits = typed["bits"] or "8", typed["weight_bits"], typed["activation_bits"]
+    bits, weight_bits, activation_bits = (typed[name] for name in _BUDGETS)
+    bits = "8" if bits is None else bits
     if typed["size"] is not None and weight_bits is not None:
         raise ConfigError("--size and --weight-bits are both budgets of the weights; give one")
     if (typed["sqnr"], typed["top1_agreement"]) != (None, None) and None not in (weight_bits, activation_bits):

@@ -26,6 +26,7 @@ from rdoq_onnx.estimate.forecast import warned
 from rdoq_onnx.gradients.plan import differentiated
 from rdoq_onnx.model.external import is_detached, taking
 from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
+from rdoq_onnx.profiling.measured import measured_cost
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.refine import Refined, refine
 from rdoq_onnx.refinement.search import Goal, fewest_bits
@@ -112,6 +113,9 @@ class Job:
         config = priced(network, config, self.samples, self.runtime)
         steps = Steps(self.store, self.progress, regime(config))
         measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
+        if config.cost is not None and config.cost.unmeasured:
+            with self.progress.step("cost"):
+                config = replace(config, cost=measured_cost(measurement, config, self.samples, self.runtime))
         with self.progress.budget():
             # A shared arena keeps what the largest session took.
             large = is_detached(self.normal)
@@ -181,7 +185,7 @@ class Job:
             refined.diverted,
             alike,
             running,
-            cost_report(allocation, config.budgets),
+            cost_report(allocation, config.budgets, latency),
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

@@ -16,6 +16,8 @@ _OBSERVED = 2  # samples that sizes are taken from
 def sizes_of(network: Network, samples: Samples, runtime: Runtime) -> dict[str, int]:
     """Return the elements per sample of the tensors that costs depend on, from a run of some samples."""
     names = observed_tensors(network)
+    if not names:
+        return {}
     session = runtime.session(with_outputs(network.model, names), "all")
     return find_batching(session, samples.some(_OBSERVED), names)[1]
 
@@ -33,9 +35,10 @@ def priced(network: Network, config: Config, samples: Samples, runtime: Runtime)
     nodes = node_costs(network, sizes_of(network, samples, runtime), cost)
     if config.budget is None:
         return config
-    whole = at_8_bits(nodes, {f for a in network.activations for f in a.feeds})
+    quantized = {f for a in network.activations for f in a.feeds}
+    whole = at_8_bits(nodes, quantized)
     share = config.budget.value / 100 if config.budget.percent else config.budget.value / whole if whole else 1.0
-    weights, activations = typical_widths(share, cost)
+    weights, activations = typical_widths(share, nodes, quantized)
     return replace(
         config,
         weight_bits=weights,

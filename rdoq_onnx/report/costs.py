@@ -1,6 +1,6 @@
 """What a run's widths cost in the user's unit: figures, their form as JSON and as text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,9 @@ from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.costed import Pricing
 from rdoq_onnx.allocation.frontier import Point, cost_frontier
 from rdoq_onnx.config import Budgets
+from rdoq_onnx.model.cost_rows import TIMES
 from rdoq_onnx.report.wording import percent
+from rdoq_onnx.verification.latency import Latency
 
 _UNITS = {"us": "µs"}
 
@@ -19,7 +21,8 @@ class CostReport:
 
     source: a preset, or a file. budget: None without one. at_8_bits: what 8 bits everywhere cost; None if a file does
     not say. bound: the least δ predicted of any widths within the budget. nodes: what each node costs. products: what
-    products of two activations cost, of `spent`. frontier: δ predicted over the cost.
+    products of two activations cost, of `spent`. frontier: δ predicted over the cost. measured: of a time, what a run
+    of one sample takes.
     """
 
     source: str
@@ -31,11 +34,12 @@ class CostReport:
     nodes: Mapping[str, float]
     products: float
     frontier: tuple[Point, ...]
+    measured: float | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the value of `cost` in the document of `--json`."""
         points = [{"cost": point.bits, "predicted": point.distortion} for point in self.frontier]
-        figures = ("source", "unit", "budget", "spent", "at_8_bits", "bound")
+        figures = ("source", "unit", "budget", "spent", "at_8_bits", "bound", "measured")
         return {name: getattr(self, name) for name in figures} | {"frontier": points}
 
     def rows(self) -> list[tuple[str, str]]:
@@ -45,6 +49,9 @@ class CostReport:
         rows = [("cost", f"{amount(self.spent, self.unit)}{share}{within}")]
         if self.products:
             rows.append(("  of it products", f"{amount(self.products, self.unit)}, of two activations"))
+        if self.measured is not None:
+            off = f"{abs(self.measured / self.spent - 1):.0%} {'more' if self.measured > self.spent else 'less'}"
+            rows.append(("  measured", f"{amount(self.measured, self.unit)}" + (f", {off}" if self.spent else "")))
         return rows
 
     def card(self) -> tuple[str, str, str]:
@@ -59,13 +66,14 @@ class CostReport:
             yield share, amount(point.bits, self.unit), f"{point.distortion:.4g}"
 
 
-def cost_report(allocation: Allocation, budgets: Budgets) -> CostReport | None:
-    """Collect the figures of an allocation; None without a cost."""
+def cost_report(allocation: Allocation, budgets: Budgets, latency: Sequence[Latency] = ()) -> CostReport | None:
+    """Collect the figures of an allocation, of which `latency` was measured; None without a cost."""
     if budgets.cost is None:
         return None
     pricing = Pricing(allocation.measurement, budgets.cost)
     nodes = pricing.spent(allocation.bits)
     products = sum(nodes[node.node] for node in pricing.nodes if node.layer is None)
+    timed = budgets.cost.unit in TIMES
     return CostReport(
         source=budgets.cost.name,
         unit=budgets.cost.unit,
@@ -76,6 +84,7 @@ def cost_report(allocation: Allocation, budgets: Budgets) -> CostReport | None:
         nodes=nodes,
         products=products,
         frontier=cost_frontier(allocation, budgets).points,
+        measured=1e3 * latency[0].quantized_ms / TIMES[budgets.cost.unit] if latency and timed else None,
     )
 
 

@@ -85,9 +85,13 @@ def test_8_bits_that_no_row_states():
 
 
 def test_activations_lose_bits_last():
+    quantized = {"x", "a1", "r"}
+    nodes = node_costs(NETWORK, SIZES, preset("bops"))
     for share in (0.2, 0.5, 0.9):
-        weights, activations = typical_widths(share, preset("bops"))
+        weights, activations = typical_widths(share, nodes, quantized)
         assert 0 < weights < activations < 8
-    assert typical_widths(0.5, preset("size")) == (4, 8)
-    assert typical_widths(3, preset("bops")) == (8, 8)
+    assert typical_widths(3, nodes, quantized) == (8, 8)
+    assert typical_widths(0.5, node_costs(NETWORK, SIZES, preset("size")), quantized) == (4, 8)
+    times = parse_cost(f"{HEAD}.*,0,*,0\n.*,1-8,*,5\n", "t.csv")
+    assert typical_widths(0.5, node_costs(NETWORK, SIZES, times), quantized) == (8, 8)
     assert BITS[-1] == 32

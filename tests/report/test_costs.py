@@ -25,6 +25,7 @@ def test_figures_of_a_budget():
         "spent": pytest.approx(bops(allocation)),
         "at_8_bits": whole,
         "bound": allocation.bound,
+        "measured": None,
     }
     assert {"cost": report.spent, "predicted": allocation.predicted} in points
     assert sum(report.nodes.values()) == pytest.approx(report.spent)
