@@ -24,9 +24,10 @@ from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.estimate.forecast import warned
 from rdoq_onnx.gradients.plan import differentiated
+from rdoq_onnx.model.cost_rows import TIMES
 from rdoq_onnx.model.external import is_detached, taking
 from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
-from rdoq_onnx.profiling.measured import measured_cost
+from rdoq_onnx.profiling.measured import measured_cost, one_run, run_seconds
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.refine import Refined, refine
 from rdoq_onnx.refinement.search import Goal, fewest_bits
@@ -170,6 +171,8 @@ class Job:
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)
             in_memory = emission.storage == "nbits"
             running = measure_running(self.reference, emission.model, self.samples, runtime) if in_memory else None
+            timed = config.cost is not None and config.cost.unit in TIMES
+            seconds = run_seconds(emission.model, one_run(self.samples), runtime) if timed else None
         return Outcome(
             self.source,
             self.original,
@@ -185,7 +188,7 @@ class Job:
             refined.diverted,
             alike,
             running,
-            cost_report(allocation, config.budgets, latency),
+            cost_report(allocation, config.budgets, seconds),
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

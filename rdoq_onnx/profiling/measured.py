@@ -4,9 +4,11 @@ Only three forms differ there: float, integers of any width from 1 to 8, and cha
 is profiled as a whole network, since a sum of layers by themselves would leave out conversions of layout and type:
 
     c(float), c(1-8)   the layer's nodes, and those that convert for it
-    c(0)               c(1-8) - (what a quarter of the network's channels removed saved here) / (share of its channels)
+    c(0)               c(1-8) · (1 - η), of all channels; c(1-8) where none can be removed
+    η                  (what removing a quarter of each layer's channels saves) / Σ c(1-8) · (share removed)
 
-c(0) is of all channels, c(1-8) where none can be removed. Each form is scaled to the time of whole runs, in turns.
+Both the time of whole runs and the sum over a profile are upper bounds, as other load adds to the one and profiling to
+the other; the smaller one counts, at the first quartile over runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +27,12 @@ from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import BudgetError, ModelError
 from rdoq_onnx.model.cost_rows import FLOAT, PRESETS, WIDEST, Cost, CostRow
 from rdoq_onnx.profiling.attribution import times_by_node
-from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.runtime import Feeds, Runtime
 from rdoq_onnx.system.turns import turns
 
-_RUNS = 40  # of each profile
-_SECONDS = 4.0  # for whole runs, in turns
+_RUNS = 60  # of a profile, and whole ones
+_SECONDS = 3.0  # for whole runs of a model
+_QUARTILE = 0.25
 _PART = 0.25  # share of the channels removed in the third form
 _ANY, _INTEGERS, _FLOATS = (0, FLOAT), (1, WIDEST), (FLOAT, FLOAT)
 
@@ -45,29 +48,55 @@ def measured_cost(measurement: Measurement, config: Config, samples: Samples, ru
         raise BudgetError("--cost measured times the network at full width, for which pins or limits leave no room")
     removed = emit_model(_without_part(widest), {}, "int8")
     models = [measurement.source, emit_model(widest, {}, "int8", keep_channels=True).model, removed.model]
-    feeds = samples.of_common_shapes(1).feeds(slice(0, samples.batch or 1))
+    feeds = one_run(samples)
     nodes = {use.node for layer in network.searched for use in layer.uses} | {p.node for p in network.products}
-    forms = []
-    for model, whole in zip(models, _whole_runs(models, feeds, runtime), strict=True):
-        seconds, optimized = runtime.profiled(model, feeds, _RUNS)
-        each = times_by_node(model, optimized, seconds, sorted(nodes))
-        total = sum(each.values())
-        if not total:
-            raise ModelError("--cost measured: ONNX Runtime's profile shows no layer")
-        forms.append({name: 1e6 * value * whole / total for name, value in each.items()})
-    shares = {node: len(channels) for node, channels in removed.removed.items()}
-    return Cost("measured", PRESETS["measured"], tuple(_rows(measurement, forms, shares)))
+    in_float, integers, fewer = (_profiled(model, feeds, sorted(nodes), runtime) for model in models)
+    shares = {
+        layer.uses[0].node: len(removed.removed.get(layer.uses[0].node, ())) / layer.linear.channels
+        for layer in network.searched
+    }
+    saved = sum(integers.values()) - sum(fewer.values())
+    expected = sum(integers[node] * share for node, share in shares.items())
+    gain = min(max(saved / expected, 0.0), 1.0) if expected else 0.0
+    return Cost("measured", PRESETS["measured"], tuple(_rows(measurement, (in_float, integers), shares, gain)))
 
 
-def _rows(measurement: Measurement, forms: Sequence[Mapping[str, float]], removed: Mapping[str, int]) -> list[CostRow]:
-    in_float, integers, fewer = forms
+def one_run(samples: Samples) -> Feeds:
+    """Return one sample of the most common shape, or the batch that the model fixes."""
+    return samples.of_common_shapes(1).feeds(slice(0, samples.batch or 1))
+
+
+def run_seconds(model: onnx.ModelProto, feeds: Feeds, runtime: Runtime) -> float:
+    """Return the seconds of a run on the CPU, of whole runs or of a profile's nodes, whichever is less."""
+    session = replace(runtime, provider="cpu").session(model, "all")
+    taken = turns([lambda: session.run(feeds)], _SECONDS, _RUNS)
+    whole = float(np.quantile(np.asarray(taken), _QUARTILE))
+    seconds, _ = runtime.profiled(model, feeds, _RUNS)
+    return min(whole, sum(float(np.quantile(each, _QUARTILE)) for each in seconds.values()))
+
+
+def _profiled(model: onnx.ModelProto, feeds: Feeds, nodes: Sequence[str], runtime: Runtime) -> dict[str, float]:
+    """Return the microseconds of each of `nodes`, which add up to a run. Raises ModelError if none is found."""
+    seconds, optimized = runtime.profiled(model, feeds, _RUNS)
+    each = times_by_node(model, optimized, seconds, nodes)
+    total = sum(each.values())
+    if not total:
+        raise ModelError("--cost measured: ONNX Runtime's profile shows no layer")
+    whole = run_seconds(model, feeds, runtime)
+    return {name: 1e6 * value * whole / total for name, value in each.items()}
+
+
+def _rows(
+    measurement: Measurement, forms: Sequence[Mapping[str, float]], removed: Mapping[str, float], gain: float
+) -> list[CostRow]:
+    """removed: the share of a layer's channels that could be removed, by its first node. gain: η."""
+    in_float, integers = forms
     network = measurement.network
     rows = []
     for layer in network.searched:
         for use in layer.uses:
             name, own = as_pattern(use.node), integers[use.node]
-            share = removed.get(layer.uses[0].node, 0) / layer.linear.channels
-            gone = min(max(own - (own - fewer[use.node]) / share, 0.0), own) if share else own
+            gone = own * (1 - gain) if removed[layer.uses[0].node] else own
             rows.append(CostRow(name, (0, 0), _ANY, gone))
             rows.append(CostRow(name, _INTEGERS, _ANY, own))
             rows.append(CostRow(name, _FLOATS, _FLOATS, in_float[use.node]))
@@ -87,11 +116,3 @@ def _without_part(widest: Allocation) -> Allocation:
         order = order[np.isfinite(cost[order])]
         bits.append(np.where(np.isin(np.arange(len(own)), order), 0, own))
     return replace(widest, layer_bits=tuple(bits))
-
-
-def _whole_runs(models: Sequence[onnx.ModelProto], feeds: Mapping[str, np.ndarray], runtime: Runtime) -> list[float]:
-    """Return the seconds of a run of each model, the first quartile over turns: other load only adds."""
-    on_cpu = replace(runtime, provider="cpu")
-    sessions = [on_cpu.session(model, "all") for model in models]
-    taken = turns([lambda session=session: session.run(feeds) for session in sessions], _SECONDS)  # type: ignore[misc]
-    return [float(value) for value in np.quantile(np.asarray(taken), 0.25, axis=0)]

@@ -1,6 +1,6 @@
 """What a run's widths cost in the user's unit: figures, their form as JSON and as text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from rdoq_onnx.allocation.frontier import Point, cost_frontier
 from rdoq_onnx.config import Budgets
 from rdoq_onnx.model.cost_rows import TIMES
 from rdoq_onnx.report.wording import percent
-from rdoq_onnx.verification.latency import Latency
 
 _UNITS = {"us": "µs"}
 
@@ -66,14 +65,13 @@ class CostReport:
             yield share, amount(point.bits, self.unit), f"{point.distortion:.4g}"
 
 
-def cost_report(allocation: Allocation, budgets: Budgets, latency: Sequence[Latency] = ()) -> CostReport | None:
-    """Collect the figures of an allocation, of which `latency` was measured; None without a cost."""
+def cost_report(allocation: Allocation, budgets: Budgets, seconds: float | None = None) -> CostReport | None:
+    """Collect the figures of an allocation; None without a cost. seconds: of a run, if the cost is a time."""
     if budgets.cost is None:
         return None
     pricing = Pricing(allocation.measurement, budgets.cost)
     nodes = pricing.spent(allocation.bits)
     products = sum(nodes[node.node] for node in pricing.nodes if node.layer is None)
-    timed = budgets.cost.unit in TIMES
     return CostReport(
         source=budgets.cost.name,
         unit=budgets.cost.unit,
@@ -84,7 +82,7 @@ def cost_report(allocation: Allocation, budgets: Budgets, latency: Sequence[Late
         nodes=nodes,
         products=products,
         frontier=cost_frontier(allocation, budgets).points,
-        measured=1e3 * latency[0].quantized_ms / TIMES[budgets.cost.unit] if latency and timed else None,
+        measured=None if seconds is None else 1e6 * seconds / TIMES[budgets.cost.unit],
     )
 
 
