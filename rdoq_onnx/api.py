@@ -1,6 +1,6 @@
 """The Python API: `quantize`, and its steps one by one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
