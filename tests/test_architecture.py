@@ -92,6 +92,7 @@ TESTED_ELSEWHERE = {
     "passes/zeros": "tests/passes/test_insert_qdq.py",
     "refinement/trial": "tests/refinement/test_diversion.py",
     "refinement/reference": "tests/verification/test_verify.py",
+    "report/layer_report": "tests/report/test_html_report.py",
     "report/outcome": "tests/report/test_html_report.py",
     "system/interrupts": "tests/test_cli.py",
     "calibration/conversion": "tests/calibration/test_load.py",

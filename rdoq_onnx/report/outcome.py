@@ -17,8 +17,9 @@ from rdoq_onnx.model.sizes import model_bytes
 from rdoq_onnx.refinement.diversion import Diverted, predicted_divergence
 from rdoq_onnx.refinement.refine import Step
 from rdoq_onnx.report.costs import CostReport
+from rdoq_onnx.report.layer_report import LayerReport, TableReport
 from rdoq_onnx.report.outputs import DivergenceReport, PartReport
-from rdoq_onnx.report.report import LayerReport, Report, TableReport
+from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.wording import count_widths
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.running import Running

@@ -84,6 +84,7 @@ def _layer(
     config = scale_config()
     config.update_from_list(["run", rows, columns, *sizes, 0, 10_000_000, 20_000_000, "ws", "USER", [words[2]]])
     config.ifmap_sram_bank_bandwidth, config.filter_sram_bank_bandwidth = words[0], words[1]
+    config.ifmap_sram_bank_num = config.filter_sram_bank_num = 1
     topology = topologies()
     entry = (shape.height, shape.width, *shape.kernel, shape.channels, shape.filters, shape.stride, shape.stride, 1, 1)
     topology.load_layer_params_from_list("layer", ["layer", *entry])
