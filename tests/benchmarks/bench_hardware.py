@@ -82,10 +82,12 @@ def _settings(model: Path, calibration: Path, samples: int) -> Iterator[tuple[st
         yield setting, layers, widths
         limits: dict[str, int | None] = {"": None, **{f", on a {name}": size for name, size in BUFFERS.items()}}
         for suffix, limit in limits.items():
-            budgets = Budgets(joint=True, layer_limit=limit, layer_limit_activations=limit is not None)
+            # What stays on the chip costs no traffic, so there activations take 8 bits where they fit.
+            budgets = Budgets(joint=limit is None, layer_limit=limit, layer_limit_activations=limit is not None)
 
             def at(bits: float, budgets: Budgets = budgets) -> "Allocation":
-                return allocate_bits(measured, replace(budgets, weight_bits=bits, activation_bits=bits))  # noqa: B023
+                activations = bits if budgets.joint else 8.0
+                return allocate_bits(measured, replace(budgets, weight_bits=bits, activation_bits=activations))  # noqa: B023
 
             try:
                 found = _fewest(at, judge.distortion, widths["distortion"])
