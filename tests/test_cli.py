@@ -593,7 +593,8 @@ def test_budget_that_cannot_be_met(main: Main, tmp_path: Path) -> None:
 def test_bit_operations_as_the_budget(main: Main, tmp_path: Path) -> None:
     output, report, rows = tmp_path / "{budget}.onnx", tmp_path / "out.json", tmp_path / "rows.csv"
     fast = ("--effort", "fast", "--widths", "2-8", *FEW)
-    run = main(CNN, output, "--bops", "35%,1M", "--json", report, "--cost-template", rows, *fast)
+    page = tmp_path / "{budget}.html"
+    run = main(CNN, output, "--bops", "35%,1M", "--json", report, "--report", page, "--cost-template", rows, *fast)
     assert run.code == 3
     assert run.err.splitlines()[-1].startswith(
         "rdoq-onnx: error: --bops 1M: --budget 1e+06 cannot be met: the cheapest"
@@ -601,6 +602,8 @@ def test_bit_operations_as_the_budget(main: Main, tmp_path: Path) -> None:
     assert sorted(tmp_path.glob("*.onnx")) == [tmp_path / "35%.onnx"]
     met, missed = json.loads(report.read_text())
     assert not missed["passed"]
+    drawn = (tmp_path / "35%.html").read_text()
+    assert all(text in drawn for text in ("<div id='frontier-cost'>", "<th>cost</th>", "M bit operations</td>"))
     cost = met["cost"]
     assert cost["spent"] <= cost["budget"] == pytest.approx(0.35 * cost["at_8_bits"])
     assert 0 < cost["bound"] <= met["distortion"]["predicted"]
