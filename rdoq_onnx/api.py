@@ -1,6 +1,6 @@
 """The Python API: `quantize`, and its steps one by one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from rdoq_onnx.analysis.pins import check_pins
 from rdoq_onnx.calibration.loaders import Transformed
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Budgets, Config
+from rdoq_onnx.cost.given import read_cost
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.measure import measure as measure_curves
 from rdoq_onnx.curves.measure import regime, scratch_for, store_for
@@ -22,6 +23,7 @@ from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import ConfigError, ModelError
 from rdoq_onnx.keywords import Options, Pins, flag, keywords, number
+from rdoq_onnx.model.cost_rows import parse_amount
 from rdoq_onnx.model.equality import same
 from rdoq_onnx.model.external import attached
 from rdoq_onnx.observation.inputs import network_and_samples
@@ -78,7 +80,8 @@ def quantize(
     >>> result.report.layers[0].name, len(result.report.layers[0].bits)
     ('/0/Conv', 16)
     """
-    config = Config(**_sides(bits, weight_bits, activation_bits, weights_only), **keywords(options, _ALSO))
+    sides = _sides(bits, weight_bits, activation_bits, weights_only)
+    config = Config(**sides, **keywords(_with_cost(options), _ALSO))
     samples, others = _transformed(calibration, transform), _transformed(validation, transform)
     result = pipeline.run(model, samples, config, Told(progress), curves, others)
     return replace(result, model=attached(result.model))
@@ -131,19 +134,22 @@ def allocate(
     size: int | str | None = None,
     layer_limit: int | str | None = None,
     storage: Storage | None = None,
+    cost: Any = None,
+    budget: float | str | None = None,
 ) -> Allocation:
     """Choose the widths of least predicted distortion within the budgets (Lagrangian; allocate.py proves the gap).
 
     Arguments as for `quantize`. pins: a dict, or pairs, of a name or regular expression of layers or activations
     and their width. size: maximum bytes of all weights at their widths, instead of `weight_bits`; layer_limit: of any
     layer's weights. storage: "nbits" sets a price on several widths in a layer. Raises BudgetError if a budget cannot
-    be met, ConfigError if a pin matches nothing.
+    be met, ConfigError if a pin matches nothing. cost, budget: as for `quantize`; not "measured", which needs a run.
     """
     quantized = bool(measurement.network.activations)
     if quantized and activation_bits == "none":
         raise ConfigError("--activation-bits none: the curves quantize activations; measure with weights_only=True")
     sides = _sides(bits, weight_bits, activation_bits, weights_only=not quantized)
-    rest = keywords({"joint": joint, "pins": pins, "size": size, "layer_limit": layer_limit, "storage": storage})
+    plain = {"joint": joint, "pins": pins, "size": size, "layer_limit": layer_limit, "storage": storage}
+    rest = keywords(_with_cost(plain | {"cost": cost, "budget": budget}))
     budgets = Budgets(**sides, **rest)
     check_pins(measurement.network, budgets.pins)
     return allocate_bits(measurement, budgets)
@@ -208,6 +214,18 @@ def compare(
 
 def _transformed(source: Any, transform: Transform | None) -> Any:
     return source if transform is None or source is None else Transformed(source, transform)
+
+
+def _with_cost(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the file of a cost, and the budget in its unit."""
+    cost, budget = options.get("cost"), options.get("budget")
+    if not isinstance(cost, str | Path):
+        return dict(options)
+    read = read_cost(str(cost))
+    given: dict[str, Any] = {"cost": read}
+    if isinstance(budget, str):
+        given["budget"] = parse_amount("--budget", budget, read.unit)
+    return {**options, **given}
 
 
 def _sides(bits: Bits, weight_bits: Bits | None, activation_bits: Bits | None, weights_only: bool) -> dict[str, Any]:

@@ -19,15 +19,17 @@ import onnx
 from rdoq_onnx.analysis.network import modified
 from rdoq_onnx.config import Config
 from rdoq_onnx.config_file import Kind, read_options, table_of
+from rdoq_onnx.cost.given import OPTIONS, Given, given_costs
+from rdoq_onnx.cost.template import template
 from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, UserCodeError, VerificationError
 from rdoq_onnx.estimate.dry_run import dry_run as dry_run_of
-from rdoq_onnx.estimate.dry_run import lines
+from rdoq_onnx.estimate.dry_run import lines, template_of
 from rdoq_onnx.options import declared, make_config
 from rdoq_onnx.pipeline import Job
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.report.wording import failed_document
 from rdoq_onnx.system import io
-from rdoq_onnx.system.files import BITS, Files, check_files
+from rdoq_onnx.system.files import Files, check_files, numbered
 from rdoq_onnx.system.interrupts import heed_interrupts, leave
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.version import __version__
@@ -51,28 +53,43 @@ PYPROJECT = "pyproject.toml"
 @click.pass_obj
 def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
     """Quantize the ONNX model INPUT into OUTPUT, each weight channel and activation at its own bit width."""
-    if options["output"] is None and not dry_run:
+    if options["output"] is None and not dry_run and options["cost_template"] is None:
         raise click.UsageError("Missing argument 'OUTPUT'")
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; give one")
     options["output"] = options["output"] or ""
-    names = ("input", "output", "calibration", "validation", "modified", "json", "report", "curves")
+    names = ("input", "output", "calibration", "validation", "modified", "json", "report", "curves", "cost_template")
     files = Files(**{name: options.pop(name) for name in names})
-    bits = options.pop("bits")
-    configs = {text.strip(): make_config({**options, "bits": text.strip()}) for text in bits.split(",")}
+    costs = given_costs({name: options.pop(name) for name in OPTIONS})
+    configs = _configs(options, costs)
+    budget = costs.option if costs.budgets else "--bits"
     with _user_traceback(verbose):
         if dry_run:
             _print_dry_run(files, next(iter(configs.values())), verbose)
             return
-        check_files(files, [*configs])
+        if not files.output and files.cost_template is not None:
+            io.check_output(files.cost_template, files.input)
+            rows = template_of(files.input, files.calibration, next(iter(configs.values())))
+            io.write_text(rows, files.cost_template)
+            return
+        check_files(files, [*configs], budget)
         if files.calibration is None:
             _say(quiet, "warning: no --calibration, so samples are synthetic and all figures only indicative")
-        run = _run_all if quiet else partial(_run_shown, verbose=verbose)
+        run = _run_all if quiet else partial(_run_shown, verbose=verbose, budget=budget)
         failures = run(configs, files, typed)
     if failures:
         for bits, error in failures.items():
-            _complain(f"--bits {bits}: {error}" if len(configs) > 1 else str(error))
+            _complain(f"{budget} {bits}: {error}" if len(configs) > 1 else str(error))
         sys.exit(next(iter(failures.values())).exit_code)
+
+
+def _configs(options: Mapping[str, Any], costs: Given) -> dict[str, Config]:
+    """Make a Config for each budget, by its text."""
+    if costs.budgets:
+        return {text: make_config({**options, "cost": costs.cost, "budget": amount}) for text, amount in costs.budgets}
+    listed = [None] if options["bits"] is None else [text.strip() for text in options["bits"].split(",")]
+    shared = {**options, "cost": costs.cost, "budget": None}
+    return {"8" if bits is None else bits: make_config({**shared, "bits": bits}) for bits in listed}
 
 
 def _print_dry_run(files: Files, config: Config, verbose: bool) -> None:
@@ -83,7 +100,7 @@ def _print_dry_run(files: Files, config: Config, verbose: bool) -> None:
 
 
 def _run_shown(
-    configs: Mapping[str, Config], files: Files, typed: Sequence[str], verbose: bool
+    configs: Mapping[str, Config], files: Files, typed: Sequence[str], verbose: bool, budget: str
 ) -> dict[str, RdoqError]:
     """Run all budgets, showing progress and figures on the terminal; return those that failed, with the error."""
     from rdoq_onnx.report.terminal import Out, frontier, print_all, shown, summary  # here: see `_print_dry_run`
@@ -98,7 +115,7 @@ def _run_shown(
     with shown() as progress:
         failures = _run_all(configs, files, typed, progress, word)
     if len(results) > 1:
-        parts.append(frontier(results))
+        parts.append(frontier(results, budget))
     print_all(Out(highlight=False, soft_wrap=True), parts)
     return failures
 
@@ -117,7 +134,7 @@ def _run_all(
     failures: dict[str, RdoqError] = {}
     documents: dict[str, str] = {}
     first = next(iter(configs.values()))
-    together = len(configs) > 1 and files.json is not None and BITS not in files.json
+    together = len(configs) > 1 and files.json is not None and not numbered(files.json)
     job = Job.of(files.input, files.calibration, first, progress or Progress(), files.curves, files.validation)
     job = replace(job, single=len(configs) == 1)
     for bits, config in configs.items():
@@ -197,6 +214,9 @@ def _contents(result: Result, files: Files, typed: Sequence[str]) -> Iterator[tu
     """Make the content of all files of a budget, OUTPUT last; of one that missed a gate the reports alone."""
     if files.modified is not None and result.failure is None:
         yield files.modified, modified(result.curves.network)
+    if files.cost_template is not None:
+        measured = result.curves
+        yield files.cost_template, template(measured.network, measured.observation.sizes, result.config.cost)
     if files.json is not None:
         yield files.json, result.report.to_json(files.output)
     if files.report is not None:

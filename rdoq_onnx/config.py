@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from rdoq_onnx.calibration.pixels import Pixels
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.model.cost_rows import Amount, Cost
 from rdoq_onnx.targets import TARGETS, Storage, Target, TargetName
 
 Measure = Literal["taylor", "probe"]
@@ -25,6 +26,9 @@ LEAST_BLOCK, MOST_BLOCK = 16, 4096
 MAX_SAMPLES = 1_000_000
 MAX_BYTES = 1 << 50
 LEAST_MEMORY = 1 << 28
+MOST_PERCENT = 10_000  # of what 8 bits everywhere cost
+
+_GOALS = ("size", "sqnr", "top1_agreement", "budget")
 
 T = TypeVar("T")
 Check = Callable[[str, Any], None]  # takes an option and its value; raises ConfigError
@@ -133,6 +137,13 @@ def _percentage(option: str, value: float) -> None:
         raise ConfigError(f"{option} {value:g} is a percentage: did you mean {100 * value:g}?")
 
 
+def _amount(option: str, amount: Amount) -> None:
+    if not (math.isfinite(amount.value) and amount.value > 0):
+        raise ConfigError(f"{option} {amount.value:g}: give a number above 0")
+    if amount.percent and amount.value > MOST_PERCENT:
+        raise ConfigError(f"{option} {amount.value:g}% is out of range; give at most {MOST_PERCENT}%")
+
+
 def _decibels(option: str, value: float) -> None:
     if not math.isfinite(value):
         raise ConfigError(f"{option} {value}: give a finite number of decibels")
@@ -147,12 +158,16 @@ class Budgets:
     joint: bool = False
     size: int | None = None
     layer_limit: int | None = None
+    layer_limit_activations: bool = False
     pins: tuple[tuple[str, int], ...] = ()
     storage: Storage | None = None
+    cost: Cost | None = None
+    budget: Amount | None = None
 
     def __post_init__(self) -> None:
         _check_fields(self)
         _check_joint(self)
+        _check_cost(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +201,9 @@ class Config:
     pins: (pattern, bits), the width of matching layers or activations; "NAME[0:16]" means channels 0 to 15 of a layer.
     exclude, exclude_ops: patterns and types of layers that stay in float.
     size: maximum bytes of all weights at their widths, instead of `weight_bits`. layer_limit: of any layer's weights.
+    layer_limit_activations: whether `layer_limit` also counts a layer's input and output, of one sample.
+    cost: what each layer costs by its widths, reported; None for nothing. budget: what all of them may cost, instead of
+        `weight_bits`, `activation_bits` and `size`, which then only say what channel scales are chosen for.
     samples: number of calibration samples to use, evenly spaced; None for all (64 if they are synthetic).
     image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for the defaults of `Pixels`.
     measure: how to measure curves, "taylor" (first order) or "probe" (exact, slow).
@@ -217,6 +235,9 @@ class Config:
     exclude_ops: tuple[str, ...] = setting(())
     size: int | None = setting(None, optional(_bytes), measured=False)
     layer_limit: int | None = setting(None, optional(_bytes), measured=False)
+    layer_limit_activations: bool = setting(False, measured=False)
+    cost: Cost | None = setting(None, measured=False)
+    budget: Amount | None = setting(None, optional(_amount), measured=False)
     samples: int | None = setting(None, optional(_samples), measured=False)
     image_scale: float | None = setting(None, optional(_factor), measured=False)
     image_mean: tuple[float, ...] | None = setting(None, optional(_finite), measured=False)
@@ -239,7 +260,7 @@ class Config:
         _check_fields(self)
         if self.storage == "nbits" and self.widths == tuple(range(MAX_BITS + 1)):
             object.__setattr__(self, "widths", NBITS)  # those of all widths that there are
-        for check in (_check_joint, _check_storage, _check_goals, _check_blocks):
+        for check in (_check_joint, _check_cost, _check_storage, _check_goals, _check_blocks):
             check(self)
 
     def measuring(self) -> dict[str, Any]:
@@ -289,6 +310,16 @@ def _check_joint(settings: Config | Budgets) -> None:
         raise ConfigError("--size is a budget for weights only; give it without --joint")
 
 
+def _check_cost(settings: Config | Budgets) -> None:
+    if settings.budget is not None:
+        if settings.cost is None:
+            raise ConfigError("--budget counts what --cost says; give --cost too, or --bops")
+        if settings.joint or settings.size is not None:
+            raise ConfigError("--budget takes the place of --joint and --size; give one")
+    if settings.layer_limit_activations and settings.layer_limit is None:
+        raise ConfigError("--layer-limit-activations says what --layer-limit counts; give --layer-limit too")
+
+
 def _check_storage(config: Config) -> None:
     storages = TARGETS[config.target].storages
     if config.storage is not None and config.storage not in storages:
@@ -309,7 +340,7 @@ def _check_nbits(config: Config) -> None:
 
 def _check_goals(config: Config) -> None:
     if len(_goals(config)) > 1:
-        raise ConfigError("--size, --sqnr and --top1-agreement exclude each other; give one")
+        raise ConfigError("--size, --sqnr, --top1-agreement and --budget exclude each other; give one")
 
 
 def _check_blocks(config: Config) -> None:
@@ -328,5 +359,4 @@ def _one_scale(config: Config) -> str:
 
 def _goals(config: Config) -> list[str]:
     """List the options in use that set a goal for the search."""
-    goals = {"--size": config.size, "--sqnr": config.sqnr, "--top1-agreement": config.top1_agreement}
-    return [option for option, goal in goals.items() if goal is not None]
+    return [option_of(name) for name in _GOALS if getattr(config, name) is not None]

@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
 from rdoq_onnx.config import Config, Distortion, Effort, Measure, Provider, option_of, optional
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.model.cost_rows import Amount, Cost, parse_amount, preset
 from rdoq_onnx.options import parse_blocks, parse_bytes, parse_numbers, parse_pin, parse_widths
 from rdoq_onnx.targets import Storage, TargetName
 
@@ -37,6 +39,9 @@ class Options(TypedDict, total=False):
     exclude_ops: Iterable[str] | str
     size: Bytes | None
     layer_limit: Bytes | None
+    layer_limit_activations: bool
+    cost: str | Path | Cost | None
+    budget: float | str | Amount | None
     samples: int | None
     image_scale: float | None
     image_mean: Numbers | None
@@ -138,13 +143,24 @@ def pins_of(option: str, value: Any) -> tuple[tuple[str, int], ...]:
     return _several(option, value, _one_pin)
 
 
+def _known_cost(option: str, value: Any) -> Cost:
+    return value if isinstance(value, Cost) else preset(_text(option, value))
+
+
+def _amount(option: str, value: Any) -> Amount:
+    """Take a number, or text without a unit, in that of the cost, which is not known here."""
+    if isinstance(value, Amount):
+        return value
+    return parse_amount(option, value, "") if isinstance(value, str) else Amount(number(option, value))
+
+
 _NUMBERS = ("activation_bits", "sqnr", "top1_agreement", "image_scale", "min_sqnr")
 _SIZES = ("size", "layer_limit", "max_bytes", "memory")
 # For each field of Config that is not just text, what makes it from a keyword argument.
 _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(_NUMBERS, optional(number)),
     **dict.fromkeys(_SIZES, optional(_size)),
-    **dict.fromkeys(("joint", "keep_channels"), flag),
+    **dict.fromkeys(("joint", "keep_channels", "layer_limit_activations"), flag),
     **dict.fromkeys(("seed", "threads"), _whole),
     "weight_bits": number,
     "samples": optional(_whole),
@@ -153,6 +169,8 @@ _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {
     "widths": _listed(parse_widths, _whole),
     "block_size": optional(_listed(parse_blocks, _whole)),
     "pins": pins_of,
+    "cost": optional(_known_cost),
+    "budget": optional(_amount),
     **dict.fromkeys(("exclude", "exclude_ops"), partial(_several, one=_text)),
     **{
         name: optional(_listed(partial(parse_numbers, option_of(name)), number)) for name in ("image_mean", "image_std")

@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--bits",
-        default="8",
+        show_default="8",
         metavar="B",
         help="Average bits per weight and per activation element, 1 to 8; fractions are allowed. A list such as 2,3,4, "
         "with {bits} in OUTPUT, writes one file per budget from one measurement.",
@@ -33,6 +33,37 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Total size of the weights at their widths, instead of --weight-bits: 1.5MB, 800kB.",
     ),
     click.option("--layer-limit", metavar="BYTES", help="Maximum size of any layer's weights, e.g. an on-chip buffer."),
+    click.option(
+        "--layer-limit-activations",
+        is_flag=True,
+        help="Count a layer's input and output of one sample in --layer-limit, too.",
+    ),
+    click.option(
+        "--cost",
+        metavar="FILE|size|bops|measured",
+        help="What each layer costs by its widths, to report, and to spend --budget on: a CSV file of layer, "
+        "weight_bits, activation_bits, cost; bytes of weights; bit operations; or microseconds in ONNX Runtime here.",
+    ),
+    click.option(
+        "--budget",
+        metavar="X|P%",
+        help="What all layers may cost, in the unit of --cost or as a percentage of 8 bits everywhere, in place of "
+        "--bits and --size: 12G, 40%. A list such as 30%,40%, with {budget} in OUTPUT, writes several files.",
+    ),
+    click.option("--bops", metavar="X", help="Short for --cost bops --budget X."),
+    click.option("--latency", metavar="TIME", help="Short for --cost measured --budget TIME, such as 3ms."),
+    click.option(
+        "--interpolate",
+        is_flag=True,
+        help="Widths between those of two rows of the --cost file cost what the line between them says.  "
+        "[default: they are not allowed]",
+    ),
+    click.option(
+        "--cost-template",
+        metavar="FILE",
+        help="Write the rows of this model for --cost FILE, with the costs of --cost if given; without OUTPUT nothing "
+        "else.",
+    ),
     click.option(
         "--sqnr",
         type=float,
@@ -195,11 +226,13 @@ def declared(command: F) -> F:
 
 
 def make_config(typed: Mapping[str, Any]) -> Config:
-    """Make the Config of a run from its options `typed`, as click returns them.
+    """Make the Config of a run from its options `typed`, as click returns them; `cost` and `budget` parsed.
 
     Raises ConfigError.
     """
+    _check_one_budget(typed)
     bits, weight_bits, activation_bits = (typed[name] for name in _BUDGETS)
+    bits = "8" if bits is None else bits
     if typed["size"] is not None and weight_bits is not None:
         raise ConfigError("--size and --weight-bits are both budgets of the weights; give one")
     if (typed["sqnr"], typed["top1_agreement"]) != (None, None) and None not in (weight_bits, activation_bits):
@@ -215,6 +248,16 @@ def make_config(typed: Mapping[str, Any]) -> Config:
     moved = _moved(weight_bits, activation_bits)
     rest = {_FIELDS.get(name, name): _parsed(name, value) for name, value in typed.items() if name not in _BUDGETS}
     return Config(weight_bits=weights, activation_bits=activations, moved=moved, **rest)
+
+
+def _check_one_budget(typed: Mapping[str, Any]) -> None:
+    """A budget of a cost takes the place of those of bits; --activation-bits none is no budget."""
+    if typed["budget"] is None:
+        return
+    others = ("bits", "weight_bits", "activation_bits", "size", "joint")
+    other = next((f"--{n.replace('_', '-')}" for n in others if typed[n] not in (None, False, "none")), None)
+    if other is not None:
+        raise ConfigError(f"--budget takes the place of {other}; give one")
 
 
 def _parsed(name: str, value: Any) -> Any:

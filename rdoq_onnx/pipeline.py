@@ -15,6 +15,7 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.config import Config
+from rdoq_onnx.cost.early import priced
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.large import Around
 from rdoq_onnx.curves.measure import measure, regime, scratch_for, store_for
@@ -23,12 +24,15 @@ from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.estimate.forecast import warned
 from rdoq_onnx.gradients.plan import differentiated
+from rdoq_onnx.model.cost_rows import TIMES
 from rdoq_onnx.model.external import is_detached, taking
 from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
+from rdoq_onnx.profiling.measured import measured_cost, one_run, run_seconds
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.refine import Refined, refine
 from rdoq_onnx.refinement.search import Goal, fewest_bits
 from rdoq_onnx.report.advice import advised
+from rdoq_onnx.report.costs import cost_report
 from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system.progress import Progress
@@ -107,8 +111,12 @@ class Job:
         additivity: also measure each layer and activation alone on the held-out samples, for the HTML report.
         """
         network = analyse(self.normal, config.selection)
+        config = priced(network, config, self.samples, self.runtime)
         steps = Steps(self.store, self.progress, regime(config))
         measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
+        if config.cost is not None and config.cost.unmeasured:
+            with self.progress.step("cost"):
+                config = replace(config, cost=measured_cost(measurement, config, self.samples, self.runtime))
         with self.progress.budget():
             # A shared arena keeps what the largest session took.
             large = is_detached(self.normal)
@@ -119,6 +127,8 @@ class Job:
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
         if self.store.kept or not self.single or config.sqnr is not None or config.top1_agreement is not None:
+            return None
+        if config.cost is not None and config.cost.unmeasured:
             return None
 
         def around(measurement: Measurement) -> tuple[tuple[int, ...], NDArray[np.int64]]:
@@ -161,6 +171,8 @@ class Job:
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)
             in_memory = emission.storage == "nbits"
             running = measure_running(self.reference, emission.model, self.samples, runtime) if in_memory else None
+            timed = config.cost is not None and config.cost.unit in TIMES
+            seconds = run_seconds(emission.model, one_run(self.samples), runtime) if timed else None
         return Outcome(
             self.source,
             self.original,
@@ -176,6 +188,7 @@ class Job:
             refined.diverted,
             alike,
             running,
+            cost_report(allocation, config.budgets, seconds),
         )
 
     def _refined(self, measurement: Measurement, config: Config, steps: Steps, goal: Goal | None) -> Refined:

@@ -41,6 +41,7 @@ def prepare(folder: Path, kind: str) -> None:
     model = model_of(kind)
     onnx.save(model, folder / "in.onnx")
     (folder / "out.onnx").write_bytes(BEFORE)
+    (folder / "costs.csv").write_text("layer,weight_bits,activation_bits,cost_us\n.*,0,*,0\n.*,1-4,*,3\n.*,8,*,9\n")
     feeds = random_feeds(model, free=8)
     rows = {n: np.concatenate([v] * 4) if v.shape[:1] == (2,) else v for n, v in feeds.items()}
     np.savez(folder / "samples.npz", **{n: v % 7 if v.dtype.kind == "i" else v for n, v in rows.items()})

@@ -108,6 +108,13 @@ OPTIONS: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "--joint": _FLAG,
     "--size": _of(*_SIZES),
     "--layer-limit": _of(*_SIZES),
+    "--layer-limit-activations": _FLAG,
+    "--cost": _of("size", "bops", "costs.csv"),
+    "--budget": _of("30%", "60%", "100%", "2k", "40"),
+    "--bops": _of("50%", "5k"),
+    "--latency": _of("30%", "5us"),
+    "--interpolate": _FLAG,
+    "--cost-template": _of("rows.csv"),
     "--sqnr": _of(*_DECIBELS),
     "--top1-agreement": _of("50", "99", "100"),
     "--widths": _of("0-8", "4", "8", "0", "2,4,8", "4-8", "1-3"),
@@ -156,13 +163,17 @@ _RARE = (
     "--exclude",
 )
 _OFTEN = tuple(name for name in OPTIONS if name not in _RARE)
+_COSTS = ("--budget", "--bops", "--latency")
 # Of these, the first drawn is taken; tests/test_cli.py has what is said of both.
 _CONTRADICTING = (
     {"--joint", "--weight-bits"},
     {"--joint", "--activation-bits"},
     {"--joint", "--size"},
-    {"--size", "--sqnr", "--top1-agreement"},
+    {"--size", "--sqnr", "--top1-agreement", "--budget", "--bops", "--latency"},
     {"--size", "--weight-bits"},
+    *({budget, bits} for budget in _COSTS for bits in ("--bits", "--weight-bits", "--activation-bits", "--joint")),
+    {"--cost", "--bops"},
+    {"--cost", "--latency"},
 )
 
 

@@ -19,6 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper, parser
 
+import rdoq_onnx
 from rdoq_onnx import __version__, cli
 from rdoq_onnx.emission.tensorrt_rules import violations
 from rdoq_onnx.system.runtime import Runtime
@@ -228,6 +229,7 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
             "curves": None,
             "parts": None,
         },
+        "cost": None,
         "agreement": {"percent": None, "bound_percent": None, "samples": None, "accuracy": None},
         "file_bytes": {"input": None, "output": None},
         "seconds": None,
@@ -239,7 +241,7 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "skipped": None,
     }
     assert {tuple(layer) for layer in done.report["layers"]} == {
-        ("name", "op", "channels", "bits", "activation_bits", "tables", "block_size")
+        ("name", "op", "channels", "bits", "activation_bits", "tables", "block_size", "cost")
     }
     (part,) = done.report["distortion"]["parts"]
     assert tuple(part) == ("name", "output", "predicted", "measured", "sqnr_db", "bound_db")
@@ -542,6 +544,12 @@ def test_impossible_bits(main: Main, tmp_path: Path, option: str, value: str) ->
         (["--exclude-op", "gemm"], "--exclude-op 'gemm' matches no layer's operator type; the nearest is 'Gemm'"),
         (["--size", "much"], "--size 'much' is not a valid size; give for example 1.5MB"),
         (["--size", "30kB", "--weight-bits", "4"], "--size and --weight-bits are both budgets"),
+        (["--bops", "40%", "--bits", "4"], "--budget takes the place of --bits; give one"),
+        (["--bops", "40%", "--activation-bits", "8"], "--budget takes the place of --activation-bits; give one"),
+        (["--cost", "size", "--budget", "9kB", "--size", "9kB"], "--budget takes the place of --size; give one"),
+        (["--bops", "40%", "--sqnr", "20"], "--sqnr, --top1-agreement and --budget exclude each other"),
+        (["--budget", "40%"], "--budget counts what --cost says; give --cost too, or --bops"),
+        (["--bops", "40%,50%"], "--bops 40%,50% writes 2 files; give a name with {budget} in it"),
         (["--sqnr", "25", "--weight-bits", "4", "--activation-bits", "8"], "need a budget to lower"),
         (["--sqnr", "25", "--top1-agreement", "99"], "exclude each other; give one"),
         (["--top1-agreement", "0.99"], "--top1-agreement 0.99 is a percentage: did you mean 99?"),
@@ -580,6 +588,54 @@ def test_budget_that_cannot_be_met(main: Main, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     said = ("--weight-bits 2 cannot be met", "narrowest allowed widths take 4 ", "ask for more bits or allow narrower")
     refused(main, [CNN, output, *FEW, "--bits", "2", "--widths", "4-8"], output, 3, *said)
+
+
+def test_bit_operations_as_the_budget(main: Main, tmp_path: Path) -> None:
+    output, report, rows = tmp_path / "{budget}.onnx", tmp_path / "out.json", tmp_path / "rows.csv"
+    fast = ("--effort", "fast", "--widths", "2-8", *FEW)
+    page = tmp_path / "{budget}.html"
+    run = main(CNN, output, "--bops", "35%,1M", "--json", report, "--report", page, "--cost-template", rows, *fast)
+    assert run.code == 3
+    assert run.err.splitlines()[-1].startswith(
+        "rdoq-onnx: error: --bops 1M: --budget 1e+06 cannot be met: the cheapest"
+    )
+    assert sorted(tmp_path.glob("*.onnx")) == [tmp_path / "35%.onnx"]
+    met, missed = json.loads(report.read_text())
+    assert not missed["passed"]
+    drawn = (tmp_path / "35%.html").read_text()
+    assert all(text in drawn for text in ("<div id='frontier-cost'>", "<th>cost</th>", "M bit operations</td>"))
+    cost = met["cost"]
+    assert cost["spent"] <= cost["budget"] == pytest.approx(0.35 * cost["at_8_bits"])
+    assert 0 < cost["bound"] <= met["distortion"]["predicted"]
+    assert sum(layer["cost"] for layer in met["layers"]) == pytest.approx(cost["spent"])
+    assert (cost["source"], cost["unit"]) == ("bops", "bit operations")
+    assert "M bit operations, 35 % of 8 bits everywhere, of a budget of" in " ".join(run.out.replace("│", " ").split())
+    # By hand: 10 outputs of 40 weights each at their bits, times the input's.
+    (gemm,) = (layer for layer in met["layers"] if layer["op"] == "Gemm")
+    assert gemm["cost"] == sum(gemm["bits"]) * 40 * gemm["activation_bits"]
+    written = rows.read_text()
+    again = main(CNN, tmp_path / "again.onnx", "--cost", rows, "--interpolate", "--budget", "35%", *fast)
+    assert again.code == 0
+    assert written.startswith("layer,weight_bits,activation_bits,cost\n/0/Conv,0,*,0\n")
+
+
+def test_a_template_needs_no_output(main: Main, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    assert main(CNN, "--cost-template", rows).code == 0
+    assert rows.read_text().count("\n") == 1 + 11 * 10
+    refused = main(CNN, tmp_path / "out.onnx", "--cost", rows, "--budget", "40%", *FEW)
+    assert refused.code == 2
+    assert "rows.csv, line 3: cost ''; give a number of 0 or more" in refused.err
+
+
+def test_the_python_api_takes_costs(tmp_path: Path) -> None:
+    measured = rdoq_onnx.measure(CNN, CALIBRATION, samples=12, effort="fast")
+    allocation = rdoq_onnx.allocate(measured, cost="bops", budget="40%")
+    assert allocation.predicted < rdoq_onnx.allocate(measured, cost="bops", budget="30%").predicted
+    path = tmp_path / "rows.csv"
+    path.write_text("layer,weight_bits,activation_bits,cost_us\n.*,1-3,*,1\n.*,4-8,*,3\n")
+    cheap = rdoq_onnx.allocate(measured, cost=path, budget="11us")
+    assert max(map(max, cheap.layer_bits)) <= 3
 
 
 def test_gate_that_is_missed(main: Main, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rdoq_onnx.config import BLOCKS, Budgets, Config
 from rdoq_onnx.errors import ConfigError
+from rdoq_onnx.model.cost_rows import Amount, preset
 from rdoq_onnx.options import parse_blocks, parse_pin, parse_widths
 from rdoq_onnx.targets import TARGETS
 
@@ -83,8 +84,17 @@ def test_config_is_frozen_and_refuses_unknown_settings() -> None:
         ),
         ({"top1_agreement": 101.0}, "--top1-agreement 101 is out of range; give 0 to 100"),
         ({"sqnr": math.inf}, "--sqnr inf: give a finite number of decibels"),
-        ({"sqnr": 20.0, "size": 100}, "--size, --sqnr and --top1-agreement exclude each other"),
+        ({"sqnr": 20.0, "size": 100}, "--size, --sqnr, --top1-agreement and --budget exclude each other"),
         ({"joint": True, "size": 100}, "--size is a budget for weights only"),
+        ({"budget": Amount(5)}, "--budget counts what --cost says; give --cost too, or --bops"),
+        ({"budget": Amount(0), "cost": preset("bops")}, "--budget 0: give a number above 0"),
+        ({"budget": Amount(1e9, True), "cost": preset("bops")}, "--budget 1e[+]09% is out of range; give at most"),
+        ({"budget": Amount(5), "cost": preset("bops"), "size": 9}, "--budget takes the place of --joint and --size"),
+        (
+            {"budget": Amount(5), "cost": preset("bops"), "sqnr": 9.0},
+            "--top1-agreement and --budget exclude each other",
+        ),
+        ({"layer_limit_activations": True}, "--layer-limit-activations says what --layer-limit counts"),
         ({"min_sqnr": math.nan}, "--min-sqnr nan"),
         ({"min_sqnr": math.inf}, "--min-sqnr inf"),
     ],
@@ -102,6 +112,11 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: 
         ({"pins": (("(", 4),)}, r"--pin '\(' is not a valid regular expression"),
         ({"joint": True, "weight_bits": 4.0}, "--joint takes one budget"),
         ({"joint": True, "size": 100}, "--size is a budget for weights only"),
+        ({"budget": Amount(5)}, "--budget counts what --cost says; give --cost too, or --bops"),
+        ({"budget": Amount(0), "cost": preset("bops")}, "--budget 0: give a number above 0"),
+        ({"budget": Amount(1e9, True), "cost": preset("bops")}, "--budget 1e[+]09% is out of range; give at most"),
+        ({"budget": Amount(5), "cost": preset("bops"), "size": 9}, "--budget takes the place of --joint and --size"),
+        ({"layer_limit_activations": True}, "--layer-limit-activations says what --layer-limit counts"),
     ],
 )
 def test_budgets_are_checked_as_config_checks_them(settings: dict[str, object], message: str) -> None:

@@ -1,5 +1,6 @@
 """Allocate widths to channels and activations within budgets and pins."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 from rdoq_onnx.allocation.allocate import Solution, solve
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.block_sizes import Room, choose_blocks, fewest_scales
+from rdoq_onnx.allocation.costed import Pricing
+from rdoq_onnx.allocation.layer_limit import least_bytes, within_limit
 from rdoq_onnx.allocation.pins import pinned
 from rdoq_onnx.config import MAX_BITS, Budgets, Side
 from rdoq_onnx.curves.curves import Curves
@@ -24,8 +27,13 @@ def allocate_bits(
 
     weigh: weight of each row of the curves in that choice; blocks of scales then stay as they are. bound: the
     `Allocation.bound` of these curves and budgets if already known; it does not depend on `weigh`.
+    Within a budget of other costs than bytes, each channel has one scale where it may.
     Raises BudgetError if the narrowest allowed widths exceed a budget.
     """
+    budgets = in_bytes(measurement, budgets)
+    if budgets.budget is not None:
+        measurement = fewest_scales(measurement) if weigh is None else measurement
+        return _allocate(measurement, budgets, pinned(measurement, budgets.pins), weigh, bound)
     curves = pinned(measurement, budgets.pins)
     groups = budgets.storage == "nbits"
     if weigh is None and (groups or any(each.options for each in measurement.layers)):
@@ -34,6 +42,15 @@ def allocate_bits(
         measurement, bound = choose_blocks(measurement, allowed, room)
         curves = measurement.curves.restrict(allowed)
     return _allocate(measurement, budgets, curves, weigh, bound)
+
+
+def in_bytes(measurement: Measurement, budgets: Budgets) -> Budgets:
+    """Return `budgets` with one of bytes as `size`, beside activations of 8 bits, which cost none."""
+    if budgets.budget is None or budgets.cost is None or budgets.cost.name != "size":
+        return budgets
+    size = int(budgets.budget.of(float(measurement.curves.elements[: measurement.channels].sum())))
+    activations = None if budgets.activation_bits is None else float(MAX_BITS)
+    return replace(budgets, budget=None, size=size, activation_bits=activations)
 
 
 def _weight_budget(measurement: Measurement, budgets: Budgets) -> int:
@@ -50,8 +67,11 @@ def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both"
     Channels have one scale each if that is offered. side: "weights" or "activations" to do so on that side only.
     Returns None if pins or --layer-limit leave no room.
     """
+    budgets = in_bytes(measurement, budgets)
     measurement = fewest_scales(measurement)
     curves = pinned(measurement, budgets.pins)
+    if budgets.budget is not None:
+        return _uniform_pair(measurement, budgets, curves)
     first = measurement.channels
     feeding = [first + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
     mask = np.ones(curves.distortion.shape, bool)
@@ -75,9 +95,29 @@ def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both"
         return None
 
 
+def _uniform_pair(measurement: Measurement, budgets: Budgets, curves: Curves) -> Allocation | None:
+    """Give all weights and all activations one width each, those of least distortion that the budget allows."""
+    channels, columns = measurement.channels, np.arange(curves.distortion.shape[1])
+    feeding = [channels + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
+    allowed = np.isfinite(curves.distortion)
+    nearest = np.where(allowed, columns, -1)
+    tried = []
+    for weights in columns[1:]:
+        for activations in columns[1:] if feeding else columns[-1:]:
+            mask = np.ones(allowed.shape, bool)
+            for rows, width in ((np.arange(channels), weights), (np.array(feeding, np.int64), activations)):
+                chosen = np.where(columns <= width, nearest[rows], -1).max(axis=1)
+                chosen = np.where(chosen >= 0, chosen, allowed[rows].argmax(axis=1))
+                mask[rows] = columns == chosen[:, None]
+            with suppress(BudgetError):
+                tried.append(_allocate(measurement, budgets, curves.restrict(mask)))
+    return min(tried, key=lambda each: each.predicted, default=None)
+
+
 def allocate_near(allocation: Allocation, budgets: Budgets, distance: int) -> Allocation:
     """Allocate within the budgets, no width further than `distance` bits from that of `allocation`."""
     measurement = allocation.measurement
+    budgets = in_bytes(measurement, budgets)
     curves = pinned(measurement, budgets.pins)
     near = np.abs(np.arange(curves.distortion.shape[1]) - allocation.bits[:, None]) <= distance
     return _allocate(measurement, budgets, curves.restrict(near))
@@ -104,36 +144,18 @@ def _allocate(
 ) -> Allocation:
     weighed = curves if weigh is None else replace(curves, distortion=curves.distortion * weigh[:, None])
     channels, total = measurement.channels, len(curves.elements)
-    activations = measurement.network.activations
-    weights = np.arange(channels)
-    feeding = channels + np.array([k for k, a in enumerate(activations) if not a.fusion], np.int64)
-    fusion = channels + np.array([k for k, a in enumerate(activations) if a.fusion], np.int64)
-    choice = np.zeros(total, np.int64)
+    fusion = channels + np.array([k for k, a in enumerate(measurement.network.activations) if a.fusion], np.int64)
+    solve_all = _within_cost if budgets.budget is not None else _within_bits
+    choice, dual = solve_all(measurement, budgets, weighed)
+    if weigh is not None and bound is None:
+        dual = solve_all(measurement, budgets, curves)[1]
     choice[fusion] = MAX_BITS
-    dual = float(curves.distortion[fusion, MAX_BITS].sum())  # the bounds of the groups are added below
-    if budgets.joint and budgets.activation_bits is not None:
-        groups = [("--bits", np.concatenate([weights, feeding]), budgets.weight_bits)]
-    else:
-        groups = [("--weight-bits", weights, budgets.weight_bits)]
-        if budgets.size is not None:
-            least = _least_bytes(curves.take(weights))
-            if budgets.size < least:
-                raise BudgetError(
-                    f"--size {budgets.size} cannot be met: the narrowest allowed widths take {least} bytes; "
-                    "give that much or allow narrower widths"
-                )
-            groups = [("--size", weights, 8 * budgets.size / int(curves.elements[weights].sum()))]
-        if len(feeding) and budgets.activation_bits is not None:
-            groups.append(("--activation-bits", feeding, budgets.activation_bits))
-    for option, rows, bits in groups if total else ():
-        solution = _solve(option, weighed.take(rows), bits)
-        choice[rows] = solution.choice
-        if bound is None:
-            dual += (solution if weigh is None else _solve(option, curves.take(rows), bits)).bound
+    dual += float(curves.distortion[fusion, MAX_BITS].sum())
     if budgets.layer_limit is not None:
-        capped = _capped(measurement, budgets.layer_limit, curves, weighed, choice)
+        capped = within_limit(measurement, budgets, curves, weighed, choice)
         if capped is not None:
-            return _allocate(measurement, budgets, capped, weigh, bound)
+            known = dual if bound is None and budgets.layer_limit_activations else bound
+            return _allocate(measurement, budgets, capped, weigh, known)
     predicted = float(curves.distortion[np.arange(total), choice].sum())
     lower = dual if bound is None else bound
     return Allocation(
@@ -145,34 +167,38 @@ def _allocate(
     )
 
 
-def _capped(
-    measurement: Measurement, limit: int, curves: Curves, weighed: Curves, choice: NDArray[np.int64]
-) -> Curves | None:
-    """Fix layers that exceed `limit` bytes under `choice` to their best widths within it; None if no layer does.
-
-    The bits they give up go to the other layers, which may then exceed the limit in turn. The Lagrangian slope only
-    falls, so a layer once over the limit stays at it. Raises BudgetError if a layer's narrowest widths exceed it.
-    """
-    mask = np.ones(curves.distortion.shape, bool)
-    for layer, rows in zip(measurement.network.layers, measurement.unit_rows(), strict=False):
-        units = np.arange(rows.start, rows.stop)
-        if curves.take(units).spent(choice[units]).sum() <= 8 * limit:
-            continue
-        try:
-            within = solve(weighed.take(units), 8 * limit).choice
-        except BudgetError as error:
-            raise BudgetError(
-                f"--layer-limit {limit} cannot be met: the narrowest allowed widths of layer {layer.name!r} take "
-                f"{_least_bytes(curves.take(units))} bytes; give that much or allow narrower widths"
-            ) from error
-        mask[units] = np.arange(curves.distortion.shape[1]) == within[:, None]
-    return None if mask.all() else curves.restrict(mask)
+def _within_cost(measurement: Measurement, budgets: Budgets, curves: Curves) -> tuple[NDArray[np.int64], float]:
+    """Return the widths of least distortion within `budgets.budget`, and a bound on the distortion of any."""
+    if budgets.budget is None or budgets.cost is None:
+        raise ValueError("no budget of a cost")
+    return Pricing(measurement, budgets.cost).solve(curves, budgets.budget)
 
 
-def _least_bytes(curves: Curves) -> int:
-    """Return the bytes that the narrowest allowed widths take."""
-    narrowest = np.isfinite(curves.distortion).argmax(axis=1)
-    return -(-int(curves.spent(curves.widths[narrowest]).sum()) // 8)
+def _within_bits(measurement: Measurement, budgets: Budgets, curves: Curves) -> tuple[NDArray[np.int64], float]:
+    """The same within budgets of bits, for weights and activations apart or together."""
+    activations = measurement.network.activations
+    weights = np.arange(measurement.channels)
+    feeding = measurement.channels + np.array([k for k, a in enumerate(activations) if not a.fusion], np.int64)
+    choice, dual = np.zeros(len(curves.elements), np.int64), 0.0
+    if budgets.joint and budgets.activation_bits is not None:
+        groups = [("--bits", np.concatenate([weights, feeding]), budgets.weight_bits)]
+    else:
+        groups = [("--weight-bits", weights, budgets.weight_bits)]
+        if budgets.size is not None:
+            least = least_bytes(curves.take(weights))
+            if budgets.size < least:
+                raise BudgetError(
+                    f"--size {budgets.size} cannot be met: the narrowest allowed widths take {least} bytes; "
+                    "give that much or allow narrower widths"
+                )
+            groups = [("--size", weights, 8 * budgets.size / int(curves.elements[weights].sum()))]
+        if len(feeding) and budgets.activation_bits is not None:
+            groups.append(("--activation-bits", feeding, budgets.activation_bits))
+    for option, rows, bits in groups if len(choice) else ():
+        solution = _solve(option, curves.take(rows), bits)
+        choice[rows] = solution.choice
+        dual += solution.bound
+    return choice, dual
 
 
 def _solve(option: str, curves: Curves, bits: float) -> Solution:

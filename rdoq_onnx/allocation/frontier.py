@@ -8,19 +8,22 @@ import numpy as np
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
+from rdoq_onnx.allocation.costed import Pricing
 from rdoq_onnx.config import Budgets, Config, Side
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.errors import BudgetError
+from rdoq_onnx.model.cost_rows import Amount
 
 GRID = np.arange(1, 8.01, 0.25)  # average bits
 UNIFORM = (2, 3, 4, 6, 8)
+SHARES = (10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)  # percent of a cost
 
 Settings = TypeVar("Settings", Budgets, Config)
 
 
 @dataclass(frozen=True)
 class Point:
-    """Average bits, and the predicted distortion of the whole network."""
+    """Average bits, or a cost, and the predicted distortion of the whole network."""
 
     bits: float
     distortion: float
@@ -28,19 +31,49 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Predicted distortion over the budget of one side (or one budget for both), with all else fixed.
+    """Predicted distortion over the budget of one side (or one budget for both), with all else fixed; or over a cost.
 
-    points: mixed widths of least distortion. uniform: one width for the whole side. chosen: this run's allocation.
+    points: mixed widths of least distortion. uniform: one width for the whole side, or one pair of them. chosen: this
+    run's allocation. unit: that of the cost; None for average bits.
     """
 
     side: Side
     points: tuple[Point, ...]
     uniform: tuple[Point, ...]
     chosen: Point
+    unit: str | None = None
 
 
 def frontiers(allocation: Allocation, budgets: Budgets) -> tuple[Frontier, ...]:
-    """Trace a frontier for each budget of `budgets`."""
+    """Trace a frontier for each budget of `budgets`, and for its cost."""
+    cost = () if budgets.cost is None else (cost_frontier(allocation, budgets),)
+    return cost if budgets.budget is not None else (*cost, *_bit_frontiers(allocation, budgets))
+
+
+def cost_frontier(allocation: Allocation, budgets: Budgets) -> Frontier:
+    """Trace the least distortion over `budgets.cost`, up to what 8 bits everywhere cost."""
+    if budgets.cost is None:
+        raise ValueError("no cost")
+    pricing = Pricing(allocation.measurement, budgets.cost)
+    free = replace(budgets, joint=False, size=None)
+    chosen = Point(pricing.total(allocation), allocation.predicted)
+    whole = chosen.bits if pricing.at_8_bits is None else pricing.at_8_bits
+
+    def at(share: float, allocate: Callable[[Measurement, Budgets], Allocation | None]) -> Point | None:
+        if not whole:
+            return None
+        try:
+            result = allocate(allocation.measurement, replace(free, budget=Amount(share * whole / 100)))
+        except BudgetError:
+            return None
+        return None if result is None else Point(pricing.total(result), result.predicted)
+
+    points = [at(share, allocate_bits) for share in SHARES]
+    uniform = [at(share, uniform_bits) for share in SHARES[::3]]
+    return Frontier("both", _distinct(points), _distinct(uniform), chosen, budgets.cost.unit)
+
+
+def _bit_frontiers(allocation: Allocation, budgets: Budgets) -> tuple[Frontier, ...]:
     if allocation.activation_average is None:
         return (_frontier(allocation, budgets, "weights"),)
     if budgets.joint:
@@ -64,9 +97,10 @@ def _frontier(allocation: Allocation, budgets: Budgets, side: Side) -> Frontier:
 
 
 def with_budget(settings: Settings, side: Side, bits: float) -> Settings:
-    """Replace the budget of `side` in `settings`."""
+    """Replace the budget of `side` in `settings`, and that of a cost by bits."""
     return replace(
         settings,
+        budget=None,
         size=settings.size if side == "activations" else None,
         weight_bits=settings.weight_bits if side == "activations" else bits,
         activation_bits=settings.activation_bits if side == "weights" else bits,

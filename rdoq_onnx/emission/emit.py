@@ -25,6 +25,7 @@ METADATA = "rdoq_onnx"
 # ONNX Runtime runs a convolution of 30 channels slower than one of 32, while 24 save nearly their share of the time.
 _MULTIPLE = 8
 _WORTH_PACKING = 7.5  # average bits up to which a table's decode at load pays
+_OF_COSTS = ("cost", "budget", "layer_limit_activations")  # recorded where they are given
 _OF_THE_MACHINE = ("scratch", "memory")  # settings that no byte depends on
 
 
@@ -86,4 +87,6 @@ def recorded_settings(config: Config, samples: Samples) -> dict[str, Any]:
     # Identified by content: the same samples from another path, or from memory, give the same file.
     source = samples.source if samples.source == "synthetic" else f"sha256:{samples.digest}"
     settings = asdict(replace(config, provider="auto")) | {"calibration": source, "samples": len(samples)}
-    return {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE}
+    settings["cost"] = None if config.budget is None or config.cost is None else config.cost.identity
+    kept = {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE}
+    return {name: value for name, value in kept.items() if name not in _OF_COSTS or value}

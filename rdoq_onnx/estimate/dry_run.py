@@ -20,11 +20,14 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.config import Config
+from rdoq_onnx.cost.early import sizes_of
+from rdoq_onnx.cost.template import template
 from rdoq_onnx.curves.divergence import chosen_metric
 from rdoq_onnx.curves.float_fallback import in_float
 from rdoq_onnx.curves.kernel_choice import not_quantized
 from rdoq_onnx.curves.measure import scratch_for
 from rdoq_onnx.curves.measurement import activation_elements, aimed_at
+from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.estimate.forecast import counted, foreseen
 from rdoq_onnx.estimate.seconds import Estimate
 from rdoq_onnx.estimate.space import Space, shortages, space
@@ -83,6 +86,22 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     elements = tuple(activation_elements(a, sizes) for a in network.activations)
     found, warnings = (samples.source, samples.supplied), shortages(needed, config, scratch)
     return DryRun(network, elements, len(samples), *found, seconds, needed, warnings)
+
+
+def template_of(model: Model, calibration: Any, config: Config) -> str:
+    """Return the rows that `--cost FILE` takes for `model`, filled with the cost of `config`.
+
+    Raises ConfigError if that cost must be measured.
+    """
+    if config.cost is not None and config.cost.unmeasured:
+        raise ConfigError("--cost measured times the quantized model: give OUTPUT too")
+    runtime = Runtime(config.provider, config.threads)
+    normal = read_normalized(model, scratch_for(config, None).shelf, config.selection.activations)[1]
+    network = analyse(normal, config.selection)
+    if config.cost is None or config.cost.rows:
+        return template(network, {}, config.cost)
+    samples = batched(network, normal, samples_for(normal, calibration, config), runtime)
+    return template(network, sizes_of(network, samples, runtime), config.cost)
 
 
 def _observed(network: Network, samples: Samples, config: Config, runtime: Runtime) -> Work:

@@ -48,9 +48,10 @@ def advise(allocation: Allocation, config: Config, report: Report) -> tuple[str,
     cause: list[str] = []
     if doubtful:
         pinned = causes.pinned(allocation, config)
-        cause = pinned and (_pin(allocation, config) or pinned)
+        cause = pinned and ((config.budget is None and _pin(allocation, config)) or pinned)
     if not cause and poor:
-        cause = _pin(allocation, config) or _more_bits(allocation, config) or _in_float(allocation)
+        more = _pin(allocation, config) or _more_bits(allocation, config)
+        cause = (more if config.budget is None else _more_cost(report, config)) or _in_float(allocation)
     return (*lines, *cause, *speed_hints(report))
 
 
@@ -125,6 +126,20 @@ def _more_bits(allocation: Allocation, config: Config) -> list[str]:
     share = 100 * float(distortions[_rows_of(side, allocation)].sum()) / total
     effect = f"{_budget_option(side, budget)} leaves {100 * predicted / total:.0f} % of the total"
     return [f"{cause} {share:.0f} % of the distortion: {effect}"]
+
+
+def _more_cost(report: Report, config: Config) -> list[str]:
+    """Suggest the cheapest of the budgets traced that leaves a quarter of the distortion."""
+    cost = report.cost
+    if cost is None or config.budget is None or report.predicted <= 0:
+        return []
+    wider = [p for p in cost.frontier if p.bits > cost.spent and p.distortion <= _TARGET * report.predicted]
+    if not wider:
+        return []
+    budget = f"{100 * wider[0].bits / cost.at_8_bits:.4g}%" if cost.at_8_bits else f"{wider[0].bits:.6g}"
+    return [
+        f"--budget {budget} leaves {100 * wider[0].distortion / report.predicted:.0f} % of the predicted distortion"
+    ]
 
 
 def _in_float(allocation: Allocation) -> list[str]:

@@ -20,10 +20,11 @@ _SHOWN = 26  # maximum characters of a name on an axis
 
 
 def frontier(data: Frontier) -> go.Figure:
-    """Plot predicted distortion over average bits."""
+    """Plot predicted distortion over average bits, or over a cost."""
     points = [p for p in data.points if p.distortion > 0]
     uniform = [p for p in data.uniform if p.distortion > 0]
-    hover = "%{x:.2f} bits, δ %{y:.3g}<extra>%{fullData.name}</extra>"
+    rate = "%{x:.2f} bits" if data.unit is None else f"%{{x:.4s}} {html.escape(data.unit)}"
+    hover = f"{rate}, δ %{{y:.3g}}<extra>%{{fullData.name}}</extra>"
     colour = ACTIVATIONS if data.side == "activations" else WEIGHTS
     traces = [
         go.Scatter(
@@ -56,7 +57,7 @@ def frontier(data: Frontier) -> go.Figure:
     return _figure(
         traces,
         360,
-        xaxis={"title": f"average bits per {kind}"},
+        xaxis={"title": f"average bits per {kind}" if data.unit is None else html.escape(data.unit or "cost")},
         yaxis={"title": "predicted distortion δ", **_log([p.distortion for p in (*points, *uniform)])},
     )
 

@@ -12,9 +12,10 @@ from typing import Any
 import plotly.io
 import plotly.offline
 
-from rdoq_onnx.allocation.frontier import frontiers
+from rdoq_onnx.allocation.frontier import Frontier, frontiers
 from rdoq_onnx.emission.emit import METADATA
 from rdoq_onnx.report import figures
+from rdoq_onnx.report.costs import amount
 from rdoq_onnx.report.html_page import PAGE
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.report.wording import against_float, human_bytes, milliseconds, percent, pin_of
@@ -27,7 +28,7 @@ _SIDES = {"weights": "Weights", "activations": "Activations", "both": "Weights a
 def html_report(result: Result, output: str, command: str = "") -> str:
     """Build the page. output: path of the emitted model; command: the command line of the run."""
     traced = frontiers(result.allocation, result.config.budgets)
-    plots = {f"frontier-{f.side}": figures.frontier(f) for f in traced}
+    plots = {_id(f): figures.frontier(f) for f in traced}
     plots |= {"map": figures.channel_map(result), "shares": figures.shares(result)}
     plots |= {"histogram": figures.histogram(result), "sizes": figures.sizes(result)}
     check = figures.additivity(result)
@@ -41,7 +42,8 @@ def html_report(result: Result, output: str, command: str = "") -> str:
         "CARDS": _cards(result),
         "ADVICE": _advice(result),
         "FRONTIERS": "".join(
-            f"<figure><h3>{_SIDES[f.side]}</h3><div id='frontier-{f.side}'></div></figure>" for f in traced
+            f"<figure><h3>{_SIDES[f.side] if f.unit is None else 'Cost'}</h3><div id='{_id(f)}'></div></figure>"
+            for f in traced
         ),
         "ADDITIVITY": _additivity(result),
         "LAYERS": _layers(result),
@@ -54,6 +56,10 @@ def html_report(result: Result, output: str, command: str = "") -> str:
         "PLOTLY": plotly.offline.get_plotlyjs(),
     }
     return re.sub("@([A-Z]+)@", lambda slot: parts[slot[1]], PAGE)  # in one pass: values may contain an @NAME@
+
+
+def _id(frontier: Frontier) -> str:
+    return f"frontier-{frontier.side if frontier.unit is None else 'cost'}"
 
 
 def _cards(result: Result) -> str:
@@ -70,6 +76,7 @@ def _cards(result: Result) -> str:
         ),
         (f"{report.measured:.3g}", "measured distortion δ", f"{report.predicted:.3g} predicted"),
         (percent(report.optimality_gap), "optimality gap at most", "of the predicted distortion"),
+        *(() if report.cost is None else (report.cost.card(),)),
         *((milliseconds(x.quantized_ms), f"a batch of {x.batch}", against_float(x)) for x in report.latency),
     ]
     return "".join(
@@ -100,7 +107,8 @@ def _additivity(result: Result) -> str:
 def _layers(result: Result) -> str:
     """Build a row for each layer and activation, with the option that pins its width."""
     measurement, distortions = result.curves, result.allocation.distortions
-    total, alone = max(result.allocation.predicted, 1e-300), result.alone
+    total, alone, priced = max(result.allocation.predicted, 1e-300), result.alone, result.report.cost
+    none = () if priced is None else ("",)
     lines = []
     for k, (layer, rows) in enumerate(zip(result.report.layers, measurement.unit_rows(), strict=True)):
         own = float(distortions[rows].sum())
@@ -116,6 +124,7 @@ def _layers(result: Result) -> str:
                 f"{own:.3g}",
                 exact,
                 f"{100 * own / total:.1f} %",
+                *([] if priced is None else [amount(layer.cost or 0.0, priced.unit)]),
                 pin_of(layer.name, layer.mean_bits),
             )
         )
@@ -125,9 +134,10 @@ def _layers(result: Result) -> str:
         exact = f"{alone.activations[k]:.3g}" if alone else ""
         kind, pin = ("extra 8-bit tensor", "") if activation.fusion else ("activation", pin_of(activation.tensor, bits))
         share = f"{100 * own / total:.1f} %"
-        lines.append((activation.tensor, kind, "", str(bits), "", f"{own:.3g}", exact, share, pin))
-    head = ("name", "kind", "channels", "bits", "input bits", "δ predicted", "δ alone", "share", "pin")
-    return _table(head, lines, code=8)
+        lines.append((activation.tensor, kind, "", str(bits), "", f"{own:.3g}", exact, share, *none, pin))
+    columns = ("name", "kind", "channels", "bits", "input bits", "δ predicted", "δ alone", "share")
+    head = (*columns, *(() if priced is None else ("cost",)), "pin")
+    return _table(head, lines, code=len(head) - 1)
 
 
 def _float(result: Result) -> str:

@@ -16,8 +16,10 @@ from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.sizes import model_bytes
 from rdoq_onnx.refinement.diversion import Diverted, predicted_divergence
 from rdoq_onnx.refinement.refine import Step
+from rdoq_onnx.report.costs import CostReport
+from rdoq_onnx.report.layer_report import LayerReport, TableReport
 from rdoq_onnx.report.outputs import DivergenceReport, PartReport
-from rdoq_onnx.report.report import LayerReport, Report, TableReport
+from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.wording import count_widths
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.running import Running
@@ -46,6 +48,7 @@ class Outcome:
     diverted: Diverted | None = None
     likeness: float | None = None
     running: Running | None = None
+    cost: CostReport | None = None
 
 
 def _tables(layer: Layer, measurement: Measurement) -> tuple[TableReport, ...]:
@@ -72,6 +75,7 @@ def make_report(outcome: Outcome) -> Report:
             feeding.get(x.uses[0].data),
             _tables(x, measurement),
             blocks.get(x.name, 0),
+            None if outcome.cost is None else sum(outcome.cost.nodes[u.node] for u in x.uses),
         )
         for x, bits in zip(network.searched, allocation.layer_bits, strict=True)
     )
@@ -121,6 +125,7 @@ def make_report(outcome: Outcome) -> Report:
         divergence=_divergence(outcome),
         likeness=outcome.likeness,
         running=outcome.running,
+        cost=outcome.cost,
         reason=None if outcome.failure is None else str(outcome.failure),
     )
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.refinement.reference import Agreement
 from rdoq_onnx.refinement.refine import Step
+from rdoq_onnx.report.costs import CostReport
+from rdoq_onnx.report.layer_report import LayerReport
 from rdoq_onnx.report.outputs import DivergenceReport, PartReport
 from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, latency_rows, percent, times
 from rdoq_onnx.verification.latency import Latency
@@ -16,34 +18,6 @@ from rdoq_onnx.verification.running import Running
 from rdoq_onnx.version import __version__
 
 _SHOWN_PARTS = 6
-
-
-@dataclass(frozen=True)
-class TableReport:
-    """A table: its rows, and how many of them the samples look up; None where that was not measured."""
-
-    name: str
-    rows: int
-    seen: int | None
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """A layer: the widths of its channels, in order, and of its input activation (None: float).
-
-    tables: itself, if it is a table, or those that have its integers.
-    """
-
-    name: str
-    op: str
-    bits: tuple[int, ...]
-    activation_bits: int | None
-    tables: tuple[TableReport, ...] = ()
-    block_size: int = 0  # weights of a channel that share a scale; 0 for all of them
-
-    @property
-    def mean_bits(self) -> float:
-        return sum(self.bits) / len(self.bits)
 
 
 @dataclass(frozen=True)
@@ -89,6 +63,7 @@ class Report:
     reason: str | None = None
     supplied: tuple[str, ...] = ()  # inputs that the samples left out
     divergence: DivergenceReport | None = None
+    cost: CostReport | None = None
     likeness: float | None = None  # of the held-out samples to those seen (verification/likeness.py)
 
     def __repr__(self) -> str:
@@ -147,6 +122,7 @@ class Report:
                 ],
             },
             "agreement": None if self.agreement is None else self.agreement.document(),
+            "cost": None if self.cost is None else self.cost.document(),
             "file_bytes": {"input": self.input_bytes, "output": self.output_bytes},
             "seconds": {step: round(s, 3) for step, s in self.seconds.items()},
             "latency": [asdict(x) for x in self.latency],
@@ -158,18 +134,7 @@ class Report:
                 "likeness": self.likeness,
                 "supplied": [*self.supplied],
             },
-            "layers": [
-                {
-                    "name": x.name,
-                    "op": x.op,
-                    "channels": len(x.bits),
-                    "bits": list(x.bits),
-                    "activation_bits": x.activation_bits,
-                    "tables": [asdict(t) for t in x.tables],
-                    "block_size": x.block_size,
-                }
-                for x in self.layers
-            ],
+            "layers": [x.document() for x in self.layers],
             "skipped": [{"node": s.node, "reason": s.reason} for s in self.skipped],
         }
         return json.dumps(document, indent=2) + "\n"
@@ -222,7 +187,8 @@ class Report:
         return rows
 
     def _widths(self) -> list[tuple[str, str]]:
-        rows = [("weights", f"{self.weight_bits:.3f} bits on average")]
+        rows = [] if self.cost is None else self.cost.rows()
+        rows.append(("weights", f"{self.weight_bits:.3f} bits on average"))
         rows.append(("channels by bits", histogram(self.weight_histogram)))
         if self.scale_bits:
             rows.append(("scales of blocks", f"{self.scale_bits / self.weight_elements:.3f} of these bits"))

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.report.costs import CostReport, amount
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.report.wording import human_bytes, pin_of, skip_lines, step_name
 from rdoq_onnx.system.progress import Advance, Progress
@@ -95,10 +96,10 @@ class Out(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def frontier(results: Mapping[str, Result]) -> Table:
-    """Make a table of rate and distortion over the budgets."""
+def frontier(results: Mapping[str, Result], option: str = "--bits") -> Table:
+    """Make a table of rate and distortion over the budgets given with `option`."""
     table = Table(title="rate and distortion", title_justify="left")
-    for column in ("--bits", "weight bits", "activation bits", "file", "predicted δ", "measured δ", "SQNR"):
+    for column in (option, "weight bits", "activation bits", "file", "predicted δ", "measured δ", "SQNR"):
         table.add_column(column, justify="right")
     for bits, result in results.items():
         report = result.report
@@ -131,6 +132,8 @@ def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator
             table.add_row(figure, value)
         table.add_section()
     yield table
+    if report.cost is not None and (verbose or report.cost.budget is None):
+        yield _cost_frontier(report.cost)
     yield from (f"hint: {line}" for line in report.advice)
     if report.by_layer:
         yield "a large network: its layers were measured one at a time, by quadratic forms"
@@ -149,6 +152,15 @@ def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator
         yield from widths(result)
 
 
+def _cost_frontier(cost: CostReport) -> Table:
+    table = Table(title="cost and least predicted distortion", title_justify="left")
+    for column in ("of 8 bits", "cost", "predicted δ"):
+        table.add_column(column, justify="right")
+    for row in cost.frontier_rows():
+        table.add_row(*row)
+    return table
+
+
 def widths(result: Result) -> Iterator[str]:
     """Word the widths of layers and activations, each as a --pin to paste."""
     lines = []
@@ -156,6 +168,8 @@ def widths(result: Result) -> Iterator[str]:
         source = "float input" if layer.activation_bits is None else f"{layer.activation_bits}-bit input"
         widths = f"{len(layer.bits)} channels, {layer.mean_bits:.2f} bits on average"
         widths += f", blocks of {layer.block_size}" if layer.block_size else ""
+        if layer.cost is not None and result.report.cost is not None:
+            source += f", {amount(layer.cost, result.report.cost.unit)}"
         lines.append((pin_of(layer.name, layer.mean_bits), f"{layer.op}, {widths}, {source}"))
     for activation, bits in zip(result.curves.network.activations, result.allocation.activation_bits, strict=True):
         if activation.fusion:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.system import io
 
-BITS = "{bits}"  # stands for the budget in a file name
+BITS, BUDGET = "{bits}", "{budget}"  # either stands for the budget in a file name
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,15 @@ class Files:
     json: str | None
     report: str | None
     curves: str | None
+    cost_template: str | None = None
 
     def at(self, bits: str) -> "Files":
-        """Return the files of the budget `bits`, which replaces {bits}."""
+        """Return the files of the budget `bits`, which replaces {bits} and {budget}."""
 
         def filled(path: str | None) -> str | None:
-            return None if path is None else path.replace(BITS, bits)
+            return None if path is None else path.replace(BITS, bits).replace(BUDGET, bits)
 
-        output = self.output.replace(BITS, bits)
+        output = self.output.replace(BITS, bits).replace(BUDGET, bits)
         return replace(
             self, output=output, modified=filled(self.modified), json=filled(self.json), report=filled(self.report)
         )
@@ -38,25 +39,36 @@ class Files:
     @property
     def written(self) -> list[str]:
         """List the files that the run writes."""
-        return [f for f in (self.output, self.modified, self.json, self.report, self.curves) if f is not None]
+        files = (self.output, self.modified, self.json, self.report, self.curves, self.cost_template)
+        return [f for f in files if f is not None]
 
 
-def check_files(files: Files, budgets: Sequence[str]) -> None:
-    """Check that the files of all budgets can be written and are no others. Raises ConfigError or OutputError."""
+def numbered(path: str) -> bool:
+    """Whether a file name holds the budget."""
+    return BITS in path or BUDGET in path
+
+
+def check_files(files: Files, budgets: Sequence[str], option: str = "--bits") -> None:
+    """Check that the files of all budgets can be written and are no others; option: what these were given with.
+
+    Raises ConfigError or OutputError.
+    """
     if files.report is not None and importlib.util.find_spec("plotly") is None:
         raise ConfigError("--report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'")
     if len(budgets) > 1:
-        for option, path in (("OUTPUT", files.output), ("--modified", files.modified), ("--report", files.report)):
-            if path is not None and BITS not in path:
-                several = f"--bits {','.join(budgets)} writes {len(budgets)} files"
-                raise ConfigError(f"{option} {path}: {several}; give a name with {BITS} in it")
+        name = BITS if option == "--bits" else BUDGET
+        for role, path in (("OUTPUT", files.output), ("--modified", files.modified), ("--report", files.report)):
+            if path is not None and not numbered(path):
+                several = f"{option} {','.join(budgets)} writes {len(budgets)} files"
+                raise ConfigError(f"{role} {path}: {several}; give a name with {name} in it")
     for each in map(files.at, budgets):
         for path in each.written:
             io.check_output(path, each.input)
-            for option, source in (("--calibration", each.calibration), ("--validation", each.validation)):
+            for role, source in (("--calibration", each.calibration), ("--validation", each.validation)):
                 if source is not None and Path(path).resolve() == Path(source).resolve():
-                    raise ConfigError(f"{path}: is the {option} file; give another output path")
+                    raise ConfigError(f"{path}: is the {role} file; give another output path")
         if len({Path(f).resolve() for f in each.written}) < len(each.written):
             raise ConfigError(
-                "OUTPUT, --modified, --json, --report and --curves must be different files; give each its own path"
+                "OUTPUT, --modified, --json, --report, --curves and --cost-template must be different files; "
+                "give each its own path"
             )

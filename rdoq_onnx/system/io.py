@@ -42,6 +42,8 @@ else:
 
 LIMIT = 2**31 - 2**24  # bytes of tensors: protobuf writes under 2 GiB, names and nodes included
 
+_TEXT = 1 << 26  # bytes of a text that is read
+
 PathLike = str | Path
 
 
@@ -84,6 +86,20 @@ def read_toml(path: PathLike) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({reason(error)}); give a TOML file") from error
     except ValueError as error:
         raise ConfigError(f"{path}: is not valid TOML ({reason(error)}); correct it") from error
+
+
+def read_text(path: PathLike) -> str:
+    """Read a text of at most `_TEXT` bytes. Raises ConfigError."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_TEXT + 1)
+        if len(data) > _TEXT:
+            raise ConfigError(f"{path}: has more than {_TEXT >> 20} MiB; give a smaller file")
+        return data.decode()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({reason(error)}); give a CSV file") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({reason(error)}); give a CSV file") from error
 
 
 def check_output(path: PathLike, input_path: PathLike | None = None) -> None:

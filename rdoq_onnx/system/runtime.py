@@ -4,6 +4,7 @@ Callers always name the optimization level: measurements must not depend on a de
 """
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ _CUDA_OPTIONS = {
 }
 _ARENA = {"arena_extend_strategy": 1}  # grow by the requested size, not by powers of two
 _FATAL_ONLY = 4
+_KERNEL = "_kernel_time"  # suffix of the profiler's events of nodes
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _WRITTEN = 1 << 20  # bytes of a weight that an optimized graph refers to rather than holds
 _NO_MEMORY = ("Failed to allocate memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -211,6 +213,29 @@ class Runtime:
                 raise ModelError(f"{error}; if {tempfile.gettempdir()} is full, set TMPDIR") from error
             return session, onnx.load(options.optimized_model_filepath, load_external_data=False)
 
+    def profiled(
+        self, model: onnx.ModelProto, feeds: Feeds, runs: int
+    ) -> tuple[dict[str, list[float]], onnx.ModelProto]:
+        """Run `model` on the CPU at its default level; return the seconds of each node in each run, and its graph then.
+
+        Nodes are those of the optimized graph, by name; a first run warms up. Raises ModelError as `session` does.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            options = replace(self, provider="cpu")._options("all")
+            options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder, "profile"))
+            session = self._load(model, options, [_CPU])
+            for _ in range(runs + 1):
+                session.run(feeds)
+            events = json.loads(Path(session.handle.end_profiling()).read_text(encoding="utf-8"))
+            optimized = onnx.load(options.optimized_model_filepath, load_external_data=False)
+        seconds: dict[str, list[float]] = {}
+        for event in sorted((e for e in events if e["name"].endswith(_KERNEL)), key=lambda e: float(e["ts"])):
+            seconds.setdefault(event["name"].removesuffix(_KERNEL), []).append(1e-6 * float(event["dur"]))
+        # A node in a loop has several events a run.
+        return {name: _by_run(taken, runs + 1)[1:] for name, taken in seconds.items()}, optimized
+
     def _options(self, level: Level) -> "ort.SessionOptions":
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
@@ -239,6 +264,11 @@ class Runtime:
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise _failure("ONNX Runtime refuses the model", error) from error
         return Session(handle, "cuda" if _CUDA in providers else "cpu")
+
+
+def _by_run(seconds: Sequence[float], runs: int) -> list[float]:
+    """Sum the seconds of a node's events over each run."""
+    return [float(sum(part)) for part in np.array_split(np.asarray(seconds), runs)]
 
 
 @cache

@@ -3,8 +3,7 @@
 ratio = median over turns of t_quantized / t_float
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,9 +13,9 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.model.external import is_huge
 from rdoq_onnx.system.runtime import Feeds, Runtime, Session
+from rdoq_onnx.system.turns import seconds_of, turns
 
 _SECONDS = 0.9  # for all turns together; a turn that takes longer is the only one
-_MOST_TURNS = 15
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _one_by_one(models: Sequence[onnx.ModelProto], feeds: Feeds, batch: int, run
     for model in models:
         session = runtime.session(model, "all")
         session.run(feeds)
-        taken.append(_seconds(lambda session=session: session.run(feeds)))  # type: ignore[misc]
+        taken.append(seconds_of(lambda session=session: session.run(feeds)))  # type: ignore[misc]
         del session
     return latency_of([taken], batch)
 
@@ -68,25 +67,6 @@ def _one_by_one(models: Sequence[onnx.ModelProto], feeds: Feeds, batch: int, run
 def _timed(sessions: Sequence[Session], feeds: Feeds, batch: int, seconds: float) -> Latency:
     runs = [lambda session=session: session.run(feeds) for session in sessions]
     return latency_of(turns(runs, seconds), batch)
-
-
-def turns(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """Call `runs` in turns, in alternating order, for about `seconds`; return the seconds of each call of each turn.
-
-    The first turn warms up and is left out, unless there is time for no other.
-    """
-    begin, taken = time.perf_counter(), list[list[float]]()
-    while len(taken) <= _MOST_TURNS and (not taken or time.perf_counter() - begin + sum(taken[-1]) < seconds):
-        order = range(len(runs)) if len(taken) % 2 == 0 else reversed(range(len(runs)))
-        measured = {k: _seconds(runs[k]) for k in order}
-        taken.append([measured[k] for k in range(len(runs))])
-    return taken[1:] or taken
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 def latency_of(taken: Sequence[Sequence[float]], batch: int) -> Latency:

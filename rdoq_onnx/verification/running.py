@@ -16,7 +16,7 @@ from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.system.four_bits import four_bits
 from rdoq_onnx.system.resident import resident_bytes
 from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.verification.latency import turns
+from rdoq_onnx.system.turns import turns
 
 Array = NDArray[Any]
 _SECONDS = 2.0

@@ -13,7 +13,9 @@ from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.config import Config
 from rdoq_onnx.options import parse_pin
 from rdoq_onnx.report.advice import advise
+from rdoq_onnx.report.costs import cost_report
 from tests.allocation import test_budget
+from tests.allocation.test_costed import SIZES, percent
 
 CONFIG = Config(weight_bits=3, activation_bits=4)
 
@@ -22,6 +24,12 @@ def measurement(seed: int = 0) -> Any:
     """Made-up curves of a network whose one output is one part."""
     whole = SimpleNamespace(metric=SimpleNamespace(parts=()))
     return replace(test_budget.measurement(seed), observation=whole)
+
+
+def priced() -> Any:
+    """The same, with the sizes that costs depend on."""
+    whole = SimpleNamespace(metric=SimpleNamespace(parts=()), sizes=SIZES)
+    return replace(test_budget.measurement(), observation=whole)
 
 
 def report(**changed: Any) -> Any:
@@ -43,6 +51,19 @@ def followed(line: str, config: Config) -> Config:
         weight_bits=bits.get("weight-bits", both or config.weight_bits),
         activation_bits=bits.get("activation-bits", both or config.activation_bits),
     )
+
+
+def test_a_budget_of_a_cost_is_widened_in_its_unit() -> None:
+    budgets = percent(12)
+    allocation = allocate_bits(priced(), budgets)
+    config = Config(cost=budgets.cost, budget=budgets.budget)
+    poor = report(cost=cost_report(allocation, budgets), predicted=allocation.predicted)
+    (line,) = advise(allocation, config, poor)
+    found = re.fullmatch(r"--budget ([\d.]+)% leaves (\d+) % of the predicted distortion", line)
+    assert found
+    better = allocate_bits(allocation.measurement, percent(float(found[1]) + 0.01))
+    assert 100 * better.predicted / allocation.predicted == pytest.approx(int(found[2]), abs=1)
+    assert int(found[2]) <= 25
 
 
 def test_a_good_result_needs_no_advice() -> None:

@@ -7,7 +7,8 @@ from rdoq_onnx.calibration.load import load_samples
 from rdoq_onnx.calibration.samples import input_specs
 from rdoq_onnx.system.io import read_model
 from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.verification.latency import latency_of, measure_latency, turns
+from rdoq_onnx.system.turns import turns
+from rdoq_onnx.verification.latency import latency_of, measure_latency
 from tests.conftest import ROOT
 
 PATH = ROOT / "models" / "digits_cnn.onnx"
