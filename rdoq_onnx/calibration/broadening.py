@@ -28,14 +28,11 @@ def broadened(samples: Samples, tables: Mapping[str, int], seed: int) -> Samples
 
     tables: the number of rows of the table that each input looks ids up in.
     """
-    inputs = {name: rows for name, rows in tables.items() if name in samples.arrays}
-    if not inputs or not len(samples) or samples.batch is not None or samples.rows > 1:
-        return samples
-    parts = [part.feeds(slice(None)) for part in samples.some(MOST).by_shape()]
-    kept = {name: _common([p[name] for p in parts]) for name in inputs}
-    lacking = {name: rows for name, rows in inputs.items() if _chance([p[name] for p in parts]) > _NEW}
+    lacking = narrow_inputs(samples, tables)
     if not lacking:
         return samples
+    parts = _shown(samples)
+    kept = {name: _common([p[name] for p in parts]) for name in lacking}
     rng = np.random.default_rng([seed, len(samples)])
     copies = [
         {n: _replaced(rng, v, lacking[n], kept[n]) if n in lacking else v for n, v in p.items() if n in samples.arrays}
@@ -44,6 +41,19 @@ def broadened(samples: Samples, tables: Mapping[str, int], seed: int) -> Samples
     own = [{n: v for n, v in p.feeds(slice(None)).items() if n in samples.arrays} for p in samples.by_shape()]
     first, *others = [*own, *copies]
     return replace(samples, arrays=first, picked=None, others=tuple(others), labels=None)
+
+
+def narrow_inputs(samples: Samples, tables: Mapping[str, int]) -> dict[str, int]:
+    """Return those of `tables` of whose ids the samples show too few."""
+    inputs = {name: rows for name, rows in tables.items() if name in samples.arrays}
+    if not inputs or not len(samples) or samples.batch is not None or samples.rows > 1:
+        return {}
+    parts = _shown(samples)
+    return {name: rows for name, rows in inputs.items() if _chance([p[name] for p in parts]) > _NEW}
+
+
+def _shown(samples: Samples) -> list[dict[str, Array]]:
+    return [part.feeds(slice(None)) for part in samples.some(MOST).by_shape()]
 
 
 def _chance(values: list[Array]) -> float:

@@ -123,7 +123,7 @@ class LargeBench:
         floors = scale_floors(network, reach)
         count = bench.plan(network, bench.split.measuring).averaged()
         floors += [None] * (len(network.weights) - len(floors))
-        widths, seen = (offered, tuple(bench.config.widths)), max(count // _CORRELATED, 1)
+        widths, seen = (offered, tuple(bench.config.widths)), bench.independent(max(count // _CORRELATED, 1))
         layerwise = Layerwise(network, self.statistics, *widths, floors, seen, bench.pool)
         lost = [k for k, layer in enumerate(network.weights) if lacks_gain(self.statistics, layer)]
         if lost:

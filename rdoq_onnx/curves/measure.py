@@ -106,7 +106,7 @@ def measure_network(
             measured = own.first_order(candidates)
             candidates, measured = own.checked(candidates, coarse, measured)
         measured = replace(measured, missing={**measured.missing, **lost})
-        count = bench.plan(aimed, split.measuring).averaged()
+        count = bench.independent(bench.plan(aimed, split.measuring).averaged())
         found = Measured(candidates, measured, count, rows)
         if large:
             return _layer_by_layer(source, network, bench, found, empty, around)

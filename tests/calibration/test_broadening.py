@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rdoq_onnx.calibration.broadening import broadened
+from rdoq_onnx.calibration.broadening import broadened, narrow_inputs
 from rdoq_onnx.calibration.samples import Samples
 
 
@@ -43,3 +43,9 @@ def test_a_part_of_the_samples_is_copied_as_that_part():
     assert len(found) == 4
     own = found.by_shape()[0].feeds(slice(None))["ids"]
     assert (own == part.feeds(slice(None))["ids"]).all()
+
+
+def test_few_ids_are_those_that_occur_once():
+    few, many = Samples("test", sentences(60)), Samples("test", sentences(60, 200))
+    assert narrow_inputs(few, {"ids": 1000, "other": 10}) == {"ids": 1000}
+    assert narrow_inputs(many, {"ids": 1000}) == {}
