@@ -56,11 +56,11 @@ def quantize(
     progress: OnProgress | None = None,
     **options: "Unpack[Options]",
 ) -> Result:
-    """Quantize `model` and verify the result (Wang et al., RDO-Q, ECCV 2022; README, "Method").
+    """Quantize `model` and verify the result (Wang et al., RDO-Q, ECCV 2022; docs/method.md).
 
-    model: a path or a ModelProto, which is not modified. calibration: the path of an .npz, .npy or folder (README,
-    "Calibration"), "module:function", a dict of arrays with the samples on axis 0, an iterable of feeds such as a
-    DataLoader, or an object with ONNX Runtime's `get_next()`; None for synthetic samples. A feed is a dict of arrays,
+    model: a path or a ModelProto, which is not modified. calibration: the path of an .npz, .npy or folder
+    (docs/calibration.md), "module:function", a dict of arrays with the samples on axis 0, an iterable of feeds such as
+    a DataLoader, or an object with ONNX Runtime's `get_next()`; None for synthetic samples. A feed is a dict of arrays,
     a tuple or list of arrays in the order of the inputs, then the labels if there are, or one array. transform: a
     function that makes a feed of each item of such an iterable.
     bits: average bits per weight and per activation element, 0 to 8; `weight_bits` and `activation_bits` override it
@@ -109,8 +109,8 @@ def measure(
     >>> allocation = allocate(measurement, weight_bits=3, activation_bits=6)
     >>> allocation.weight_average <= 3, allocation.predicted > allocate(measurement, bits=6).predicted
     (True, True)
-    >>> [opset.version >= 13 for opset in emit("models/digits_cnn.onnx", allocation).opset_import if not opset.domain]
-    [True]
+    >>> all(v.version >= 13 for v in emit("models/digits_cnn.onnx", allocation).opset_import if not v.domain)
+    True
     """
     config = Config(
         **_sides(8, None, None, weights_only), **keywords(options, ("weights_only", "curves", "transform", "progress"))
