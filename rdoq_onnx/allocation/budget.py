@@ -1,5 +1,7 @@
 """Allocate widths to channels and activations within budgets and pins."""
 
+import itertools
+import math
 from contextlib import suppress
 from dataclasses import replace
 
@@ -98,20 +100,23 @@ def uniform_bits(measurement: Measurement, budgets: Budgets, side: Side = "both"
 def _uniform_pair(measurement: Measurement, budgets: Budgets, curves: Curves) -> Allocation | None:
     """Give all weights and all activations one width each, those of least distortion that the budget allows."""
     channels, columns = measurement.channels, np.arange(curves.distortion.shape[1])
-    feeding = [channels + k for k, a in enumerate(measurement.network.activations) if not a.fusion]
+    feeding = channels + np.array([k for k, a in enumerate(measurement.network.activations) if not a.fusion], np.int64)
     allowed = np.isfinite(curves.distortion)
-    nearest = np.where(allowed, columns, -1)
-    tried = []
-    for weights in columns[1:]:
-        for activations in columns[1:] if feeding else columns[-1:]:
-            mask = np.ones(allowed.shape, bool)
-            for rows, width in ((np.arange(channels), weights), (np.array(feeding, np.int64), activations)):
-                chosen = np.where(columns <= width, nearest[rows], -1).max(axis=1)
-                chosen = np.where(chosen >= 0, chosen, allowed[rows].argmax(axis=1))
-                mask[rows] = columns == chosen[:, None]
-            with suppress(BudgetError):
-                tried.append(_allocate(measurement, budgets, curves.restrict(mask)))
-    return min(tried, key=lambda each: each.predicted, default=None)
+    pairs = []
+    for widths in itertools.product(columns[1:], columns[1:] if len(feeding) else columns[-1:]):
+        chosen = np.full(len(allowed), MAX_BITS)
+        for rows, width in zip((np.arange(channels), feeding), widths, strict=True):
+            nearest = np.where(allowed[rows] & (columns <= width), columns, -1).max(axis=1)
+            chosen[rows] = np.where(nearest >= 0, nearest, allowed[rows].argmax(axis=1))
+        pairs.append((float(curves.distortion[np.arange(len(chosen)), chosen].sum()), chosen))
+    pricing = Pricing(measurement, budgets.cost) if budgets.cost is not None else None
+    limit = math.inf if pricing is None or budgets.budget is None else pricing.budget(budgets.budget)
+    for _, chosen in sorted(pairs, key=lambda pair: pair[0]):
+        if pricing is None or sum(pricing.spent(chosen).values()) > limit * (1 + _SLACK):
+            continue
+        with suppress(BudgetError):
+            return _allocate(measurement, budgets, curves.restrict(columns == chosen[:, None]))
+    return None
 
 
 def allocate_near(allocation: Allocation, budgets: Budgets, distance: int) -> Allocation:

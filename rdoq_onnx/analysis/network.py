@@ -8,14 +8,18 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
+from onnx.shape_inference import infer_shapes
 
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.model import external
 from rdoq_onnx.model.graph import Graph, downstream
 from rdoq_onnx.model.layers import Activation, Layer, Product, Tie
+from rdoq_onnx.model.sizes import weights_as_inputs
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.insert_adds import InsertAdds
 from rdoq_onnx.targets import TARGETS, Target
+
+_INFERRED = 1024  # elements of a constant that shape inference may read
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,17 @@ class Network:
             return frozenset()
         consumers = {a.tensor: Graph(self.model).sole_consumer(a.tensor) for a in self.activations if a.fusion}
         return frozenset(t for t, node in consumers.items() if node is not None and node.op_type == "HardSwish")
+
+    @cached_property
+    def last_axes(self) -> Mapping[str, int]:
+        """The size of the last axis of each tensor where shape inference knows it."""
+        try:
+            graph = infer_shapes(weights_as_inputs(self.model, larger_than=_INFERRED), data_prop=True).graph
+        except Exception:  # it rejects many models that run
+            graph = self.model.graph
+        infos = [*graph.value_info, *graph.input, *graph.output]
+        shapes = {info.name: info.type.tensor_type.shape.dim for info in infos}
+        return {name: dims[-1].dim_value for name, dims in shapes.items() if dims and dims[-1].dim_value > 0}
 
     @cached_property
     def _initializers(self) -> dict[str, TensorProto]:

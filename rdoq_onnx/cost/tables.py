@@ -52,7 +52,7 @@ def node_costs(network: Network, sizes: Mapping[str, int], cost: Cost) -> tuple[
     ]
     products = [(p.node, None, p.operands, (p.node,)) for p in network.products]
     if cost.rows:
-        tables = _from_rows(cost, [names for *_, names in (*nodes, *products)])
+        tables = _from_rows(cost, [names for *_, names in (*nodes, *products)], [s.node for s in network.skipped])
     elif cost.name == "bops":
         work = multiplications(network, sizes)
         tables = [np.outer(BITS, BITS) * float(work[node]) for node, *_ in (*nodes, *products)]
@@ -71,14 +71,14 @@ def _bytes(network: Network, node: str, layer: int) -> Float:
     return np.repeat(BITS[:, None], len(BITS), axis=1) * elements / 8
 
 
-def _from_rows(cost: Cost, nodes: Sequence[tuple[str, ...]]) -> list[Float]:
-    """Return the table of each node, given the names that patterns match."""
+def _from_rows(cost: Cost, nodes: Sequence[tuple[str, ...]], in_float: Sequence[str]) -> list[Float]:
+    """Return the table of each node, given the names that patterns match; rows of nodes left in float count nothing."""
     tables = [np.full((len(BITS), len(BITS)), np.inf) for _ in nodes]
     matched: dict[str, list[int]] = {}
     for row in cost.rows:
         if row.pattern not in matched:
             matched[row.pattern] = [k for k, names in enumerate(nodes) if matches(row.pattern, names)]
-            if not matched[row.pattern]:
+            if not matched[row.pattern] and not matches(row.pattern, in_float):
                 hint = suggestion(row.pattern, [n for names in nodes for n in names])
                 raise ConfigError(f"--cost {cost.name}: layer {row.pattern!r} matches no layer or product{hint}")
         for k in matched[row.pattern]:

@@ -7,13 +7,8 @@ Every weight of a layer is applied once at each position, so a layer takes K · 
 import math
 from collections.abc import Mapping
 
-from onnx.shape_inference import infer_shapes
-
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.model.layers import Layer, Product, Use
-from rdoq_onnx.model.sizes import weights_as_inputs
-
-_INFERRED = 1024  # elements of a constant that shape inference may read
 
 
 def multiplications(network: Network, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -24,7 +19,7 @@ def multiplications(network: Network, sizes: Mapping[str, int]) -> dict[str, int
     """
     work = {use.node: _of_use(layer, use, sizes) for layer in network.searched for use in layer.uses}
     if network.products:
-        last = _last_axes(network)
+        last = network.last_axes
         work |= {p.node: _of_product(p, sizes, last) for p in network.products}
     return work
 
@@ -46,14 +41,3 @@ def _of_product(product: Product, sizes: Mapping[str, int], last: Mapping[str, i
     if left in last:
         return sizes[product.output] * last[left]
     return sizes.get(left, sizes[product.output]) * last.get(right, 1)
-
-
-def _last_axes(network: Network) -> dict[str, int]:
-    """Return the last axis of each tensor where shape inference knows it."""
-    try:
-        graph = infer_shapes(weights_as_inputs(network.model, larger_than=_INFERRED), data_prop=True).graph
-    except Exception:  # it rejects many models that run
-        graph = network.model.graph
-    infos = [*graph.value_info, *graph.input, *graph.output]
-    shapes = {info.name: info.type.tensor_type.shape.dim for info in infos}
-    return {name: dims[-1].dim_value for name, dims in shapes.items() if dims and dims[-1].dim_value > 0}
