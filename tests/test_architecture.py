@@ -48,6 +48,7 @@ ORDER = (
     "estimate",
     "pipeline",
     "api",
+    "integrations",
     "cli",
     "__main__",
 )
