@@ -80,6 +80,7 @@ def quantize(
     >>> result.report.layers[0].name, len(result.report.layers[0].bits)
     ('/0/Conv', 16)
     """
+    _check_one_budget(options.get("budget"), bits, weight_bits, activation_bits)
     sides = _sides(bits, weight_bits, activation_bits, weights_only)
     config = Config(**sides, **keywords(_with_cost(options), _ALSO))
     samples, others = _transformed(calibration, transform), _transformed(validation, transform)
@@ -144,6 +145,7 @@ def allocate(
     layer's weights. storage: "nbits" sets a price on several widths in a layer. Raises BudgetError if a budget cannot
     be met, ConfigError if a pin matches nothing. cost, budget: as for `quantize`; not "measured", which needs a run.
     """
+    _check_one_budget(budget, bits, weight_bits, activation_bits)
     quantized = bool(measurement.network.activations)
     if quantized and activation_bits == "none":
         raise ConfigError("--activation-bits none: the curves quantize activations; measure with weights_only=True")
@@ -214,6 +216,12 @@ def compare(
 
 def _transformed(source: Any, transform: Transform | None) -> Any:
     return source if transform is None or source is None else Transformed(source, transform)
+
+
+def _check_one_budget(budget: object, *bits: object) -> None:
+    """Raise ConfigError for bits beside the budget of a cost; activation_bits="none" is no budget."""
+    if budget is not None and any(value not in (None, 8, "8", "none") for value in bits):
+        raise ConfigError("budget takes the place of bits, weight_bits and activation_bits; give one")
 
 
 def _with_cost(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from onnx import TensorProto, numpy_helper, parser
 import rdoq_onnx
 from rdoq_onnx import __version__, cli
 from rdoq_onnx.emission.tensorrt_rules import violations
+from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.verification.widths import constants
 from tests.conftest import ROOT, OrtRun
@@ -636,6 +637,8 @@ def test_the_python_api_takes_costs(tmp_path: Path) -> None:
     path.write_text("layer,weight_bits,activation_bits,cost_us\n.*,1-3,*,1\n.*,4-8,*,3\n")
     cheap = rdoq_onnx.allocate(measured, cost=path, budget="11us")
     assert max(map(max, cheap.layer_bits)) <= 3
+    with pytest.raises(ConfigError, match="budget takes the place of bits, weight_bits and activation_bits"):
+        rdoq_onnx.allocate(measured, cost="bops", budget="40%", weight_bits=4)
 
 
 def test_gate_that_is_missed(main: Main, tmp_path: Path) -> None:

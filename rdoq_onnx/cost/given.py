@@ -47,8 +47,14 @@ def given_costs(typed: Mapping[str, Any]) -> Given:
 
 def read_cost(name: str, interpolated: bool = False) -> Cost:
     """Return the preset of this name, or read the file. Raises ConfigError."""
-    if name in PRESETS or not Path(name).suffix:
+    if name in PRESETS:
         if interpolated:
             raise ConfigError(f"--interpolate says how to read a --cost file, and {name!r} is none")
         return preset(name)
-    return parse_cost(io.read_text(name), name, interpolated)
+    try:
+        text = io.read_text(name)
+    except ConfigError as error:
+        if not Path(name).suffix:
+            raise ConfigError(f"--cost {name!r}: give a CSV file, or one of {', '.join(PRESETS)}") from error
+        raise
+    return parse_cost(text, name, interpolated)

@@ -43,6 +43,7 @@ def test_a_file_of_times_takes_a_latency(tmp_path):
         ({"interpolate": True}, "--interpolate says how to read a --cost file; give one"),
         ({"interpolate": True, "cost": "bops"}, "--interpolate .* and 'bops' is none"),
         ({"cost": "flops"}, "--cost 'flops': give a CSV file, or one of size, bops, measured"),
+        ({"cost": "none/such"}, "--cost 'none/such': give a CSV file, or one of size, bops, measured"),
         ({"cost": "none/such.csv"}, "none/such.csv: cannot be read .*; give a CSV file"),
         ({"bops": "3ms"}, "--bops '3ms' is not a budget"),
     ],
