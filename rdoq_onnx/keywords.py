@@ -49,6 +49,7 @@ class Options(TypedDict, total=False):
     measure: Measure
     distortion: Distortion
     effort: Effort
+    minutes: float | None
     seed: int
     provider: Provider
     target: TargetName

@@ -1,4 +1,4 @@
-"""Tune the refined allocation by gradients of the output distortion (the wing reconstruction), if the effort allows.
+"""Tune the refined allocation by gradients of the output distortion (the wing reconstruction).
 
 The number of steps follows from the work of one, or with --minutes from the time that one takes; the emitted bytes
 depend on that number and not on the time, so it is kept with the curves and reported.
@@ -27,9 +27,9 @@ _RESERVED = 0.1  # share of --minutes for what follows
 
 
 def jointly_tuned(start: Trial, samples: Samples, judge: Judge, config: Config, steps: Steps) -> Trial | None:
-    """Return the tuned trial, `start` if nothing was gained; None if the effort does not tune, or time forbids it."""
+    """Return the tuned trial, `start` if nothing was gained; None if there are no steps to take."""
     allocation, runtime = start.allocation, judge.runtime
-    if config.effort != "best" or is_detached(allocation.measurement.network.model):
+    if is_detached(allocation.measurement.network.model):
         return None
     count = steps.once("number of steps", lambda: number_of_steps(allocation, samples, config, runtime, steps))
     steps.progress.note(f"tuning: {count} steps")

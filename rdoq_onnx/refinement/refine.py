@@ -126,7 +126,7 @@ def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: 
     plan = Plan.of(config.effort, allocation, len(judge.samples))
     with steps.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
         refined = Refinement(config, plan, judge, split, pool, advance, steps).of(allocation)
-    return _with_tuning(refined, judge, split, config, steps)
+    return refined if config.effort != "best" else _with_tuning(refined, judge, split, config, steps)
 
 
 def _with_tuning(refined: Refined, judge: Judge, split: SampleSplit, config: Config, steps: Steps) -> Refined:
