@@ -115,6 +115,11 @@ def _threads(option: str, count: int) -> None:
         raise ConfigError(f"{option} {count}: give 0 (automatic) to {MAX_THREADS}")
 
 
+def _minutes(option: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{option} {value:g}: give a number of minutes above 0")
+
+
 def _bytes(option: str, count: int) -> None:
     if not 1 <= count <= MAX_BYTES:
         raise ConfigError(f"{option} {count}: give 1 to {MAX_BYTES} bytes")
@@ -210,7 +215,10 @@ class Config:
     distortion: "mse" minimizes the squared error of the outputs, "kl" the divergence of rows of logits, "auto" the
         squared error, with bits moved towards the divergence where that costs little.
     effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" anchors curves to
-        exact runs and swaps bits; "best" also re-rounds and re-measures around the allocation, and swaps longer.
+        exact runs and swaps bits; "best" also re-rounds and re-measures around the allocation, swaps longer, and tunes
+        all that is quantized by gradients.
+    minutes: what a run of effort "best" should take; its tuning gets what the other steps leave. None for a number of
+        steps that follows from the network's size.
     seed: seed of everything random, 0 or more.
     target: the runtime that the file is for; targets.py has its rules.
     storage: how to store weights, "packed" (exactly their bits), "native" (INT2, INT4, INT8), "int8" or "nbits" (in
@@ -245,6 +253,7 @@ class Config:
     measure: Measure = setting("taylor", partial(_one_of, get_args(Measure)))
     distortion: Distortion = setting("auto", partial(_one_of, get_args(Distortion)))
     effort: Effort = setting("default", partial(_one_of, get_args(Effort)))
+    minutes: float | None = setting(None, optional(_minutes), measured=False)
     seed: int = setting(0, _natural)
     provider: Provider = setting("auto", partial(_one_of, get_args(Provider)), measured=False)
     target: TargetName = setting("onnxruntime", partial(_one_of, TARGETS))
@@ -260,7 +269,7 @@ class Config:
         _check_fields(self)
         if self.storage == "nbits" and self.widths == tuple(range(MAX_BITS + 1)):
             object.__setattr__(self, "widths", NBITS)  # those of all widths that there are
-        for check in (_check_joint, _check_cost, _check_storage, _check_goals, _check_blocks):
+        for check in (_check_joint, _check_cost, _check_storage, _check_goals, _check_blocks, _check_minutes):
             check(self)
 
     def measuring(self) -> dict[str, Any]:
@@ -346,6 +355,11 @@ def _check_goals(config: Config) -> None:
 def _check_blocks(config: Config) -> None:
     if config.block_size not in (None, (0,)) and (reason := _one_scale(config)):
         raise ConfigError(f"--block-size: {reason}; leave it out, or give 0")
+
+
+def _check_minutes(config: Config) -> None:
+    if config.minutes is not None and config.effort != "best":
+        raise ConfigError("--minutes bounds --effort best: give that as well, or leave --minutes out")
 
 
 def _one_scale(config: Config) -> str:

@@ -49,6 +49,7 @@ class Options(TypedDict, total=False):
     measure: Measure
     distortion: Distortion
     effort: Effort
+    minutes: float | None
     seed: int
     provider: Provider
     target: TargetName
@@ -154,7 +155,7 @@ def _amount(option: str, value: Any) -> Amount:
     return parse_amount(option, value, "") if isinstance(value, str) else Amount(number(option, value))
 
 
-_NUMBERS = ("activation_bits", "sqnr", "top1_agreement", "image_scale", "min_sqnr")
+_NUMBERS = ("activation_bits", "sqnr", "top1_agreement", "image_scale", "min_sqnr", "minutes")
 _SIZES = ("size", "layer_limit", "max_bytes", "memory")
 # For each field of Config that is not just text, what makes it from a keyword argument.
 _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {

@@ -177,6 +177,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Execution provider for the measurement; auto takes CUDA if a small model runs there.",
     ),
     click.option(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="What a run of --effort best should take; becomes a number of tuning steps.",
+    ),
+    click.option(
         "--threads", type=int, default=0, metavar="N", help="Threads of ONNX Runtime, numpy and BLAS; 0 for all cores."
     ),
     click.option(

@@ -138,6 +138,7 @@ OPTIONS: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "--keep-channels": _FLAG,
     "--seed": _of("0", "1", "99999999999999999999999"),
     "--provider": _of("auto", "cpu"),
+    "--minutes": _of("0.05", "1e-3"),
     "--threads": _of("0", "1", "2"),
     "--scratch": _of("."),
     "--memory": _of("300MB", "1GiB"),

@@ -42,6 +42,7 @@ ORDER = (
     "allocation",
     "emission",
     "profiling",
+    "reconstruction",
     "refinement",
     "verification",
     "report",

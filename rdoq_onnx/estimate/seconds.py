@@ -15,6 +15,9 @@ from rdoq_onnx.curves.measure import EQUALIZING
 from rdoq_onnx.curves.steps import CLIPPING, SENSING
 from rdoq_onnx.estimate.speeds import WIDTH, Speeds
 from rdoq_onnx.estimate.work import VARIANTS, LayerWork, Work
+from rdoq_onnx.model.external import is_detached
+from rdoq_onnx.reconstruction.work import default_steps, step_batch
+from rdoq_onnx.refinement.joint_tuning import TUNING
 from rdoq_onnx.refinement.judge import JUDGING
 from rdoq_onnx.refinement.plan import EFFORTS
 from rdoq_onnx.verification.predicted_parts import DRAWS
@@ -34,6 +37,9 @@ _SEARCHED = 0.25  # share of the trials of a search that stops early
 _EMITTED = 2.0  # loading the emitted model, which decodes its weights, in times of the float one
 _WRITTEN = 1e-8  # seconds to make a byte of the emitted model
 _LATENCY = 0.8  # seconds of timing both models
+_TUNED = 10.0  # a step of tuning, in float passes of its samples
+_UPDATED = 3e-8  # seconds of a step for a weight
+_WITH_TRIALS = 1.15  # steps of tuning with those of its trials
 _PROBED = 2  # exact measurements run half the network
 
 
@@ -67,7 +73,7 @@ class Estimate:
         else:
             large = is_large(work.network, work.config)
             measured = (self._large() if large else self._small()) | activations | self._anchoring()
-        return ends | tables | measured | {"second look": self._refinement(measured)}
+        return ends | tables | measured | {"second look": self._refinement(measured)} | self._tuning()
 
     @property
     def _graph(self) -> float:
@@ -226,6 +232,15 @@ class Estimate:
         fits = len(plan.fits) * work.fitting * _FETCH * one
         again = plan.portions * work.fitting * _FETCH * one + measured.get("taylor", 0.0) if plan.portions else 0.0
         return (2 + _SEARCHED * (plan.trials - 2)) * trial + fits + again
+
+    def _tuning(self) -> dict[str, float]:
+        """Return the seconds of tuning by gradients; with --minutes, what they leave of these."""
+        work, config = self.work, self.work.config
+        if config.effort != "best" or is_detached(work.network.model):
+            return {}
+        step = step_batch(work.observation) * _TUNED * self.speeds.forward + _UPDATED * work.weights
+        count = default_steps(work.network, work.observation) * _WITH_TRIALS
+        return {TUNING: count * step + 2 * self.speeds.load + 6 * self._graph}
 
     def _parts(self) -> float:
         """Return the seconds of the shares of the outputs' parts."""

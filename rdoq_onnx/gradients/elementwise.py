@@ -19,6 +19,8 @@ STEEP = 2.0**100  # slope of a mask: exact in float32, and no tensor holds value
 def _pass_on(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     if node.op_type in ("Identity", "Dropout"):
         return only(node, str(grads[0]))
+    if node.op_type == "Round" and tape.straight:
+        return only(node, str(grads[0]))
     if node.op_type == "Cast":
         return [tape.op("Cast", str(grads[0]), to=tape.dtypes[node.input[0]])]
     return [None]
@@ -28,6 +30,12 @@ def _pass_on(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
 def _arithmetic(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     g, y, shape = str(grads[0]), node.output[0], tape.shapes[node.output[0]]
 
+    def scalar(index: int) -> str:
+        """Of a factor or divisor that all elements share: inner products are cheaper than products and their sum."""
+        if node.op_type == "Mul":
+            return tape.inner(g, node.input[1 - index], node.input[index])
+        return tape.op("Neg", tape.op("Div", tape.inner(g, y, node.input[index]), node.input[index]))
+
     def partial(index: int) -> str:
         if node.op_type == "Mul":
             return tape.op("Mul", g, node.input[1 - index])
@@ -36,9 +44,14 @@ def _arithmetic(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
             return quotient if index == 0 else tape.op("Neg", tape.op("Mul", quotient, y))
         return tape.op("Neg", g) if node.op_type == "Sub" and index == 1 else g
 
-    return [
-        tape.unbroadcast(partial(i), shape, name) if tape.wants(name) else None for i, name in enumerate(node.input)
-    ]
+    def adjoint(index: int) -> str:
+        name = node.input[index]
+        alone = node.op_type in ("Mul", "Div") and np.prod(tape.shapes[name]) == 1 < np.prod(shape)
+        if alone and (node.op_type == "Mul" or index == 1) and tape.shapes[node.input[1 - index]] == shape:
+            return scalar(index)
+        return tape.unbroadcast(partial(index), shape, name)
+
+    return [adjoint(i) if tape.wants(name) else None for i, name in enumerate(node.input)]
 
 
 @rule("Neg", "Relu", "Sigmoid", "Tanh", "Exp", "Sqrt", "HardSigmoid", "HardSwish", "LeakyRelu")

@@ -1,12 +1,12 @@
 """Adjoints of matrix products, convolutions and pooling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import NodeProto
 
-from rdoq_onnx.gradients.tape import Array, Grads, Tape, attribute, only, rule
+from rdoq_onnx.gradients.tape import Array, Grads, Tape, attribute, rule
+from rdoq_onnx.gradients.window import Window, kernel_adjoint
 from rdoq_onnx.model.linear import split_padding
 
 
@@ -41,8 +41,12 @@ def _matmul(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
             product = tape.op("MatMul", g, _transposed(tape, b))
         left = tape.unbroadcast(product, (*batch, *shape_a[-2:]), a)
     if tape.wants(b):
-        product = tape.op("MatMul", _transposed(tape, a), g)
-        right = tape.unbroadcast(product, (*batch, *shape_b[-2:]), b)
+        if len(shape_b) == 2:
+            rows = (tape.reshape(v, [-1, shape[-1]]) for v, shape in ((a, shape_a), (g, (*batch, shape_b[-1]))))
+            right = tape.op("Gemm", *rows, transA=1)
+        else:
+            product = tape.op("MatMul", _transposed(tape, a), g)
+            right = tape.unbroadcast(product, (*batch, *shape_b[-2:]), b)
     return [left, right]
 
 
@@ -65,45 +69,27 @@ def _gemm(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     return result
 
 
-@dataclass(frozen=True)
-class _Window:
-    """The sliding window of a convolution or pooling, per spatial axis."""
-
-    source: tuple[int, ...]
-    target: tuple[int, ...]
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    begins: tuple[int, ...]  # padding before the first element
-
-    @property
-    def reach(self) -> tuple[int, ...]:
-        return tuple((k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True))
-
-    @classmethod
-    def of(cls, node: NodeProto, source: Sequence[int], target: Sequence[int], kernel: Sequence[int]) -> "_Window":
-        rank = len(kernel)
-        strides = tuple(attribute(node, "strides") or [1] * rank)
-        dilations = tuple(attribute(node, "dilations") or [1] * rank)
-        begins = list(attribute(node, "pads") or [0] * 2 * rank)[:rank]
-        mode = attribute(node, "auto_pad", "NOTSET")
-        if mode.startswith("SAME"):
-            wide = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-            needed = [max((t - 1) * s + w - n, 0) for t, s, w, n in zip(target, strides, wide, source, strict=True)]
-            begins = [(n + (mode == "SAME_LOWER")) // 2 for n in needed]
-        return cls(tuple(source), tuple(target), tuple(kernel), strides, dilations, tuple(begins))
-
-
 @rule("Conv")
 def _conv(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
-    x, w = node.input[0], tape.value(node.input[1])
-    if w is None or (len(node.input) > 2 and tape.wants(node.input[2])):
-        return NotImplemented
-    window = _Window.of(node, tape.shapes[x][2:], tape.shapes[node.output[0]][2:], w.shape[2:])
-    return only(node, _conv_adjoint(tape, str(grads[0]), x, w, attribute(node, "group", 1), window))
+    (x, weight), g, group = node.input[:2], str(grads[0]), attribute(node, "group", 1)
+    shape, w = tape.shapes[weight], tape.value(weight)
+    window = Window.of(node, tape.shapes[x][2:], tape.shapes[node.output[0]][2:], shape[2:])
+    result: list[str | None] = [None] * len(node.input)
+    if tape.wants(x):
+        result[0] = (
+            _conv_transposed(tape, g, weight, group, window)
+            if w is None
+            else _conv_adjoint(tape, g, x, w, group, window)
+        )
+    if tape.wants(weight):
+        result[1] = kernel_adjoint(tape, g, x, shape, group, window)
+    if len(result) > 2 and tape.wants(node.input[2]):
+        rest = [k for k in range(len(shape)) if k != 1]
+        result[2] = tape.reshape(tape.sum(g, rest), tape.shapes[node.input[2]])
+    return result
 
 
-def _conv_adjoint(tape: Tape, g: str, x: str, w: Array, group: int, window: _Window) -> str:
+def _conv_adjoint(tape: Tape, g: str, x: str, w: Array, group: int, window: Window) -> str:
     """Append the adjoint of a Conv: a Conv for stride 1, else a ConvTranspose.
 
     Strided depthwise convolutions are the exception: there a Conv over inserted zeros is faster in ONNX Runtime.
@@ -114,7 +100,7 @@ def _conv_adjoint(tape: Tape, g: str, x: str, w: Array, group: int, window: _Win
         for n, t, s, b, r in zip(window.source, window.target, window.strides, begin, window.reach, strict=True)
     ]
     if min(*begin, *end) < 0 or (max(window.strides) > 1 and group != w.shape[0]):
-        return _conv_transposed(tape, g, x, w, group, window)
+        return _conv_transposed(tape, g, tape.constant(w, x), group, window)
     if max(window.strides) > 1:
         ones = np.ones((w.shape[0], 1, *[1] * len(window.kernel)))
         g = tape.op("ConvTranspose", g, tape.constant(ones, x), group=w.shape[0], strides=window.strides)
@@ -126,7 +112,7 @@ def _conv_adjoint(tape: Tape, g: str, x: str, w: Array, group: int, window: _Win
     )
 
 
-def _conv_transposed(tape: Tape, g: str, x: str, w: Array, group: int, window: _Window) -> str:
+def _conv_transposed(tape: Tape, g: str, weight: str, group: int, window: Window) -> str:
     ends = [
         (t - 1) * s + r + 1 - b - n
         for n, t, s, b, r in zip(window.source, window.target, window.strides, window.begins, window.reach, strict=True)
@@ -134,7 +120,7 @@ def _conv_transposed(tape: Tape, g: str, x: str, w: Array, group: int, window: _
     return tape.op(
         "ConvTranspose",
         g,
-        tape.constant(w, x),
+        weight,
         group=group,
         kernel_shape=window.kernel,
         strides=window.strides,
@@ -146,11 +132,11 @@ def _conv_transposed(tape: Tape, g: str, x: str, w: Array, group: int, window: _
 
 @rule("ConvTranspose")
 def _conv_transpose(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
-    """Append a Conv with the same weights, the adjoint of a ConvTranspose."""
-    x, w = node.input[0], tape.value(node.input[1])
-    if w is None or (len(node.input) > 2 and tape.wants(node.input[2])):
+    """Append a Conv with the same weights, the adjoint of a ConvTranspose, and of that Conv the kernel's adjoint."""
+    (x, weight), kernel = node.input[:2], tape.shapes[node.input[1]]
+    if len(node.input) > 2 and tape.wants(node.input[2]):
         return NotImplemented
-    rank = w.ndim - 2
+    rank = len(kernel) - 2
     source, target = tape.shapes[x][2:], tape.shapes[node.output[0]][2:]
     strides = attribute(node, "strides") or [1] * rank
     dilations = attribute(node, "dilations") or [1] * rank
@@ -159,33 +145,37 @@ def _conv_transpose(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
         extra = attribute(node, "output_padding") or [0] * rank
         begins = [
             split_padding(max(s * (n - 1) + (k - 1) * d + 1 + e - t, 0), auto_pad)[0]
-            for s, n, k, d, e, t in zip(strides, source, w.shape[2:], dilations, extra, target, strict=True)
+            for s, n, k, d, e, t in zip(strides, source, kernel[2:], dilations, extra, target, strict=True)
         ]
     ends = [
         s * (n - 1) + (k - 1) * d + 1 - b - t
-        for s, n, k, d, b, t in zip(strides, source, w.shape[2:], dilations, begins, target, strict=True)
+        for s, n, k, d, b, t in zip(strides, source, kernel[2:], dilations, begins, target, strict=True)
     ]
-    g = tape.pad(str(grads[0]), [0] * w.ndim, [0, 0, *(min(e, 0) for e in ends)])
-    return only(
-        node,
-        tape.op(
+    group = attribute(node, "group", 1)
+    result: list[str | None] = [None] * len(node.input)
+    if tape.wants(weight):
+        window = Window(target, source, kernel[2:], tuple(strides), tuple(dilations), tuple(begins))
+        result[1] = kernel_adjoint(tape, x, str(grads[0]), kernel, group, window)
+    if tape.wants(x):
+        g = tape.pad(str(grads[0]), [0] * len(kernel), [0, 0, *(min(e, 0) for e in ends)])
+        result[0] = tape.op(
             "Conv",
             g,
-            node.input[1],
-            group=attribute(node, "group", 1),
-            kernel_shape=w.shape[2:],
+            weight,
+            group=group,
+            kernel_shape=kernel[2:],
             strides=strides,
             dilations=dilations,
             pads=[*begins, *(max(e, 0) for e in ends)],
-        ),
-    )
+        )
+    return result
 
 
 @rule("AveragePool")
 def _average_pool(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     """Divide by the number of elements per window, then append the adjoint of a depthwise Conv of ones."""
     x, shape = node.input[0], tape.shapes[node.input[0]]
-    window = _Window.of(node, shape[2:], tape.shapes[node.output[0]][2:], attribute(node, "kernel_shape"))
+    window = Window.of(node, shape[2:], tape.shapes[node.output[0]][2:], attribute(node, "kernel_shape"))
     size, counts, g = float(np.prod(window.kernel)), _coverage(window), str(grads[0])
     if attribute(node, "count_include_pad", 0):
         if attribute(node, "ceil_mode", 0):
@@ -197,7 +187,7 @@ def _average_pool(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
     return [_conv_adjoint(tape, g, x, ones, shape[1], window)]
 
 
-def _coverage(window: _Window) -> Array:
+def _coverage(window: Window) -> Array:
     """Return how many elements of each pooling window are not padding."""
     coverage = np.ones((), np.float64)
     for n, t, k, s, d, b in zip(

@@ -6,10 +6,8 @@ a + s. The adjoint of s is the total adjoint of a,
     adj(a) = sum over the consumers y = f(a, ...) of (df/da)^T adj(y),   adj(output) = its seed v,
 
 so no Add needs to be inserted: the backward walk computes adj(a) anyway. Samples do not interact and v is independent
-for each sample, so one pass over a batch gives each sample's own g.
-
-Rules for common operators are in elementwise.py, products.py and shapes.py; any other operator goes to onnx-ad, one
-node at a time (foreign.py).
+for each sample, so one pass over a batch gives each sample's own g. Rules for common operators are in elementwise.py,
+products.py and shapes.py; any other operator goes to onnx-ad, one node at a time (foreign.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +31,7 @@ from rdoq_onnx.system.runtime import Runtime
 
 Array = NDArray[Any]
 Run = Callable[[onnx.ModelProto, Mapping[str, Array], Sequence[str]], Sequence[Array]]
+_Ends = tuple[Sequence[str], Sequence[str]]  # tensors with seeds, and those that are only fetched
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
@@ -61,9 +60,24 @@ def reverse_model(
 ) -> Reverse:
     """Build the graph that computes the adjoint of every tensor of `at` from seeds on `outputs`.
 
-    `model` has fixed input dimensions and opset 13 or later; `feeds` is one batch of its inputs. `runtime` folds shape
-    arithmetic, keeping standard operators, and runs parts of the graph. The model is not modified.
+    `model`, which stays as it is, has fixed input dimensions and opset 13 or later; `feeds` is one batch of its inputs.
+    `runtime` folds shape arithmetic, keeping standard operators, and runs parts of the graph.
     """
+    return _reversed(model, at, (outputs, fetch), feeds, runtime, straight=False)
+
+
+def straight_through(
+    model: onnx.ModelProto, at: Sequence[str], outputs: Sequence[str], feeds: Mapping[str, Array], runtime: Runtime
+) -> Reverse:
+    """Build `reverse_model` with Round passing adjoints on unchanged, as the straight-through estimator has it."""
+    return _reversed(model, at, (outputs, ()), feeds, runtime, straight=True)
+
+
+def _reversed(
+    model: onnx.ModelProto, at: Sequence[str], ends: _Ends, feeds: Mapping[str, Array], runtime: Runtime, straight: bool
+) -> Reverse:
+    """Build `reverse_model`."""
+    outputs, fetch = ends
 
     def run(model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str]) -> Sequence[Array]:
         return runtime.session(model).run(feeds, names)
@@ -72,7 +86,7 @@ def reverse_model(
     graph = runtime.optimized(_raise_opset(opened(model, outputs, feeds, run) if at else model))
     shapes, dtypes = _record(graph, feeds, run)
     tape = _tape(graph, shapes, dtypes, run)
-    tape.masked = masked_tensors(Graph(graph))
+    tape.masked, tape.straight = masked_tensors(Graph(graph)), straight
     seeds = {name: tape.name(f"seed/{name}") for name in dict.fromkeys(outputs) if dtypes.get(name) in FLOATS}
     grads, broken = _walk(tape, graph.graph.node, at, seeds)
     missing = {name: reason for name in at if (reason := broken.get(name) or _unfit(tape, name))}

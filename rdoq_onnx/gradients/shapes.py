@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from rdoq_onnx.gradients.tape import Grads, Tape, attribute, only, rule
 
@@ -69,6 +69,19 @@ def _spread(tape: Tape, g: str, x: str, axis: int, picked: range) -> str:
     source = np.full(size, len(picked))
     source[list(picked)] = np.arange(len(picked))
     return tape.op("Gather", tape.pad(g, before, after), tape.constant(source), axis=axis)
+
+
+@rule("Gather")
+def _gather(tape: Tape, node: NodeProto, grads: Grads) -> Grads:
+    """Add each row's adjoint to the row of the table that was looked up; leave other axes to onnx-ad."""
+    table, indices = node.input
+    if attribute(node, "axis", 0) or tape.wants(indices) or tape.opset < 16:
+        return NotImplemented
+    shape = tape.shapes[table]
+    places = tape.reshape(tape.op("Cast", indices, to=TensorProto.INT64), [-1, 1])
+    rows = tape.reshape(str(grads[0]), [-1, *shape[1:]])
+    zeros = tape.op("Expand", tape.constant(0, table), tape.constant(shape))
+    return [tape.op("ScatterND", zeros, places, rows, reduction="add"), None]
 
 
 @rule("Pad")

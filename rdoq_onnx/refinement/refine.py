@@ -14,6 +14,7 @@ bit swaps and clipping are kept only if they gain at least twice the standard er
 - scale refit: fit scale and bias of each output channel, layers in order (affine_correction.py).
 - diversion: bits move towards the divergence of rows of logits, where "auto" weighs it (diversion.py). Then, and for
   such models in all other trials, the divergence must not rise when the squared error falls.
+- tuning: integers, scales, biases and quantizers together, by gradients of the distortion (joint_tuning.py).
 - uniform: one width everywhere, the widest within the budgets. Mixed precision must not lose to it silently.
 """
 
@@ -34,15 +35,15 @@ from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.refinement.affine_correction import Fitting, fitted_layers, refitted
 from rdoq_onnx.refinement.diversion import Diverted, diverted
+from rdoq_onnx.refinement.joint_tuning import TUNING, jointly_tuned
 from rdoq_onnx.refinement.judge import Judge
 from rdoq_onnx.refinement.plan import WEIGHS, Plan, rows_by_distortion
 from rdoq_onnx.refinement.reround import remeasured, rerounded
-from rdoq_onnx.refinement.trial import SURE, Trial, significantly_worse, surely_diverted
+from rdoq_onnx.refinement.trial import SURE, Trial, better, significantly_worse, surely_diverted
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import Workers, workers
 
-_ENOUGH = 0.998  # share of the distortion that a trial must get below; smaller gains are noise
 PARTS = "widths near one another, for the sake of each part"
 _DISTANCES = (2, 1)  # from one width everywhere, in bits
 
@@ -124,7 +125,19 @@ def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: 
         judge = replace(judge, guard=judge.metric.divergence)
     plan = Plan.of(config.effort, allocation, len(judge.samples))
     with steps.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
-        return Refinement(config, plan, judge, split, pool, advance, steps).of(allocation)
+        refined = Refinement(config, plan, judge, split, pool, advance, steps).of(allocation)
+    return refined if config.effort != "best" else _with_tuning(refined, judge, split, config, steps)
+
+
+def _with_tuning(refined: Refined, judge: Judge, split: SampleSplit, config: Config, steps: Steps) -> Refined:
+    """Tune what was refined by gradients, and keep that if it is better."""
+    before = Trial.of(refined.allocation, judge)
+    after = jointly_tuned(before, split.fitting, judge, config, steps)
+    if after is None:
+        return refined
+    best = after if better(before, after) else before
+    step = Step(TUNING, before.distortion, best.distortion, after.distortion)
+    return replace(refined, allocation=best.allocation, model=best.model, steps=(*refined.steps, step))
 
 
 class _Best:
@@ -159,14 +172,11 @@ class _Best:
     def keep(self, name: str, trial: Trial, sure: float = 0.0) -> bool:
         """Keep `trial` if it lowers the distortion by at least `sure` standard errors; return whether it did."""
         before, tried = self._trial.distortion, trial.distortion
-        gains = (self._trial.errors - trial.errors).sum(axis=1)
-        better = tried < _ENOUGH * before and before - tried >= sure * gains.std() / len(gains) ** 0.5
-        better = better and trial.guarded.mean() <= self._trial.guarded.mean()
-        if better:
+        if gained := better(self._trial, trial, sure):
             self._trial = trial
         first = self._steps.get(name, Step(name, before, before, tried))
         self._steps[name] = replace(first, after=self._trial.distortion, tried=tried)
-        return better
+        return gained
 
     def divert(self, config: Config) -> tuple[NDArray[np.float64], Diverted | None]:
         """Divert bits towards the divergence if that gains surely and costs little; return the weights of the rows."""

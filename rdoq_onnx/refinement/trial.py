@@ -12,6 +12,7 @@ from rdoq_onnx.refinement.diversion import MEASURED, Diverted
 from rdoq_onnx.refinement.judge import Judge
 
 SURE = 2.0  # standard errors that a trial among many must gain
+_ENOUGH = 0.998  # share of the distortion that a trial must get below; smaller gains are noise
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ class Trial:
     @property
     def distortion(self) -> float:
         return float(self.errors.sum(axis=1).mean())
+
+
+def better(before: Trial, after: Trial, sure: float = 0.0) -> bool:
+    """Tell whether `after` lowers the distortion by at least `sure` standard errors, and the guard's at all."""
+    gains = (before.errors - after.errors).sum(axis=1)
+    gained = before.distortion - after.distortion >= sure * gains.std() / len(gains) ** 0.5
+    lower = after.distortion < _ENOUGH * before.distortion
+    return bool(lower and gained and after.guarded.mean() <= before.guarded.mean())
 
 
 def significantly_worse(errors: NDArray[np.float64], others: NDArray[np.float64]) -> bool:

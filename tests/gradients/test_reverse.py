@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from rdoq_onnx.gradients.reverse import Reverse, reverse_model
+from rdoq_onnx.gradients.reverse import Reverse, reverse_model, straight_through
 from rdoq_onnx.system.runtime import Runtime
 from tests.conftest import ZOO
 
@@ -303,6 +303,44 @@ NOT_IN_ONNX_AD = {"same upper", "same lower", "asymmetric", "wide padding", "con
 def test_layer_matches_central_differences(layer: str) -> None:
     model, feeds = layer_model(layer)
     assert_adjoint(model, ["x"], feeds)
+
+
+@pytest.mark.parametrize("layer", [name for name, x in LAYERS.items() if x[2] and name not in NO_REFERENCE])
+def test_adjoints_of_a_computed_weight(layer: str) -> None:
+    model, feeds = layer_model(layer)
+    (weight,) = (numpy_helper.to_array(t) for t in model.graph.initializer if t.name == "w")
+    del model.graph.initializer[:]
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, weight.shape))
+    assert_adjoint(model, ["x", "w"], feeds | {"w": weight})
+
+
+# Bias of a Conv, a table, and scalars that all elements share.
+INPUTS = {
+    "bias": ("y = Conv(x, kernel, p)", [6]),
+    "table": ("i = Cast <to = 7> (x) y = Gather(p, i)", [3, 2]),
+    "factor": ("y = Mul(x, p)", [1]),
+    "divisor": ("t = Exp(p) y = Div(x, t)", [1]),
+    "added": ("y = Add(x, p)", [1]),
+}
+
+
+@pytest.mark.parametrize("piece", INPUTS)
+def test_adjoint_of_a_parameter(piece: str) -> None:
+    body, shape = INPUTS[piece]
+    kind = ", ".join(map(str, shape))
+    text = f"g (float[2, 4, 5, 5] x, float[{kind}] p) => (y) {{ {body} }}"
+    model = onnx.shape_inference.infer_shapes(text_model(text, {"kernel": [6, 4, 3, 3]}))
+    x = sample([2, 4, 5, 5])
+    assert_adjoint(model, ["p"], {"x": np.abs(x) % 3 if piece == "table" else x, "p": sample(shape, 5)})
+
+
+def test_a_straight_round_passes_adjoints_on() -> None:
+    model = text_model("g (float[2, 3] x) => (y) { t = Round(x) y = Mul(t, t) }", {})
+    feeds = {"x": sample([2, 3])}
+    result = straight_through(model, ["x"], ["y"], feeds, RUNTIME)
+    seeds = seeds_for(result, np.random.default_rng(0))
+    found = gradients(result, feeds, seeds)["x"]
+    np.testing.assert_allclose(found, 2 * np.rint(feeds["x"]) * seeds[result.seeds["y"]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("layer", [name for name in LAYERS if name not in NOT_IN_ONNX_AD])

@@ -1,0 +1,104 @@
+"""Tune an allocation's integers, scales, biases and quantizers together, and keep the best of several moments.
+
+The variables are judged after each of `ROUNDS` rounds of steps, on samples that no step has seen, and the best values
+are kept. The rates of learning fall to 0 with the last round, so there is nothing to wait for after it. Of images, a
+trial of some steps decides first whether flipped, shifted and pasted ones help.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.reconstruction.augmentation import is_image
+from rdoq_onnx.reconstruction.training import DEFAULT, Recipe, Trainer
+from rdoq_onnx.system.progress import Advance, Unfinished
+from rdoq_onnx.system.runtime import Runtime
+
+ROUNDS = 8
+_TRIAL = 8  # a trial takes 1 / _TRIAL of the steps
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The means to tune.
+
+    samples: those that rounding is fitted to. judged: measures the distortion of an allocation. steps: of gradient
+    descent. kept: keeps what a run that is interrupted has reached.
+    """
+
+    samples: Samples
+    runtime: Runtime
+    judged: Callable[[Allocation], float]
+    steps: int
+    seed: int
+    advance: Advance
+    kept: Unfinished
+    recipe: Recipe = DEFAULT
+
+    @property
+    def expected(self) -> int:
+        """The steps that `tuned` takes at most, with those of trials."""
+        return self.steps + 2 * (self.steps // _TRIAL) * self._images
+
+    @property
+    def _images(self) -> bool:
+        return is_image(self.samples.feeds(slice(0, self.samples.batch or 1)))
+
+
+def tuned(allocation: Allocation, tuning: Tuning) -> Allocation:
+    """Return the best allocation found by tuning `allocation`, `allocation` itself if none is better."""
+    state: Mapping[str, Any] = tuning.kept.get() or {"moved": None, "round": 0}
+    if state["moved"] is None:
+        state = {**state, "moved": _moved(allocation, tuning)}
+        tuning.kept.put(state)
+    else:
+        tuning.advance(tuning.expected - tuning.steps)
+    recipe = replace(tuning.recipe, moved=state["moved"])
+    trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, recipe, tuning.seed)
+    state = _trained(trainer, tuning, state)
+    if state.get("best") is None:
+        return allocation
+    trainer.variables.restore(state["best"])
+    return trainer.variables.tuned()
+
+
+def _trained(trainer: Trainer, tuning: Tuning, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Run the rounds that `state` has not seen, and return the last state."""
+    variables, adam = trainer.variables, trainer.adam
+    if "values" in state:
+        variables.restore(state["values"])
+        for array, value in zip((*adam.means, *adam.squares), state["moments"], strict=True):
+            array[...] = value
+    else:
+        state = {**state, "best": None, "least": tuning.judged(variables.allocation)}
+    edges = [k * tuning.steps // ROUNDS for k in range(ROUNDS + 1)]
+    tuning.advance(edges[state["round"]])
+    for number in range(state["round"], ROUNDS):
+        for step in range(edges[number], edges[number + 1]):
+            trainer.step(step, tuning.steps)
+            tuning.advance(1)
+        distortion, values = tuning.judged(variables.tuned()), variables.values()
+        if distortion < state["least"]:
+            state = {**state, "best": values, "least": distortion}
+        moments = tuple(x.copy() for x in (*adam.means, *adam.squares))
+        state = {**state, "round": number + 1, "values": values, "moments": moments}
+        tuning.kept.put(state)
+    return state
+
+
+def _moved(allocation: Allocation, tuning: Tuning) -> bool:
+    """Try a part of the steps without and with augmented images; return whether these do better."""
+    steps = tuning.steps // _TRIAL
+    if not tuning.expected > tuning.steps or not steps:
+        return False
+    found = []
+    for moved in (False, True):
+        recipe = replace(tuning.recipe, moved=moved)
+        trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, recipe, tuning.seed)
+        for step in range(steps):
+            trainer.step(step, steps)
+            tuning.advance(1)
+        found.append(tuning.judged(trainer.variables.tuned()))
+    return found[1] < found[0]

@@ -1,0 +1,73 @@
+"""Tune the refined allocation by gradients of the output distortion (the wing reconstruction).
+
+The number of steps follows from the work of one, or with --minutes from the time that one takes; the emitted bytes
+depend on that number and not on the time, so it is kept with the curves and reported.
+"""
+
+import hashlib
+import time
+from dataclasses import replace
+
+from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.config import Config
+from rdoq_onnx.curves.checkpoint import Steps
+from rdoq_onnx.emission.quantized_model import chosen_weights
+from rdoq_onnx.model.external import is_detached
+from rdoq_onnx.reconstruction.training import Recipe, Trainer
+from rdoq_onnx.reconstruction.tune import Tuning, tuned
+from rdoq_onnx.reconstruction.work import default_steps
+from rdoq_onnx.refinement.judge import Judge
+from rdoq_onnx.refinement.trial import Trial
+from rdoq_onnx.system.runtime import Runtime
+
+TUNING = "tuning"
+_TIMED = 3  # steps that are timed
+_RESERVED = 0.1  # share of --minutes for what follows
+
+
+def jointly_tuned(start: Trial, samples: Samples, judge: Judge, config: Config, steps: Steps) -> Trial | None:
+    """Return the tuned trial, `start` if nothing was gained; None if there are no steps to take."""
+    allocation, runtime = start.allocation, judge.runtime
+    if is_detached(allocation.measurement.network.model):
+        return None
+    count = steps.once("number of steps", lambda: number_of_steps(allocation, samples, config, runtime, steps))
+    steps.progress.note(f"tuning: {count} steps")
+    if not count:
+        return None
+    kept = steps.unfinished(f"{TUNING} {_identity(allocation)}, {count} steps")
+
+    def judged(tried: Allocation) -> float:
+        """Measure δ; infinite if the guard's rises, as then the trial is not kept."""
+        trial = Trial.of(tried, judge)
+        return trial.distortion if trial.guarded.mean() <= start.guarded.mean() else float("inf")
+
+    recipe = Recipe(divergence=judge.guard is not None)
+    tuning = Tuning(samples, runtime, judged, count, config.seed, lambda done: None, kept, recipe)
+    with steps.progress.step(TUNING, tuning.expected) as advance:
+        result = tuned(allocation, replace(tuning, advance=advance))
+    return start if result is allocation else Trial.of(result, judge)
+
+
+def number_of_steps(allocation: Allocation, samples: Samples, config: Config, runtime: Runtime, steps: Steps) -> int:
+    """Return how many steps the work of one allows, or what is left of --minutes."""
+    if config.minutes is None:
+        return default_steps(allocation.measurement.network, allocation.measurement.observation)
+    left = 60 * config.minutes * (1 - _RESERVED) - sum(steps.progress.seconds.values())
+    trainer = Trainer.of(allocation, samples, runtime, Recipe(), config.seed)
+    trainer.step(0, _TIMED + 1)
+    begin = time.perf_counter()
+    for number in range(_TIMED):
+        trainer.step(number + 1, _TIMED + 1)
+    return max(0, int(left * _TIMED / (time.perf_counter() - begin)))
+
+
+def _identity(allocation: Allocation) -> str:
+    """Return a hash of what is tuned."""
+    state = hashlib.sha256()
+    for bits, (_, codes, shift) in zip(allocation.layer_bits, chosen_weights(allocation), strict=True):
+        for array in (bits, codes.integers, codes.scales, shift):
+            state.update(array.tobytes())
+    for each, width in zip(allocation.measurement.activations, allocation.activation_bits, strict=True):
+        state.update(repr(each.quantizers[width]).encode())
+    return state.hexdigest()[:16]

@@ -1,0 +1,48 @@
+"""Augmented images consist of rows and columns of the given ones."""
+
+import numpy as np
+import pytest
+
+from rdoq_onnx.reconstruction.augmentation import augmented, is_image
+
+
+@pytest.mark.parametrize(
+    ("shapes", "image"),
+    [
+        ({"x": (2, 3, 8, 8)}, True),
+        ({"x": (2, 1, 8, 6)}, True),
+        ({"x": (2, 4, 8, 8)}, False),
+        ({"x": (2, 64)}, False),
+        ({"x": (2, 3, 8, 8), "y": (2, 3)}, False),
+    ],
+)
+def test_images_are_recognized_by_their_shape(shapes, image):
+    assert is_image({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}) is image
+
+
+def test_integers_are_no_images():
+    assert not is_image({"x": np.zeros((2, 3, 8, 8), np.uint8)})
+
+
+def test_pixels_keep_their_values_and_their_channels():
+    images = np.random.default_rng(0).random((6, 3, 16, 12)).astype(np.float32)
+    moved = augmented({"x": images}, np.random.default_rng(1))["x"]
+    assert moved.shape == images.shape
+    assert moved.dtype == images.dtype
+    assert (moved != images).any()
+    for k in range(3):
+        assert np.isin(moved[:, k], images[:, k]).all()
+
+
+def test_the_generator_decides():
+    images = np.random.default_rng(0).random((4, 1, 8, 8)).astype(np.float32)
+    first, again, other = (augmented({"x": images}, np.random.default_rng(seed))["x"] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_the_given_images_stay():
+    images = np.random.default_rng(0).random((4, 1, 8, 8)).astype(np.float32)
+    before = images.copy()
+    augmented({"x": images}, np.random.default_rng(0))
+    np.testing.assert_array_equal(images, before)

@@ -1,0 +1,60 @@
+"""Steps lower the loss, and depend on the seed and their number alone."""
+
+import numpy as np
+import pytest
+
+from rdoq_onnx.reconstruction.training import RATES, Recipe, Trainer
+from tests.cases import RUNTIME
+
+
+def trainer(case, recipe=None, seed=0):
+    return Trainer.of(case.allocation, case.split.fitting, RUNTIME, recipe or Recipe(), seed)
+
+
+def test_it_lowers_the_loss(case):
+    tuned = trainer(case)
+    assert all(part.reverse.missing == {} for part in tuned.parts)
+    losses = [tuned.step(number, 60) for number in range(60)]
+    assert np.mean(losses[-10:]) < 0.95 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("kind", RATES)
+def test_only_kinds_with_a_rate_move(digits, kind):
+    tuned = trainer(digits, Recipe(rates={kind: RATES[kind]}))
+    before = tuned.variables.values()
+    for number in range(3):
+        tuned.step(number, 3)
+    moved = {
+        name
+        for (name, array), value in zip(tuned.variables.arrays, before, strict=True)
+        if not np.array_equal(array, value)
+    }
+    assert moved <= {kind}
+    assert moved or kind == "zeros"  # all zero points of this network are 0
+
+
+def test_the_seed_decides(digits):
+    def values(seed):
+        tuned = trainer(digits, Recipe(moved=True), seed)
+        for number in range(3):
+            tuned.step(number, 3)
+        return np.concatenate([v.ravel() for v in tuned.variables.values()])
+
+    np.testing.assert_array_equal(values(1), values(1))
+    assert (values(1) != values(2)).any()
+
+
+def test_an_epoch_takes_each_sample_once(digits):
+    tuned = trainer(digits)
+    (part,) = tuned.parts
+    steps = len(part.samples) // part.batch
+    for epoch in range(2):
+        chosen = np.concatenate([tuned._chosen(epoch * steps + k)[1] for k in range(steps)])
+        assert len(chosen) == steps * part.batch == len(set(chosen.tolist()))
+
+
+def test_rates_rise_and_fall():
+    rates = [Recipe().rate("codes", step, 1000) for step in range(1000)]
+    assert rates[0] < rates[10] < rates[30]
+    assert rates[30] > rates[500] > rates[999] > 0
+    assert max(rates) <= RATES["codes"]
