@@ -9,6 +9,7 @@ They are sums in a fixed order, in portions of layers that fit in memory. Once t
 but the curves' own pass, and each layer is worked on by itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -88,9 +89,9 @@ class Statistics:
             if not missing:
                 advance(len(plan.samples))
                 continue
-            network = replace(plan.network, layers=missing)
+            network, name = replace(plan.network, layers=missing), portion_name(plan.name, portion, missing)
             means = [replace(self.moments(layer), sensitivity=None) for layer in missing]
-            sensed = with_sensitivity(replace(plan, network=network), means, advance, np.float32)
+            sensed = with_sensitivity(replace(plan, network=network, name=name), means, advance, np.float32)
             plan.workers.map(self._put, missing, sensed)
 
     def sensed_portions(self) -> list[list[Layer]]:
@@ -111,3 +112,8 @@ class Statistics:
     @cached_property
     def _first(self) -> dict[str, Layer]:
         return first_of_input(self.network.layers)
+
+
+def portion_name(name: str, portion: Sequence[Layer], missing: Sequence[Layer]) -> str:
+    """Name the sum `name` of a portion of the layers; a killed run's remainder of one is no sum that others take."""
+    return f"{name} of {portion[0].name}" if len(missing) == len(portion) else ""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.blocks import Block
 from rdoq_onnx.candidates.blocks import Blocks, in_parts
-from rdoq_onnx.candidates.statistics import Statistics
+from rdoq_onnx.candidates.statistics import Statistics, portion_name
 from rdoq_onnx.gradients.backward import Backward, Pass, use_gradients
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.model.layers import Layer
@@ -138,7 +138,8 @@ def measure_forms(plan: ReversePlan, statistics: Statistics, advance: Advance) -
         if not missing:
             advance(len(plan.samples))
             continue
-        lost |= _measure(replace(plan, network=replace(plan.network, layers=missing)), statistics, advance)
+        network, name = replace(plan.network, layers=missing), portion_name(plan.name, layers, missing)
+        lost |= _measure(replace(plan, network=network, name=name), statistics, advance)
     return lost
 
 

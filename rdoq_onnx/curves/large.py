@@ -98,11 +98,11 @@ class LargeBench:
         sensing, alone = fitting.some(SENSING), replace(network, activations=())
         with progress.step("sensitivity", len(sensing) * len(statistics.sensed_portions())) as advance:
             size = reverse_batch(network, observation, runtime, len(sensing), exact=False)
-            plan = replace(bench.plan(alone, sensing), batch=size, draws=LEAST_DRAWS)
+            plan = replace(bench.plan(alone, sensing, "sensitivity"), batch=size, draws=LEAST_DRAWS)
             with_memory(lambda batch: statistics.sense(replace(plan, batch=batch), advance), size, observation)
         measuring = bench.split.measuring
         with progress.step("taylor", len(measuring) * len(form_portions(network, statistics.memory))) as advance:
-            plan = bench.plan(alone, measuring)
+            plan = bench.plan(alone, measuring, "forms")
             return with_memory(
                 lambda batch: measure_forms(replace(plan, batch=batch), statistics, advance), plan.batch, observation
             )
