@@ -18,8 +18,9 @@ from rdoq_onnx.config import Budgets, Config
 from rdoq_onnx.cost.given import read_cost
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.measure import measure as measure_curves
-from rdoq_onnx.curves.measure import regime, scratch_for, store_for
+from rdoq_onnx.curves.measure import regime
 from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.curves.stores import scratch_for, store_for
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import ConfigError, ModelError
 from rdoq_onnx.keywords import Options, Pins, flag, keywords, number

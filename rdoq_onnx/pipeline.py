@@ -1,7 +1,6 @@
 """Run the steps in order: model → analysis → candidates → curves → allocation → emission → verification."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.cost.early import priced
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.large import Around
-from rdoq_onnx.curves.measure import measure, regime, scratch_for, store_for
+from rdoq_onnx.curves.measure import measure, regime
 from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.curves.stores import Curves, scratch_for, store_for
 from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.estimate.forecast import warned
@@ -72,7 +72,7 @@ class Job:
         calibration: Any,
         config: Config,
         progress: Progress,
-        curves: str | Path | None = None,
+        curves: Curves = None,
         validation: Any = None,
     ) -> "Job":
         """Read and normalize `model`, load its samples, and open the checkpoint `curves` if given.
@@ -215,7 +215,7 @@ def run(
     calibration: Any,
     config: Config,
     progress: Progress,
-    curves: str | Path | None = None,
+    curves: Curves = None,
     validation: Any = None,
 ) -> Result:
     """Run all steps for one budget; arguments as for `Job.of`. Raises the error of a missed gate."""

@@ -11,7 +11,7 @@ but the curves' own pass, and each layer is worked on by itself.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.scratch import Scratch
+from rdoq_onnx.system.summation import every
 from rdoq_onnx.system.threads import Workers
 
 Array = NDArray[Any]
@@ -71,28 +72,34 @@ class Statistics:
 
     def collect(self, samples: Samples, batch: int, runtime: Runtime, workers: Workers, advance: Advance) -> None:
         """Collect mean and covariance of each input that is not kept yet."""
-        for portion in portions(self.network.layers, self.memory):
+
+        def of_portion(portion: list[Layer]) -> None:
             missing = [x for x in portion if not self.has("covariance", self._first[x.name])]
             if not missing:
                 advance(len(samples))
-                continue
+                return
             part = replace(self.network, layers=tuple(missing))
             for layer, moments in of_inputs(part, samples, batch, runtime, workers, advance):
                 self.put("mean", layer, moments.mean)
                 self.put("vectors", layer, np.array([moments.vectors]))
                 self.put("covariance", layer, moments.covariance.astype(np.float32))
 
+        every(partial(of_portion, portion) for portion in portions(self.network.layers, self.memory))
+
     def sense(self, plan: ReversePlan, advance: Advance) -> None:
         """Collect the sensitivity of each layer and its basis, as far as they are not kept yet."""
-        for portion in self.sensed_portions():
+
+        def of_portion(portion: list[Layer]) -> None:
             missing = tuple(x for x in portion if not self.has("basis", x))
             if not missing:
                 advance(len(plan.samples))
-                continue
+                return
             network, name = replace(plan.network, layers=missing), portion_name(plan.name, portion, missing)
             means = [replace(self.moments(layer), sensitivity=None) for layer in missing]
             sensed = with_sensitivity(replace(plan, network=network, name=name), means, advance, np.float32)
             plan.workers.map(self._put, missing, sensed)
+
+        every(partial(of_portion, portion) for portion in self.sensed_portions())
 
     def sensed_portions(self) -> list[list[Layer]]:
         """Divide the layers into those whose sensitivities one pass sums, in single precision."""

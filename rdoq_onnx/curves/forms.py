@@ -13,6 +13,7 @@ MOST_WEIGHTS weights even p is too large, and only its sums over j and over k ar
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from rdoq_onnx.gradients.backward import Backward, Pass, use_gradients
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.progress import Advance
+from rdoq_onnx.system.summation import every
 
 Array = NDArray[Any]
 
@@ -132,15 +134,17 @@ def measure_forms(plan: ReversePlan, statistics: Statistics, advance: Advance) -
 
     Returns the outputs of layers without an adjoint, with the reason.
     """
-    lost: dict[str, str] = {}
-    for layers in form_portions(plan.network, statistics.memory):
+
+    def of_portion(layers: list[Layer]) -> dict[str, str]:
         missing = tuple(x for x in layers if not statistics.has("powers", x))
         if not missing:
             advance(len(plan.samples))
-            continue
+            return {}
         network, name = replace(plan.network, layers=missing), portion_name(plan.name, layers, missing)
-        lost |= _measure(replace(plan, network=network, name=name), statistics, advance)
-    return lost
+        return _measure(replace(plan, network=network, name=name), statistics, advance)
+
+    found = every(partial(of_portion, layers) for layers in form_portions(plan.network, statistics.memory))
+    return {output: reason for lost in found for output, reason in lost.items()}
 
 
 def _measure(plan: ReversePlan, statistics: Statistics, advance: Advance) -> dict[str, str]:

@@ -88,13 +88,9 @@ class LargeBench:
         rows: of tables, by name.
         """
         self._put_stored(rows)
+        self.moments()
         bench, statistics, progress = self.bench, self.statistics, self.bench.keep.progress
         network, observation, runtime, fitting = bench.network, bench.observation, bench.runtime, bench.split.fitting
-        passes = sum(1 for _ in portions(network.layers, statistics.memory))
-        shown = bench.broadened()
-        with progress.step("moments", len(shown) * passes) as advance:
-            size = forward_batch(network, observation, runtime, len(shown))
-            with_memory(lambda batch: statistics.collect(shown, batch, runtime, bench.pool, advance), size, observation)
         sensing, alone = fitting.some(SENSING), replace(network, activations=())
         with progress.step("sensitivity", len(sensing) * len(statistics.sensed_portions())) as advance:
             size = reverse_batch(network, observation, runtime, len(sensing), exact=False)
@@ -105,6 +101,18 @@ class LargeBench:
             plan = bench.plan(alone, measuring, "forms")
             return with_memory(
                 lambda batch: measure_forms(replace(plan, batch=batch), statistics, advance), plan.batch, observation
+            )
+
+    def moments(self) -> None:
+        """Collect the moments of all inputs, as far as they are not kept yet."""
+        bench, statistics = self.bench, self.statistics
+        passes, shown = sum(1 for _ in portions(bench.network.layers, statistics.memory)), bench.broadened()
+        with bench.keep.progress.step("moments", len(shown) * passes) as advance:
+            size = forward_batch(bench.network, bench.observation, bench.runtime, len(shown))
+            with_memory(
+                lambda batch: statistics.collect(shown, batch, bench.runtime, bench.pool, advance),
+                size,
+                bench.observation,
             )
 
     def _put_stored(self, rows: Mapping[str, TableRows]) -> None:

@@ -1,16 +1,18 @@
-"""Sums over blocks of samples, and where they are computed: here, or by others.
+"""Sums over blocks of samples, and where they are computed.
 
 A sum is given by what sums one block (`Work`) and by the blocks. They are added in a fixed tree (tree_sum.py), so that
 a sum has the same bits whoever computes which block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rdoq_onnx.calibration.blocks import Block
 from rdoq_onnx.system.progress import Advance, Unfinished
 from rdoq_onnx.system.tree_sum import TreeSum
+
+T = TypeVar("T")
 
 
 class Work(Protocol):
@@ -36,29 +38,22 @@ class Sum:
         """Return a sum of which one work sums all blocks."""
         return cls(name, (work,), [(0, block) for block in blocks])
 
-
-class Summation(Protocol):
-    """Where sums are computed."""
-
-    def total(self, asked: Sum, advance: Advance, unfinished: Unfinished) -> Any:
-        """Return a sum, `advance(n)` after n more samples; unfinished: what is kept of it meanwhile."""
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """What tells the blocks of this sum from those of another: the number of samples before each."""
+        return tuple(block.first for _, block in self.blocks)
 
 
-class Here:
-    """All blocks in this process, one after another."""
-
-    def total(self, asked: Sum, advance: Advance, unfinished: Unfinished) -> Any:
-        """Return a sum, as a `Summation` does."""
-        tree = resumed(asked, advance, unfinished)
-        for index, value in computed(asked, tree.missing()):
-            tree.add(value, index)
-            unfinished.put(kept(asked, tree))
-            advance(len(asked.blocks[index][1]))
-        return tree.result()
+# Computes the sums of some blocks, given by index; yields each with its index, in any order.
+Compute = Callable[[Sum, Sequence[int]], Iterator[tuple[int, Any]]]
 
 
-def computed(asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Compute the sums of the blocks `indices` in this process; yield each with its index."""
+class StoppedError(Exception):
+    """A shard has summed its own blocks and lacks those of others. It goes no further; this is no error of a run."""
+
+
+def here(asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Compute the sums of the blocks `indices` in this process, one after another."""
     current, run = -1, None
     for index in indices:
         work, block = asked.blocks[index]
@@ -68,10 +63,47 @@ def computed(asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         yield index, run(block)
 
 
-def resumed(asked: Sum, advance: Advance, unfinished: Unfinished) -> TreeSum:
-    """Return what an earlier run summed of the same blocks."""
-    tree, before = TreeSum(len(asked.blocks)), unfinished.get()
-    if before is not None and before["firsts"] == _firsts(asked):
+class Summation:
+    """All blocks of a sum, as `compute` computes them."""
+
+    shared = False  # whether others compute some blocks, in runs of their own
+
+    def __init__(self, compute: Compute = here) -> None:
+        self.compute = compute
+
+    def total(self, asked: Sum, advance: Advance, unfinished: Unfinished) -> Any:
+        """Return a sum, `advance(n)` after n more samples; unfinished: what is kept of it meanwhile.
+
+        Raises StoppedError if others have not computed their blocks yet.
+        """
+        tree = resumed(asked, unfinished.get(), advance)
+        for index, value in self.compute(asked, tree.missing()):
+            tree.add(value, index)
+            unfinished.put(kept(asked, tree))
+            advance(len(asked.blocks[index][1]))
+        return tree.result()
+
+    def settle(self) -> None:
+        """Go on after the last sum that has a name. Raises StoppedError if nothing else is asked for."""
+
+
+def every(tasks: Iterable[Callable[[], T]]) -> list[T]:
+    """Run all tasks, of which none needs another. Raises the first StoppedError once all have run."""
+    results, stopped = [], None
+    for task in tasks:
+        try:
+            results.append(task())
+        except StoppedError as error:
+            stopped = stopped or error
+    if stopped is not None:
+        raise stopped
+    return results
+
+
+def resumed(asked: Sum, before: Any, advance: Advance) -> TreeSum:
+    """Return what was summed `before` (see `kept`), if it was of the same blocks."""
+    tree = TreeSum(len(asked.blocks))
+    if before is not None and before["firsts"] == asked.firsts:
         for (level, index), value in before["nodes"]:
             tree.add(value, index, level)
     missing = set(tree.missing())
@@ -81,8 +113,4 @@ def resumed(asked: Sum, advance: Advance, unfinished: Unfinished) -> TreeSum:
 
 def kept(asked: Sum, tree: TreeSum) -> dict[str, Any]:
     """Return what `resumed` goes on from, until more is added to the sum."""
-    return {"firsts": _firsts(asked), "nodes": tuple(tree.nodes())}
-
-
-def _firsts(asked: Sum) -> tuple[int, ...]:
-    return tuple(block.first for _, block in asked.blocks)
+    return {"firsts": asked.firsts, "nodes": tuple(tree.nodes())}

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 from threadpoolctl import threadpool_limits
 
 from rdoq_onnx.system.progress import Advance, Unfinished
-from rdoq_onnx.system.summation import Here, Sum, Summation
+from rdoq_onnx.system.summation import Sum, Summation
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -31,7 +31,7 @@ class Workers:
 
     pool: ThreadPoolExecutor
     threads: int
-    sums: Summation = field(default_factory=Here)
+    sums: Summation = field(default_factory=Summation)
 
     def __reduce__(self) -> tuple[Callable[[int], "Workers"], tuple[int]]:
         return _arrived, (self.threads,)
@@ -41,7 +41,7 @@ class Workers:
 
         unfinished: sums of an earlier run, which continues from there.
         """
-        where = self.sums if asked.name else Here()
+        where = self.sums if asked.name else Summation()
         return where.total(asked, advance, unfinished or Unfinished())
 
     @overload
@@ -76,7 +76,7 @@ def workers(threads: int, sums: Summation | None = None) -> Iterator[Workers]:
     """
     count = threads or cores()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as pool:
-        yield Workers(pool, count, sums or Here())
+        yield Workers(pool, count, sums or Summation())
 
 
 @cache

@@ -7,7 +7,7 @@ import numpy as np
 from rdoq_onnx.calibration.blocks import in_blocks
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.system.progress import Unfinished
-from rdoq_onnx.system.summation import Here, Sum
+from rdoq_onnx.system.summation import Sum, Summation
 from rdoq_onnx.system.threads import workers
 
 SAMPLES = Samples("test", {"x": np.arange(20.0)})
@@ -49,16 +49,16 @@ def test_each_block_is_summed_by_its_work_which_is_loaded_once():
 def test_a_sum_is_resumed_only_of_the_same_blocks():
     kept, loads = Kept(), []
     asked = Sum.of("", Squares(1.0, loads), in_blocks(SAMPLES, 4))
-    total = Here().total(asked, lambda n: None, kept)
+    total = Summation().total(asked, lambda n: None, kept)
     assert len(kept.values) == 6
     done = []
     again = Kept(kept.values[3])
-    assert Here().total(asked, done.append, again) == total
+    assert Summation().total(asked, done.append, again) == total
     assert len(again.values) == 3
     assert done == [12, 4, 4]
     other = Sum.of("", Squares(1.0, loads), in_blocks(SAMPLES, 5))
     again = Kept(kept.values[3])
-    assert Here().total(other, done.append, again) == total
+    assert Summation().total(other, done.append, again) == total
     assert len(again.values) == 5
 
 
