@@ -18,7 +18,7 @@ _ROWS = (1 << 16) - 1  # axis 0 that every cuDNN kernel supports; im2col_nodes.p
 _CACHED = 320 << 20  # bytes of tensors and adjoints on the host; beyond this, caches help less
 _SHARE = 2  # a batch may take 1 / _SHARE of the device memory; the rest covers what the estimate misses
 _BATCHES = 8  # at least, of samples that fit into fewer
-_WORTH_SHARING = 1 << 23  # elements of all tensors of the samples: about a second's work
+_WORTH_SHARING = 1 << 25  # elements of all tensors of the samples: a few seconds of work
 _DRAWN = 1 << 28  # elements of all tensors of the samples that v are drawn for
 _WEIGHT = 4 * (1 + 3 * 9)  # bytes of a weight and its changes under three rounding variants at nine widths
 
