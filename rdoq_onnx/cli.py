@@ -29,6 +29,7 @@ from rdoq_onnx.pipeline import Job
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.report.wording import failed_document
 from rdoq_onnx.system import io
+from rdoq_onnx.system.curve_files import CurveFiles, parse_shard
 from rdoq_onnx.system.files import Files, check_files, numbered
 from rdoq_onnx.system.interrupts import heed_interrupts, leave
 from rdoq_onnx.system.progress import Progress
@@ -53,11 +54,13 @@ PYPROJECT = "pyproject.toml"
 @click.pass_obj
 def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
     """Quantize the ONNX model INPUT into OUTPUT, each weight channel and activation at its own bit width."""
-    if options["output"] is None and not dry_run and options["cost_template"] is None:
+    shard = None if (text := options.pop("shard")) is None else parse_shard(text)
+    if options["output"] is None and not dry_run and options["cost_template"] is None and shard is None:
         raise click.UsageError("Missing argument 'OUTPUT'")
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; give one")
     options["output"] = options["output"] or ""
+    options["curves"] = CurveFiles.of(options["curves"], shard)
     names = ("input", "output", "calibration", "validation", "modified", "json", "report", "curves", "cost_template")
     files = Files(**{name: options.pop(name) for name in names})
     costs = given_costs({name: options.pop(name) for name in OPTIONS})
@@ -131,12 +134,26 @@ def _run_all(
 
     word: called with each result before its files are written, so that no error in its figures leaves files behind.
     """
+    first, progress = next(iter(configs.values())), progress or Progress()
+    with Job.open(files.input, files.calibration, first, progress, files.curves, files.validation) as job:
+        if files.curves.shard is not None:
+            for config in configs.values():
+                job.sum_shard(config)
+            return {}
+        return _emit_all(replace(job, single=len(configs) == 1), configs, files, typed, word)
+
+
+def _emit_all(
+    job: Job,
+    configs: Mapping[str, Config],
+    files: Files,
+    typed: Sequence[str],
+    word: Callable[[str, Result], None],
+) -> dict[str, RdoqError]:
+    """Emit all budgets of a job; arguments and result as of `_run_all`."""
     failures: dict[str, RdoqError] = {}
     documents: dict[str, str] = {}
-    first = next(iter(configs.values()))
     together = len(configs) > 1 and files.json is not None and not numbered(files.json)
-    job = Job.of(files.input, files.calibration, first, progress or Progress(), files.curves, files.validation)
-    job = replace(job, single=len(configs) == 1)
     for bits, config in configs.items():
         own = replace(files.at(bits), json=None) if together else files.at(bits)
         try:

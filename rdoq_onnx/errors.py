@@ -8,6 +8,7 @@
     │   └── UserCodeError  2  the user's own function, which gives samples, fails
     ├── OutputError        2  the output cannot be written
     ├── ProviderError      2  ONNX Runtime or the requested provider is missing
+    ├── ClusterError       2  the processes that compute for the run cannot be reached, or one of them fails
     ├── BudgetError        3  the budget cannot be met
     └── VerificationError  4  the emitted model fails verification or misses a gate
 
@@ -47,6 +48,10 @@ class OutputError(RdoqError):
 
 class ProviderError(RdoqError):
     """ONNX Runtime or the requested execution provider is missing."""
+
+
+class ClusterError(RdoqError):
+    """The processes that compute for the run cannot be reached, or one of them fails."""
 
 
 class BudgetError(RdoqError):

@@ -1,5 +1,7 @@
 """Run the steps in order: model → analysis → candidates → curves → allocation → emission → verification."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,8 +37,10 @@ from rdoq_onnx.report.advice import advised
 from rdoq_onnx.report.costs import cost_report
 from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
+from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.summation import StoppedError
 from rdoq_onnx.verification.additivity import measured_alone
 from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
@@ -105,6 +109,23 @@ class Job:
         store = store_for(normal, samples, len(split.seen), config, curves, scratch)
         return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
 
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        model: Model,
+        calibration: Any,
+        config: Config,
+        progress: Progress,
+        curves: Curves = None,
+        validation: Any = None,
+    ) -> "Iterator[Job]":
+        """Yield the job, whose workers stop afterwards; arguments as for `of`."""
+        with computing(config.workers, config.threads) as compute:
+            job = cls.of(model, calibration, config, progress, curves, validation)
+            job.store.compute = compute
+            yield job
+
     def result(self, config: Config, *, additivity: bool = False) -> Result:
         """Quantize at the budget of `config`, whose other settings are the job's.
 
@@ -123,6 +144,19 @@ class Job:
             shared = replace(self.runtime, shared_arena=not large)
             with taking(self.store.scratch.shelf if large else None):
                 return replace(self, runtime=shared)._at(measurement, config, steps, additivity)
+
+    def sum_shard(self, config: Config) -> None:
+        """Compute the share of this run's shard in the sums of the measurement at `config`, and keep it."""
+        steps = Steps(self.store, self.progress, regime(config))
+        missing = ""
+        try:
+            measure(analyse(self.normal, config.selection), config, self.split, self.runtime, steps)
+        except StoppedError as error:
+            missing = str(error)
+        self.store.flush()
+        self.progress.note(
+            f"this shard's sums are kept; {missing!r} needs those of all shards" if missing else "all sums are kept"
+        )
 
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
@@ -219,7 +253,8 @@ def run(
     validation: Any = None,
 ) -> Result:
     """Run all steps for one budget; arguments as for `Job.of`. Raises the error of a missed gate."""
-    result = Job.of(model, calibration, config, progress, curves, validation).result(config)
+    with Job.open(model, calibration, config, progress, curves, validation) as job:
+        result = job.result(config)
     if result.failure is not None:
         raise result.failure
     return result

@@ -36,7 +36,7 @@ from rdoq_onnx.system import io
 from rdoq_onnx.system.encoding import Arrays, decode, encode
 from rdoq_onnx.system.progress import Advance, Progress, Unfinished
 from rdoq_onnx.system.scratch import Scratch
-from rdoq_onnx.system.summation import Summation
+from rdoq_onnx.system.summation import Compute, Summation, here
 from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
@@ -58,9 +58,9 @@ Array = NDArray[Any]
 
 
 class Store:
-    """Values by name, also kept in a file if there is one.
+    """Values by name, also kept in a file if there is one. scratch: for large arrays.
 
-    scratch: for large arrays. sums: where the sums over samples of a measurement are computed, by its name.
+    compute: what computes blocks of sums over samples. sums: what adds those of a measurement, by its name.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Store:
         self._values: dict[str, Any] = {}
         self._next = 0.0
         self._written = True
-        self.sums: Callable[[str], Summation] = lambda measurement: Summation()
+        self.compute: Compute = here
+        self.sums: Callable[[str], Summation] = lambda measurement: Summation(self.compute)
 
     @classmethod
     def open(cls, path: str | Path, binding: Binding, scratch: Scratch | None = None) -> "Store":
@@ -122,9 +123,8 @@ class Steps:
     progress: Progress
     name: str
 
-    @property
     def sums(self) -> Summation:
-        """Where sums over samples are computed."""
+        """Return what adds sums over samples."""
         return self.store.sums(self.name)
 
     def get(self, step: str) -> Any:

@@ -76,7 +76,7 @@ def measure_network(
     Rounding is fitted on one part of the samples and measured on another: curves on its own samples would be too
     optimistic. around: of a large network, allocates on coarse curves; only widths near these are made in full.
     """
-    with workers(config.threads, steps.sums) as pool:
+    with workers(config.threads, steps.sums()) as pool:
         source, plain, some = network.model, network, split.fitting.some(EQUALIZING)
         with taking(steps.store.scratch.shelf):
             equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)

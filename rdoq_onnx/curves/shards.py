@@ -15,7 +15,7 @@ from rdoq_onnx.curves.checkpoint import Store, read_values
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.system.curve_files import CurveFiles, Shard
 from rdoq_onnx.system.progress import Advance, Unfinished
-from rdoq_onnx.system.summation import Compute, StoppedError, Sum, Summation, here, kept, resumed
+from rdoq_onnx.system.summation import StoppedError, Sum, Summation, kept, resumed
 from rdoq_onnx.system.tree_sum import TreeSum
 
 _MARK = "shard"  # the value of a part that names its shard
@@ -31,14 +31,9 @@ class Shards(Summation):
     shared = True
 
     def __init__(
-        self,
-        measurement: str,
-        shard: Shard | None,
-        store: Store,
-        parts: Mapping[Path, Mapping[str, Any]],
-        compute: Compute = here,
+        self, measurement: str, shard: Shard | None, store: Store, parts: Mapping[Path, Mapping[str, Any]]
     ) -> None:
-        super().__init__(compute)
+        super().__init__(store.compute)
         self._measurement, self._shard, self._store, self._parts = measurement, shard, store, parts
 
     def total(self, asked: Sum, advance: Advance, unfinished: Unfinished) -> Any:
@@ -105,7 +100,7 @@ def blocks_of(shard: Shard, count: int) -> range:
     return range(count * (number - 1) // of, count * number // of)
 
 
-def share(store: Store, files: CurveFiles, binding: Binding, compute: Compute = here) -> None:
+def share(store: Store, files: CurveFiles, binding: Binding) -> None:
     """Let `store` sum as a shard, or from the parts of all. Raises ConfigError if they do not fit together."""
     parts = {path: _sums(read_values(path, binding), path) for path in files.parts}
     marks = {path: tuple(values[_MARK]) for path, values in parts.items()}
@@ -117,7 +112,7 @@ def share(store: Store, files: CurveFiles, binding: Binding, compute: Compute = 
     def sums(measurement: str) -> Summation:
         if files.shard is None:
             _check_measurement(parts, measurement)
-        return Shards(measurement, files.shard, store, parts, compute)
+        return Shards(measurement, files.shard, store, parts)
 
     store.sums = sums
 
