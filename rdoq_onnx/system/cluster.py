@@ -1,8 +1,9 @@
-"""Processes that compute blocks of sums for a run: on this machine, or on a Ray cluster. The only module with Ray.
+"""Processes that compute blocks of sums for a run: on this machine, or on a Ray cluster. The only module that
+imports Ray, with shipping.py.
 
 What all blocks of a sum share goes to the object store once, and from there to each node that computes some; the
 samples of a block go with it. Of weights in files of their own, a node that reads the same file takes that, and any
-other a copy of its bytes, once (`_Weights`). A process keeps what it has loaded for the next block of the same sum.
+other a copy of its bytes, once (shipping.py). A process keeps what it has loaded for the next block of the same sum.
 
 A process that dies is replaced by Ray, and its block is computed again; nodes that join take blocks as soon as they are
 there.
@@ -10,10 +11,12 @@ there.
 
 import contextlib
 import importlib.util
+import logging
 import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +24,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-
 from rdoq_onnx import errors
 from rdoq_onnx.calibration.blocks import Block
 from rdoq_onnx.errors import ClusterError, ConfigError, RdoqError
-from rdoq_onnx.model.external import Place, bytes_at, place
+from rdoq_onnx.system.shipping import RUN, remove_copies, travel
 from rdoq_onnx.system.summation import Compute, Sum, Work, here
 from rdoq_onnx.system.threads import cores
 from rdoq_onnx.version import __version__
@@ -35,7 +35,13 @@ from rdoq_onnx.version import __version__
 _RETRIES = 8  # of a block whose process dies
 _WAIT = 2.0  # seconds after which nodes that have joined get blocks
 _AHEAD = 2  # blocks given out for each process
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
+_LONGEST = 32  # letters of the folder of a socket, whose path may have 107
+_QUIET = {
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
 
 
 @contextlib.contextmanager
@@ -62,6 +68,7 @@ class _Cluster:
 
     workers: str
     threads: int
+    connected: bool = field(default=False, init=False)
     folder: str = field(default="", init=False)
 
     @property
@@ -71,34 +78,45 @@ class _Cluster:
 
     @cached_property
     def ray(self) -> Any:
-        """The connection, made with the first sum. Raises ClusterError."""
+        """The connection, made with the first sum; that of the caller's program, if it has one. Raises ClusterError."""
         os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
-        if self.local:
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-            self.folder = tempfile.mkdtemp(prefix="rdoq-ray-")
-        else:
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        if "ray" not in sys.modules:  # which reads these when it is imported
+            os.environ.update(self._authentication())
         import ray  # here: it takes a second, and only runs with workers need it
 
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if self.local:
-            options |= {"num_cpus": int(self.workers), "include_dashboard": False, "_temp_dir": self.folder}
-        else:
-            options |= {"address": self.workers}
-        try:
-            ray.init(**options)
-        except Exception as error:  # of many kinds: no such host, another version of Ray or Python, no rights
-            raise ClusterError(f"--workers {self.workers}: Ray does not start ({_first_line(error)})") from error
-        _Weights.register(ray)
+        self.connected = not ray.is_initialized()
+        if self.connected:
+            try:
+                with _in_folder(tempfile.gettempdir()):
+                    ray.init(**self._options(), log_to_driver=False, logging_level=logging.ERROR)
+            except Exception as error:  # of many kinds: no such host, another version of Ray or Python, no rights
+                raise ClusterError(f"--workers {self.workers}: Ray does not start ({_first_line(error)})") from error
+        travel(ray)
+        with contextlib.suppress(AttributeError):  # it prints on stdout whenever a process dies
+            ray._private.worker.print_to_stdstream = lambda *_, **__: None
         return ray
+
+    def _authentication(self) -> dict[str, str]:
+        """Return what keeps others out of processes of this machine; else it is the cluster's own affair."""
+        if self.local:
+            return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        return {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
+
+    def _options(self) -> dict[str, Any]:
+        if not self.local:
+            return {"address": self.workers}
+        short = len(tempfile.gettempdir()) <= _LONGEST or os.name != "posix"
+        self.folder = tempfile.mkdtemp(prefix="rdoq-ray-", dir=None if short else "/tmp")
+        return {"num_cpus": int(self.workers), "include_dashboard": False, "_temp_dir": self.folder}
 
     def leave(self) -> None:
         """Free what this run made, on all nodes."""
         if "ray" in self.__dict__:
             with contextlib.suppress(Exception):  # the run is over, and the cluster may be gone
                 self._clean()
-            with contextlib.suppress(Exception):
-                self.ray.shutdown()
+            if self.connected:
+                with contextlib.suppress(Exception):
+                    self.ray.shutdown()
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -108,6 +126,11 @@ class _Cluster:
             yield from self._compute(asked, indices)
         except RdoqError:
             raise
+        except self.ray.exceptions.RayTaskError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ClusterError(
+                f"--workers {self.workers}: a process fails ({reason}); install the same rdoq-onnx on all nodes"
+            ) from error
         except (self.ray.exceptions.RayError, ConnectionError) as error:
             raise ClusterError(
                 f"--workers {self.workers}: the Ray cluster is lost, or a process dies again and again "
@@ -155,9 +178,20 @@ class _Cluster:
         ray = self.ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-        clean = ray.remote(_remove_copies).options(num_cpus=0, max_retries=0)
-        tasks = [clean.options(scheduling_strategy=On(n["NodeID"], soft=False)).remote(_RUN) for n in self._nodes]
+        clean = ray.remote(remove_copies).options(num_cpus=0, max_retries=0)
+        tasks = [clean.options(scheduling_strategy=On(n["NodeID"], soft=False)).remote(RUN) for n in self._nodes]
         ray.wait(tasks, num_returns=len(tasks), timeout=5)
+
+
+@contextlib.contextmanager
+def _in_folder(folder: str) -> Iterator[None]:
+    """Work in `folder` meanwhile: processes of Ray import from where the run was when it connected."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @dataclass(frozen=True)
@@ -200,73 +234,6 @@ def _sum_block(shared: list[Any], block: Block, version: str) -> tuple[Any, _Fai
 
 def _failure(error: Exception) -> _Failure:
     return _Failure(type(error).__name__, _first_line(error), f"{socket.gethostname()} (process {os.getpid()})")
-
-
-_RUN = secrets.token_hex(8)  # names the copies of weights that this run makes on other nodes
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Weights of a model in a file: where they are on the machine of the run, and their bytes in the object store."""
-
-    where: Place
-    mark: tuple[int, ...]
-    bytes: Any
-    run: str
-
-    @classmethod
-    def register(cls, ray: Any) -> None:
-        """Let models travel with the weights that they have in files, each file once."""
-        known: dict[Place, _Weights] = {}
-
-        def packed(model: onnx.ModelProto) -> tuple[bytes, list[tuple[int, _Weights]]]:
-            weights = []
-            for k, tensor in enumerate(model.graph.initializer):
-                where = Place.of(tensor)
-                if where is not None:
-                    if where not in known:
-                        known[where] = cls(where, _mark(where.path), ray.put(bytes_at(where)), _RUN)
-                    weights.append((k, known[where]))
-            return model.SerializeToString(), weights
-
-        ray.util.register_serializer(onnx.ModelProto, serializer=packed, deserializer=_unpacked)
-
-    def at(self) -> Place:
-        """Return where the weights are on the machine of this process."""
-        with contextlib.suppress(OSError):
-            if _mark(self.where.path) == self.mark:
-                return self.where
-        path = _copies(self.run) / f"{self.bytes.hex()}.weights"
-        if not path.exists():
-            import ray
-
-            path.parent.mkdir(exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}")
-            part.write_bytes(np.asarray(ray.get(self.bytes)).data)
-            part.replace(path)
-        return Place(os.fspath(path), 0, self.where.length)
-
-
-def _unpacked(packed: tuple[bytes, list[tuple[int, _Weights]]]) -> onnx.ModelProto:
-    model = onnx.ModelProto()
-    model.ParseFromString(packed[0])
-    for k, weights in packed[1]:
-        place(model.graph.initializer[k], weights.at())
-    return model
-
-
-def _mark(path: str) -> tuple[int, ...]:
-    """Return what two machines that share a file agree on, and what no two files have in common."""
-    found = Path(path).stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _copies(run: str) -> Path:
-    return Path(tempfile.gettempdir(), f"rdoq-onnx-{run}")
-
-
-def _remove_copies(run: str) -> None:
-    shutil.rmtree(_copies(run), ignore_errors=True)
 
 
 def _first_line(error: BaseException) -> str:
