@@ -1,7 +1,5 @@
 """Run the steps in order: model → analysis → candidates → curves → allocation → emission → verification."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +19,7 @@ from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.large import Around
 from rdoq_onnx.curves.measure import measure, regime
 from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.curves.shards import sum_own
 from rdoq_onnx.curves.stores import Curves, scratch_for, store_for
 from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
@@ -40,7 +39,7 @@ from rdoq_onnx.report.result import Result
 from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.system.summation import StoppedError
+from rdoq_onnx.system.summation import Compute
 from rdoq_onnx.verification.additivity import measured_alone
 from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
@@ -109,22 +108,10 @@ class Job:
         store = store_for(normal, samples, len(split.seen), config, curves, scratch)
         return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
 
-    @classmethod
-    @contextmanager
-    def open(
-        cls,
-        model: Model,
-        calibration: Any,
-        config: Config,
-        progress: Progress,
-        curves: Curves = None,
-        validation: Any = None,
-    ) -> "Iterator[Job]":
-        """Yield the job, whose workers stop afterwards; arguments as for `of`."""
-        with computing(config.workers, config.threads) as compute:
-            job = cls.of(model, calibration, config, progress, curves, validation)
-            job.store.compute = compute
-            yield job
+    def computed_by(self, compute: Compute) -> "Job":
+        """Return the job, whose sums over samples `compute` computes."""
+        self.store.compute = compute
+        return self
 
     def result(self, config: Config, *, additivity: bool = False) -> Result:
         """Quantize at the budget of `config`, whose other settings are the job's.
@@ -147,16 +134,10 @@ class Job:
 
     def sum_shard(self, config: Config) -> None:
         """Compute the share of this run's shard in the sums of the measurement at `config`, and keep it."""
+        network = analyse(self.normal, config.selection)
+        config = priced(network, config, self.samples, self.runtime)
         steps = Steps(self.store, self.progress, regime(config))
-        missing = ""
-        try:
-            measure(analyse(self.normal, config.selection), config, self.split, self.runtime, steps)
-        except StoppedError as error:
-            missing = str(error)
-        self.store.flush()
-        self.progress.note(
-            f"this shard's sums are kept; {missing!r} needs those of all shards" if missing else "all sums are kept"
-        )
+        self.progress.note(sum_own(network, config, self.split, self.runtime, steps))
 
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
@@ -253,8 +234,9 @@ def run(
     validation: Any = None,
 ) -> Result:
     """Run all steps for one budget; arguments as for `Job.of`. Raises the error of a missed gate."""
-    with Job.open(model, calibration, config, progress, curves, validation) as job:
-        result = job.result(config)
+    with computing(config.workers, config.threads) as compute:
+        job = Job.of(model, calibration, config, progress, curves, validation)
+        result = job.computed_by(compute).result(config)
     if result.failure is not None:
         raise result.failure
     return result

@@ -95,6 +95,7 @@ TESTED_ELSEWHERE = {
     "refinement/trial": "tests/refinement/test_diversion.py",
     "refinement/reference": "tests/verification/test_verify.py",
     "report/layer_report": "tests/report/test_html_report.py",
+    "report/contents": "tests/test_cli.py",
     "report/outcome": "tests/report/test_html_report.py",
     "system/shipping": "tests/system/test_cluster.py",
     "curves/stores": "tests/curves/test_shards.py",

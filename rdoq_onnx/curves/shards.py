@@ -10,11 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.split import SampleSplit
+from rdoq_onnx.config import Config
 from rdoq_onnx.curves.binding import Binding
-from rdoq_onnx.curves.checkpoint import Store, read_values
+from rdoq_onnx.curves.checkpoint import Steps, Store, read_values
+from rdoq_onnx.curves.measure import measure
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.system.curve_files import CurveFiles, Shard
 from rdoq_onnx.system.progress import Advance, Unfinished
+from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.summation import StoppedError, Sum, Summation, kept, resumed
 from rdoq_onnx.system.tree_sum import TreeSum
 
@@ -98,6 +103,19 @@ def blocks_of(shard: Shard, count: int) -> range:
     """Return the blocks, of `count`, that a shard sums: a range, so that they make few nodes of the tree."""
     number, of = shard
     return range(count * (number - 1) // of, count * number // of)
+
+
+def sum_own(network: Network, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> str:
+    """Compute a shard's blocks of all sums that can be made yet, and keep them. Returns what to tell the user."""
+    missing = ""
+    try:
+        measure(network, config, split, runtime, steps)
+    except StoppedError as error:
+        missing = str(error)
+    steps.store.flush()
+    if missing:
+        return f"this shard's sums are kept; the next one, {missing!r}, needs those of all shards"
+    return "all sums of this shard are kept; run without --shard to merge"
 
 
 def share(store: Store, files: CurveFiles, binding: Binding) -> None:
