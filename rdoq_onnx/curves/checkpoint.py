@@ -72,7 +72,7 @@ class Store:
         self._next = 0.0
         self._written = True
         self.compute: Compute = here
-        self.sums: Callable[[str], Summation] = lambda measurement: Summation(self.compute)
+        self.sums: Callable[[str], Summation] = lambda _: Summation(self.compute, self.scratch.park)
 
     @classmethod
     def open(cls, path: str | Path, binding: Binding, scratch: Scratch | None = None) -> "Store":

@@ -38,7 +38,7 @@ class Shards(Summation):
     def __init__(
         self, measurement: str, shard: Shard | None, store: Store, parts: Mapping[Path, Mapping[str, Any]]
     ) -> None:
-        super().__init__(store.compute)
+        super().__init__(store.compute, store.scratch.park)
         self._measurement, self._shard, self._store, self._parts = measurement, shard, store, parts
 
     def total(self, asked: Sum, advance: Advance, unfinished: Unfinished) -> Any:
@@ -66,7 +66,7 @@ class Shards(Summation):
             raise StoppedError
 
     def _merged(self, asked: Sum) -> TreeSum:
-        tree = TreeSum(len(asked.blocks))
+        tree = TreeSum(len(asked.blocks), self.park)
         for path, values in self._parts.items():
             found = values.get(self._key(asked))
             if found is None:
@@ -85,7 +85,7 @@ class Shards(Summation):
         assert self._shard is not None
         key, mine = self._key(asked), blocks_of(self._shard, len(asked.blocks))
         before = self._store.get(key)
-        tree = resumed(asked, before, advance)
+        tree = resumed(asked, before, advance, self.park)
         missing = [k for k in tree.missing() if k in mine]
         for index, value in self.compute(asked, missing):
             tree.add(value, index)

@@ -64,19 +64,19 @@ def here(asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
 
 
 class Summation:
-    """All blocks of a sum, as `compute` computes them."""
+    """All blocks of a sum, as `compute` computes them. park: as in TreeSum."""
 
     shared = False  # whether others compute some blocks, in runs of their own
 
-    def __init__(self, compute: Compute = here) -> None:
-        self.compute = compute
+    def __init__(self, compute: Compute = here, park: Callable[[Any], Any] = lambda value: value) -> None:
+        self.compute, self.park = compute, park
 
     def total(self, asked: Sum, advance: Advance, unfinished: Unfinished) -> Any:
         """Return a sum, `advance(n)` after n more samples; unfinished: what is kept of it meanwhile.
 
         Raises StoppedError if others have not computed their blocks yet.
         """
-        tree = resumed(asked, unfinished.get(), advance)
+        tree = resumed(asked, unfinished.get(), advance, self.park)
         for index, value in self.compute(asked, tree.missing()):
             tree.add(value, index)
             unfinished.put(kept(asked, tree))
@@ -100,9 +100,9 @@ def every(tasks: Iterable[Callable[[], T]]) -> list[T]:
     return results
 
 
-def resumed(asked: Sum, before: Any, advance: Advance) -> TreeSum:
+def resumed(asked: Sum, before: Any, advance: Advance, park: Callable[[Any], Any]) -> TreeSum:
     """Return what was summed `before` (see `kept`), if it was of the same blocks."""
-    tree = TreeSum(len(asked.blocks))
+    tree = TreeSum(len(asked.blocks), park)
     if before is not None and before["firsts"] == asked.firsts:
         for (level, index), value in before["nodes"]:
             tree.add(value, index, level)

@@ -11,7 +11,7 @@ over the blocks' indices:
 A node is added to its neighbour once both are there. Blocks that arrive in order leave at most one node a level.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,11 @@ class TreeSum:
     """The sum of `count` values: numbers, arrays, or tuples and dicts of these, all of one structure.
 
     Arrays that are added belong to the sum afterwards. Keys that only some dicts have are summed over those. Of texts
-    the first one stays.
+    the first one stays. park: takes what waits for its neighbour, and returns it with read-only arrays elsewhere.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, count: int, park: Callable[[Any], Any] = lambda value: value) -> None:
+        self._count, self._park = count, park
         self._nodes: dict[Node, Any] = {}
 
     def add(self, value: Any, index: int, level: int = 0) -> None:
@@ -38,7 +38,8 @@ class TreeSum:
             neighbour = (level, index ^ 1)
             if neighbour[1] < self._size(level):
                 if neighbour not in self._nodes:
-                    break
+                    self._nodes[node] = self._park(value)
+                    return
                 other = self._nodes.pop(neighbour)
                 value = plus(other, value) if index % 2 else plus(value, other)
             node = (level + 1, index // 2)
@@ -71,7 +72,7 @@ def blocks_below(node: Node) -> range:
 
 
 def plus(one: Any, other: Any) -> Any:
-    """Add two values of the same structure; arrays of `one` that can be written take the sum."""
+    """Add two values of the same structure; of two arrays one that can be written takes the sum."""
     if isinstance(one, dict):
         both = {k: plus(v, other[k]) if k in other else v for k, v in one.items()}
         return both | {k: v for k, v in other.items() if k not in one}
@@ -79,9 +80,9 @@ def plus(one: Any, other: Any) -> Any:
         return tuple(plus(a, b) for a, b in zip(one, other, strict=True))
     if one is None or isinstance(one, str):
         return one
-    if isinstance(one, np.ndarray) and one.flags.writeable:
-        one += other
-        return one
+    for total in (one, other):
+        if isinstance(total, np.ndarray) and total.flags.writeable:
+            return np.add(one, other, out=total)
     return one + other
 
 

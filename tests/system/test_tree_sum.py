@@ -77,6 +77,19 @@ def test_a_sum_that_lacks_blocks_is_none():
         tree.result()
 
 
+@given(st.integers(1, 33), st.integers(0, 9))
+def test_what_waits_may_be_elsewhere(count, seed):
+    def frozen(value):
+        for array in (value[1][0], value[1][1][0]):
+            array.flags.writeable = False
+        return value
+
+    tree = TreeSum(count, frozen)
+    for k, value in enumerate(values(count, seed)):
+        tree.add(value, k)
+    assert flat(tree.result()) == flat(tree_sum(count, enumerate(values(count, seed))))
+
+
 def test_keys_that_only_some_have_and_arrays_that_cannot_be_written():
     fixed = np.ones(2)
     fixed.flags.writeable = False
