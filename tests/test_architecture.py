@@ -63,7 +63,7 @@ NUMPY_ONLY = (
 )
 ADAPTERS = {
     "onnxruntime": ("rdoq_onnx/system/runtime.py",),
-    "ray": ("rdoq_onnx/system/cluster.py", "rdoq_onnx/system/shipping.py"),
+    "ray": ("rdoq_onnx/system/cluster.py",),
     "openvino": ("rdoq_onnx/system/openvino_runtime.py",),
     "onnx_graphsurgeon": tuple(f"rdoq_onnx/model/{m}.py" for m in ("surgeon", "graft", "lazy_values")),
 }

@@ -1,5 +1,5 @@
 """Processes that compute blocks of sums for a run: on this machine, or on a Ray cluster. The only module that
-imports Ray, with shipping.py.
+imports Ray.
 
 What all blocks of a sum share goes to the object store once, and from there to each node that computes some; the
 samples of a block go with it. Of weights in files of their own, a node that reads the same file takes that, and any
@@ -27,7 +27,7 @@ from typing import Any
 from rdoq_onnx import errors
 from rdoq_onnx.calibration.blocks import Block
 from rdoq_onnx.errors import ClusterError, ConfigError, RdoqError
-from rdoq_onnx.system.shipping import RUN, remove_copies, travel
+from rdoq_onnx.system.shipping import RUN, Sender, Weights, remove_copies, unpacked
 from rdoq_onnx.system.summation import Compute, Sum, Work, here
 from rdoq_onnx.system.threads import cores
 from rdoq_onnx.version import __version__
@@ -69,6 +69,7 @@ class _Cluster:
     workers: str
     threads: int
     connected: bool = field(default=False, init=False)
+    sender: Sender = field(init=False)
     folder: str = field(default="", init=False)
 
     @property
@@ -91,7 +92,7 @@ class _Cluster:
                     ray.init(**self._options(), log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # of many kinds: no such host, another version of Ray or Python, no rights
                 raise ClusterError(f"--workers {self.workers}: Ray does not start ({_first_line(error)})") from error
-        travel(ray)
+        self.sender = Sender(ray)
         with contextlib.suppress(AttributeError):  # it prints on stdout whenever a process dies
             ray._private.worker.print_to_stdstream = lambda *_, **__: None
         return ray
@@ -139,7 +140,7 @@ class _Cluster:
 
     def _compute(self, asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         ray, waiting, running = self.ray, list(reversed(indices)), dict[Any, int]()
-        shared = [[ray.put(work)] for work in asked.works]  # in a list, so that a process reads it only once
+        shared = [self.sender.packed(work) for work in asked.works]  # in a tuple, which a process need not read again
         task = ray.remote(_sum_block).options(num_cpus=self._cpus, max_retries=_RETRIES)
         while waiting or running:
             while waiting and len(running) < _AHEAD * self._slots:
@@ -213,7 +214,7 @@ class _Failure:
 _loaded: tuple[str, Callable[[Block], Any]] | None = None  # of the last sum that this process computed for
 
 
-def _sum_block(shared: list[Any], block: Block, version: str) -> tuple[Any, _Failure | None]:
+def _sum_block(shared: tuple[Any, list[Weights]], block: Block, version: str) -> tuple[Any, _Failure | None]:
     """Compute the sum of a block in a process of the cluster."""
     global _loaded
     import ray
@@ -221,11 +222,11 @@ def _sum_block(shared: list[Any], block: Block, version: str) -> tuple[Any, _Fai
     if version != __version__:
         return None, _failure(ConfigError(f"has rdoq-onnx {__version__}, this run {version}; install the same there"))
     try:
-        (reference,) = shared
+        reference, weights = shared
         key = reference.hex()
         if _loaded is None or _loaded[0] != key:
             _loaded = None  # its session frees its memory before the next one takes its own
-            work: Work = ray.get(reference)
+            work: Work = unpacked(ray.get(reference), weights, ray.get)
             _loaded = (key, work.loaded())
         return _loaded[1](block), None
     except (RdoqError, ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
