@@ -47,7 +47,7 @@ class Statistics:
 
     def moments(self, layer: Layer) -> Moments:
         """Return the moments of a layer; its sensitivity is None where there is none."""
-        first = self._first.get(layer.name, layer)
+        first = self.first(layer)
         mean, covariance = self.get("mean", first), self.get("covariance", first)
         sensitivity = self.get("sensitivity", layer) if self.has("sensitivity", layer) else None
         return Moments(mean.astype(np.float64), covariance, sensitivity, int(self.get("vectors", first)[0]))
@@ -66,6 +66,15 @@ class Statistics:
     def put(self, kind: str, layer: Layer, array: Array) -> None:
         """Keep an array of a layer."""
         self.scratch.put(self.name(kind, layer), array)
+
+    def kept(self, layer: Layer) -> list[str]:
+        """List the names of all that is kept of a layer."""
+        begin, end = f"{self.prefix}-", self.name("", layer).removeprefix(self.prefix + "-")
+        return [name for name in self.scratch.names() if name.startswith(begin) and name.endswith(end)]
+
+    def first(self, layer: Layer) -> Layer:
+        """Return the layer that the moments of a layer's input are kept with."""
+        return self._first.get(layer.name, layer)
 
     def name(self, kind: str, layer: Layer) -> str:
         return f"{self.prefix}-{kind}-{self._index[layer.name]}"

@@ -21,6 +21,7 @@ from rdoq_onnx.candidates.statistics import Statistics
 from rdoq_onnx.candidates.table_rows import TableRows
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.forms import form_portions, measure_forms
+from rdoq_onnx.curves.layer_tasks import spread
 from rdoq_onnx.curves.layerwise import Layerwise
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.curves.missing_forms import lacks_gain
@@ -34,6 +35,7 @@ from rdoq_onnx.model.external import detached_bytes
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.memory import memory_bound
 from rdoq_onnx.system.progress import Advance
+from rdoq_onnx.system.summation import here
 from rdoq_onnx.system.threads import Alone
 
 Float = NDArray[np.float64]
@@ -147,7 +149,7 @@ class LargeBench:
         index = _indices(layerwise)
         with self.bench.keep.progress.step("rounding", len(layers)) as advance:
             chosen = {k: k for k in (index[layer.name] for layer in layers)}
-            self._each(lambda each, k: each.round_to_nearest(k), layerwise, chosen, advance)
+            self._each(Layerwise.round_to_nearest, layerwise, chosen, advance)
 
     def refine(
         self,
@@ -174,7 +176,15 @@ class LargeBench:
     def _each(
         self, task: Callable[[Layerwise, Key], None], layerwise: Layerwise, keys: Mapping[Key, int], advance: Advance
     ) -> None:
-        """Run `task` for each of `keys`, given with its layer: small ones at once, then large ones with all threads."""
+        """Run `task` for each of `keys`, given with its layer: small ones at once, then large ones with all threads.
+
+        Where other processes compute, each takes whole layers.
+        """
+        compute = self.bench.pool.sums.compute
+        if compute is not here:
+            for _ in spread(task, layerwise, keys, compute):
+                advance(1)
+            return
         sizes = {key: math.prod(layerwise.network.weights[k].linear.shape) for key, k in keys.items()}
         small, alone = [k for k in sizes if sizes[k] < _ALONE], replace(layerwise, workers=Alone())
         for _ in self.bench.pool.each(lambda k: task(alone, k), small):

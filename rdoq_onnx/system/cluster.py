@@ -9,6 +9,7 @@ A process that dies is replaced by Ray, and its block is computed again; nodes t
 there.
 """
 
+import atexit
 import contextlib
 import importlib.util
 import logging
@@ -18,22 +19,23 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rdoq_onnx import errors
-from rdoq_onnx.calibration.blocks import Block
 from rdoq_onnx.errors import ClusterError, ConfigError, RdoqError
-from rdoq_onnx.system.shipping import RUN, Sender, Weights, remove_copies, unpacked
-from rdoq_onnx.system.summation import Compute, Sum, Work, here
+from rdoq_onnx.system.cluster_process import first_line, sum_block
+from rdoq_onnx.system.shipping import RUN, Sender, remove_copies
+from rdoq_onnx.system.summation import Compute, Sum, here
 from rdoq_onnx.system.threads import cores
 from rdoq_onnx.version import __version__
 
 _RETRIES = 8  # of a block whose process dies
 _WAIT = 2.0  # seconds after which nodes that have joined get blocks
+_CALLS = 3  # without an answer, and the head is lost
 _AHEAD = 2  # blocks given out for each process
 _LONGEST = 32  # letters of the folder of a socket, whose path may have 107
 _QUIET = {
@@ -69,6 +71,7 @@ class _Cluster:
     workers: str
     threads: int
     connected: bool = field(default=False, init=False)
+    lost: bool = field(default=False, init=False)
     sender: Sender = field(init=False)
     folder: str = field(default="", init=False)
 
@@ -91,7 +94,7 @@ class _Cluster:
                 with _in_folder(tempfile.gettempdir()):
                     ray.init(**self._options(), log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # of many kinds: no such host, another version of Ray or Python, no rights
-                raise ClusterError(f"--workers {self.workers}: Ray does not start ({_first_line(error)})") from error
+                raise ClusterError(f"--workers {self.workers}: Ray does not start ({first_line(error)})") from error
         self.sender = Sender(ray)
         with contextlib.suppress(AttributeError):  # it prints on stdout whenever a process dies
             ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -112,11 +115,10 @@ class _Cluster:
 
     def leave(self) -> None:
         """Free what this run made, on all nodes."""
-        if "ray" in self.__dict__:
+        if "ray" in self.__dict__ and not self.lost:
             with contextlib.suppress(Exception):  # the run is over, and the cluster may be gone
                 self._clean()
-            if self.connected:
-                with contextlib.suppress(Exception):
+                if self.connected:
                     self.ray.shutdown()
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -135,19 +137,21 @@ class _Cluster:
         except (self.ray.exceptions.RayError, ConnectionError) as error:
             raise ClusterError(
                 f"--workers {self.workers}: the Ray cluster is lost, or a process dies again and again "
-                f"({_first_line(error)}); with --curves a new run goes on from there"
+                f"({first_line(error)}); with --curves a new run goes on from there"
             ) from error
 
     def _compute(self, asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         ray, waiting, running = self.ray, list(reversed(indices)), dict[Any, int]()
         shared = [self.sender.packed(work) for work in asked.works]  # in a tuple, which a process need not read again
-        task = ray.remote(_sum_block).options(num_cpus=self._cpus, max_retries=_RETRIES)
+        task = ray.remote(sum_block).options(num_cpus=self._cpus, max_retries=_RETRIES)
         while waiting or running:
             while waiting and len(running) < _AHEAD * self._slots:
                 index = waiting.pop()
                 work, block = asked.blocks[index]
                 running[task.remote(shared[work], block.loaded(), __version__)] = index
             done, _ = ray.wait(list(running), num_returns=1, timeout=_WAIT)
+            if not done:
+                self._check_head()
             for reference in done:
                 value, failure = ray.get(reference)
                 if failure is not None:
@@ -172,6 +176,22 @@ class _Cluster:
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
+    def _check_head(self) -> None:
+        """Raise ConnectionError if the head does not answer: Ray would end the process, in a minute."""
+        if self.workers.startswith("ray://"):
+            return  # the client raises it
+        address, port = self.ray.get_runtime_context().gcs_address.rsplit(":", 1)
+        for left in reversed(range(_CALLS)):
+            try:
+                socket.create_connection((address, int(port)), timeout=_WAIT).close()
+                return
+            except OSError as error:
+                if not left:
+                    self.lost = True
+                    atexit.unregister(self.ray.shutdown)  # which would wait for the head
+                    raise ConnectionError(f"no answer from the head at {address}:{port}") from error
+            time.sleep(_WAIT)
+
     def _clean(self) -> None:
         """Remove the copies of weights on other nodes."""
         if self.local:
@@ -193,49 +213,3 @@ def _in_folder(folder: str) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What went wrong in a process, and where."""
-
-    kind: str
-    text: str
-    where: str
-
-    def error(self) -> RdoqError:
-        """Return the error of this run: of the same class if it is one of ours."""
-        kind = getattr(errors, self.kind, None)
-        if isinstance(kind, type) and issubclass(kind, RdoqError):
-            return kind(f"worker {self.where}: {self.text}")
-        return ClusterError(f"worker {self.where}: {self.kind}: {self.text}")
-
-
-_loaded: tuple[str, Callable[[Block], Any]] | None = None  # of the last sum that this process computed for
-
-
-def _sum_block(shared: tuple[Any, list[Weights]], block: Block, version: str) -> tuple[Any, _Failure | None]:
-    """Compute the sum of a block in a process of the cluster."""
-    global _loaded
-    import ray
-
-    if version != __version__:
-        return None, _failure(ConfigError(f"has rdoq-onnx {__version__}, this run {version}; install the same there"))
-    try:
-        reference, weights = shared
-        key = reference.hex()
-        if _loaded is None or _loaded[0] != key:
-            _loaded = None  # its session frees its memory before the next one takes its own
-            work: Work = unpacked(ray.get(reference), weights, ray.get)
-            _loaded = (key, work.loaded())
-        return _loaded[1](block), None
-    except (RdoqError, ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
-        return None, _failure(error)
-
-
-def _failure(error: Exception) -> _Failure:
-    return _Failure(type(error).__name__, _first_line(error), f"{socket.gethostname()} (process {os.getpid()})")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -134,6 +134,10 @@ class Scratch:
     def has(self, name: str) -> bool:
         return self._path(name).exists()
 
+    def names(self) -> list[str]:
+        """List the arrays, in order."""
+        return sorted(path.stem for path in self.folder.glob("*.npy"))
+
     def drop(self, *names: str) -> None:
         for name in names:
             self._path(name).unlink(missing_ok=True)
@@ -172,6 +176,25 @@ class Scratch:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
+
+
+@dataclass(eq=False)
+class Carried(Scratch):
+    """Arrays in memory, for work in another process. made: those that were put."""
+
+    arrays: dict[str, Array] = field(default_factory=dict)
+    made: dict[str, Array] = field(default_factory=dict, init=False)
+
+    def put(self, name: str, array: Array) -> None:
+        """Keep `array`."""
+        self.arrays[name] = self.made[name] = array
+
+    def get(self, name: str) -> Array:
+        """Return the array `name`."""
+        return self.arrays[name]
+
+    def has(self, name: str) -> bool:
+        return name in self.arrays
 
 
 def _bytes_in(value: Any) -> int:

@@ -18,8 +18,17 @@ T = TypeVar("T")
 class Work(Protocol):
     """What sums one block. It may travel to another process, and so holds neither sessions nor samples."""
 
-    def loaded(self) -> Callable[[Block], Any]:
+    def loaded(self) -> Callable[[Any], Any]:
         """Return the function from a block to its sum (see `TreeSum`), with what all blocks share, as a session."""
+
+
+class Part(Protocol):
+    """What a work is given: a block of samples, or anything else that a process can work on by itself."""
+
+    def loaded(self) -> Any:
+        """Return it with all that it needs in memory, so that it can travel."""
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class Sum:
 
     name: str
     works: Sequence[Work]
-    blocks: Sequence[tuple[int, Block]]
+    blocks: Sequence[tuple[int, Part]]
 
     @classmethod
     def of(cls, name: str, work: Work, blocks: Sequence[Block]) -> "Sum":
@@ -41,7 +50,7 @@ class Sum:
     @property
     def firsts(self) -> tuple[int, ...]:
         """What tells the blocks of this sum from those of another: the number of samples before each."""
-        return tuple(block.first for _, block in self.blocks)
+        return tuple(block.first for _, block in self.blocks if isinstance(block, Block))
 
 
 # Computes the sums of some blocks, given by index; yields each with its index, in any order.

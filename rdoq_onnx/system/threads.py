@@ -80,9 +80,14 @@ def workers(threads: int, sums: Summation | None = None) -> Iterator[Workers]:
 
 
 @cache
-def _arrived(threads: int) -> Workers:
-    """Return the pool of a process that computes for another; BLAS is limited to one thread from now on."""
+def limit_blas() -> None:
+    """Limit BLAS to one thread for as long as the process lives."""
     threadpool_limits(1, "blas")
+
+
+@cache
+def _arrived(threads: int) -> Workers:
+    """Return the pool of a process that computes for another."""
     return Workers(ThreadPoolExecutor(threads), threads)
 
 

@@ -61,7 +61,7 @@ same client.onnx "--workers ray://10.77.0.1:10001"
 run lost.onnx --workers auto --curves c.npz 2>"$folder/said" &
 running=$!
 for _ in $(seq 600); do
-    pgrep -f "ray::_sum_block" >/dev/null && break
+    pgrep -f "ray::sum_block" >/dev/null && break
     sleep 0.1
 done
 ip netns pids $a | while read -r p; do

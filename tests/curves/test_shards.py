@@ -30,12 +30,11 @@ def initializers(**shapes):
     return [numpy_helper.from_array(0.4 * rng.standard_normal(s, np.float32), n) for n, s in shapes.items()]
 
 
-@pytest.fixture(params=["small", "large"])
-def run(request, tmp_path, monkeypatch):
-    """Return a function that runs as a shard, or to the end; with small batches, so that there are many blocks."""
+def small_or_large(kind, monkeypatch):
+    """Return a model, its samples and bits, so that it has many blocks and is measured as a small or large network."""
     monkeypatch.setattr(batch_sizes, "_WORTH_SHARING", 0)
     rng = np.random.default_rng(1)
-    if request.param == "small":
+    if kind == "small":
         model = parser.parse_model(CONVOLUTIONS)
         model.graph.initializer.extend(initializers(w=(6, 3, 3, 3), v=(8, 6, 3, 3), u=(5, 256)))
         model.graph.initializer.append(numpy_helper.from_array(np.array([0, 256, 2]), "shape"))
@@ -46,6 +45,13 @@ def run(request, tmp_path, monkeypatch):
         model.graph.initializer.extend(initializers(table=(100, 12), q=(12, 16), k=(16, 12), h=(12, 20)))
         samples = [{"x": rng.integers(0, 30, (1, 5 + k % 2))} for k in range(40)]
         bits = {"weight_bits": 3, "activation_bits": None}
+    return model, samples, bits
+
+
+@pytest.fixture(params=["small", "large"])
+def run(request, tmp_path, monkeypatch):
+    """Return a function that runs as a shard, or to the end."""
+    model, samples, bits = small_or_large(request.param, monkeypatch)
 
     def run(curves=None, shard=None, **settings):
         config = Config(**{**bits, "threads": 1, "effort": "fast", **settings})

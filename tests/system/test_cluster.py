@@ -24,11 +24,13 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ClusterError, ConfigError, ShortageError
 from rdoq_onnx.model import external
 from rdoq_onnx.model.external import Shelf, values
+from rdoq_onnx.pipeline import Job
 from rdoq_onnx.system.cluster import computing
-from rdoq_onnx.system.progress import Unfinished
+from rdoq_onnx.system.progress import Progress, Unfinished
 from rdoq_onnx.system.shipping import RUN, remove_copies
 from rdoq_onnx.system.summation import Sum, Summation, here
 from tests.conftest import ROOT
+from tests.curves.test_shards import small_or_large
 
 MODEL, CALIBRATION = ROOT / "models" / "digits_cnn.onnx", ROOT / "models" / "digits_calib.npz"
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: the extra [ray]")
@@ -187,7 +189,7 @@ def test_a_run_with_workers_of_which_one_is_killed_writes_the_same_file(tmp_path
 
     def kill():
         while process.poll() is None and not killed:
-            working = [p for p, name in children(process.pid).items() if name.startswith("ray::_sum_block")]
+            working = [p for p, name in children(process.pid).items() if name.startswith("ray::sum_block")]
             if working:
                 os.kill(working[0], signal.SIGKILL)
                 killed.append(working[0])
@@ -202,6 +204,26 @@ def test_a_run_with_workers_of_which_one_is_killed_writes_the_same_file(tmp_path
     assert (tmp_path / "q.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
     assert {*home.rglob("*"), *temporary.rglob("*")} == left
     shutil.rmtree(temporary)
+
+
+@needs_ray
+@pytest.mark.parametrize("kind", ["small", "large"])
+def test_sums_and_layers_of_either_kind_of_network(compute, kind, monkeypatch):
+    model, samples, bits = small_or_large(kind, monkeypatch)
+
+    def emitted(job):
+        return job.result(config).model.SerializeToString()
+
+    config, counted = Config(**bits, threads=1), []
+
+    def counting(asked, indices):
+        for index, value in compute(asked, indices):
+            counted.append(asked.name.split(" of ")[0])
+            yield index, value
+
+    plain = emitted(Job.of(model, samples, config, Progress()))
+    assert emitted(Job.of(model, samples, config, Progress()).computed_by(counting)) == plain
+    assert {"small": "taylor", "large": "layers"}[kind] in counted
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
