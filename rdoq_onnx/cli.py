@@ -1,6 +1,7 @@
 """The command line: arguments -> Config -> pipeline -> exit code. Only this module and terminal.py print."""
 
 import gc
+import os
 import sys
 import traceback
 import warnings
@@ -17,7 +18,7 @@ import click
 from rdoq_onnx.config import Config
 from rdoq_onnx.config_file import Kind, read_options, table_of
 from rdoq_onnx.cost.given import OPTIONS, Given, given_costs
-from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, UserCodeError, VerificationError
+from rdoq_onnx.errors import BudgetError, ConfigError, LostError, RdoqError, UserCodeError, VerificationError
 from rdoq_onnx.estimate.dry_run import dry_run as dry_run_of
 from rdoq_onnx.estimate.dry_run import lines, template_of
 from rdoq_onnx.options import declared, make_config
@@ -205,6 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.main(typed, prog_name="rdoq-onnx", standalone_mode=False, obj=tuple(typed))
     except click.ClickException as error:
         _fail(f"{error.format_message().rstrip('.')}; see rdoq-onnx --help", 2)
+    except LostError as error:
+        _complain(str(error))
+        sys.stderr.flush()
+        os._exit(error.exit_code)
     except RdoqError as error:
         _fail(str(error), error.exit_code)
     except MemoryError as error:

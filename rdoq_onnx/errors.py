@@ -9,6 +9,7 @@
     ├── OutputError        2  the output cannot be written
     ├── ProviderError      2  ONNX Runtime or the requested provider is missing
     ├── ClusterError       2  the processes that compute for the run cannot be reached, or one of them fails
+    │   └── LostError      2  the head of their cluster is gone
     ├── BudgetError        3  the budget cannot be met
     └── VerificationError  4  the emitted model fails verification or misses a gate
 
@@ -52,6 +53,10 @@ class ProviderError(RdoqError):
 
 class ClusterError(RdoqError):
     """The processes that compute for the run cannot be reached, or one of them fails."""
+
+
+class LostError(ClusterError):
+    """The head of the cluster is gone; Ray's threads may crash this process when it ends in the ordinary way."""
 
 
 class BudgetError(RdoqError):

@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rdoq_onnx.errors import ClusterError, ConfigError, RdoqError
+from rdoq_onnx.errors import ClusterError, ConfigError, LostError, RdoqError
 from rdoq_onnx.system.cluster_process import first_line, sum_block
 from rdoq_onnx.system.shipping import RUN, Sender, remove_copies
 from rdoq_onnx.system.summation import Compute, Sum, here
@@ -35,6 +35,7 @@ from rdoq_onnx.version import __version__
 
 _RETRIES = 8  # of a block whose process dies
 _WAIT = 2.0  # seconds after which nodes that have joined get blocks
+_ON = "with --curves a new run goes on from there"
 _CALLS = 3  # without an answer, and the head is lost
 _AHEAD = 2  # blocks given out for each process
 _LONGEST = 32  # letters of the folder of a socket, whose path may have 107
@@ -94,7 +95,9 @@ class _Cluster:
                 with _in_folder(tempfile.gettempdir()):
                     ray.init(**self._options(), log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # of many kinds: no such host, another version of Ray or Python, no rights
-                raise ClusterError(f"--workers {self.workers}: Ray does not start ({first_line(error)})") from error
+                raise ClusterError(
+                    f"--workers {self.workers}: Ray does not start ({' '.join(str(error).split())[:300]})"
+                ) from error
         self.sender = Sender(ray)
         with contextlib.suppress(AttributeError):  # it prints on stdout whenever a process dies
             ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -135,10 +138,8 @@ class _Cluster:
                 f"--workers {self.workers}: a process fails ({reason}); install the same rdoq-onnx on all nodes"
             ) from error
         except (self.ray.exceptions.RayError, ConnectionError) as error:
-            raise ClusterError(
-                f"--workers {self.workers}: the Ray cluster is lost, or a process dies again and again "
-                f"({first_line(error)}); with --curves a new run goes on from there"
-            ) from error
+            found = f"is lost, or a process dies again and again ({first_line(error)})"
+            raise ClusterError(f"--workers {self.workers}: the Ray cluster {found}; {_ON}") from error
 
     def _compute(self, asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         ray, waiting, running = self.ray, list(reversed(indices)), dict[Any, int]()
@@ -177,7 +178,7 @@ class _Cluster:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
     def _check_head(self) -> None:
-        """Raise ConnectionError if the head does not answer: Ray would end the process, in a minute."""
+        """Raise LostError if the head does not answer: Ray would end the process, in a minute."""
         if self.workers.startswith("ray://"):
             return  # the client raises it
         address, port = self.ray.get_runtime_context().gcs_address.rsplit(":", 1)
@@ -189,7 +190,8 @@ class _Cluster:
                 if not left:
                     self.lost = True
                     atexit.unregister(self.ray.shutdown)  # which would wait for the head
-                    raise ConnectionError(f"no answer from the head at {address}:{port}") from error
+                    found = f"no answer from its head at {address}:{port}"
+                    raise LostError(f"--workers {self.workers}: the Ray cluster is lost ({found}); {_ON}") from error
             time.sleep(_WAIT)
 
     def _clean(self) -> None:
