@@ -18,8 +18,9 @@ from rdoq_onnx.config import Budgets, Config
 from rdoq_onnx.cost.given import read_cost
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.measure import measure as measure_curves
-from rdoq_onnx.curves.measure import regime, scratch_for, store_for
+from rdoq_onnx.curves.measure import regime
 from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.curves.stores import scratch_for, store_for
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import ConfigError, ModelError
 from rdoq_onnx.keywords import Options, Pins, flag, keywords, number
@@ -30,6 +31,7 @@ from rdoq_onnx.observation.inputs import network_and_samples
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system import io
+from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.progress import OnProgress, Progress, Told
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.targets import Storage
@@ -121,7 +123,8 @@ def measure(
     runtime, told = Runtime(config.provider, config.threads), Told(progress)
     network, samples = network_and_samples(normal, _transformed(calibration, transform), config, runtime, told)
     steps = Steps(store_for(normal, samples, len(samples), config, curves, scratch), told, regime(config))
-    return measure_curves(network, config, SampleSplit.whole(samples, config.seed), runtime, steps)
+    with computing(config.workers, config.threads) as steps.store.compute:
+        return measure_curves(network, config, SampleSplit.whole(samples, config.seed), runtime, steps)
 
 
 def allocate(

@@ -1,11 +1,11 @@
 """The command line: arguments -> Config -> pipeline -> exit code. Only this module and terminal.py print."""
 
 import gc
-import shlex
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import click
-import onnx
 
-from rdoq_onnx.analysis.network import modified
 from rdoq_onnx.config import Config
 from rdoq_onnx.config_file import Kind, read_options, table_of
 from rdoq_onnx.cost.given import OPTIONS, Given, given_costs
-from rdoq_onnx.cost.template import template
-from rdoq_onnx.errors import BudgetError, ConfigError, RdoqError, UserCodeError, VerificationError
+from rdoq_onnx.errors import BudgetError, ConfigError, LostError, RdoqError, UserCodeError, VerificationError
 from rdoq_onnx.estimate.dry_run import dry_run as dry_run_of
 from rdoq_onnx.estimate.dry_run import lines, template_of
 from rdoq_onnx.options import declared, make_config
 from rdoq_onnx.pipeline import Job
+from rdoq_onnx.report.contents import contents, write
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.report.wording import failed_document
 from rdoq_onnx.system import io
+from rdoq_onnx.system.cluster import computing
+from rdoq_onnx.system.curve_files import CurveFiles, parse_shard
 from rdoq_onnx.system.files import Files, check_files, numbered
 from rdoq_onnx.system.interrupts import heed_interrupts, leave
 from rdoq_onnx.system.progress import Progress
@@ -53,11 +53,13 @@ PYPROJECT = "pyproject.toml"
 @click.pass_obj
 def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
     """Quantize the ONNX model INPUT into OUTPUT, each weight channel and activation at its own bit width."""
-    if options["output"] is None and not dry_run and options["cost_template"] is None:
+    shard = None if (text := options.pop("shard")) is None else parse_shard(text)
+    if options["output"] is None and not dry_run and options["cost_template"] is None and shard is None:
         raise click.UsageError("Missing argument 'OUTPUT'")
     if quiet and verbose:
         raise ConfigError("--quiet and --verbose exclude each other; give one")
     options["output"] = options["output"] or ""
+    options["curves"] = CurveFiles.of(options["curves"], shard)
     names = ("input", "output", "calibration", "validation", "modified", "json", "report", "curves", "cost_template")
     files = Files(**{name: options.pop(name) for name in names})
     costs = given_costs({name: options.pop(name) for name in OPTIONS})
@@ -131,12 +133,28 @@ def _run_all(
 
     word: called with each result before its files are written, so that no error in its figures leaves files behind.
     """
+    first, progress = next(iter(configs.values())), progress or Progress()
+    with computing(first.workers, first.threads) as compute:
+        job = Job.of(files.input, files.calibration, first, progress, files.curves, files.validation)
+        job = replace(job.computed_by(compute), single=len(configs) == 1)
+        if files.curves.shard is None:
+            return _emit_all(job, configs, files, typed, word)
+        for config in configs.values():
+            job.sum_shard(config)
+    return {}
+
+
+def _emit_all(
+    job: Job,
+    configs: Mapping[str, Config],
+    files: Files,
+    typed: Sequence[str],
+    word: Callable[[str, Result], None],
+) -> dict[str, RdoqError]:
+    """Emit all budgets of a job; arguments and result as of `_run_all`."""
     failures: dict[str, RdoqError] = {}
     documents: dict[str, str] = {}
-    first = next(iter(configs.values()))
     together = len(configs) > 1 and files.json is not None and not numbered(files.json)
-    job = Job.of(files.input, files.calibration, first, progress or Progress(), files.curves, files.validation)
-    job = replace(job, single=len(configs) == 1)
     for bits, config in configs.items():
         own = replace(files.at(bits), json=None) if together else files.at(bits)
         try:
@@ -152,7 +170,7 @@ def _run_all(
             word(bits, result)
         else:
             failures[bits] = result.failure
-        _write(_contents(result, own, typed))
+        write(contents(result, own, typed))
     if together and files.json is not None:
         io.write_text(f"[{', '.join(text.rstrip() for text in documents.values())}]\n", files.json)
     return failures
@@ -188,6 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.main(typed, prog_name="rdoq-onnx", standalone_mode=False, obj=tuple(typed))
     except click.ClickException as error:
         _fail(f"{error.format_message().rstrip('.')}; see rdoq-onnx --help", 2)
+    except LostError as error:
+        _complain(str(error))
+        sys.stderr.flush()
+        os._exit(error.exit_code)
     except RdoqError as error:
         _fail(str(error), error.exit_code)
     except MemoryError as error:
@@ -208,32 +230,6 @@ def _complain(message: str) -> None:
 def _say(quiet: bool, message: str) -> None:
     if not quiet:
         sys.stderr.write(f"rdoq-onnx: {message}\n")
-
-
-def _contents(result: Result, files: Files, typed: Sequence[str]) -> Iterator[tuple[str, onnx.ModelProto | str]]:
-    """Make the content of all files of a budget, OUTPUT last; of one that missed a gate the reports alone."""
-    if files.modified is not None and result.failure is None:
-        yield files.modified, modified(result.curves.network)
-    if files.cost_template is not None:
-        measured = result.curves
-        yield files.cost_template, template(measured.network, measured.observation.sizes, result.config.cost)
-    if files.json is not None:
-        yield files.json, result.report.to_json(files.output)
-    if files.report is not None:
-        from rdoq_onnx.report.html_report import html_report  # here: plotly is an extra, and slow to import
-
-        yield files.report, html_report(result, files.output, shlex.join(["rdoq-onnx", *typed]))
-    if result.failure is None:
-        yield files.output, result.model
-
-
-def _write(contents: Iterable[tuple[str, onnx.ModelProto | str]]) -> None:
-    """Write files once all their contents are made."""
-    for path, content in list(contents):
-        if isinstance(content, str):
-            io.write_text(content, path)
-        else:
-            io.write_model(content, path)
 
 
 @contextmanager

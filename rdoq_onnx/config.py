@@ -131,6 +131,13 @@ def _memory(option: str, count: int) -> None:
         raise ConfigError(f"{option} {count}: give at least {LEAST_MEMORY // 2**20}MiB")
 
 
+def _workers(option: str, workers: str) -> None:
+    number = re.fullmatch(r"0*([1-9]\d{0,3})", workers)
+    if (number and int(number[1]) <= MAX_THREADS) or workers == "auto" or re.fullmatch(r"ray://[^/\s]+:\d+", workers):
+        return
+    raise ConfigError(f"{option} {workers!r}: give 1 to {MAX_THREADS} processes, auto, or ray://HOST:PORT")
+
+
 def _folder(option: str, path: str) -> None:
     if not path:
         raise ConfigError(f"{option} '': give the path of a folder")
@@ -228,6 +235,8 @@ class Config:
     min_sqnr, max_bytes: minimum output SQNR in dB, and maximum file size, of the emitted model.
     scratch: folder for what large networks keep on the disk during a run; None for the system's temporary folder.
     memory: bytes that a run should not exceed; None for a third of the machine's.
+    workers: what computes sums over samples: a number of processes on this machine, "auto" or "ray://HOST:PORT" for
+        those of a Ray cluster; None for the process of the run.
     """
 
     weight_bits: float = setting(8.0, partial(_within, 0, MAX_BITS), measured=False)
@@ -264,6 +273,7 @@ class Config:
     max_bytes: int | None = setting(None, optional(_bytes), measured=False)
     scratch: str | None = setting(None, optional(_folder), measured=False)
     memory: int | None = setting(None, optional(_memory), measured=False)
+    workers: str | None = setting(None, optional(_workers), measured=False)
 
     def __post_init__(self) -> None:
         _check_fields(self)

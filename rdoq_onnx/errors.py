@@ -8,6 +8,8 @@
     │   └── UserCodeError  2  the user's own function, which gives samples, fails
     ├── OutputError        2  the output cannot be written
     ├── ProviderError      2  ONNX Runtime or the requested provider is missing
+    ├── ClusterError       2  the processes that compute for the run cannot be reached, or one of them fails
+    │   └── LostError      2  the head of their cluster is gone
     ├── BudgetError        3  the budget cannot be met
     └── VerificationError  4  the emitted model fails verification or misses a gate
 
@@ -47,6 +49,14 @@ class OutputError(RdoqError):
 
 class ProviderError(RdoqError):
     """ONNX Runtime or the requested execution provider is missing."""
+
+
+class ClusterError(RdoqError):
+    """The processes that compute for the run cannot be reached, or one of them fails."""
+
+
+class LostError(ClusterError):
+    """The head of the cluster is gone; Ray's threads may crash this process when it ends in the ordinary way."""
 
 
 class BudgetError(RdoqError):

@@ -60,6 +60,7 @@ class Options(TypedDict, total=False):
     max_bytes: Bytes | None
     scratch: str | None
     memory: Bytes | None
+    workers: int | str | None
 
 
 def keywords(given: Mapping[str, Any], also: Collection[str] = ()) -> dict[str, Any]:
@@ -74,6 +75,10 @@ def keywords(given: Mapping[str, Any], also: Collection[str] = ()) -> dict[str, 
             raise ConfigError(f"{name} is not an option; the nearest is {nearest}")
     taken: dict[str, Callable[[str, Any], Any]] = {name: _KEYWORDS.get(name, _text) for name in given}
     return {name: take(option_of(name), given[name]) for name, take in taken.items()}
+
+
+def _workers(option: str, value: Any) -> str:
+    return _text(option, value) if isinstance(value, str) else str(_whole(option, value))
 
 
 def number(option: str, value: Any) -> float:
@@ -164,6 +169,7 @@ _KEYWORDS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("joint", "keep_channels", "layer_limit_activations"), flag),
     **dict.fromkeys(("seed", "threads"), _whole),
     "weight_bits": number,
+    "workers": optional(_workers),
     "samples": optional(_whole),
     "storage": optional(_text),
     "scratch": optional(_text),

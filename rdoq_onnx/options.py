@@ -186,6 +186,11 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--threads", type=int, default=0, metavar="N", help="Threads of ONNX Runtime, numpy and BLAS; 0 for all cores."
     ),
     click.option(
+        "--workers",
+        metavar="N|auto|ray://HOST:PORT",
+        help="Compute sums over the samples in N processes, or on a Ray cluster; needs the extra [ray].",
+    ),
+    click.option(
         "--scratch",
         metavar="FOLDER",
         help="Folder for what large networks keep on the disk during a run.  [default: the system's temporary folder]",
@@ -198,7 +203,13 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--curves",
         metavar="FILE",
-        help="Checkpoint the measurement in FILE as it proceeds; skip what FILE already holds.",
+        help="Checkpoint the measurement in FILE as it proceeds; skip what FILE already holds. A pattern such as "
+        "'part*.npz' merges the files of all shards, which are only read.",
+    ),
+    click.option(
+        "--shard",
+        metavar="K/N",
+        help="Only compute the K-th of N shares of the sums over the samples, into the file of --curves; no OUTPUT.",
     ),
     click.option(
         "--modified",

@@ -1,7 +1,6 @@
 """Run the steps in order: model → analysis → candidates → curves → allocation → emission → verification."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,10 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.cost.early import priced
 from rdoq_onnx.curves.checkpoint import Steps, Store
 from rdoq_onnx.curves.large import Around
-from rdoq_onnx.curves.measure import measure, regime, scratch_for, store_for
+from rdoq_onnx.curves.measure import measure, regime
 from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.curves.shards import sum_own
+from rdoq_onnx.curves.stores import Curves, scratch_for, store_for
 from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.estimate.forecast import warned
@@ -35,8 +36,10 @@ from rdoq_onnx.report.advice import advised
 from rdoq_onnx.report.costs import cost_report
 from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
+from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.summation import Compute
 from rdoq_onnx.verification.additivity import measured_alone
 from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
@@ -72,7 +75,7 @@ class Job:
         calibration: Any,
         config: Config,
         progress: Progress,
-        curves: str | Path | None = None,
+        curves: Curves = None,
         validation: Any = None,
     ) -> "Job":
         """Read and normalize `model`, load its samples, and open the checkpoint `curves` if given.
@@ -105,6 +108,11 @@ class Job:
         store = store_for(normal, samples, len(split.seen), config, curves, scratch)
         return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
 
+    def computed_by(self, compute: Compute) -> "Job":
+        """Return the job, whose sums over samples `compute` computes."""
+        self.store.compute = compute
+        return self
+
     def result(self, config: Config, *, additivity: bool = False) -> Result:
         """Quantize at the budget of `config`, whose other settings are the job's.
 
@@ -123,6 +131,13 @@ class Job:
             shared = replace(self.runtime, shared_arena=not large)
             with taking(self.store.scratch.shelf if large else None):
                 return replace(self, runtime=shared)._at(measurement, config, steps, additivity)
+
+    def sum_shard(self, config: Config) -> None:
+        """Compute the share of this run's shard in the sums of the measurement at `config`, and keep it."""
+        network = analyse(self.normal, config.selection)
+        config = priced(network, config, self.samples, self.runtime)
+        steps = Steps(self.store, self.progress, regime(config))
+        self.progress.note(sum_own(network, config, self.split, self.runtime, steps))
 
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
@@ -215,11 +230,13 @@ def run(
     calibration: Any,
     config: Config,
     progress: Progress,
-    curves: str | Path | None = None,
+    curves: Curves = None,
     validation: Any = None,
 ) -> Result:
     """Run all steps for one budget; arguments as for `Job.of`. Raises the error of a missed gate."""
-    result = Job.of(model, calibration, config, progress, curves, validation).result(config)
+    with computing(config.workers, config.threads) as compute:
+        job = Job.of(model, calibration, config, progress, curves, validation)
+        result = job.computed_by(compute).result(config)
     if result.failure is not None:
         raise result.failure
     return result

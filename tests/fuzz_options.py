@@ -87,8 +87,8 @@ def _inside(folder: Path) -> Iterator[None]:
 
 def _unloadable(target: Path, combination: Combination) -> str:
     """What is wrong with the output of a run that succeeded."""
-    if "--dry-run" in combination.options or "--help" in combination.options:
-        return "" if target.read_bytes() == BEFORE else "a dry run that writes"
+    if not {"--dry-run", "--help", "--shard"}.isdisjoint(combination.options):
+        return "" if target.read_bytes() == BEFORE else "a run without output that writes"
     try:
         ort.InferenceSession(target.read_bytes(), providers=["CPUExecutionProvider"])
     except Exception as error:

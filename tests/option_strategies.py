@@ -140,6 +140,8 @@ OPTIONS: dict[str, st.SearchStrategy[tuple[str, ...]]] = {
     "--provider": _of("auto", "cpu"),
     "--minutes": _of("0.05", "1e-3"),
     "--threads": _of("0", "1", "2"),
+    "--workers": _of("auto"),  # of which there are none: an error, at the first sum
+    "--shard": _of("1/1", "2/3"),
     "--scratch": _of("."),
     "--memory": _of("300MB", "1GiB"),
     "--curves": _of("curves.npz"),
@@ -158,6 +160,8 @@ _RARE = (
     "--image-std",
     "--image-scale",
     "--provider",
+    "--workers",
+    "--shard",
     "--dry-run",
     "--quiet",
     "--exclude-op",

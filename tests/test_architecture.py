@@ -65,6 +65,7 @@ NUMPY_ONLY = (
 )
 ADAPTERS = {
     "onnxruntime": ("rdoq_onnx/system/runtime.py",),
+    "ray": ("rdoq_onnx/system/cluster.py", "rdoq_onnx/system/cluster_process.py"),
     "openvino": ("rdoq_onnx/system/openvino_runtime.py",),
     "onnx_graphsurgeon": tuple(f"rdoq_onnx/model/{m}.py" for m in ("surgeon", "graft", "lazy_values")),
 }
@@ -96,7 +97,11 @@ TESTED_ELSEWHERE = {
     "refinement/trial": "tests/refinement/test_diversion.py",
     "refinement/reference": "tests/verification/test_verify.py",
     "report/layer_report": "tests/report/test_html_report.py",
+    "report/contents": "tests/test_cli.py",
     "report/outcome": "tests/report/test_html_report.py",
+    "system/cluster_process": "tests/system/test_cluster.py",
+    "system/shipping": "tests/system/test_cluster.py",
+    "curves/stores": "tests/curves/test_shards.py",
     "system/interrupts": "tests/test_cli.py",
     "calibration/conversion": "tests/calibration/test_load.py",
     "calibration/loaders": "tests/calibration/test_feeds.py",

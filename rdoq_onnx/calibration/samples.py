@@ -68,11 +68,13 @@ class Samples:
 
         The last batch of each shape may be smaller.
         """
+        for start, stop in self.spans(size):
+            yield stop - start, self.feeds(slice(start, stop))
+
+    def spans(self, size: int) -> list[tuple[int, int]]:
+        """The first sample of each of these batches and the one behind its last."""
         step = self.batch or size
-        for first, end in self._spans():
-            for start in range(first, end, step):
-                stop = min(start + step, end)
-                yield stop - start, self.feeds(slice(start, stop))
+        return [(k, min(k + step, end)) for first, end in self._spans() for k in range(first, end, step)]
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """Yield the feeds of `counted_batches`."""

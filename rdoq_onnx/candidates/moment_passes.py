@@ -1,15 +1,17 @@
 """Forward passes that collect moments, on the host or inside the graph."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import onnx
 
 from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.blocks import MOST_BLOCKS, Block, in_blocks
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.candidates.blocks import MOST_INPUTS
-from rdoq_onnx.candidates.moments import Moments, Sums
+from rdoq_onnx.candidates.moments import Moments, Sums, moments_of
 from rdoq_onnx.gradients.backward import declared_shapes, reverse_graph
 from rdoq_onnx.gradients.plan import SHAPES
 from rdoq_onnx.gradients.sum_graph import SumGraph
@@ -19,10 +21,11 @@ from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Feeds, Runtime, Session
+from rdoq_onnx.system.summation import Sum
 from rdoq_onnx.system.threads import Workers
 
 MEMORY = 1 << 30  # bytes of sums per pass over the samples
-Add = Callable[[int, Feeds], None]
+Add = Callable[[Sequence[Sums], int, Feeds], None]
 
 
 def collect(
@@ -40,18 +43,42 @@ def of_inputs(
     network: Network, samples: Samples, batch: int, runtime: Runtime, workers: Workers, advance: Advance
 ) -> Iterator[tuple[Layer, Moments]]:
     """Collect in one pass the moments of each layer that is the first to read its input; free their sums one by one."""
-    graph, layers = Graph(network.model), list(dict.fromkeys(first_of_input(network.layers).values()))
-    sums = [Sums(layer, graph) for layer in layers]
-    tensors = list(dict.fromkeys(name for s in sums for name in s.tensors))
-    model = with_outputs(network.model, tensors)
+    layers = tuple(dict.fromkeys(first_of_input(network.layers).values()))
     in_graph = runtime.in_graph and len(samples.by_shape()) <= SHAPES
-    add = _in_graph(model, sums, runtime) if in_graph else _on_host(model, sums, runtime, workers)
-    for count, feeds in samples.counted_batches(batch):
-        add(count, feeds)
-        advance(count)
-    del add  # and its session
+    work = _MomentWork(replace(network, layers=layers), runtime, workers, in_graph)
+    blocks = in_blocks(samples, batch, most=1 if in_graph else MOST_BLOCKS)
+    sums = list(workers.total(Sum.of(f"moments of {layers[0].name}", work, blocks), advance))
     for layer in layers:
-        yield layer, sums.pop(0).result()
+        yield layer, moments_of(sums.pop(0))
+
+
+@dataclass(frozen=True)
+class _MomentWork:
+    """Sums of the inputs of all layers of `network`, on the host or inside the graph."""
+
+    network: Network
+    runtime: Runtime
+    workers: Workers
+    in_graph: bool
+
+    def loaded(self) -> Callable[[Block], tuple[Any, ...]]:
+        graph = Graph(self.network.model)
+
+        def fresh() -> list[Sums]:
+            return [Sums(layer, graph) for layer in self.network.layers]
+
+        tensors = list(dict.fromkeys(name for s in fresh() for name in s.tensors))
+        model = with_outputs(self.network.model, tensors)
+        in_numpy = None if self.in_graph else _on_host(model, self.runtime, self.workers)
+
+        def run(block: Block) -> tuple[Any, ...]:
+            sums = fresh()
+            add = in_numpy or _in_graph(model, sums, self.runtime)
+            for count, feeds in block.batches():
+                add(sums, count, feeds)
+            return tuple(s.sums() for s in sums)
+
+        return run
 
 
 def first_of_input(layers: Sequence[Layer]) -> dict[str, Layer]:
@@ -70,28 +97,28 @@ def _without_channels(linear: Linear) -> tuple[int, ...]:
     return tuple(0 if k == linear.axis else size for k, size in enumerate(linear.shape))
 
 
-def _on_host(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime, workers: Workers) -> Add:
+def _on_host(model: onnx.ModelProto, runtime: Runtime, workers: Workers) -> Add:
     """Sum the outputs of `model` in numpy."""
     session = runtime.session(model, "all")
 
-    def add(count: int, feeds: Feeds) -> None:
+    def add(sums: Sequence[Sums], count: int, feeds: Feeds) -> None:
         values = dict(zip(session.outputs, session.run(feeds), strict=True))
         workers.map(partial(Sums.add, values=values, samples=count), sums)
 
     return add
 
 
-def _in_graph(model: onnx.ModelProto, sums: Sequence["Sums"], runtime: Runtime) -> Add:
+def _in_graph(model: onnx.ModelProto, appended: Sequence[Sums], runtime: Runtime) -> Add:
     """Sum the outputs of `model` by nodes appended to it, rebuilt whenever the shape of a batch changes."""
     sessions: dict[tuple[tuple[int, ...], ...], Session] = {}
 
-    def add(count: int, feeds: Feeds) -> None:
+    def add(sums: Sequence[Sums], count: int, feeds: Feeds) -> None:
         shapes = tuple(value.shape for value in feeds.values())
         if shapes not in sessions:
             sessions.clear()
             forward = reverse_graph(model, feeds, runtime, fetch=[o.name for o in model.graph.output]).model
             graph = SumGraph(forward, declared_shapes(forward.graph.output), count)
-            for s in sums:
+            for s in appended:
                 s.append(graph)
             sessions[shapes] = runtime.session(graph.model(), "all")
         values = iter(sessions[shapes].bound(feeds))

@@ -14,6 +14,7 @@ a share of the mean diagonal that grows with the inputs for each vector seen, K 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from rdoq_onnx.candidates.blocks import in_parts
 from rdoq_onnx.gradients.sum_graph import SumGraph
 from rdoq_onnx.model.graph import Graph, attribute
 from rdoq_onnx.model.layers import Layer
+from rdoq_onnx.model.linear import Linear
 from rdoq_onnx.system.runtime import Tensor
 
 # Shares of the mean diagonal added to a second moment; few samples need more.
@@ -102,14 +104,21 @@ class _Pool:
         return bool(spatial) and pooled == spatial and shape[1] == inputs
 
 
+@dataclass
 class _Running:
-    """Running sums over vectors [G, K]."""
+    """Running sums over vectors [G, K]: their number, that of those that they stand for, Σ x, and Σ x xᵀ in parts."""
 
-    def __init__(self, groups: int, inputs: int) -> None:
-        self.count = self.seen = 0  # of the vectors added, and of those that they stand for
-        self.first = np.zeros((groups, inputs))
-        width = in_parts(self.first[..., None]).shape[1]
-        self.second = np.zeros((groups * -(-inputs // width), width, width))
+    count: int
+    seen: int
+    first: Float
+    second: Float
+
+    @classmethod
+    def of(cls, linear: Linear) -> "_Running":
+        """Return sums over no vectors of a layer's input."""
+        first = np.zeros((linear.group, linear.inputs))
+        width = in_parts(first[..., None]).shape[1]
+        return cls(0, 0, first, np.zeros((linear.group * -(-linear.inputs // width), width, width)))
 
     def add(self, vectors: NDArray[np.float32], seen: int) -> None:
         """Add vectors [G, K, P], which stand for `seen`."""
@@ -126,6 +135,9 @@ class _Running:
         self.seen += int(shape[-1])
         self.first += first[..., 0]
         self.second += second
+
+    def sums(self) -> tuple[int, int, Float, Float]:
+        return self.count, self.seen, self.first, self.second
 
     def moments(self) -> Moments:
         mean = self.first / self.count
@@ -148,8 +160,8 @@ class Sums:
 
     def __init__(self, layer: Layer, graph: Graph) -> None:
         self._layer, self._pool = layer, _Pool.before(layer, graph)
-        self._own = _Running(layer.linear.group, layer.linear.inputs)
-        self._positions = None if self._pool is None else _Running(layer.linear.group, layer.linear.inputs)
+        self._own = _Running.of(layer.linear)
+        self._positions = None if self._pool is None else _Running.of(layer.linear)
 
     @property
     def tensors(self) -> list[str]:
@@ -186,10 +198,18 @@ class Sums:
         if self._positions is not None:
             self._positions.add_sums(values)
 
-    def result(self) -> Moments:
-        own, vectors, inputs = self._own.moments(), self._own.count, self._own.first.shape[1]
-        if self._positions is None or not self._positions.count:
-            return own
-        share = inputs / (inputs + vectors)
-        covariance = blended(own.covariance, self._positions.moments().covariance, share)
-        return replace(own, covariance=covariance, vectors=self._own.seen + self._positions.seen)
+    def sums(self) -> tuple[Any, ...]:
+        """Return the sums, for `moments_of`: those of the layer's input, and of the positions or None."""
+        return self._own.sums(), None if self._positions is None else self._positions.sums()
+
+
+def moments_of(sums: tuple[Any, ...]) -> Moments:
+    """Return the moments from the total of `Sums.sums`."""
+    own, positions = (None if part is None else _Running(*part) for part in sums)
+    assert own is not None
+    moments, vectors, inputs = own.moments(), own.count, own.first.shape[1]
+    if positions is None or not positions.count:
+        return moments
+    share = inputs / (inputs + vectors)
+    covariance = blended(moments.covariance, positions.moments().covariance, share)
+    return replace(moments, covariance=covariance, vectors=own.seen + positions.seen)

@@ -12,13 +12,15 @@ rounding mixes with the covariance (moments.py).
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rdoq_onnx.calibration.blocks import Block
 from rdoq_onnx.candidates.blocks import in_parts
 from rdoq_onnx.candidates.moments import Moments
 from rdoq_onnx.gradients.backward import Backward, Pass, declared_shapes, use_gradients
@@ -41,82 +43,102 @@ def with_sensitivity(
     Layers with one position per sample stay without F, which adds little to the covariance there; so do layers whose
     outputs have no adjoint, or no finite one.
     """
-    sums_of = _GraphSums if plan.runtime.in_graph else _HostSums
-    totals: dict[int, Array] = {}
-    lost: set[int] = set()
-    count = 0
-    for part in plan.by_shape():
-        sums = sums_of(part, moments, Backward.of(part), kind)
-        for number in sums.batches():
-            count += number
-            advance(number)
-        totals = {k: totals[k] + f if k in totals else f for k, f in sums.totals.items()}
-        lost |= set(range(len(moments))) - totals.keys()
-        del sums  # and its session
-    for f in totals.values():
-        f /= count
-    usable = {k for k, f in totals.items() if np.isfinite(f).all()} - lost
-    return tuple(replace(m, sensitivity=totals[k]) if k in usable else m for k, m in enumerate(moments))
+    works = [_work(part, moments, kind) for part in plan.by_shape()]
+    count, totals = plan.summed(works, advance, exact=False)
+    found = {k: f / count for k, (samples, f) in totals.items() if samples == count}
+    usable = {k for k, f in found.items() if np.isfinite(f).all()}
+    return tuple(replace(m, sensitivity=found[k]) if k in usable else m for k, m in enumerate(moments))
 
 
-class _Sums(ABC):
-    """Running sums of ∇ ∇ᵀ. totals: [G·parts, B, B] by the layer's index."""
+Totals = tuple[int, dict[int, tuple[int, Array]]]  # samples, and by a layer's index its samples and F [G·parts, B, B]
 
-    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward, kind: Kind) -> None:
-        layers = plan.network.layers
-        self._plan, self._layers, self._moments, self._backward = plan, layers, moments, backward
-        self._kind = kind
-        shapes = declared_shapes(backward.reverse.model.graph.output)
-        self._kept = [
-            k
-            for k, layer in enumerate(layers)
-            if not backward.lost(layer) and (plan.total or _positions(layer, backward, shapes) > 1)
-        ]
-        self.totals: dict[int, Array] = {}
+
+@dataclass(frozen=True)
+class _Work(ABC):
+    """Sums of ∇ ∇ᵀ of the layers of a plan, of those with an index in `kept`."""
+
+    backward: Backward
+    kept: tuple[int, ...]
+    centres: Mapping[int, "_Centre"]
+    kind: Kind
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.backward.plan.network.layers
 
     @abstractmethod
-    def batches(self) -> Iterator[int]:
-        """Add all samples; yield the number of samples of each batch."""
-
-    def _add(self, index: int, second: NDArray[Any]) -> None:
-        if index in self.totals:
-            self.totals[index] += second
-        else:
-            self.totals[index] = second.astype(self._kind)
+    def loaded(self) -> Callable[[Block], Totals]: ...
 
 
-class _HostSums(_Sums):
+@dataclass(frozen=True)
+class _Centre:
+    """What a layer's sum needs of its moments: the mean [G, K], and the shape of the covariance."""
+
+    mean: Float
+    shape: tuple[int, ...]
+
+
+def _work(plan: ReversePlan, moments: Sequence[Moments], kind: Kind) -> _Work:
+    backward = Backward.of(plan)
+    shapes = declared_shapes(backward.reverse.model.graph.output)
+    kept = tuple(
+        k
+        for k, layer in enumerate(plan.network.layers)
+        if not backward.lost(layer) and (plan.total or _positions(layer, backward, shapes) > 1)
+    )
+    centres = {k: _Centre(moments[k].mean, moments[k].covariance.shape) for k in kept}
+    work = _GraphWork if plan.runtime.in_graph else _HostWork
+    return work(backward.travelling(), kept, centres, kind)
+
+
+class _HostWork(_Work):
     """Sums in numpy, from the outputs of passes."""
 
-    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward, kind: Kind) -> None:
-        super().__init__(plan, moments, backward.loaded(plan.runtime), kind)
+    def loaded(self) -> Callable[[Block], Totals]:
+        backward = self.backward.loaded(self.backward.plan.runtime)
 
-    def batches(self) -> Iterator[int]:
-        for done in self._backward.passes(exact=False):
-            self._plan.workers.map(lambda k, done=done: self._add_layer(k, done), self._kept)  # type: ignore[misc]
-            yield done.count
-            del done  # or two passes would be in memory while the next one runs
+        def run(block: Block) -> Totals:
+            totals: dict[int, tuple[int, Array]] = {}
 
-    def _add_layer(self, index: int, done: Pass) -> None:
-        self._add(index, _second(self._layers[index], self._moments[index], done, self._backward))
+            def add(k: int, done: Pass) -> None:
+                second = _second(self.layers[k], self.centres[k], done, backward)
+                _add(totals, k, done.count, second, self.kind)
+
+            for done in backward.passes(False, [block]):
+                backward.plan.workers.map(partial(add, done=done), self.kept)
+                del done  # or two passes would be in memory while the next one runs
+            return len(block), totals
+
+        return run
 
 
-class _GraphSums(_Sums):
+class _GraphWork(_Work):
     """Sums by nodes appended to the reverse graph."""
 
-    def __init__(self, plan: ReversePlan, moments: Sequence[Moments], backward: Backward, kind: Kind) -> None:
-        super().__init__(plan, moments, backward, kind)
-        graph = backward.sum_graph()
-        for k in self._kept:
-            mean, (parts, width, _) = moments[k].mean, moments[k].covariance.shape
-            graph.sensitivity(self._layers[k], backward.reverse.adjoints, mean, (parts, width))
-        self._backward = backward.loaded(plan.runtime, graph.model())
+    def loaded(self) -> Callable[[Block], Totals]:
+        backward, graph = self.backward, self.backward.sum_graph()
+        for k in self.kept:
+            parts, width, _ = self.centres[k].shape
+            graph.sensitivity(self.layers[k], backward.reverse.adjoints, self.centres[k].mean, (parts, width))
+        backward = backward.loaded(backward.plan.runtime, graph.model())
 
-    def batches(self) -> Iterator[int]:
-        for count, rows in self._backward.sums(exact=False):
-            for k, second in zip(self._kept, next(rows), strict=True):
-                self._add(k, second)
-            yield count
+        def run(block: Block) -> Totals:
+            totals: dict[int, tuple[int, Array]] = {}
+            for count, rows in backward.sums(False, [block]):
+                for k, second in zip(self.kept, next(rows), strict=True):
+                    _add(totals, k, count, second, self.kind)
+            return len(block), totals
+
+        return run
+
+
+def _add(totals: dict[int, tuple[int, Array]], index: int, samples: int, second: Array, kind: Kind) -> None:
+    before, total = totals.get(index, (0, None))
+    if total is None:
+        total = second.astype(kind)
+    else:
+        total += second
+    totals[index] = before + samples, total
 
 
 def _positions(layer: Layer, backward: Backward, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -125,13 +147,13 @@ def _positions(layer: Layer, backward: Backward, shapes: Mapping[str, tuple[int,
     return layer.linear.positions(math.prod(shape) // backward.batch)
 
 
-def _second(layer: Layer, moments: Moments, done: Pass, backward: Backward) -> Float:
+def _second(layer: Layer, centre: _Centre, done: Pass, backward: Backward) -> Float:
     """Return Σ ∇ ∇ᵀ over the samples of one batch and the channels, [G·parts, B, B]."""
-    mean = moments.mean.astype(np.float32)[..., None]
+    mean = centre.mean.astype(np.float32)[..., None]
     pairs = [use_gradients(use, done, backward.reverse.adjoints) for use in layer.uses]
     centred = [(x - mean, g) for x, g in pairs]
     _, _, channels, positions = pairs[0][1].shape
-    total = np.zeros(moments.covariance.shape)
+    total = np.zeros(centre.shape)
     for sample in range(done.count):
         uses = [(x[sample], g[sample]) for x, g in centred]
         if len(uses) == 1 and positions < channels:

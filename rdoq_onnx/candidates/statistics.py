@@ -9,8 +9,9 @@ They are sums in a fixed order, in portions of layers that fit in memory. Once t
 but the curves' own pass, and each layer is worked on by itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.scratch import Scratch
+from rdoq_onnx.system.summation import every
 from rdoq_onnx.system.threads import Workers
 
 Array = NDArray[Any]
@@ -45,7 +47,7 @@ class Statistics:
 
     def moments(self, layer: Layer) -> Moments:
         """Return the moments of a layer; its sensitivity is None where there is none."""
-        first = self._first.get(layer.name, layer)
+        first = self.first(layer)
         mean, covariance = self.get("mean", first), self.get("covariance", first)
         sensitivity = self.get("sensitivity", layer) if self.has("sensitivity", layer) else None
         return Moments(mean.astype(np.float64), covariance, sensitivity, int(self.get("vectors", first)[0]))
@@ -65,33 +67,48 @@ class Statistics:
         """Keep an array of a layer."""
         self.scratch.put(self.name(kind, layer), array)
 
+    def kept(self, layer: Layer) -> list[str]:
+        """List the names of all that is kept of a layer."""
+        begin, end = f"{self.prefix}-", self.name("", layer).removeprefix(self.prefix + "-")
+        return [name for name in self.scratch.names() if name.startswith(begin) and name.endswith(end)]
+
+    def first(self, layer: Layer) -> Layer:
+        """Return the layer that the moments of a layer's input are kept with."""
+        return self._first.get(layer.name, layer)
+
     def name(self, kind: str, layer: Layer) -> str:
         return f"{self.prefix}-{kind}-{self._index[layer.name]}"
 
     def collect(self, samples: Samples, batch: int, runtime: Runtime, workers: Workers, advance: Advance) -> None:
         """Collect mean and covariance of each input that is not kept yet."""
-        for portion in portions(self.network.layers, self.memory):
+
+        def of_portion(portion: list[Layer]) -> None:
             missing = [x for x in portion if not self.has("covariance", self._first[x.name])]
             if not missing:
                 advance(len(samples))
-                continue
+                return
             part = replace(self.network, layers=tuple(missing))
             for layer, moments in of_inputs(part, samples, batch, runtime, workers, advance):
                 self.put("mean", layer, moments.mean)
                 self.put("vectors", layer, np.array([moments.vectors]))
                 self.put("covariance", layer, moments.covariance.astype(np.float32))
 
+        every(partial(of_portion, portion) for portion in portions(self.network.layers, self.memory))
+
     def sense(self, plan: ReversePlan, advance: Advance) -> None:
         """Collect the sensitivity of each layer and its basis, as far as they are not kept yet."""
-        for portion in self.sensed_portions():
+
+        def of_portion(portion: list[Layer]) -> None:
             missing = tuple(x for x in portion if not self.has("basis", x))
             if not missing:
                 advance(len(plan.samples))
-                continue
-            network = replace(plan.network, layers=missing)
+                return
+            network, name = replace(plan.network, layers=missing), portion_name(plan.name, portion, missing)
             means = [replace(self.moments(layer), sensitivity=None) for layer in missing]
-            sensed = with_sensitivity(replace(plan, network=network), means, advance, np.float32)
+            sensed = with_sensitivity(replace(plan, network=network, name=name), means, advance, np.float32)
             plan.workers.map(self._put, missing, sensed)
+
+        every(partial(of_portion, portion) for portion in self.sensed_portions())
 
     def sensed_portions(self) -> list[list[Layer]]:
         """Divide the layers into those whose sensitivities one pass sums, in single precision."""
@@ -111,3 +128,8 @@ class Statistics:
     @cached_property
     def _first(self) -> dict[str, Layer]:
         return first_of_input(self.network.layers)
+
+
+def portion_name(name: str, portion: Sequence[Layer], missing: Sequence[Layer]) -> str:
+    """Name the sum `name` of a portion of the layers; a killed run's remainder of one is no sum that others take."""
+    return f"{name} of {portion[0].name}" if len(missing) == len(portion) else ""

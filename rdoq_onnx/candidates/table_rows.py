@@ -14,13 +14,14 @@ T / (N + T) of all occurrences (Witten and Bell, IEEE Trans. IT 1991, method C).
 up all rows before it, as those of positions, longer ones will look up further rows: these count as the last one seen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rdoq_onnx.calibration.blocks import Block
 from rdoq_onnx.candidates.blocks import in_parts
 from rdoq_onnx.gradients.backward import Backward, Pass
 from rdoq_onnx.gradients.plan import ReversePlan
@@ -66,22 +67,37 @@ def table_rows(
     output lacks an adjoint, by name, with the reason.
     """
     plan = replace(plan, network=replace(plan.network, layers=tuple(tables), activations=()))
-    sums = {table.name: _Sums(table, _occurrences(plan, table)) for table in tables}
-    lost: dict[str, str] = {}
-    runs = 0
-    for part in plan.by_shape():
-        backward = Backward.of(part).loaded(plan.runtime)
-        missing = backward.reverse.missing
-        lost |= {t.name: missing[u.output] for t in tables for u in t.uses if u.output in missing}
-        usable = [sums[t.name] for t in tables if t.name not in lost]
-        for done in backward.passes(exact=False) if usable else ():
-            for each in usable:
-                each.add(done, backward.reverse.adjoints, runs)
-            runs += done.count
-            advance(done.count)
-            del done  # or two passes would be in memory while the next one runs
+    works = [_Work(Backward.of(part).travelling(), tuple(tables)) for part in plan.by_shape()]
+    sums, missing = plan.summed(works, advance, exact=False)
+    lost = {t.name: missing[u.output] for t in tables for u in t.uses if u.output in missing}
     elements, samples = plan.metric.elements, len(plan.samples)
-    return {name: each.result(elements, samples) for name, each in sums.items() if name not in lost}, lost
+    found = {t.name: _Sums(*sums[t.name]) for t in tables if t.name not in lost}
+    occurrences = {t.name: _occurrences(plan, t) for t in tables if t.name in found}
+    return {name: each.result(occurrences[name], elements, samples) for name, each in found.items()}, lost
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Sums of the rows of each table, by name, and tensors without an adjoint."""
+
+    backward: Backward
+    tables: tuple[Layer, ...]
+
+    def loaded(self) -> Callable[[Block], tuple[dict[str, Any], dict[str, str]]]:
+        backward = self.backward.loaded(self.backward.plan.runtime)
+        usable = [t for t in self.tables if not backward.lost(t)]
+
+        def run(block: Block) -> tuple[dict[str, Any], dict[str, str]]:
+            sums = {table.name: _Sums.of(table) for table in self.tables}
+            first = block.first
+            for done in backward.passes(False, [block]) if usable else ():
+                for table in usable:
+                    sums[table.name].add(table, done, backward.reverse.adjoints, first)
+                first += done.count
+                del done  # or two passes would be in memory while the next one runs
+            return {name: each.sums() for name, each in sums.items()}, dict(backward.reverse.missing)
+
+        return run
 
 
 def _occurrences(plan: ReversePlan, table: Layer) -> NDArray[np.int64]:
@@ -103,33 +119,41 @@ def _by_sample(indices: NDArray[Any], count: int) -> NDArray[Any]:
     return np.broadcast_to(each, (count, each.shape[1]))
 
 
+@dataclass
 class _Sums:
-    """Running sums of one table. occurrences: the number of samples that look up each row."""
+    """Running sums of one table: of every other sample Σ ∇ ∇ᵀ, and of each row Σ ‖∇_r‖² and the number of samples."""
 
-    def __init__(self, table: Layer, occurrences: NDArray[np.int64]) -> None:
+    seconds: Float
+    power: Float
+    count: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: Layer) -> "_Sums":
         rows, width = table.linear.channels, table.linear.inputs
-        self._table, self._occurrences = table, occurrences
         parts, inputs, _ = in_parts(np.empty((1, width, 1))).shape
-        self._seconds = np.zeros((2, parts, inputs, inputs))
-        self._power = np.zeros(rows)
-        self._count = np.zeros(rows, np.int64)
+        return cls(np.zeros((2, parts, inputs, inputs)), np.zeros(rows), np.zeros(rows, np.int64))
 
-    def add(self, done: Pass, adjoints: Mapping[str, str], first: int) -> None:
+    def sums(self) -> tuple[Any, ...]:
+        return self.seconds, self.power, self.count
+
+    def add(self, table: Layer, done: Pass, adjoints: Mapping[str, str], first: int) -> None:
         """Add the samples of a batch, which come after `first` others."""
-        uses = [self._per_sample(u.data, adjoints[u.output], done) for u in self._table.uses]
+        uses = [_per_sample(table, u.data, adjoints[u.output], done) for u in table.uses]
         for k, parts in enumerate(zip(*uses, strict=True)):
             indices, gradients = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
-            rows, place = np.unique(indices % len(self._power), return_inverse=True)
+            rows, place = np.unique(indices % len(self.power), return_inverse=True)
             summed = np.zeros((len(rows), gradients.shape[1]))
             np.add.at(summed, place.reshape(-1), gradients)
             blocks = in_parts(summed.T[None])
-            self._seconds[(first + k) % 2] += blocks @ blocks.swapaxes(1, 2)
-            self._power[rows] += np.square(summed).sum(axis=1)
-            self._count[rows] += 1
+            self.seconds[(first + k) % 2] += blocks @ blocks.swapaxes(1, 2)
+            self.power[rows] += np.square(summed).sum(axis=1)
+            self.count[rows] += 1
 
-    def result(self, elements: int, samples: int) -> TableRows:
-        """Return the sums, for `elements` output elements and `samples` samples that `occurrences` counts."""
-        occurrences = self._occurrences
+    def result(self, occurrences: NDArray[np.int64], elements: int, samples: int) -> TableRows:
+        """Return what the sums tell of rows, for `elements` output elements.
+
+        occurrences: of `samples` samples, those that look up each row.
+        """
         total, seen = int(occurrences.sum()), int((occurrences > 0).sum())
         unseen = len(occurrences) - seen
         left = seen / max(total + seen, 1) if unseen else 0.0
@@ -137,19 +161,20 @@ class _Sums:
         if (np.diff(occurrences) <= 0).all() and seen:
             kept, rest = 1.0, float(occurrences[seen - 1])
         expected = np.where(occurrences > 0, kept * occurrences, rest) / samples
-        mean = self._power.sum() / max(self._count.sum(), 1)
-        squared = (self._power + _PSEUDO * mean) / (self._count + _PSEUDO)
-        return TableRows(self._seconds, expected * squared / elements, seen)
+        mean = self.power.sum() / max(self.count.sum(), 1)
+        squared = (self.power + _PSEUDO * mean) / (self.count + _PSEUDO)
+        return TableRows(self.seconds, expected * squared / elements, seen)
 
-    def _per_sample(self, data: str, adjoint: str, done: Pass) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-        """Return indices [P] and gradients [P, K] of each sample.
 
-        Samples that share their indices share a gradient, the sum of theirs: v is independent for each, so that a part
-        of it in proportion has the mean square of one.
-        """
-        gradients = done.rows[0][adjoint]
-        indices, width = _by_sample(done.rows[0][data], done.batch), self._table.linear.inputs
-        each = gradients.reshape(-1, indices.shape[1], width)
-        if len(each) < done.batch:
-            each = np.broadcast_to(each / done.count**0.5, (done.batch, *each.shape[1:]))
-        return list(zip(indices, each, strict=True))[: done.count]
+def _per_sample(table: Layer, data: str, adjoint: str, done: Pass) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Return indices [P] and gradients [P, K] of each sample.
+
+    Samples that share their indices share a gradient, the sum of theirs: v is independent for each, so that a part of
+    it in proportion has the mean square of one.
+    """
+    gradients = done.rows[0][adjoint]
+    indices, width = _by_sample(done.rows[0][data], done.batch), table.linear.inputs
+    each = gradients.reshape(-1, indices.shape[1], width)
+    if len(each) < done.batch:
+        each = np.broadcast_to(each / done.count**0.5, (done.batch, *each.shape[1:]))
+    return list(zip(indices, each, strict=True))[: done.count]

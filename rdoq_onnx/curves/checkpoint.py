@@ -36,6 +36,7 @@ from rdoq_onnx.system import io
 from rdoq_onnx.system.encoding import Arrays, decode, encode
 from rdoq_onnx.system.progress import Advance, Progress, Unfinished
 from rdoq_onnx.system.scratch import Scratch
+from rdoq_onnx.system.summation import Compute, Summation, here
 from rdoq_onnx.version import __version__
 
 FORMAT = "rdoq-onnx curves"
@@ -57,7 +58,10 @@ Array = NDArray[Any]
 
 
 class Store:
-    """Values by name, also kept in a file if there is one. scratch: for large arrays."""
+    """Values by name, also kept in a file if there is one. scratch: for large arrays.
+
+    compute: what computes blocks of sums over samples. sums: what adds those of a measurement, by its name.
+    """
 
     def __init__(
         self, path: Path | None = None, binding: Binding | None = None, scratch: Scratch | None = None
@@ -67,13 +71,15 @@ class Store:
         self._values: dict[str, Any] = {}
         self._next = 0.0
         self._written = True
+        self.compute: Compute = here
+        self.sums: Callable[[str], Summation] = lambda _: Summation(self.compute, self.scratch.park)
 
     @classmethod
     def open(cls, path: str | Path, binding: Binding, scratch: Scratch | None = None) -> "Store":
         """Open the store at `path`, empty if there is no file. Raises ConfigError if the file has another binding."""
         store = cls(Path(path), binding, scratch)
         if Path(path).exists():
-            store._values = _read(Path(path), binding)
+            store._values = read_values(Path(path), binding)
         store.scratch.bind(binding.identity)  # of a file of another measurement, the folder stays as it is
         return store
 
@@ -81,6 +87,10 @@ class Store:
     def kept(self) -> bool:
         """Whether there is a file, for later runs."""
         return self._file is not None
+
+    @property
+    def empty(self) -> bool:
+        return not self._values
 
     def get(self, name: str) -> Any:
         """Return the value of `name`, or None."""
@@ -112,6 +122,10 @@ class Steps:
     store: Store
     progress: Progress
     name: str
+
+    def sums(self) -> Summation:
+        """Return what adds sums over samples."""
+        return self.store.sums(self.name)
 
     def get(self, step: str) -> Any:
         return self.store.get(f"{self.name}/{step}")
@@ -194,7 +208,8 @@ def _unpacked(places: Sequence[Any], members: Mapping[str, Array]) -> Arrays:
     ]
 
 
-def _read(path: Path, binding: Binding) -> dict[str, Any]:
+def read_values(path: Path, binding: Binding) -> dict[str, Any]:
+    """Read the values of a file by name. Raises ConfigError if it cannot be read or has another binding."""
     try:
         stored = io.read_npz(path)
         header = json.loads(stored["header"].tobytes())

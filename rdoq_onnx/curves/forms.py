@@ -11,19 +11,23 @@ MOST_WEIGHTS weights even p is too large, and only its sums over j and over k ar
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.blocks import Block
 from rdoq_onnx.candidates.blocks import Blocks, in_parts
-from rdoq_onnx.candidates.statistics import Statistics
+from rdoq_onnx.candidates.statistics import Statistics, portion_name
 from rdoq_onnx.gradients.backward import Backward, Pass, use_gradients
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.progress import Advance
+from rdoq_onnx.system.summation import every
 
 Array = NDArray[Any]
 
@@ -65,47 +69,53 @@ class Forms:
         return np.asarray(sum(form(changes, units) for form in self.parts))
 
 
+@dataclass(frozen=True)
+class _Centred:
+    """What the sums of p of a layer need: E[x] [G, K, 1] and the basis."""
+
+    layer: Layer
+    mean: Array
+    basis: Array
+
+    @classmethod
+    def of(cls, layer: Layer, statistics: Statistics) -> "_Centred":
+        mean = statistics.moments(layer).mean.astype(np.float32)[..., None]
+        return cls(layer, mean, statistics.basis(layer))
+
+    def squares(self, done: Pass, backward: Backward) -> Iterator[Array]:
+        """Yield (Uᵀ ∇)² of each sample of a pass, [G·parts, rows·O, B]."""
+        turned = self.basis.swapaxes(1, 2)
+        pairs = [use_gradients(use, done, backward.reverse.adjoints) for use in self.layer.uses]
+        repeat = len(self.basis) // self.layer.linear.group
+        for sample in range(done.count):
+            gradient: Any = 0.0
+            for x, g in pairs:
+                inputs = turned @ in_parts(x[sample] - self.mean)
+                gradient = gradient + np.repeat(g[sample], repeat, axis=0) @ inputs.swapaxes(1, 2)
+            yield np.square(gradient)
+
+
 class FormSums:
     """Running sums of p of one layer, in float32."""
 
-    def __init__(self, layer: Layer, statistics: Statistics, marginal: bool) -> None:
-        self.layer, self._statistics, self._marginal = layer, statistics, marginal
-        self._mean = statistics.moments(layer).mean.astype(np.float32)[..., None]
-        blocks, outputs = Blocks(layer.linear), layer.linear.channels
-        groups = layer.linear.group
-        count, width = groups * blocks.parts, in_parts(self._mean).shape[1]
-        outputs = outputs if blocks.shared else outputs // groups
+    def __init__(self, centred: _Centred, marginal: bool) -> None:
+        self._centred, self._marginal = centred, marginal
+        linear = centred.layer.linear
+        blocks, outputs = Blocks(linear), linear.channels
+        count, width = linear.group * blocks.parts, in_parts(centred.mean).shape[1]
+        outputs = outputs if blocks.shared else outputs // linear.group
         self.powers = np.zeros((count, outputs, 1 if marginal else width), np.float32)
         self.shares = np.zeros((count, 1, width), np.float32)
 
     def add(self, done: Pass, backward: Backward) -> None:
         """Add the samples of one pass."""
-        basis = self._statistics.basis(self.layer)
-        turned = basis.swapaxes(1, 2)
-        pairs = [use_gradients(use, done, backward.reverse.adjoints) for use in self.layer.uses]
-        repeat = len(basis) // self.layer.linear.group
-        for sample in range(done.count):
-            gradient: Any = 0.0
-            for x, g in pairs:
-                inputs = turned @ in_parts(x[sample] - self._mean)
-                gradient = gradient + np.repeat(g[sample], repeat, axis=0) @ inputs.swapaxes(1, 2)
-            self._add(np.square(gradient))
-
-    def _add(self, squares: Array) -> None:
-        """Add squares [G·parts, rows·O, B]."""
         count, outputs, _ = self.powers.shape
-        squares = squares.reshape(count, -1, outputs, squares.shape[-1]).sum(axis=1)
-        if self._marginal:
-            self.shares += squares.sum(axis=1, keepdims=True)
-            squares = squares.sum(axis=2, keepdims=True)
-        self.powers += squares
-
-    def keep(self, factor: float) -> None:
-        """Keep p times `factor`, 1 / (samples · D)."""
-        self._statistics.put("powers", self.layer, self.powers * np.float32(factor))
-        if self._marginal:
-            total = np.maximum(self.shares.sum(axis=2, keepdims=True), np.finfo(np.float32).tiny)
-            self._statistics.put("shares", self.layer, self.shares / total)
+        for squares in self._centred.squares(done, backward):
+            summed = squares.reshape(count, -1, outputs, squares.shape[-1]).sum(axis=1)
+            if self._marginal:
+                self.shares += summed.sum(axis=1, keepdims=True)
+                summed = summed.sum(axis=2, keepdims=True)
+            self.powers += summed
 
 
 def marginal(network: Network) -> bool:
@@ -124,33 +134,59 @@ def measure_forms(plan: ReversePlan, statistics: Statistics, advance: Advance) -
 
     Returns the outputs of layers without an adjoint, with the reason.
     """
-    lost: dict[str, str] = {}
-    for layers in form_portions(plan.network, statistics.memory):
+
+    def of_portion(layers: list[Layer]) -> dict[str, str]:
         missing = tuple(x for x in layers if not statistics.has("powers", x))
         if not missing:
             advance(len(plan.samples))
-            continue
-        lost |= _measure(replace(plan, network=replace(plan.network, layers=missing)), statistics, advance)
-    return lost
+            return {}
+        network, name = replace(plan.network, layers=missing), portion_name(plan.name, layers, missing)
+        return _measure(replace(plan, network=network, name=name), statistics, advance)
+
+    found = every(partial(of_portion, layers) for layers in form_portions(plan.network, statistics.memory))
+    return {output: reason for lost in found for output, reason in lost.items()}
 
 
 def _measure(plan: ReversePlan, statistics: Statistics, advance: Advance) -> dict[str, str]:
-    few, runs, lost = marginal(statistics.network), 0, dict[str, str]()
-    sums = [FormSums(layer, statistics, few) for layer in plan.network.layers]
-    for part in plan.by_shape():
-        backward = Backward.of(part).loaded(plan.runtime)
-        reason = backward.reverse.missing
-        lost |= {u.output: reason[u.output] for x in plan.network.layers for u in x.uses if u.output in reason}
-        usable = [each for each in sums if not backward.lost(each.layer)]
-        for done in backward.passes() if usable else ():
-            plan.workers.map(lambda each, done=done, b=backward: each.add(done, b), usable)  # type: ignore[misc]
-            runs += done.count
-            advance(done.count)
-            del done  # or two passes would be in memory while the next one runs
-    for each in sums:
-        if not any(u.output in lost for u in each.layer.uses):
-            each.keep(1 / (max(runs, 1) * plan.metric.elements))
+    few = marginal(statistics.network)
+    centred = tuple(_Centred.of(layer, statistics) for layer in plan.network.layers)
+    works = [_Work(Backward.of(part).travelling(), centred, few) for part in plan.by_shape()]
+    runs, sums, reason = plan.summed(works, advance, exact=True)
+    lost = {u.output: reason[u.output] for x in plan.network.layers for u in x.uses if u.output in reason}
+    factor = np.float32(1 / (max(runs, 1) * plan.metric.elements))
+    for layer, (powers, shares) in zip(plan.network.layers, sums, strict=True):
+        if any(u.output in lost for u in layer.uses):
+            continue
+        statistics.put("powers", layer, powers * factor)
+        if few:
+            total = np.maximum(shares.sum(axis=2, keepdims=True), np.finfo(np.float32).tiny)
+            statistics.put("shares", layer, shares / total)
     return lost
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Sums of p of all layers: (samples, of each layer p and its sums over channels, tensors without an adjoint)."""
+
+    backward: Backward
+    layers: tuple[_Centred, ...]
+    marginal: bool
+
+    def loaded(self) -> Callable[[Block], tuple[Any, ...]]:
+        plan = self.backward.plan
+        backward = self.backward.loaded(plan.runtime)
+
+        def run(block: Block) -> tuple[Any, ...]:
+            sums = [FormSums(each, self.marginal) for each in self.layers]
+            usable = [s for s, each in zip(sums, self.layers, strict=True) if not backward.lost(each.layer)]
+            runs = 0
+            for done in backward.passes(True, [block]) if usable else ():
+                plan.workers.map(lambda each, done=done: each.add(done, backward), usable)  # type: ignore[misc]
+                runs += done.count
+                del done  # or two passes would be in memory while the next one runs
+            return runs, tuple((s.powers, s.shares) for s in sums), dict(backward.reverse.missing)
+
+        return run
 
 
 def form_portions(network: Network, memory: int) -> list[list[Layer]]:

@@ -21,6 +21,7 @@ from rdoq_onnx.candidates.statistics import Statistics
 from rdoq_onnx.candidates.table_rows import TableRows
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.forms import form_portions, measure_forms
+from rdoq_onnx.curves.layer_tasks import spread
 from rdoq_onnx.curves.layerwise import Layerwise
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.curves.missing_forms import lacks_gain
@@ -34,6 +35,7 @@ from rdoq_onnx.model.external import detached_bytes
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.system.memory import memory_bound
 from rdoq_onnx.system.progress import Advance
+from rdoq_onnx.system.summation import here
 from rdoq_onnx.system.threads import Alone
 
 Float = NDArray[np.float64]
@@ -88,23 +90,31 @@ class LargeBench:
         rows: of tables, by name.
         """
         self._put_stored(rows)
+        self.moments()
         bench, statistics, progress = self.bench, self.statistics, self.bench.keep.progress
         network, observation, runtime, fitting = bench.network, bench.observation, bench.runtime, bench.split.fitting
-        passes = sum(1 for _ in portions(network.layers, statistics.memory))
-        shown = bench.broadened()
-        with progress.step("moments", len(shown) * passes) as advance:
-            size = forward_batch(network, observation, runtime, len(shown))
-            with_memory(lambda batch: statistics.collect(shown, batch, runtime, bench.pool, advance), size, observation)
         sensing, alone = fitting.some(SENSING), replace(network, activations=())
         with progress.step("sensitivity", len(sensing) * len(statistics.sensed_portions())) as advance:
             size = reverse_batch(network, observation, runtime, len(sensing), exact=False)
-            plan = replace(bench.plan(alone, sensing), batch=size, draws=LEAST_DRAWS)
+            plan = replace(bench.plan(alone, sensing, "sensitivity"), batch=size, draws=LEAST_DRAWS)
             with_memory(lambda batch: statistics.sense(replace(plan, batch=batch), advance), size, observation)
         measuring = bench.split.measuring
         with progress.step("taylor", len(measuring) * len(form_portions(network, statistics.memory))) as advance:
-            plan = bench.plan(alone, measuring)
+            plan = bench.plan(alone, measuring, "forms")
             return with_memory(
                 lambda batch: measure_forms(replace(plan, batch=batch), statistics, advance), plan.batch, observation
+            )
+
+    def moments(self) -> None:
+        """Collect the moments of all inputs, as far as they are not kept yet."""
+        bench, statistics = self.bench, self.statistics
+        passes, shown = sum(1 for _ in portions(bench.network.layers, statistics.memory)), bench.broadened()
+        with bench.keep.progress.step("moments", len(shown) * passes) as advance:
+            size = forward_batch(bench.network, bench.observation, bench.runtime, len(shown))
+            with_memory(
+                lambda batch: statistics.collect(shown, batch, bench.runtime, bench.pool, advance),
+                size,
+                bench.observation,
             )
 
     def _put_stored(self, rows: Mapping[str, TableRows]) -> None:
@@ -139,7 +149,7 @@ class LargeBench:
         index = _indices(layerwise)
         with self.bench.keep.progress.step("rounding", len(layers)) as advance:
             chosen = {k: k for k in (index[layer.name] for layer in layers)}
-            self._each(lambda each, k: each.round_to_nearest(k), layerwise, chosen, advance)
+            self._each(Layerwise.round_to_nearest, layerwise, chosen, advance)
 
     def refine(
         self,
@@ -166,7 +176,15 @@ class LargeBench:
     def _each(
         self, task: Callable[[Layerwise, Key], None], layerwise: Layerwise, keys: Mapping[Key, int], advance: Advance
     ) -> None:
-        """Run `task` for each of `keys`, given with its layer: small ones at once, then large ones with all threads."""
+        """Run `task` for each of `keys`, given with its layer: small ones at once, then large ones with all threads.
+
+        Where other processes compute, each takes whole layers.
+        """
+        compute = self.bench.pool.sums.compute
+        if compute is not here:
+            for _ in spread(task, layerwise, keys, compute):
+                advance(1)
+            return
         sizes = {key: math.prod(layerwise.network.weights[k].linear.shape) for key, k in keys.items()}
         small, alone = [k for k in sizes if sizes[k] < _ALONE], replace(layerwise, workers=Alone())
         for _ in self.bench.pool.each(lambda k: task(alone, k), small):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,14 +10,12 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.network import Network
-from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.candidates.candidates import Candidates
 from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
-from rdoq_onnx.curves.binding import Binding
-from rdoq_onnx.curves.checkpoint import Steps, Store
+from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.divergence import chosen_metric, with_divergence
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.kernel_choice import slow_kernels, slow_on_integers
@@ -39,7 +36,6 @@ from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.curves.stored_forms import StoredWeights
 from rdoq_onnx.curves.unreached import with_unreached
-from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
 from rdoq_onnx.model.layers import Layer
@@ -50,6 +46,7 @@ from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.probing.probe import Prober
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.scratch import Scratch
+from rdoq_onnx.system.summation import every
 from rdoq_onnx.system.threads import workers
 
 Float = NDArray[np.float64]
@@ -79,7 +76,7 @@ def measure_network(
     Rounding is fitted on one part of the samples and measured on another: curves on its own samples would be too
     optimistic. around: of a large network, allocates on coarse curves; only widths near these are made in full.
     """
-    with workers(config.threads) as pool:
+    with workers(config.threads, steps.sums()) as pool:
         source, plain, some = network.model, network, split.fitting.some(EQUALIZING)
         with taking(steps.store.scratch.shelf):
             equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
@@ -96,8 +93,12 @@ def measure_network(
         aimed = in_float(aimed, empty)
         bench = Bench(aimed, config, split, observation, runtime, pool, steps)
         large = is_large(aimed, config)
-        rows, lost = bench.table_rows()
         own = bench.without_layers() if large else bench
+        if large and pool.sums.shared:
+            every(
+                [bench.table_rows, LargeBench.of(bench).moments, lambda: own.first_order(own.clipped(own.candidates()))]
+            )
+        rows, lost = bench.table_rows()
         candidates = own.candidates()
         if config.measure == "probe":
             measured = own.exact(candidates)
@@ -105,6 +106,8 @@ def measure_network(
             coarse, candidates = candidates, own.clipped(candidates)
             measured = own.first_order(candidates)
             candidates, measured = own.checked(candidates, coarse, measured)
+        if not large:
+            pool.sums.settle()
         measured = replace(measured, missing={**measured.missing, **lost})
         count = bench.independent(bench.plan(aimed, split.measuring).averaged())
         found = Measured(candidates, measured, count, rows)
@@ -142,6 +145,7 @@ def _layer_by_layer(
     """Measure the weights of a large network, beside its `activations`."""
     large = LargeBench.of(bench)
     lost = large.collect(activations.rows)
+    bench.pool.sums.settle()
     layerwise = large.coarse()
     large.round(layerwise, bench.network.layers)
     widest, curves = at_full_width(layerwise)
@@ -184,26 +188,6 @@ def _located(made: T, scratch: Scratch) -> T:
     if not scratch.has(made.codes.name):
         raise scratch.incomplete()
     return replace(made, codes=replace(made.codes, folder=str(scratch.folder)))
-
-
-def scratch_for(config: Config, curves: str | Path | None) -> Scratch:
-    """Return the scratch folder of a run, beside the file `curves` if given. Raises ConfigError."""
-    if curves is not None and not isinstance(curves, str | Path):
-        raise ConfigError(f"curves is a {type(curves).__name__}; give a path")
-    if config.scratch is not None and not Path(config.scratch).is_dir():
-        raise ConfigError(f"--scratch {config.scratch}: is not a folder; create it first")
-    parent = None if config.scratch is None else Path(config.scratch)
-    return Scratch(parent, None if curves is None else Path(curves))
-
-
-def store_for(
-    model: onnx.ModelProto, samples: Samples, seen: int, config: Config, curves: str | Path | None, scratch: Scratch
-) -> Store:
-    """Open the store of the normalized `model` measured on `seen` of the `samples`, in the file `curves` if given."""
-    if curves is None:
-        return Store(scratch=scratch)
-    data = f"{samples.digest}, {seen} of {len(samples)}"
-    return Store.open(curves, Binding.of(model, data, config.measuring()), scratch)
 
 
 def measure(

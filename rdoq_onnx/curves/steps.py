@@ -81,7 +81,8 @@ class Bench:
         sensing = fitting.some(SENSING)
         with progress.step("sensitivity", len(sensing)) as advance:
             size = reverse_batch(network, self.observation, self.runtime, len(sensing), exact=False)
-            plan = replace(self.plan(replace(network, activations=()), sensing), draws=LEAST_DRAWS)
+            plan = self.plan(replace(network, activations=()), sensing, "sensitivity")
+            plan = replace(plan, draws=LEAST_DRAWS)
             return with_memory(
                 lambda batch: with_sensitivity(replace(plan, batch=batch), moments, advance), size, self.observation
             )
@@ -101,7 +102,7 @@ class Bench:
         tables = [x for x in network.unmultiplied if x.looked_up]
         if not tables:
             return {}, {}
-        plan = self.plan(replace(network, layers=tuple(tables), activations=()), seen)
+        plan = self.plan(replace(network, layers=tuple(tables), activations=()), seen, "tables")
         return self.keep.step(
             "tables",
             len(seen),
@@ -144,16 +145,16 @@ class Bench:
             "taylor",
             len(measuring),
             lambda advance: self._first_order(
-                network,
+                self.plan(network, measuring, "taylor"),
                 candidates if together else replace(candidates, activations=()),
-                measuring,
                 advance,
                 self.keep.unfinished("taylor"),
             ),
         )
         if not together:
+            name = "taylor, activations"
             own = self.keep.step(
-                "taylor, activations", len(judging), lambda advance: self._activations(candidates, judging, advance)
+                name, len(judging), lambda advance: self._activations(candidates, judging, advance, name)
             )
             measured = replace(measured, activations=own.activations, missing={**measured.missing, **own.missing})
         if measured.missing:
@@ -191,32 +192,26 @@ class Bench:
         activations = with_extreme_values(tables, measured.activations, self.observation.extremes)
         return replace(measured, activations=activations)
 
-    def _activations(self, candidates: Candidates, samples: Samples, advance: Advance) -> Distortions:
-        """Measure first-order curves of activations only."""
-        candidates = replace(candidates, layers=())
-        return self._first_order(replace(self.network, layers=()), candidates, samples, advance)
+    def _activations(self, candidates: Candidates, samples: Samples, advance: Advance, name: str = "") -> Distortions:
+        """Measure first-order curves of activations only; name: as in `plan`."""
+        plan = self.plan(replace(self.network, layers=()), samples, name)
+        return self._first_order(plan, replace(candidates, layers=()), advance)
 
     def _first_order(
-        self,
-        network: Network,
-        candidates: Candidates,
-        samples: Samples,
-        advance: Advance,
-        unfinished: Unfinished | None = None,
+        self, plan: ReversePlan, candidates: Candidates, advance: Advance, unfinished: Unfinished | None = None
     ) -> Distortions:
-        plan = self.plan(network, samples)
         return with_memory(
             lambda batch: first_order(replace(plan, batch=batch), candidates, advance, unfinished),
             plan.batch,
             self.observation,
         )
 
-    def plan(self, network: Network, samples: Samples) -> ReversePlan:
-        """Return the plan of reverse passes of `network` over `samples`."""
+    def plan(self, network: Network, samples: Samples, name: str = "") -> ReversePlan:
+        """Return the plan of reverse passes of `network` over `samples`; name: of what they sum, as in `Sum`."""
         batch = reverse_batch(network, self.observation, self.runtime, len(samples))
         metric, seed = self.observation.metric, self.config.seed
         plan = ReversePlan(network, samples, metric, self.runtime, self.pool, batch, seed)
-        return replace(plan, draws=least_draws(self.observation))
+        return replace(plan, draws=least_draws(self.observation), name=name)
 
     def check(self, runs: int) -> Prober:
         """Return a prober for what first order may misjudge, for `runs` perturbations."""

@@ -9,7 +9,8 @@ corrected by -ΔW·E[x], which leaves a perturbation ΔW(x - E[x]) and the produ
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import onnx
 from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.network import Network
-from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates
+from rdoq_onnx.calibration.blocks import Block
+from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, LayerCandidates
 from rdoq_onnx.curves.quantizer_sums import rounding_sums
 from rdoq_onnx.gradients.backward import Backward, Pass, weight_gradients
 from rdoq_onnx.gradients.plan import ReversePlan
@@ -34,121 +36,128 @@ def first_order(
 
     unfinished: sums of an earlier run, which continues from there.
     """
-    unfinished = unfinished or Unfinished()
-    kind = _GraphSums if plan.runtime.in_graph else _HostSums
-    state, missing = unfinished.get(), dict[str, str]()
-    if state is not None:
-        advance(state["samples"])
-    for part in plan.by_shape():
-        sums = kind(part, candidates, Backward.of(part))
-        sums.restore(state)
-        for count in sums.batches():
-            unfinished.put(sums.state())
-            advance(count)
-        state, missing = sums.state(), sums.missing | missing
-    return sums.result(missing)
+    of = _GraphWork if plan.runtime.in_graph else _HostWork
+    works = [of(Backward.of(part).travelling(), candidates) for part in plan.by_shape()]
+    samples, weights, activations, missing = plan.summed(works, advance, True, unfinished)
+    factor = 1.0 / (max(samples, 1) * plan.metric.elements)
+
+    def scale(tensors: Iterable[str]) -> float:
+        return factor if missing.keys().isdisjoint(tensors) else np.nan
+
+    weights = tuple(
+        total * scale(u.output for u in each.layer.uses) for each, total in zip(candidates.layers, weights, strict=True)
+    )
+    tables = zip(candidates.activations, activations, strict=True)
+    return Distortions(
+        weights,
+        tuple({b: v * scale([a.activation.tensor]) for b, v in _by_width(a, sums).items()} for a, sums in tables),
+        missing,
+    )
 
 
-class _Sums(ABC):
-    """Running sums of ⟨g, Δ⟩² over samples."""
+def _by_width(candidates: ActivationCandidates, sums: Array) -> dict[int, Array]:
+    """Divide `sums`, one for each quantizer, by width."""
+    ends = np.cumsum([len(quantizers) for quantizers in candidates.table.values()])
+    return dict(zip(candidates.table, np.split(sums, ends[:-1]), strict=True))
 
-    def __init__(self, plan: ReversePlan, candidates: Candidates, backward: Backward) -> None:
-        network = plan.network
-        self._plan, self._candidates, self._backward = plan, candidates, backward
-        self._reverse = backward.reverse
-        lost = backward.reverse.missing
-        sites = {**{u.output: u.output for layer in network.layers for u in layer.uses}, **network.sites}
-        self.missing = {tensor: lost[site] for tensor, site in sites.items() if site in lost}
-        self.samples = 0
-        self._all = [_LayerSums(each, network.rows(each.layer)) for each in candidates.layers]
-        self._layers = [sums for sums in self._all if not backward.lost(sums.layer)]
-        self._activations = [{b: np.zeros(len(q)) for b, q in a.table.items()} for a in candidates.activations]
-        self._differentiable = [k for k, a in enumerate(network.activations) if a.tensor not in self.missing]
+
+Totals = tuple[int, tuple[Array, ...], tuple[Array, ...], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class _Work(ABC):
+    """Sums of ⟨g, Δ⟩² over samples.
+
+    They are the number of samples, [variants, units, widths] of each layer, [quantizers] of each activation, and the
+    tensors without an adjoint, with the reason.
+    """
+
+    backward: Backward
+    candidates: Candidates
 
     @abstractmethod
-    def batches(self) -> Iterator[int]:
-        """Add the remaining samples; yield the number of samples of each batch."""
-
-    def state(self) -> dict[str, Any]:
-        """Return the sums so far, for `restore`."""
-        activations = tuple({b: v.copy() for b, v in table.items()} for table in self._activations)
-        layers = tuple(s.total.copy() for s in self._all)
-        return {"samples": self.samples, "layers": layers, "activations": activations}
-
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Continue from `state`, if there is one."""
-        if state is not None:
-            self.samples, self._activations = state["samples"], [dict(table) for table in state["activations"]]
-            for sums, total in zip(self._all, state["layers"], strict=True):
-                sums.total = total.copy()
-
-    def _add_activation(self, index: int, sums: NDArray[Any]) -> None:
-        """Add `sums`, one for each quantizer, width by width."""
-        table = self._activations[index]
-        parts = np.split(sums, np.cumsum([len(total) for total in table.values()])[:-1])
-        for bits, part in zip(table, parts, strict=True):
-            table[bits] += part
-
-    def result(self, missing: Mapping[str, str]) -> Distortions:
-        """Return the curves: the sums over the number of samples and output elements; NaN for what is `missing`."""
-        factor = 1.0 / (max(self.samples, 1) * self._plan.metric.elements)
-
-        def scale(tensors: Iterable[str]) -> float:
-            return factor if missing.keys().isdisjoint(tensors) else np.nan
-
-        weights = tuple(s.total * scale(u.output for u in s.layer.uses) for s in self._all)
-        activations = tuple(
-            {b: v * scale([a.activation.tensor]) for b, v in sums.items()}
-            for a, sums in zip(self._candidates.activations, self._activations, strict=True)
-        )
-        return Distortions(weights, activations, missing)
+    def loaded(self) -> Callable[[Block], Totals]: ...
 
 
-class _HostSums(_Sums):
+class _Sums:
+    """What both works share: the sums of each layer, with its ΔW, and of each activation with an adjoint."""
+
+    def __init__(self, backward: Backward, candidates: Candidates) -> None:
+        network, lost = backward.plan.network, backward.reverse.missing
+        self.backward, self.candidates = backward, candidates
+        sites = {**{u.output: u.output for layer in network.layers for u in layer.uses}, **network.sites}
+        self.missing = {tensor: lost[site] for tensor, site in sites.items() if site in lost}
+        self.all = [_LayerSums(each, network.rows(each.layer)) for each in candidates.layers]
+        self.layers = [sums for sums in self.all if not backward.lost(sums.layer)]
+        self.differentiable = [k for k, a in enumerate(network.activations) if a.tensor not in self.missing]
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a block."""
+        self.samples = 0
+        self.activations = [np.zeros(len(each.flat)) for each in self.candidates.activations]
+        for sums in self.all:
+            sums.begin()
+
+    def totals(self) -> Totals:
+        return self.samples, tuple(s.total for s in self.all), tuple(self.activations), self.missing
+
+
+class _HostWork(_Work):
     """Sums in numpy, from the outputs of passes."""
 
-    def __init__(self, plan: ReversePlan, candidates: Candidates, backward: Backward) -> None:
-        super().__init__(plan, candidates, backward.loaded(plan.runtime))
+    def loaded(self) -> Callable[[Block], Totals]:
+        plan = self.backward.plan
+        backward = self.backward.loaded(plan.runtime)
+        sums, adjoints = _Sums(backward, self.candidates), backward.reverse.adjoints
 
-    def batches(self) -> Iterator[int]:
-        adjoints, workers = self._reverse.adjoints, self._plan.workers
-        for done in self._backward.passes(first=self.samples):
-            workers.map(lambda sums, done=done: sums.add(sums.products(done, adjoints)), self._layers)  # type: ignore[misc]
-            workers.map(lambda k, done=done: self._add_activation(k, self._rounding(k, done)), self._differentiable)  # type: ignore[misc]
-            self.samples += done.count
-            yield done.count
-            del done  # or two passes would be in memory while the next one runs
+        def run(block: Block) -> Totals:
+            sums.begin()
+            for done in backward.passes(True, [block]):
+                plan.workers.map(lambda each, done=done: each.add(each.products(done, adjoints)), sums.layers)  # type: ignore[misc]
+                found = plan.workers.map(lambda k, done=done: self._rounding(k, done, adjoints), sums.differentiable)  # type: ignore[misc]
+                for k, squares in zip(sums.differentiable, found, strict=True):
+                    sums.activations[k] += squares
+                sums.samples += done.count
+                del done  # or two passes would be in memory while the next one runs
+            return sums.totals()
 
-    def _rounding(self, index: int, done: Pass) -> NDArray[np.float64]:
+        return run
+
+    def _rounding(self, index: int, done: Pass, adjoints: Mapping[str, str]) -> NDArray[np.float64]:
         """Return Σ ⟨g, Q(a) - a⟩² for each quantizer of an activation."""
-        network = self._plan.network
+        network = self.backward.plan.network
         tensor = network.sites[network.activations[index].tensor]
         values = done.rows[0][tensor].reshape(done.batch, -1)[: done.count]
-        name = self._reverse.adjoints[tensor]
-        g = np.stack([row[name].reshape(done.batch, -1)[: done.count] for row in done.rows], axis=1)
-        return rounding_sums(values, g, self._candidates.activations[index].flat)
+        g = np.stack([row[adjoints[tensor]].reshape(done.batch, -1)[: done.count] for row in done.rows], axis=1)
+        return rounding_sums(values, g, self.candidates.activations[index].flat)
 
 
-class _GraphSums(_Sums):
+class _GraphWork(_Work):
     """Sums by nodes appended to the reverse graph: feeds and seeds go to the device, sums come back.
 
     Each v takes a run of its own, which repeats the forward pass.
     """
 
-    def __init__(self, plan: ReversePlan, candidates: Candidates, backward: Backward) -> None:
-        model, changes = _sum_graph(plan.network, candidates, backward)
-        super().__init__(plan, candidates, backward.loaded(plan.runtime, model))
-        self._changes = {name: plan.runtime.tensor(s.changes) for name, s in zip(changes, self._layers, strict=False)}
+    def loaded(self) -> Callable[[Block], Totals]:
+        plan = self.backward.plan
+        model, names = _sum_graph(plan.network, self.candidates, self.backward)
+        backward = self.backward.loaded(plan.runtime, model)
+        sums = _Sums(backward, self.candidates)
+        changes = {name: plan.runtime.tensor(s.changes) for name, s in zip(names, sums.layers, strict=False)}
 
-    def batches(self) -> Iterator[int]:
-        for count, rows in self._backward.sums(first=self.samples, fixed=self._changes):
-            for outputs in rows:
-                for sums, squares in zip(self._layers, outputs, strict=False):
-                    sums.add(squares[:, 0])
-                for k, squares in zip(self._differentiable, outputs[len(self._layers) :], strict=True):
-                    self._add_activation(k, squares.reshape(-1))
-            self.samples += count
-            yield count
+        def run(block: Block) -> Totals:
+            sums.begin()
+            for count, rows in backward.sums(True, [block], changes):
+                for outputs in rows:
+                    for each, squares in zip(sums.layers, outputs, strict=False):
+                        each.add(squares[:, 0])
+                    for k, squares in zip(sums.differentiable, outputs[len(sums.layers) :], strict=True):
+                        sums.activations[k] += squares.reshape(-1)
+                sums.samples += count
+            return sums.totals()
+
+        return run
 
 
 def _sum_graph(network: Network, candidates: Candidates, backward: Backward) -> tuple[onnx.ModelProto, list[str]]:
@@ -178,6 +187,9 @@ class _LayerSums:
         deltas = [code.change(rows) for variant in variants for code in variant]
         self.changes = np.ascontiguousarray(np.stack(deltas, axis=-1).astype(np.float32))
         self._shape = len(variants), layer.linear.channels, len(variants[0])
+        self.begin()
+
+    def begin(self) -> None:
         self.total = np.zeros(self._shape)
 
     def products(self, done: Pass, adjoints: Mapping[str, str]) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ METADATA = "rdoq_onnx"
 _MULTIPLE = 8
 _WORTH_PACKING = 7.5  # average bits up to which a table's decode at load pays
 _OF_COSTS = ("cost", "budget", "layer_limit_activations")  # recorded where they are given
-_OF_THE_MACHINE = ("scratch", "memory")  # settings that no byte depends on
+_OF_THE_MACHINE = ("scratch", "memory", "workers")  # settings that no byte depends on
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from rdoq_onnx.cost.template import template
 from rdoq_onnx.curves.divergence import chosen_metric
 from rdoq_onnx.curves.float_fallback import in_float
 from rdoq_onnx.curves.kernel_choice import not_quantized
-from rdoq_onnx.curves.measure import scratch_for
 from rdoq_onnx.curves.measurement import activation_elements, aimed_at
+from rdoq_onnx.curves.stores import scratch_for
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.estimate.forecast import counted, foreseen
 from rdoq_onnx.estimate.seconds import Estimate

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rdoq_onnx.calibration.blocks import MOST_BLOCKS
 from rdoq_onnx.candidates.moment_passes import first_of_input, portions, second_bytes
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves import anchoring, float_fallback
@@ -12,7 +13,7 @@ from rdoq_onnx.model.external import HUGE, is_detached
 from rdoq_onnx.probing.prefix import CACHE_BYTES
 from rdoq_onnx.report.wording import about_bytes
 from rdoq_onnx.system.memory import machine_memory
-from rdoq_onnx.system.scratch import Scratch
+from rdoq_onnx.system.scratch import PARKED, Scratch
 from rdoq_onnx.system.threads import cores
 
 BASE = 150 << 20  # bytes of the process with what it imports
@@ -77,7 +78,8 @@ def _large(work: Work) -> int:
     )
     mapped = 4 * sum(x.second for x in work.layers)
     gradients = sorted((x.weights for x in work.layers), reverse=True)[: _threads(work)]
-    return max(seconds, powers + mapped) + 3 * 4 * sum(gradients)
+    waiting = MOST_BLOCKS.bit_length() * min(max(seconds, powers), PARKED)  # nodes of the tree of a sum
+    return max(seconds, powers + mapped) + waiting + 3 * 4 * sum(gradients)
 
 
 def _exact(work: Work) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ValueInfoProto
 
 from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.blocks import Block
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import ModelError, ShortageError
 from rdoq_onnx.gradients.ends import ends_of
@@ -89,8 +90,12 @@ class Backward:
         """Return a SumGraph that appends sums to the reverse graph."""
         return SumGraph(self.reverse.model, declared_shapes(self.reverse.model.graph.output), self.batch)
 
-    def passes(self, exact: bool = True, first: int = 0) -> Iterator[Pass]:
-        """Yield one Pass per batch, none without a session; `exact` and `first` as in `batches`."""
+    def travelling(self) -> "Backward":
+        """Return a copy that sums blocks of samples in any process, once it is `loaded` there."""
+        return replace(self, plan=self.plan.travelling(), session=None)
+
+    def passes(self, exact: bool = True, blocks: Sequence[Block] | None = None) -> Iterator[Pass]:
+        """Yield one Pass per batch, none without a session; arguments as in `batches`."""
         session, fetched = self.session, set(self.reverse.adjoints.values())
         if session is None:
             return
@@ -99,33 +104,33 @@ class Backward:
             names = [o for o in session.outputs if not row or o in fetched]
             return dict(zip(names, session.run(feeds, names), strict=True))
 
-        for count, rows in self.batches(exact, first):
+        for count, rows in self.batches(exact, blocks):
             yield Pass(tuple(fetch(k, feeds) for k, feeds in enumerate(rows)), self.batch, count)
 
     def sums(
-        self, exact: bool = True, first: int = 0, fixed: BoundFeeds | None = None
+        self, exact: bool = True, blocks: Sequence[Block] | None = None, fixed: BoundFeeds | None = None
     ) -> Iterator[tuple[int, Iterator[list[Array]]]]:
         """Yield (real samples, all outputs for each v) per batch, from a session that outputs sums over a batch.
 
-        fixed: additional feeds. exact, first: as in `batches`. Yields nothing if there is nothing to sum.
+        fixed: additional feeds. exact, blocks: as in `batches`. Yields nothing if there is nothing to sum.
         """
         session = self.session
         if session is None or not session.outputs:
             return
-        for count, rows in self.batches(exact, first):
+        for count, rows in self.batches(exact, blocks):
             yield count, ([v.numpy() for v in session.bound({**feeds, **(fixed or {})})] for feeds in rows)
 
-    def batches(self, exact: bool = True, first: int = 0) -> Iterator[tuple[int, Iterator[dict[str, Array]]]]:
+    def batches(
+        self, exact: bool = True, blocks: Sequence[Block] | None = None
+    ) -> Iterator[tuple[int, Iterator[dict[str, Array]]]]:
         """Yield (real samples, feeds with the seeds of each v) per batch; the seeds of filler samples are 0.
 
-        exact: v runs over the unit vectors if outputs are few. first: number of runs of all shapes already processed.
+        exact: v runs over the unit vectors if outputs are few. blocks: the runs; None for all of the plan.
         """
-        samples, start = self.plan.samples, self.plan.start
-        done = max(first - start, 0)
-        for _ in range(done // len(samples), self.plan.rounds(exact)):
-            rest = samples.take(slice(done % len(samples), None))
-            for count, feeds in full_batches(rest, self.batch):
-                yield count, self._rows(feeds, start + done, count, self.plan.units(exact))
+        for block in self.plan.blocks(exact) if blocks is None else blocks:
+            done = block.first
+            for count, feeds in full_batches(block.samples, self.batch):
+                yield count, self._rows(feeds, done, count, self.plan.units(exact))
                 done += count
 
     def lost(self, layer: Layer) -> bool:

@@ -17,6 +17,8 @@ _LARGEST = (1 << 31) - 1  # elements of a tensor that CUDA kernels can count
 _ROWS = (1 << 16) - 1  # axis 0 that every cuDNN kernel supports; im2col_nodes.py puts channels there
 _CACHED = 320 << 20  # bytes of tensors and adjoints on the host; beyond this, caches help less
 _SHARE = 2  # a batch may take 1 / _SHARE of the device memory; the rest covers what the estimate misses
+_BATCHES = 8  # at least, of samples that fit into fewer
+_WORTH_SHARING = 1 << 25  # elements of all tensors of the samples: a few seconds of work
 _DRAWN = 1 << 28  # elements of all tensors of the samples that v are drawn for
 _WEIGHT = 4 * (1 + 3 * 9)  # bytes of a weight and its changes under three rounding variants at nine widths
 
@@ -45,7 +47,9 @@ def least_draws(observation: Observation) -> int:
 
 def forward_batch(network: Network, observation: Observation, runtime: Runtime, samples: int) -> int:
     """Return the batch size, at most `samples`, of forward passes that sum over the layers' inputs."""
-    return _on_device(network, observation, runtime, samples) or observation.batching.size
+    return _on_device(network, observation, runtime, samples) or _shared(
+        observation.batching.size, observation, samples
+    )
 
 
 def reverse_batch(
@@ -60,7 +64,15 @@ def reverse_batch(
         sets = 2 + (rows_of(observation.metric.elements) if exact else 1)
         each = int(4 * sets * sum(observation.sizes.values()) * observation.batching.peak)
         size = max(min(size * 3 // sets, _CACHED // max(each, 1)), 1)
-    return _on_device(network, observation, runtime, samples) or size
+    return _on_device(network, observation, runtime, samples) or _shared(size, observation, samples)
+
+
+def _shared(size: int, observation: Observation, samples: int) -> int:
+    """Return a batch size up to `size` that makes enough batches for several processes to share, if that is work."""
+    elements = samples * sum(observation.sizes.values())
+    if not observation.batching.stackable or elements < _WORTH_SHARING:
+        return size
+    return min(size, -(-samples // _BATCHES))
 
 
 def _on_device(network: Network, observation: Observation, runtime: Runtime, samples: int) -> int:

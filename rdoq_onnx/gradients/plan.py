@@ -4,14 +4,19 @@ Random signs v give E_v[(vᵀJΔ)²] = ‖JΔ‖² (supplement, Eq. 3 to 5); for
 instead, which is exact.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx
 
 from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.blocks import MOST_BLOCKS, Block, in_blocks
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.observation.distortion import Metric
+from rdoq_onnx.system.progress import Advance, Unfinished
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.summation import Sum, Work
 from rdoq_onnx.system.threads import Workers
 
 EXACT_ROWS = 16
@@ -28,7 +33,7 @@ class ReversePlan:
     then the number of samples of all, and `start` the number of runs that come before.
 
     seed: of the random v; draws: their least number over all samples. around: the model to differentiate, with the
-    tensors of `network.model`; None for that model itself.
+    tensors of `network.model`; None for that model itself. name: of the sum that the passes are for (summation.py).
     """
 
     network: Network
@@ -42,6 +47,7 @@ class ReversePlan:
     total: int = 0
     start: int = 0
     draws: int = LEAST_DRAWS
+    name: str = ""
 
     def by_shape(self) -> list["ReversePlan"]:
         """Return the plans for the samples of each of the most common shapes."""
@@ -63,6 +69,21 @@ class ReversePlan:
     def rounds(self, exact: bool = True) -> int:
         """Return how often each sample runs; `exact` as in `units`."""
         return 1 if self.units(exact) else rounds(self.total or len(self.samples), self.draws)
+
+    def blocks(self, exact: bool = True) -> list[Block]:
+        """Return the runs of all samples, of one shape, in blocks; `exact` as in `units`."""
+        rounds, count = self.rounds(exact), len(self.samples)
+        most = max(MOST_BLOCKS // rounds, 1)
+        return [b for k in range(rounds) for b in in_blocks(self.samples, self.batch, self.start + k * count, most)]
+
+    def travelling(self) -> "ReversePlan":
+        """Return the plan without its samples, which come block by block."""
+        return replace(self, samples=Samples(self.samples.source, {}))
+
+    def summed(self, works: Sequence[Work], advance: Advance, exact: bool, unfinished: Unfinished | None = None) -> Any:
+        """Return the sum over all runs, of which each shape has one of `works`; `exact` as in `units`."""
+        blocks = [(k, block) for k, part in enumerate(self.by_shape()) for block in part.blocks(exact)]
+        return self.workers.total(Sum(self.name, works, blocks), advance, unfinished)
 
     def averaged(self) -> int:
         """Return how many values of ⟨g, Δ⟩² a curve averages."""

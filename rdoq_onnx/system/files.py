@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.system import io
+from rdoq_onnx.system.curve_files import CurveFiles
 
 BITS, BUDGET = "{bits}", "{budget}"  # either stands for the budget in a file name
 
@@ -22,7 +23,7 @@ class Files:
     modified: str | None
     json: str | None
     report: str | None
-    curves: str | None
+    curves: CurveFiles
     cost_template: str | None = None
 
     def at(self, bits: str) -> "Files":
@@ -39,8 +40,9 @@ class Files:
     @property
     def written(self) -> list[str]:
         """List the files that the run writes."""
-        files = (self.output, self.modified, self.json, self.report, self.curves, self.cost_template)
-        return [f for f in files if f is not None]
+        curves = None if self.curves.path is None else str(self.curves.path)
+        files = (self.output, self.modified, self.json, self.report, curves, self.cost_template)
+        return [f for f in files if f is not None and (f or self.curves.shard is None)]
 
 
 def numbered(path: str) -> bool:
@@ -55,7 +57,7 @@ def check_files(files: Files, budgets: Sequence[str], option: str = "--bits") ->
     """
     if files.report is not None and importlib.util.find_spec("plotly") is None:
         raise ConfigError("--report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'")
-    if len(budgets) > 1:
+    if len(budgets) > 1 and files.curves.shard is None:
         name = BITS if option == "--bits" else BUDGET
         for role, path in (("OUTPUT", files.output), ("--modified", files.modified), ("--report", files.report)):
             if path is not None and not numbered(path):

@@ -23,6 +23,8 @@ from rdoq_onnx.model.external import SUFFIX, Place, Shelf, is_detached, place
 from rdoq_onnx.system.atomic import reason
 
 Array = NDArray[Any]
+PARKED = 1 << 26  # bytes of sums that wait on the disk, not in memory
+_LEAST_PARKED = 1 << 16  # of an array of these
 _SUFFIX = ".data"
 _PREFIX = "rdoq-onnx-"
 _KINDS = (".npy", ".part", SUFFIX)  # endings of what a folder holds
@@ -110,8 +112,31 @@ class Scratch:
         self.put(name, array)
         return self.get(name)
 
+    def park(self, value: Any) -> Any:
+        """Move the large arrays of a large value, of tuples and dicts, to files without a name, mapped read-only."""
+        return self._parked(value) if _bytes_in(value) >= PARKED else value
+
+    def _parked(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._parked(each) for key, each in value.items()}
+        if isinstance(value, tuple):
+            return tuple(map(self._parked, value))
+        if not isinstance(value, np.ndarray) or value.nbytes < _LEAST_PARKED:
+            return value
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(np.ascontiguousarray(value).data)
+                file.flush()
+                return np.asarray(np.memmap(file, value.dtype, "r", shape=value.shape))
+        except OSError as error:
+            raise OutputError(f"{self.folder}: is full ({reason(error)}); give --scratch a larger folder") from error
+
     def has(self, name: str) -> bool:
         return self._path(name).exists()
+
+    def names(self) -> list[str]:
+        """List the arrays, in order."""
+        return sorted(path.stem for path in self.folder.glob("*.npy"))
 
     def drop(self, *names: str) -> None:
         for name in names:
@@ -151,3 +176,29 @@ class Scratch:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
+
+
+@dataclass(eq=False)
+class Carried(Scratch):
+    """Arrays in memory, for work in another process. made: those that were put."""
+
+    arrays: dict[str, Array] = field(default_factory=dict)
+    made: dict[str, Array] = field(default_factory=dict, init=False)
+
+    def put(self, name: str, array: Array) -> None:
+        """Keep `array`."""
+        self.arrays[name] = self.made[name] = array
+
+    def get(self, name: str) -> Array:
+        """Return the array `name`."""
+        return self.arrays[name]
+
+    def has(self, name: str) -> bool:
+        return name in self.arrays
+
+
+def _bytes_in(value: Any) -> int:
+    """Bytes of all arrays of a value of tuples and dicts."""
+    if isinstance(value, dict | tuple):
+        return sum(map(_bytes_in, value.values() if isinstance(value, dict) else value))
+    return value.nbytes if isinstance(value, np.ndarray) else 0

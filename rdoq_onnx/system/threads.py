@@ -8,10 +8,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar, overload
 
 from threadpoolctl import threadpool_limits
+
+from rdoq_onnx.system.progress import Advance, Unfinished
+from rdoq_onnx.system.summation import Sum, Summation
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -20,10 +24,25 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Workers:
-    """A pool of `threads` threads."""
+    """A pool of `threads` threads, and where sums over samples are computed.
+
+    Where it travels to, it becomes a pool of as many threads, which computes sums itself.
+    """
 
     pool: ThreadPoolExecutor
     threads: int
+    sums: Summation = field(default_factory=Summation)
+
+    def __reduce__(self) -> tuple[Callable[[int], "Workers"], tuple[int]]:
+        return _arrived, (self.threads,)
+
+    def total(self, asked: Sum, advance: Advance, unfinished: Unfinished | None = None) -> Any:
+        """Return a sum over blocks of samples, `advance(n)` after n more samples.
+
+        unfinished: sums of an earlier run, which continues from there.
+        """
+        where = self.sums if asked.name else Summation()
+        return where.total(asked, advance, unfinished or Unfinished())
 
     @overload
     def map(self, function: Callable[[T], R], items: Iterable[T], /) -> list[R]: ...
@@ -50,11 +69,26 @@ class Alone:
 
 
 @contextmanager
-def workers(threads: int) -> Iterator[Workers]:
-    """Start `threads` threads, 0 for one per usable core; BLAS is limited to one thread meanwhile."""
+def workers(threads: int, sums: Summation | None = None) -> Iterator[Workers]:
+    """Start `threads` threads, 0 for one per usable core; BLAS is limited to one thread meanwhile.
+
+    sums: where sums over samples are computed; None for here.
+    """
     count = threads or cores()
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as pool:
-        yield Workers(pool, count)
+        yield Workers(pool, count, sums or Summation())
+
+
+@cache
+def limit_blas() -> None:
+    """Limit BLAS to one thread for as long as the process lives."""
+    threadpool_limits(1, "blas")
+
+
+@cache
+def _arrived(threads: int) -> Workers:
+    """Return the pool of a process that computes for another."""
+    return Workers(ThreadPoolExecutor(threads), threads)
 
 
 def cores() -> int:

@@ -1,5 +1,6 @@
 """First-order curves against exact ones and small perturbations, and their independence of batching."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -201,7 +202,7 @@ def test_measuring_continues_in_the_middle_of_a_shape():
     rng = np.random.default_rng(0)
     case = Case(model, [{"x": rng.standard_normal((1, 2 + k % 2, 5), np.float32)} for k in range(9)])
     kept, states = Unfinished(), []
-    monitored = SimpleNamespace(get=lambda: None, put=states.append)
+    monitored = SimpleNamespace(get=lambda: None, put=lambda state: states.append(copy.deepcopy(state)))
     with workers(2) as pool:
         plan = case.plan(pool, 2)
         whole = first_order(plan, case.candidates, ignore, monitored)
@@ -209,7 +210,7 @@ def test_measuring_continues_in_the_middle_of_a_shape():
             kept.put(state)
             done = []
             again = first_order(
-                plan, case.candidates, done.append, SimpleNamespace(get=lambda s=state: s, put=kept.put)
+                plan, case.candidates, done.append, SimpleNamespace(get=lambda s=state: copy.deepcopy(s), put=kept.put)
             )
             np.testing.assert_array_equal(stacked(again), stacked(whole))
             assert sum(done) == 4 * 9

@@ -10,6 +10,7 @@ from onnx import ModelProto, TensorProto
 
 from rdoq_onnx.errors import ConfigError, OutputError
 from rdoq_onnx.model.external import Place, place, values
+from rdoq_onnx.system import scratch as scratch_module
 from rdoq_onnx.system.scratch import Scratch
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -149,3 +150,18 @@ def test_a_kept_model_whose_tensors_are_not_there(tmp_path, path):
     place(model.graph.initializer[0], Place(path, 0, ARRAY.nbytes))
     with pytest.raises(ConfigError, match=r"c\.curves: its folder .*c\.curves\.data is incomplete; delete both"):
         scratch.located(model, ModelProto(graph={"initializer": [model.graph.initializer[1]]}))
+
+
+def test_large_sums_wait_in_files_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(scratch_module, "PARKED", 1 << 18)
+    scratch, large, small = Scratch(tmp_path), np.asfortranarray(np.arange(65536.0).reshape(-1, 4)), np.arange(3)
+    value = (5, None, {"large": large, "small": small}, "text")
+    number, nothing, arrays, text = scratch.park(value)
+    assert (number, nothing, text) == (5, None, "text")
+    assert arrays["small"] is small
+    np.testing.assert_array_equal(arrays["large"], large)
+    assert not arrays["large"].flags.writeable
+    assert not list(scratch.folder.iterdir())
+    assert scratch.park(value[2:])[0]["large"] is not large
+    monkeypatch.setattr(scratch_module, "PARKED", 1 << 30)
+    assert scratch.park(value) is value
