@@ -93,7 +93,7 @@ def make(tool: str, python: Path, network: Network, setting: str, output: Path) 
 
 
 def row(name: str, tool: str, python: Path, setting: str, folder: Path) -> dict[str, str] | None:
-    """Return the figures of one tool, model and setting; None if the tool does not have the setting."""
+    """Return the figures of one tool, model and setting; None if it lacks the setting or fails."""
     network, output = networks()[name], folder / f"{name}-{tool}-{setting}.onnx"
     begin = time.perf_counter()
     try:
@@ -105,7 +105,11 @@ def row(name: str, tool: str, python: Path, setting: str, folder: Path) -> dict[
         sys.stderr.write(f"{name} {tool} {setting}: {last}\n")
         return None
     seconds = time.perf_counter() - begin
-    found = rdoq_onnx.compare(network.path, output, network.test, samples=network.tested)
+    try:
+        found = rdoq_onnx.compare(network.path, output, network.test, samples=network.tested)
+    except rdoq_onnx.RdoqError as error:
+        sys.stderr.write(f"{name} {tool} {setting}: {error}\n")
+        return None
     before, after = (None, None) if found.agreement is None else found.agreement.accuracy or (None, None)
     figures = (name, tool, release(tool, python), setting, f"{found.sqnr_db:.1f}", percent(after), percent(before))
     size = sum(path.stat().st_size for path in (output, output.with_suffix(".onnx.data")) if path.exists())
