@@ -158,7 +158,7 @@ def _emit_all(
     for bits, config in configs.items():
         own = replace(files.at(bits), json=None) if together else files.at(bits)
         try:
-            result = job.result(config, additivity=files.report is not None)
+            result = job.result(config, details=files.report is not None)
         except (BudgetError, VerificationError) as error:
             failures[bits] = error
             documents[bits] = failed_document(files.input, own.output, str(error))

@@ -40,7 +40,7 @@ from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.summation import Compute
-from rdoq_onnx.verification.additivity import measured_alone
+from rdoq_onnx.verification.details import measured_details
 from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
 from rdoq_onnx.verification.likeness import likeness
@@ -113,10 +113,10 @@ class Job:
         self.store.compute = compute
         return self
 
-    def result(self, config: Config, *, additivity: bool = False) -> Result:
+    def result(self, config: Config, *, details: bool = False) -> Result:
         """Quantize at the budget of `config`, whose other settings are the job's.
 
-        additivity: also measure each layer and activation alone on the held-out samples, for the HTML report.
+        details: also measure what the HTML report shows beside the figures of the run.
         """
         network = analyse(self.normal, config.selection)
         config = priced(network, config, self.samples, self.runtime)
@@ -130,7 +130,7 @@ class Job:
             large = is_detached(self.normal)
             shared = replace(self.runtime, shared_arena=not large)
             with taking(self.store.scratch.shelf if large else None):
-                return replace(self, runtime=shared)._at(measurement, config, steps, additivity)
+                return replace(self, runtime=shared)._at(measurement, config, steps, details)
 
     def sum_shard(self, config: Config) -> None:
         """Compute the share of this run's shard in the sums of the measurement at `config`, and keep it."""
@@ -152,23 +152,23 @@ class Job:
 
         return around
 
-    def _at(self, measurement: Measurement, config: Config, steps: Steps, additivity: bool) -> Result:
+    def _at(self, measurement: Measurement, config: Config, steps: Steps, details: bool) -> Result:
         progress, split = self.progress, self.split
         reference = Reference(self.reference, measurement, split.held_out, self.runtime).kept(steps)
         goal = Goal.of(config, replace(reference, samples=split.search, floats=None), reference)
         refined = self._refined(measurement, config, steps, goal)
         allocation = refined.allocation
-        alone = measured_alone(allocation, measurement, split.held_out, self.runtime, progress) if additivity else None
         with progress.step("emit"):
             recorded = recorded_settings(config, self.samples)
             emission = emit_model(allocation, recorded, config.storage, config.keep_channels, refined.model)
         refined = replace(refined, model=onnx.ModelProto())  # no longer needed, and large
         outcome = self._judged(emission, refined, reference, config, steps)
+        shown = measured_details(emission, allocation, reference, measurement, progress) if details else None
         self.store.flush()
         if goal is not None:
             progress.note(f"{goal.option} {goal.least:g}: {goal.word(goal.prove(emission.model))}")
         report = advised(make_report(outcome), allocation, config)
-        return Result(emission.model, report, allocation, config, alone, outcome.failure)
+        return Result(emission.model, report, allocation, config, shown, outcome.failure)
 
     def _judged(
         self, emission: Emission, refined: Refined, reference: Reference, config: Config, steps: Steps

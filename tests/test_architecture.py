@@ -161,6 +161,11 @@ TESTED_ELSEWHERE = {
     "verification/widths": "tests/verification/test_verify.py",
     "report/figures": "tests/report/test_html_report.py",
     "report/html_page": "tests/report/test_html_report.py",
+    "verification/details": "tests/report/test_html_report.py",
+    "report/html_layers": "tests/report/test_html_report.py",
+    "report/html_run": "tests/report/test_html_report.py",
+    "report/html_script": "tests/report/test_html_report.py",
+    "report/html_table": "tests/report/test_html_report.py",
     "report/report": "tests/report/test_html_report.py",
     "report/result": "tests/report/test_html_report.py",
 }

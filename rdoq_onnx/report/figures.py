@@ -9,7 +9,10 @@ import plotly.graph_objects as go
 
 from rdoq_onnx.allocation.frontier import Frontier
 from rdoq_onnx.config import MAX_BITS
+from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.result import Result
+from rdoq_onnx.verification.additivity import Alone
+from rdoq_onnx.verification.layer_outputs import LayerOutputs
 
 WEIGHTS, ACTIVATIONS, UNIFORM, CHOSEN = "#4c8dff", "#f2a03d", "#9aa3b2", "#e5484d"
 # One colour per width, 0 to 8 bits: grey for removed channels, then cold to warm.
@@ -60,6 +63,54 @@ def frontier(data: Frontier) -> go.Figure:
         xaxis={"title": f"average bits per {kind}" if data.unit is None else html.escape(data.unit or "cost")},
         yaxis={"title": "predicted distortion δ", **_log([p.distortion for p in (*points, *uniform)])},
     )
+
+
+def budgets(runs: Sequence[tuple[str, Report]]) -> go.Figure:
+    """Plot the measured SQNR of several runs over the size of their files, each labelled with its budget."""
+    ordered = sorted(runs, key=lambda run: run[1].output_bytes)
+    trace = go.Scatter(
+        x=[report.output_bytes / 1000 for _, report in ordered],
+        y=[report.sqnr_db if math.isfinite(report.sqnr_db) else None for _, report in ordered],
+        text=[html.escape(budget) for budget, _ in ordered],
+        mode="lines+markers+text",
+        textposition="top center",
+        cliponaxis=False,
+        line={"color": WEIGHTS, "width": 2.5},
+        marker={"size": 9},
+        hovertemplate="budget %{text}: %{x:,.1f} kB, %{y:.2f} dB<extra></extra>",
+    )
+    return _figure([trace], 340, xaxis={"title": "file, kB"}, yaxis={"title": "output SQNR, dB"}, showlegend=False)
+
+
+def layer_outputs(result: Result, outputs: LayerOutputs) -> go.Figure:
+    """Plot the SQNR of each layer's output, in graph order, with that of the model's output."""
+    names = [layer.name for layer in result.report.layers]
+    known = [(k, db) for k, db in enumerate(outputs.sqnr_db) if db is not None and math.isfinite(db)]
+    x = [k for k, _ in known]
+    traces = [
+        go.Scatter(
+            x=x,
+            y=[db for _, db in known],
+            name="output of the layer",
+            mode="lines+markers",
+            line={"color": WEIGHTS, "width": 2},
+            marker={"size": 7},
+            customdata=[html.escape(names[k]) for k in x],
+            hovertemplate="%{customdata}<br>%{y:.1f} dB<extra></extra>",
+        )
+    ]
+    if math.isfinite(result.report.sqnr_db):
+        traces.append(
+            go.Scatter(
+                x=[0, len(names) - 1],
+                y=[result.report.sqnr_db] * 2,
+                name="output of the model",
+                mode="lines",
+                line={"color": CHOSEN, "dash": "dash", "width": 1.5},
+                hovertemplate="%{y:.1f} dB<extra>%{fullData.name}</extra>",
+            )
+        )
+    return _figure(traces, 400, xaxis=_layer_axis(names), yaxis={"title": "SQNR, dB"})
 
 
 def channel_map(result: Result) -> go.Figure:
@@ -169,30 +220,20 @@ def shares(result: Result) -> go.Figure:
             hovertemplate="%{customdata}<br>%{y:.3g} % of the distortion<extra></extra>",
         ),
     ]
-    few = len(names) <= _NAMED
     return _figure(
         traces,
         520,
         barmode="stack",
         bargap=0.15,
-        xaxis={
-            "anchor": "y2",
-            "tickvals": x if few else None,
-            "ticktext": [_short(n) for n in names] if few else None,
-            "tickangle": -50,
-            "title": "" if few else "layers, in graph order",
-            "showgrid": False,
-        },
+        xaxis={"anchor": "y2", **_layer_axis(names)},
         yaxis={"domain": [0.55, 1], "title": "kB of weights"},
         yaxis2={"domain": [0, 0.45], "title": "% of distortion"},
     )
 
 
-def additivity(result: Result) -> go.Figure | None:
+def additivity(result: Result, alone: Alone) -> go.Figure:
     """Plot predicted against measured distortion of each layer and activation alone, and of all at once."""
-    alone, report = result.alone, result.report
-    if alone is None:
-        return None
+    report = result.report
     measurement, distortions = result.curves, result.allocation.distortions
     weights = [float(distortions[p].sum()) for p in measurement.unit_rows()]
     activations = distortions[measurement.channels :].tolist()
@@ -304,6 +345,18 @@ def _log(values: Sequence[float]) -> dict[str, object]:
     """Make a logarithmic axis, labelled at decades if it spans some."""
     wide = bool(values) and max(values) > 50 * min(values)
     return {"type": "log", "exponentformat": "power", **({"dtick": 1} if wide else {})}
+
+
+def _layer_axis(names: Sequence[str]) -> dict[str, object]:
+    """Make an axis of layers in graph order, with their names if these fit."""
+    few = len(names) <= _NAMED
+    return {
+        "tickvals": list(range(len(names))) if few else None,
+        "ticktext": [_short(n) for n in names] if few else None,
+        "tickangle": -50,
+        "title": "" if few else "layers, in graph order",
+        "showgrid": False,
+    }
 
 
 def _short(name: str) -> str:

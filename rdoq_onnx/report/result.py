@@ -11,7 +11,7 @@ from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.system import io
-from rdoq_onnx.verification.additivity import Alone
+from rdoq_onnx.verification.details import Details
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Result:
     """A quantized model, with the figures, widths and settings behind it.
 
     model: the emitted ONNX. report: its figures. allocation: the width of every channel and activation, and through
-    `allocation.measurement` the curves. config: the settings. alone: δ of each layer and activation by itself, if
+    `allocation.measurement` the curves. config: the settings. details: what the HTML report shows beside these, if
     requested.
     """
 
@@ -27,7 +27,7 @@ class Result:
     report: Report
     allocation: Allocation
     config: Config
-    alone: Alone | None = None
+    details: Details | None = None
     failure: VerificationError | None = None
 
     def __repr__(self) -> str:

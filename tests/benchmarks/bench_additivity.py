@@ -36,9 +36,10 @@ def rows(samples: int, effort: Effort) -> list[Row]:
         for bits in BUDGETS:
             config = Config(weight_bits=bits, activation_bits=bits, samples=samples, effort=effort, threads=1)
             paths = (ROOT / "models" / f"{name}.onnx", ROOT / "models" / "digits_calib.npz")
-            result = pipeline.run(*paths, config, Progress(), additivity=True)
-            assert result.alone is not None
-            alone = sum(result.alone.layers) + sum(result.alone.activations)
+            result = pipeline.Job.of(*paths, config, Progress()).result(config, details=True)
+            assert result.details is not None
+            each = result.details.alone
+            alone = sum(each.layers) + sum(each.activations)
             predicted, measured = result.report.predicted, result.report.measured
             figures = [f"{v:.4g}" for v in (predicted, alone, measured)]
             ratios = [f"{alone / predicted:.2f}", f"{measured / alone:.2f}"]

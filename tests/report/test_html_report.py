@@ -2,6 +2,7 @@
 
 import html
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -26,11 +27,14 @@ from rdoq_onnx.report.html_report import html_report
 from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.verification.additivity import Alone
+from rdoq_onnx.verification.details import Details
+from rdoq_onnx.verification.layer_outputs import LayerOutputs
+from rdoq_onnx.verification.value_ranges import ValueRanges
 from rdoq_onnx.verification.verify import PartFigures, Verification
 from tests.conftest import ROOT
 
 CNN, CALIBRATION = ROOT / "models" / "digits_cnn.onnx", ROOT / "models" / "digits_calib.npz"
-PLOTS = ["frontier-weights", "frontier-activations", "map", "shares", "histogram", "sizes", "additivity"]
+PLOTS = ["frontier-weights", "frontier-activations", "map", "shares", "histogram", "sizes", "additivity", "layers"]
 HOVER = """<script>setInterval(() => { if (document.documentElement.dataset.drawn) {
 Plotly.Fx.hover("map", {xval: 3, yval: 0}, ["xy"]);
 document.body.dataset.hover = document.querySelector("#map .hoverlayer").textContent; } }, 50)</script>"""
@@ -84,7 +88,9 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
         )
     )
     alone = Alone(tuple(rng.lognormal(-4, 1, layers)), tuple(rng.lognormal(-4, 1, tensors)), 4)
-    return Result(model, report, allocation, config, alone)
+    ranges = ValueRanges((((-1.25, 1.5), (-1.0, 1.0)),) * layers, (((0.0, 6.0), (0.0, 5.5)),) * tensors)
+    outputs = LayerOutputs(tuple(rng.uniform(10, 40, layers)), 4)
+    return Result(model, report, allocation, config, Details(alone, outputs, ranges))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +163,39 @@ def test_lines_of_layers_can_be_pasted(name: str) -> None:
     for before, bits in zip(made.allocation.layer_bits, again.layer_bits, strict=True):
         assert set(bits.tolist()) == {round(before.mean())}
     assert again.activation_bits == made.allocation.activation_bits
+
+
+CLICKS = """<script>setInterval(() => { if (document.documentElement.dataset.drawn && !document.body.dataset.out) {
+const box = document.querySelector("[data-name=layers]");
+const names = () => [...box.querySelectorAll("tbody tr:not([hidden])")]
+  .map(row => row.cells[0].textContent).join(" ");
+const press = column => box.querySelectorAll("th")[column].click();
+const out = {}, search = box.previousElementSibling.querySelector("input");
+press(5); out.up = names(); press(5); out.down = names();
+search.value = "CONV block.1"; search.dispatchEvent(new Event("input")); out.found = names();
+const kept = []; URL.createObjectURL = blob => { kept.push(blob); return "#"; };
+const saved = HTMLAnchorElement.prototype; saved.click = function () { out.file = this.download; };
+box.previousElementSibling.querySelectorAll("button")[1].click();
+document.body.dataset.out = "none";
+kept[0].text().then(text => { out.csv = text; document.body.dataset.out = JSON.stringify(out); }); } }, 50)</script>"""
+
+
+def test_tables_are_sorted_searched_and_saved(tmp_path: Path) -> None:
+    made = made_up(12, 3)
+    document, console = browse(html_report(made, "out.onnx") + CLICKS, tmp_path)
+    assert console == []
+    out = json.loads(html.unescape(re.search(r'data-out="([^"]*)"', document)[1]))  # type: ignore[index]
+    assert made.details is not None
+    by_sqnr = np.argsort(np.round(np.array(made.details.outputs.sqnr_db), 1), kind="stable")
+    layers = [f"block.{k}/Conv" for k in by_sqnr]
+    assert out["up"].split()[:12] == layers
+    assert out["down"].split()[:12] == layers[::-1]
+    assert sorted(out["found"].split()) == ["block.1/Conv", "block.10/Conv", "block.11/Conv"]
+    head, *rows = out["csv"].splitlines()
+    assert out["file"] == "layers.csv"
+    assert head.startswith("name,kind,channels,bits,input bits,output SQNR,float range,quantized range,")
+    assert [row.split(",")[0] for row in rows] == out["found"].split()
+    assert all(",-1.25 to 1.5,-1 to 1," in row for row in rows)
 
 
 def test_26000_channels(tmp_path: Path) -> None:
