@@ -23,13 +23,12 @@ from rdoq_onnx.estimate.dry_run import dry_run as dry_run_of
 from rdoq_onnx.estimate.dry_run import lines, template_of
 from rdoq_onnx.options import declared, make_config
 from rdoq_onnx.pipeline import Job
-from rdoq_onnx.report.contents import contents, write
+from rdoq_onnx.report.documents import Documents
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.report.wording import failed_document
 from rdoq_onnx.system import io
 from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.curve_files import CurveFiles, parse_shard
-from rdoq_onnx.system.files import Files, check_files, numbered
+from rdoq_onnx.system.files import Files, check_files
 from rdoq_onnx.system.interrupts import heed_interrupts, leave
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.version import __version__
@@ -153,26 +152,20 @@ def _emit_all(
 ) -> dict[str, RdoqError]:
     """Emit all budgets of a job; arguments and result as of `_run_all`."""
     failures: dict[str, RdoqError] = {}
-    documents: dict[str, str] = {}
-    together = len(configs) > 1 and files.json is not None and not numbered(files.json)
+    documents = Documents(files, typed, len(configs) > 1)
     for bits, config in configs.items():
-        own = replace(files.at(bits), json=None) if together else files.at(bits)
         try:
             result = job.result(config, details=files.report is not None)
         except (BudgetError, VerificationError) as error:
             failures[bits] = error
-            documents[bits] = failed_document(files.input, own.output, str(error))
-            if own.json is not None:
-                io.write_text(documents[bits], own.json)
+            documents.failed(bits, str(error))
             continue
-        documents[bits] = result.report.to_json(own.output)
         if result.failure is None:
             word(bits, result)
         else:
             failures[bits] = result.failure
-        write(contents(result, own, typed))
-    if together and files.json is not None:
-        io.write_text(f"[{', '.join(text.rstrip() for text in documents.values())}]\n", files.json)
+        documents.add(bits, result)
+    documents.finish()
     return failures
 
 

@@ -97,7 +97,7 @@ TESTED_ELSEWHERE = {
     "refinement/trial": "tests/refinement/test_diversion.py",
     "refinement/reference": "tests/verification/test_verify.py",
     "report/layer_report": "tests/report/test_html_report.py",
-    "report/contents": "tests/test_cli.py",
+    "report/contents": "tests/report/test_documents.py",
     "report/outcome": "tests/report/test_html_report.py",
     "system/cluster_process": "tests/system/test_cluster.py",
     "system/shipping": "tests/system/test_cluster.py",

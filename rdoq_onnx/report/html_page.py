@@ -50,13 +50,13 @@ th { position: sticky; top: 0; background: var(--card); color: var(--soft); font
 [data-name] th { cursor: pointer } [data-name] th:hover { color: var(--text) }
 th[aria-sort=ascending]::after { content: " ↑" } th[aria-sort=descending]::after { content: " ↓" }
 tr:last-child td { border-bottom: 0 }
+li code, pre span { white-space: nowrap }
 code, pre { font: 12.5px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace }
 td code { white-space: nowrap } [data-name] td { white-space: nowrap }
 [data-name=float] td:last-child, [data-name=budgets] td:last-child { white-space: normal; min-width: 220px }
 .pairs td:first-child { min-width: 110px }
 .pairs td { overflow-wrap: anywhere } .pairs td code { white-space: pre-wrap }
-pre { overflow: auto; background: var(--back); border-radius: 8px; padding: 10px 12px; white-space: pre-wrap;
-  overflow-wrap: anywhere }
+pre { overflow: auto; background: var(--back); border-radius: 8px; padding: 10px 12px; white-space: pre-wrap }
 footer { color: var(--soft); font-size: 13px; padding: 4px 0 32px }
 @media (max-width: 600px) { main, header { padding-left: 10px; padding-right: 10px } section { padding: 14px 12px }
   .tools input { flex-basis: 100% } .cards { grid-template-columns: 1fr 1fr } .card b { font-size: 20px } }

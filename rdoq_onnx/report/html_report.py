@@ -49,7 +49,7 @@ def html_page(runs: Sequence[Run], command: str = "", failures: Mapping[str, str
         "BUDGETS": _budgets(runs, failures or {}) if several else "",
         "RUNS": "".join(_tab(k, run) for k, run in enumerate(runs)),
         "VERSIONS": table((), _versions().items(), code=1),
-        "COMMAND": f"<pre>{html.escape(command)}</pre>" if command else "",
+        "COMMAND": f"<pre>{_words(command)}</pre>" if command else "",
         # A "</script>" within the data would end the script.
         "FIGURES": "{" + data.replace("</", "<\\/") + "}",
         "PLOTLY": plotly.offline.get_plotlyjs(),
@@ -58,9 +58,14 @@ def html_page(runs: Sequence[Run], command: str = "", failures: Mapping[str, str
     return re.sub("@([A-Z]+)@", lambda slot: parts[slot[1]], PAGE)  # in one pass: values may contain an @NAME@
 
 
+def _words(command: str) -> str:
+    """Write a command line whose words do not break at hyphens."""
+    return " ".join(f"<span>{html.escape(word)}</span>" for word in command.split(" "))
+
+
 def _budgets(runs: Sequence[Run], failures: Mapping[str, str]) -> str:
     """Compare the runs, with a tab for each."""
-    rows = [(run.budget, *_facts(run), run.output) for run in runs]
+    rows = [(r.budget, *_facts(r), r.output if r.report.passed else f"none: {r.report.reason}") for r in runs]
     rows += [(budget, *[""] * _FACTS, f"none: {reason}") for budget, reason in failures.items()]
     plot = "<div id='budgets'></div>" if len(runs) > 1 else ""
     tabs = "".join(f"<button type='button' data-tab='{k}'>{html.escape(r.budget)}</button>" for k, r in enumerate(runs))

@@ -20,6 +20,7 @@ from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.report.wording import against_float, human_bytes, milliseconds, percent
 
+_OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 _SIDES = {"weights": "Weights", "activations": "Activations", "both": "Weights and activations"}
 
 
@@ -93,7 +94,8 @@ def _cards(result: Result) -> str:
 
 
 def _advice(result: Result) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in result.report.advice)
+    lines = (_OPTION.sub(r"<code>\g<0></code>", html.escape(line)) for line in result.report.advice)
+    items = "".join(f"<li>{line}</li>" for line in lines)
     return f"<section><h2>Hints</h2><ul>{items}</ul></section>" if items else ""
 
 

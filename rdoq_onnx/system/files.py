@@ -59,7 +59,7 @@ def check_files(files: Files, budgets: Sequence[str], option: str = "--bits") ->
         raise ConfigError("--report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'")
     if len(budgets) > 1 and files.curves.shard is None:
         name = BITS if option == "--bits" else BUDGET
-        for role, path in (("OUTPUT", files.output), ("--modified", files.modified), ("--report", files.report)):
+        for role, path in (("OUTPUT", files.output), ("--modified", files.modified)):
             if path is not None and not numbered(path):
                 several = f"{option} {','.join(budgets)} writes {len(budgets)} files"
                 raise ConfigError(f"{role} {path}: {several}; give a name with {name} in it")

@@ -23,7 +23,8 @@ from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.options import parse_pin
-from rdoq_onnx.report.html_report import html_report
+from rdoq_onnx.report.html_report import html_page, html_report
+from rdoq_onnx.report.html_run import html_run
 from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.verification.additivity import Alone
@@ -147,7 +148,7 @@ def test_page_describes_the_run(page: str) -> None:
         "left in float: excluded by --exclude",
         "onnxruntime",
         "&quot;/3/Conv&quot;",
-        "--samples 8",
+        "<span>--samples</span> <span>8</span>",
         "prefers-color-scheme: dark",
     ):
         assert text in page, text
@@ -196,6 +197,60 @@ def test_tables_are_sorted_searched_and_saved(tmp_path: Path) -> None:
     assert head.startswith("name,kind,channels,bits,input bits,output SQNR,float range,quantized range,")
     assert [row.split(",")[0] for row in rows] == out["found"].split()
     assert all(",-1.25 to 1.5,-1 to 1," in row for row in rows)
+
+
+SECOND = """<script>setInterval(() => { const drawn = document.querySelector("#run1-map .main-svg");
+if (document.documentElement.dataset.drawn && !drawn) document.querySelectorAll("nav button")[1].click(); }, 200)
+</script>"""
+
+
+def test_several_budgets_on_one_page(tmp_path: Path) -> None:
+    runs = [html_run(made_up(3, 4), f"out{b}.onnx", b, k) for k, b in enumerate(("3", "<6>"))]
+    page = html_page(runs, "rdoq-onnx", {"0.5": "no widths fit"})
+    document, console = browse(page, tmp_path)
+    assert console == []
+    drawn = {name: '<svg class="main-svg"' in _after(document, name) for name in ("budgets", "run0-map", "run1-map")}
+    assert drawn == {"budgets": True, "run0-map": True, "run1-map": False}
+    assert '<article data-run="0">' in document
+    for text in ("out3.onnx", "out&lt;6&gt;.onnx", "none: no widths fit"):
+        assert text in document
+    document, console = browse(page + SECOND, tmp_path)
+    assert console == []
+    assert '<svg class="main-svg"' in _after(document, "run1-map")
+    assert '<article data-run="1">' in document
+    assert '<article data-run="0" hidden' in document
+
+
+def _after(document: str, name: str) -> str:
+    """The section of a document from the element `name` on."""
+    return document.split(f'id="{name}"', 1)[1].split("</section>", 1)[0]
+
+
+MEASURE = """<script>setInterval(() => { if (!document.documentElement.dataset.drawn) return;
+const cut = [];
+for (const svg of document.querySelectorAll(".main-svg")) { const box = svg.getBoundingClientRect();
+  for (const text of svg.querySelectorAll("text")) { const t = text.getBoundingClientRect();
+    const beyond = Math.max(box.left - t.left, t.right - box.right, box.top - t.top, t.bottom - box.bottom);
+    if (t.width && beyond > 1) cut.push(text.textContent); } }
+const boxes = [...document.querySelectorAll(".scroll")].map(box => [box.scrollWidth > box.clientWidth + 1,
+  getComputedStyle(box, "::before").content.includes("sideways")]);
+parent.postMessage(JSON.stringify({ cut, boxes, page: document.scrollingElement.scrollWidth,
+  theme: document.documentElement.dataset.theme }), "*"); }, 300)</script>"""
+FRAME = """<body><iframe src="inner.html" style="border:0;width:{}px;height:900px"></iframe>
+<script>onmessage = event => document.body.dataset.out = event.data</script>"""
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_page_fits(page: str, tmp_path: Path, width: int) -> None:
+    (tmp_path / "inner.html").write_text(page + MEASURE)
+    document, console = browse(FRAME.format(width), tmp_path)
+    assert console == []
+    out = json.loads(html.unescape(re.search(r'data-out="([^"]*)"', document)[1]))  # type: ignore[index]
+    assert out["cut"] == []
+    assert out["page"] <= width
+    assert len(out["boxes"]) >= 4
+    assert all(wide == told for wide, told in out["boxes"])
+    assert any(wide for wide, _ in out["boxes"])
 
 
 def test_26000_channels(tmp_path: Path) -> None:
