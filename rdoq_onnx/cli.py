@@ -21,6 +21,7 @@ from rdoq_onnx.cost.given import OPTIONS, Given, given_costs
 from rdoq_onnx.errors import BudgetError, ConfigError, LostError, RdoqError, UserCodeError, VerificationError
 from rdoq_onnx.estimate.dry_run import dry_run as dry_run_of
 from rdoq_onnx.estimate.dry_run import lines, template_of
+from rdoq_onnx.estimate.expected import expected_seconds
 from rdoq_onnx.options import declared, make_config
 from rdoq_onnx.pipeline import Job
 from rdoq_onnx.report.documents import Documents
@@ -97,7 +98,7 @@ def _print_dry_run(files: Files, config: Config, verbose: bool) -> None:
     from rdoq_onnx.report.terminal import Out, print_all  # here: rich is slow to import, and --quiet does not need it
 
     parts = [*lines(dry_run_of(files.input, files.calibration, config), verbose)]
-    print_all(Out(highlight=False, soft_wrap=True), parts)
+    print_all(Out(highlight=False), parts)
 
 
 def _run_shown(
@@ -117,7 +118,7 @@ def _run_shown(
         failures = _run_all(configs, files, typed, progress, word)
     if len(results) > 1:
         parts.append(frontier(results, budget))
-    print_all(Out(highlight=False, soft_wrap=True), parts)
+    print_all(Out(highlight=False), parts)
     return failures
 
 
@@ -137,6 +138,7 @@ def _run_all(
         job = Job.of(files.input, files.calibration, first, progress, files.curves, files.validation)
         job = replace(job.computed_by(compute), single=len(configs) == 1)
         if files.curves.shard is None:
+            progress.expect(lambda: expected_seconds(job.normal, job.samples, first, job.runtime), len(configs))
             return _emit_all(job, configs, files, typed, word)
         for config in configs.values():
             job.sum_shard(config)

@@ -16,31 +16,25 @@ from rdoq_onnx.analysis.float_constants import left_by_plan
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.normalization import Model, read_normalized
 from rdoq_onnx.analysis.skips import presumed_finite
-from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.supplied import described
 from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.config import Config
 from rdoq_onnx.cost.early import sizes_of
 from rdoq_onnx.cost.template import template
-from rdoq_onnx.curves.divergence import chosen_metric
 from rdoq_onnx.curves.float_fallback import in_float
 from rdoq_onnx.curves.kernel_choice import not_quantized
-from rdoq_onnx.curves.measurement import activation_elements, aimed_at
+from rdoq_onnx.curves.measurement import activation_elements
 from rdoq_onnx.curves.stores import scratch_for
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.estimate.forecast import counted, foreseen
+from rdoq_onnx.estimate.expected import observed
+from rdoq_onnx.estimate.forecast import foreseen
 from rdoq_onnx.estimate.seconds import Estimate
 from rdoq_onnx.estimate.space import Space, shortages, space
 from rdoq_onnx.estimate.speeds import counted_passes, speeds, timed_passes
-from rdoq_onnx.estimate.work import Work
 from rdoq_onnx.model.external import is_detached
 from rdoq_onnx.observation.inputs import batched, samples_for
-from rdoq_onnx.observation.observe import observe
-from rdoq_onnx.observation.parts import find_parts, measured_tensors
-from rdoq_onnx.report.wording import about_bytes, pin_of, skip_lines, step_name
+from rdoq_onnx.report.wording import about_bytes, duration, pin_of, skip_lines, step_name
 from rdoq_onnx.system.runtime import Runtime
-
-OBSERVED = 8  # samples that sizes are taken from
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
         passes = counted_passes(work, runtime)
     else:
         samples = batched(network, normal, samples, runtime)
-        work = _observed(network, samples, config, runtime)
+        work = observed(network, samples, config, runtime)
         passes = timed_passes(work.network.model, samples, work.observation.batching.size, runtime)
     seconds = Estimate(work, speeds(work, *passes), reading).steps()
     needed = space(work, scratch.shelf.size)
@@ -102,15 +96,6 @@ def template_of(model: Model, calibration: Any, config: Config) -> str:
         return template(network, {}, config.cost)
     samples = batched(network, normal, samples_for(normal, calibration, config), runtime)
     return template(network, sizes_of(network, samples, runtime), config.cost)
-
-
-def _observed(network: Network, samples: Samples, config: Config, runtime: Runtime) -> Work:
-    """Count the work of a run from a pass over some samples."""
-    parts = find_parts(network.model)
-    aimed = aimed_at(network, measured_tensors(parts))
-    observation = observe(aimed, parts, samples.some(OBSERVED), runtime)
-    chosen_metric(observation.metric, config)  # raises what a run would
-    return counted(aimed, samples, config, runtime, observation)
 
 
 _SHOWN = 0.02  # minimum share of the time for a step to be named
@@ -154,9 +139,5 @@ def _estimate(result: DryRun) -> str:
     steps = ", ".join(f"{step_name(name)} {s:.0f}" for name, s in result.seconds.items() if s >= _SHOWN * total)
     origin = "synthetic samples" if result.source == "synthetic" else f"samples from {result.source}"
     scratch = f" and {about_bytes(result.space.scratch)} of scratch space" if result.space.scratch else ""
-    needs = f"{_duration(total)}, {about_bytes(result.space.memory)} of memory{scratch}"
+    needs = f"{duration(total)}, {about_bytes(result.space.memory)} of memory{scratch}"
     return f"about {needs} with {result.samples} {origin} (seconds: {steps})"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

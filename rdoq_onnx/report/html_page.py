@@ -23,9 +23,9 @@ button, input { font: inherit; color: var(--text); background: var(--card); bord
   border-radius: 8px; padding: 6px 12px; white-space: nowrap } button { cursor: pointer }
 section, .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px }
 section { padding: 18px 20px; margin: 18px 0 }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; margin-top: 18px }
+.cards { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin-top: 18px }
 .card { padding: 14px 16px; display: flex; flex-direction: column }
-.card b { font-size: 25px; line-height: 1.25; font-variant-numeric: tabular-nums }
+.card b { font-size: 25px; line-height: 1.25; white-space: nowrap; font-variant-numeric: tabular-nums }
 .card small, small { color: var(--soft) }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 8px 24px }
 .pair > * { min-width: 0 }
@@ -58,8 +58,9 @@ td code { white-space: nowrap } [data-name] td { white-space: nowrap }
 .pairs td { overflow-wrap: anywhere } .pairs td code { white-space: pre-wrap }
 pre { overflow: auto; background: var(--back); border-radius: 8px; padding: 10px 12px; white-space: pre-wrap }
 footer { color: var(--soft); font-size: 13px; padding: 4px 0 32px }
+@media (max-width: 900px) { .cards { grid-template-columns: 1fr 1fr } }
 @media (max-width: 600px) { main, header { padding-left: 10px; padding-right: 10px } section { padding: 14px 12px }
-  .tools input { flex-basis: 100% } .cards { grid-template-columns: 1fr 1fr } .card b { font-size: 20px } }
+  .tools input { flex-basis: 100% } .card b { font-size: 20px } }
 </style>
 </head>
 <body>

@@ -1,10 +1,11 @@
 """Show a run on the terminal: progress as bars, or as plain lines in logs, and the figures at the end."""
 
+import math
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import click
@@ -17,10 +18,12 @@ from rich.text import Text
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.report.costs import CostReport, amount
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.report.wording import human_bytes, pin_of, skip_lines, step_name
+from rdoq_onnx.report.wording import duration, human_bytes, pin_of, skip_lines, step_name
+from rdoq_onnx.system.outlook import Outlook
 from rdoq_onnx.system.progress import Advance, Progress
 
 EVERY = 20.0  # seconds between the progress lines of a long step
+_PASTED = "--pin"  # how lines begin that are options for the next run
 _COLUMN = 48  # maximum width to which options of the width list are padded
 
 
@@ -35,8 +38,61 @@ def shown() -> Iterator[Progress]:
             yield bars
 
 
-class Lines(Progress):
+class Foreseen(Progress):
+    """Progress that knows about how long the run takes, once it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begin = 0.0
+        self._outlook: Outlook | None = None
+        self._running = ("", 0.0)  # the step, and the share of it that is done
+
+    def expect(self, seconds: Callable[[], Mapping[str, float]], budgets: int = 1) -> None:
+        """Estimate the time of the steps ahead."""
+        self._begin, expected = time.perf_counter(), seconds()
+        self._outlook = Outlook(expected, budgets) if expected else None
+
+    @contextmanager
+    def step(self, name: str, total: int = 1) -> Iterator[Advance]:
+        """Run a step, and account for its time."""
+        begin = time.perf_counter()
+        self._running = (name, 0.0)
+        with super().step(name, total) as advance:
+
+            def advanced(count: int) -> None:
+                self._running = (name, min(self._running[1] + count / max(total, 1), 1.0))
+                advance(count)
+
+            yield advanced
+        self._running = ("", 0.0)
+        if self._outlook is not None:
+            self._outlook.ended(name, time.perf_counter() - begin)
+            self.ended()
+
+    def ended(self) -> None:
+        """Show how far the run is after a step; a no-op here."""
+
+    @property
+    def whole(self) -> str:
+        """Word how far the whole run is; empty as long as that is not known."""
+        if self._outlook is None:
+            return ""
+        left, gone = self._outlook.left(*self._running), time.perf_counter() - self._begin
+        return f"{100 * gone / max(gone + left, 1e-9):.0f} % of the run, about {duration(left)} left"
+
+
+class Lines(Foreseen):
     """Progress as one line at the end of each step, and further lines within long ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = -math.inf  # when the time left was last told
+
+    def ended(self) -> None:
+        now = time.perf_counter()
+        if now - self._told >= EVERY and self.whole:
+            self._told = now
+            self.note(self.whole)
 
     @contextmanager
     def show(self, name: str, total: int) -> Iterator[Advance]:
@@ -50,7 +106,8 @@ class Lines(Progress):
             if now - last >= EVERY and 0 < done < total:
                 last = now
                 left = (now - begin) * (total - done) / done
-                self.note(f"{step_name(name)}: {done} of {total} parts, about {left:.0f} s left")
+                whole = f"; {self.whole}" if self.whole else ""
+                self.note(f"{step_name(name)}: {done} of {total} parts, about {left:.0f} s left{whole}")
 
         yield advance
         parts = f", {total} parts" if total > 1 else ""
@@ -60,8 +117,8 @@ class Lines(Progress):
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
-class Bars(Progress):
-    """Progress as one bar per step with its remaining time, and notes below the bars."""
+class Bars(Foreseen):
+    """Progress as one bar per step with its remaining time, that of the whole run, and notes below the bars."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -85,7 +142,8 @@ class Bars(Progress):
         self._notes.append(text)
 
     def _render(self) -> Group:
-        return Group(self._bars.get_renderable(), *(Text(f"  {note}", style="dim") for note in self._notes))
+        notes = [Text(f"  {note}", style="dim") for note in self._notes]
+        return Group(self._bars.get_renderable(), *([Text(self.whole, style="bold")] if self.whole else []), *notes)
 
 
 class Out(Console):
@@ -117,9 +175,13 @@ def frontier(results: Mapping[str, Result], option: str = "--bits") -> Table:
 
 
 def print_all(out: Console, parts: Iterable[Table | str]) -> None:
-    """Print tables and lines of text; nothing in them is markup."""
+    """Print tables and lines of text; nothing in them is markup.
+
+    A terminal gets them wrapped between words, but for options to paste; a file or a pipe gets whole lines.
+    """
     for part in parts:
-        out.print(part, markup=False)
+        pasted = isinstance(part, str) and part.lstrip().startswith(_PASTED)
+        out.print(part, markup=False, soft_wrap=pasted or not out.is_terminal)
 
 
 def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator[Table | str]:
@@ -127,6 +189,8 @@ def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator
     report = result.report
     paths = " -> ".join(map(click.format_filename, (source, output)))
     table = Table(title=Text(paths), show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column()
     for section in report.sections():
         for figure, value in section:
             table.add_row(figure, value)

@@ -87,6 +87,11 @@ def times(seconds: Mapping[str, float]) -> str:
     return f"{total:.1f} s: {steps}"
 
 
+def duration(seconds: float) -> str:
+    """Word an estimated time in seconds or minutes."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 def against_float(latency: Latency) -> str:
     """Compare the time of a run with the float model's."""
     return f"{latency.ratio:.2f} ± {latency.spread:.2f} times the float model's {milliseconds(latency.float_ms)}"

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -36,6 +36,12 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Report an intermediate finding; a no-op here."""
+
+    def expect(self, seconds: Callable[[], Mapping[str, float]], budgets: int = 1) -> None:
+        """Tell how long each step will take, so that the time left can be shown; a no-op here.
+
+        seconds: estimates them, which takes a while; called only where that is shown.
+        """
 
     def show(self, name: str, total: int) -> AbstractContextManager[Advance]:
         """Show a step while its block runs; a no-op here."""

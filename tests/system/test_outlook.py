@@ -1,0 +1,49 @@
+"""The time left of a run: the estimate at first, then at the pace of the steps that ended."""
+
+import pytest
+
+from rdoq_onnx.system.outlook import Outlook
+
+SECONDS = {"normalize": 9.0, "moments": 10.0, "taylor": 70.0, "second look": 10.0, "verify": 10.0}
+
+
+def test_steps_that_end_count_no_more():
+    outlook = Outlook(SECONDS)
+    assert outlook.left() == 100
+    assert outlook.left("taylor", 0.5) == 65
+    outlook.ended("moments", 10.0)
+    assert outlook.left() == pytest.approx(90)
+    outlook.ended("clipping", 50.0)  # was not expected
+    assert outlook.left() == pytest.approx(90)
+
+
+def test_the_pace_is_that_of_the_steps_so_far():
+    outlook = Outlook(SECONDS)
+    outlook.ended("moments", 20.0)
+    assert outlook.left() == pytest.approx(90 * (20 + 10) / (10 + 10))  # 10 s of the prior
+    outlook.ended("taylor", 140.0)
+    assert outlook.left() == pytest.approx(20 * (160 + 10) / (80 + 10))
+
+
+def test_steps_of_each_budget_come_again():
+    outlook = Outlook(SECONDS, budgets=3)
+    assert outlook.left() == 140
+    outlook.ended("moments", 10.0)
+    outlook.ended("taylor", 70.0)
+    outlook.ended("second look", 10.0)
+    outlook.ended("verify", 10.0)
+    assert outlook.left() == pytest.approx(40)
+    for _ in range(3):
+        outlook.ended("second look", 10.0)
+        outlook.ended("verify", 10.0)
+    assert outlook.left() == 0
+
+
+def test_measuring_that_a_checkpoint_had_is_over():
+    outlook = Outlook(SECONDS)
+    outlook.ended("second look", 10.0)
+    assert outlook.left() == pytest.approx(10)
+
+
+def test_nothing_expected():
+    assert Outlook({}).left("taylor", 0.5) == 0
