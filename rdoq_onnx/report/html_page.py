@@ -55,7 +55,7 @@ code, pre { font: 12.5px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospac
 td code { white-space: nowrap } [data-name] td { white-space: nowrap }
 [data-name=float] td:last-child, [data-name=budgets] td:last-child { white-space: normal; min-width: 220px }
 .pairs td:first-child { min-width: 110px }
-.pairs td { overflow-wrap: anywhere } .pairs td code { white-space: pre-wrap }
+.pairs td code { white-space: pre-wrap; overflow-wrap: anywhere }
 pre { overflow: auto; background: var(--back); border-radius: 8px; padding: 10px 12px; white-space: pre-wrap }
 footer { color: var(--soft); font-size: 13px; padding: 4px 0 32px }
 @media (max-width: 900px) { .cards { grid-template-columns: 1fr 1fr } }
