@@ -89,10 +89,10 @@ fixed.</p>
 <section><h2>Quality layer by layer</h2>
 <p>SQNR of each layer's output in the emitted model against the float model, with all layers in front quantized as well.
 A step down shows where the error arises; later layers may average it out again.</p>@OUTPUTS@
-<ul class="key"><li><b>10 dB</b>the error has 1/10 of the signal's power; classifiers change many answers</li>
-<li><b>20 dB</b>1/100, a relative error of 10 %; of a thousand classes few change, of ten hardly any</li>
+<ul class="key"><li><b>10 dB</b>the error has 1/10 of the signal's power; classifiers of ten classes change answers</li>
+<li><b>20 dB</b>1/100, a relative error of 10 %; below it classifiers of a thousand classes change answers</li>
 <li><b>30 dB</b>1/1000, a relative error of 3 %; hardly to be told from float</li>
-<li><b>40 dB</b>1/10,000, a relative error of 1 %; what good 8-bit models reach</li></ul></section>
+<li><b>40 dB</b>1/10,000, a relative error of 1 %</li></ul></section>
 <section><h2>Bits per channel</h2>
 <p>Layers in graph order, the channels of each from wide to narrow. Hover over a channel for its index, width and
 distortion.</p><div id="@BEFORE@map"></div></section>
