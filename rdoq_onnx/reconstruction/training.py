@@ -24,7 +24,7 @@ from rdoq_onnx.reconstruction.objective import LOSS, Objective, target
 from rdoq_onnx.reconstruction.parametrized import Parametrized, parametrized
 from rdoq_onnx.reconstruction.variable_set import VariableSet
 from rdoq_onnx.reconstruction.variables import Kind
-from rdoq_onnx.reconstruction.work import step_batch
+from rdoq_onnx.reconstruction.work import BATCH, step_batch
 from rdoq_onnx.system.runtime import Runtime, Session
 
 Array = NDArray[Any]
@@ -40,13 +40,12 @@ class Recipe:
     """How to tune.
 
     inside: the weight of tensors inside the network in the loss. rates: the rate of learning of each kind of variable;
-    kinds without one stay. moved: whether images are augmented. divergence: whether that of rows of logits counts, too.
+    kinds without one stay. moved: whether images are augmented.
     """
 
     inside: float = 5.0
     rates: Mapping[Kind, float] | None = None
     moved: bool = False
-    divergence: bool = False
 
     def rate(self, kind: Kind, step: int, steps: int) -> float:
         """Return the rate of step number `step` of `steps`: it rises, then falls as a cosine."""
@@ -99,8 +98,7 @@ class Trainer:
         graph = parametrized(allocation)
         inside = _inside(network)
         spreads, powers = _scales(network, graph, inside, shapes[0].feeds(slice(0, batches[0])), runtime)
-        metrics = (metric, metric.divergence) if recipe.divergence and metric.divergence is not None else (metric,)
-        objective = Objective(metrics, powers, recipe.inside)
+        objective = Objective(metric, powers, recipe.inside)
         floats = runtime.session(with_outputs(network.model, objective.tensors), "all")
         variables = VariableSet.of(allocation, graph, spreads)
         parts = []
@@ -120,6 +118,16 @@ class Trainer:
         """The samples of a step."""
         return self.parts[0].batch
 
+    @property
+    def reached(self) -> bool:
+        """Whether any variable has a gradient."""
+        return any(part.reverse.adjoints for part in self.parts)
+
+    @property
+    def _calm(self) -> float:
+        """The factor of all rates: gradients of smaller batches are noisier."""
+        return float((self.batch / BATCH) ** 0.5)
+
     def step(self, number: int, steps: int) -> float:
         """Take step `number`, from 0, of `steps`; return the loss before it."""
         part, chosen = self._chosen(number)
@@ -129,9 +137,9 @@ class Trainer:
         targets = _targets(self.objective, self.floats, feeds)
         loss, found = part.adjoints({**feeds, **targets, **self.variables.feeds()})
         if np.isfinite(loss):
-            rates = [self.recipe.rate(kind, number, steps) for kind, _ in self.variables.arrays]
+            rates = [self._calm * self.recipe.rate(kind, number, steps) for kind, _ in self.variables.arrays]
             self.adam.step(self.variables.gradients(found), rates, number + 1)
-            self.variables.confine(_PULL * self.recipe.rate("codes", number, steps))
+            self.variables.confine(_PULL * self._calm * self.recipe.rate("codes", number, steps))
         return loss
 
     def _chosen(self, number: int) -> tuple[_Part, NDArray[np.int64]]:

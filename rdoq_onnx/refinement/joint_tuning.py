@@ -13,7 +13,8 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.emission.quantized_model import chosen_weights
-from rdoq_onnx.model.external import is_detached
+from rdoq_onnx.errors import ModelError
+from rdoq_onnx.model.external import is_huge
 from rdoq_onnx.reconstruction.training import Recipe, Trainer
 from rdoq_onnx.reconstruction.tune import Tuning, tuned
 from rdoq_onnx.reconstruction.work import default_steps
@@ -29,7 +30,7 @@ _RESERVED = 0.1  # share of --minutes for what follows
 def jointly_tuned(start: Trial, samples: Samples, judge: Judge, config: Config, steps: Steps) -> Trial | None:
     """Return the tuned trial, `start` if nothing was gained; None if there are no steps to take."""
     allocation, runtime = start.allocation, judge.runtime
-    if is_detached(allocation.measurement.network.model):
+    if is_huge(allocation.measurement.network.model):
         return None
     count = steps.once("number of steps", lambda: number_of_steps(allocation, samples, config, runtime, steps))
     steps.progress.note(f"tuning: {count} steps")
@@ -42,10 +43,13 @@ def jointly_tuned(start: Trial, samples: Samples, judge: Judge, config: Config, 
         trial = Trial.of(tried, judge)
         return trial.distortion if trial.guarded.mean() <= start.guarded.mean() else float("inf")
 
-    recipe = Recipe(divergence=judge.guard is not None)
-    tuning = Tuning(samples, runtime, judged, count, config.seed, lambda done: None, kept, recipe)
-    with steps.progress.step(TUNING, tuning.expected) as advance:
-        result = tuned(allocation, replace(tuning, advance=advance))
+    tuning = Tuning(samples, runtime, judged, count, config.seed, lambda done: None, kept)
+    try:
+        with steps.progress.step(TUNING, tuning.expected) as advance:
+            result = tuned(allocation, replace(tuning, advance=advance))
+    except ModelError as error:  # an adjoint that ONNX Runtime rejects, or too little memory
+        steps.progress.note(f"not tuned: {error}")
+        return None
     return start if result is allocation else Trial.of(result, judge)
 
 
