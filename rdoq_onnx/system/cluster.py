@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -28,6 +29,8 @@ from typing import Any
 
 from rdoq_onnx.errors import ClusterError, ConfigError, LostError, RdoqError
 from rdoq_onnx.system.cluster_process import first_line, sum_block
+from rdoq_onnx.system.folder_users import users_of
+from rdoq_onnx.system.interrupts import AT_ONCE
 from rdoq_onnx.system.shipping import RUN, Sender, remove_copies
 from rdoq_onnx.system.summation import Compute, Sum, here
 from rdoq_onnx.system.threads import cores
@@ -37,6 +40,7 @@ _RETRIES = 8  # of a block whose process dies
 _WAIT = 2.0  # seconds after which nodes that have joined get blocks
 _ON = "with --curves a new run goes on from there"
 _CALLS = 3  # without an answer, and the head is lost
+_TRIES = 15  # to remove a folder
 _AHEAD = 2  # blocks given out for each process
 _LONGEST = 32  # letters of the folder of a socket, whose path may have 107
 _QUIET = {
@@ -61,6 +65,9 @@ def computing(workers: str | None, threads: int) -> Iterator[Compute]:
     cluster = _Cluster(workers, threads)
     try:
         yield cluster.compute
+    except KeyboardInterrupt:
+        cluster.kill()
+        raise
     finally:
         cluster.leave()
 
@@ -114,7 +121,21 @@ class _Cluster:
             return {"address": self.workers}
         short = len(tempfile.gettempdir()) <= _LONGEST or os.name != "posix"
         self.folder = tempfile.mkdtemp(prefix="rdoq-ray-", dir=None if short else "/tmp")
+        AT_ONCE.append(self.kill)
         return {"num_cpus": int(self.workers), "include_dashboard": False, "_temp_dir": self.folder}
+
+    def kill(self) -> None:
+        """Kill the processes on this machine, which would take seconds to end by themselves."""
+        if self.folder:
+            self.lost = True
+            for process in users_of(self.folder):
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGKILL)
+            for _ in range(_TRIES):  # until they have ended
+                shutil.rmtree(self.folder, ignore_errors=True)
+                if not Path(self.folder).exists():
+                    break
+                time.sleep(0.02)
 
     def leave(self) -> None:
         """Free what this run made, on all nodes."""
@@ -124,6 +145,7 @@ class _Cluster:
                 if self.connected:
                     self.ray.shutdown()
         if self.folder:
+            AT_ONCE.remove(self.kill)
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def compute(self, asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:

@@ -1,13 +1,16 @@
 """Ctrl-C: leave within a second, whatever ONNX Runtime is doing."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 INTERRUPTED = 130  # the exit code
 _GRACE = 0.6  # seconds for cleanup in progress
+AT_ONCE: list[Callable[[], None]] = []  # what `leave` calls: quick removal of what would stay behind
 
 
 def heed_interrupts() -> None:
@@ -26,6 +29,9 @@ def heed_interrupts() -> None:
 
 
 def leave() -> None:
+    for clean in AT_ONCE:
+        with contextlib.suppress(Exception):  # nothing may keep it from leaving
+            clean()
     # Threads of ONNX Runtime may still be busy: do not wait for them.
     sys.stderr.write("rdoq-onnx: interrupted\n")
     sys.stderr.flush()

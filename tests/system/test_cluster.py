@@ -207,6 +207,25 @@ def test_a_run_with_workers_of_which_one_is_killed_writes_the_same_file(tmp_path
 
 
 @needs_ray
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    temporary = Path(tempfile.mkdtemp(prefix="t"))
+    options = {"cwd": tmp_path, "env": {**os.environ, "TMPDIR": str(temporary)}}
+    process = run(tmp_path / "q.onnx", "--bits", 4, "--workers", 2, "--quiet", **options)
+    while not any(name.startswith("ray::sum_block") for name in children(process.pid).values()):
+        time.sleep(0.05)
+        assert process.poll() is None
+    started = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    assert [text.strip() for text in process.communicate(timeout=60)] == ["", "rdoq-onnx: interrupted"]
+    assert process.returncode == 130
+    assert len(started) > 4
+    while any(Path(f"/proc/{number}").exists() for number in started):
+        time.sleep(0.05)
+    assert not list(temporary.glob("rdoq*"))
+    shutil.rmtree(temporary)
+
+
+@needs_ray
 @pytest.mark.parametrize("kind", ["small", "large"])
 def test_sums_and_layers_of_either_kind_of_network(compute, kind, monkeypatch):
     model, samples, bits = small_or_large(kind, monkeypatch)
