@@ -24,7 +24,7 @@ from rdoq_onnx.reconstruction.objective import LOSS, Objective, target
 from rdoq_onnx.reconstruction.parametrized import Parametrized, parametrized
 from rdoq_onnx.reconstruction.variable_set import VariableSet
 from rdoq_onnx.reconstruction.variables import Kind
-from rdoq_onnx.reconstruction.work import step_batch
+from rdoq_onnx.reconstruction.work import BATCH, step_batch
 from rdoq_onnx.system.runtime import Runtime, Session
 
 Array = NDArray[Any]
@@ -120,6 +120,11 @@ class Trainer:
         """The samples of a step."""
         return self.parts[0].batch
 
+    @property
+    def _calm(self) -> float:
+        """The factor of all rates: gradients of smaller batches are noisier."""
+        return float((self.batch / BATCH) ** 0.5)
+
     def step(self, number: int, steps: int) -> float:
         """Take step `number`, from 0, of `steps`; return the loss before it."""
         part, chosen = self._chosen(number)
@@ -129,9 +134,9 @@ class Trainer:
         targets = _targets(self.objective, self.floats, feeds)
         loss, found = part.adjoints({**feeds, **targets, **self.variables.feeds()})
         if np.isfinite(loss):
-            rates = [self.recipe.rate(kind, number, steps) for kind, _ in self.variables.arrays]
+            rates = [self._calm * self.recipe.rate(kind, number, steps) for kind, _ in self.variables.arrays]
             self.adam.step(self.variables.gradients(found), rates, number + 1)
-            self.variables.confine(_PULL * self.recipe.rate("codes", number, steps))
+            self.variables.confine(_PULL * self._calm * self.recipe.rate("codes", number, steps))
         return loss
 
     def _chosen(self, number: int) -> tuple[_Part, NDArray[np.int64]]:
