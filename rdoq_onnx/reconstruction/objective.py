@@ -1,10 +1,9 @@
 """The loss of a batch, as nodes behind a network: the distortion of its outputs, and of tensors inside it.
 
-    L = Σ_m δ_m / δ_m0 + w / T · Σ_t ‖â_t - a_t‖² / E‖a_t‖²
+    L = δ / δ_0 + w / T · Σ_t ‖â_t - a_t‖² / E‖a_t‖²
 
-δ_m is the run's metric (observation/distortion.py), and the divergence where that must not rise, δ_m0 its value for
-outputs of 0. The second sum is over T tensors inside, before they are quantized: few samples leave much undetermined
-that these settle (BRECQ, Li et al., ICLR 2021).
+δ is the run's metric (observation/distortion.py) and δ_0 its value for outputs of 0. The second sum is over T tensors
+inside, before they are quantized: few samples leave much undetermined that these settle (BRECQ, Li et al., ICLR 2021).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,16 +24,16 @@ LOSS = "reconstruction loss"
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss: `metrics` of the outputs, and w = `weight` of tensors `inside`, each with its E‖a_t‖² per element."""
+    """The loss: `metric` of the outputs, and w = `weight` of tensors `inside`, each with its E‖a_t‖² per element."""
 
-    metrics: tuple[Metric, ...]
+    metric: Metric
     inside: Mapping[str, float]
     weight: float
 
     @property
     def tensors(self) -> list[str]:
         """The tensors that are compared with those of the float network."""
-        counted = [n for m in self.metrics for n, w in zip(m.outputs, m.factors, strict=True) if w]
+        counted = [n for n, w in zip(self.metric.outputs, self.metric.factors, strict=True) if w]
         return list(dict.fromkeys([*counted, *self.inside]))
 
     def appended(self, model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], samples: int) -> onnx.ModelProto:
@@ -47,7 +46,7 @@ class Objective:
         for name in self.tensors:
             result.graph.input.append(helper.make_tensor_value_info(target(name), TensorProto.FLOAT, shapes[name]))
         nodes = _Nodes(result.graph)
-        terms = [term for metric in self.metrics for term in _distortions(nodes, metric, shapes, samples)]
+        terms = _distortions(nodes, self.metric, shapes, samples)
         for name, power in self.inside.items():
             share = self.weight / (len(self.inside) * prod(shapes[name]) * (power or 1.0))
             terms.append(nodes.scaled(nodes.squares(name), share))

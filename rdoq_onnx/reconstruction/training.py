@@ -40,13 +40,12 @@ class Recipe:
     """How to tune.
 
     inside: the weight of tensors inside the network in the loss. rates: the rate of learning of each kind of variable;
-    kinds without one stay. moved: whether images are augmented. divergence: whether that of rows of logits counts, too.
+    kinds without one stay. moved: whether images are augmented.
     """
 
     inside: float = 5.0
     rates: Mapping[Kind, float] | None = None
     moved: bool = False
-    divergence: bool = False
 
     def rate(self, kind: Kind, step: int, steps: int) -> float:
         """Return the rate of step number `step` of `steps`: it rises, then falls as a cosine."""
@@ -99,8 +98,7 @@ class Trainer:
         graph = parametrized(allocation)
         inside = _inside(network)
         spreads, powers = _scales(network, graph, inside, shapes[0].feeds(slice(0, batches[0])), runtime)
-        metrics = (metric, metric.divergence) if recipe.divergence and metric.divergence is not None else (metric,)
-        objective = Objective(metrics, powers, recipe.inside)
+        objective = Objective(metric, powers, recipe.inside)
         floats = runtime.session(with_outputs(network.model, objective.tensors), "all")
         variables = VariableSet.of(allocation, graph, spreads)
         parts = []
@@ -119,6 +117,11 @@ class Trainer:
     def batch(self) -> int:
         """The samples of a step."""
         return self.parts[0].batch
+
+    @property
+    def reached(self) -> bool:
+        """Whether any variable has a gradient."""
+        return any(part.reverse.adjoints for part in self.parts)
 
     @property
     def _calm(self) -> float:

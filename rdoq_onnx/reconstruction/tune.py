@@ -57,6 +57,8 @@ def tuned(allocation: Allocation, tuning: Tuning) -> Allocation:
         tuning.advance(tuning.expected - tuning.steps)
     recipe = replace(tuning.recipe, moved=state["moved"])
     trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, recipe, tuning.seed)
+    if not trainer.reached:
+        return allocation
     state = _trained(trainer, tuning, state)
     if state.get("best") is None:
         return allocation
@@ -67,6 +69,9 @@ def tuned(allocation: Allocation, tuning: Tuning) -> Allocation:
 def _trained(trainer: Trainer, tuning: Tuning, state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Run the rounds that `state` has not seen, and return the last state."""
     variables, adam = trainer.variables, trainer.adam
+    if state["round"] == ROUNDS:
+        tuning.advance(tuning.steps)
+        return state
     if "values" in state:
         variables.restore(state["values"])
         for array, value in zip((*adam.means, *adam.squares), state["moments"], strict=True):
@@ -85,6 +90,8 @@ def _trained(trainer: Trainer, tuning: Tuning, state: Mapping[str, Any]) -> Mapp
         moments = tuple(x.copy() for x in (*adam.means, *adam.squares))
         state = {**state, "round": number + 1, "values": values, "moments": moments}
         tuning.kept.put(state)
+    state = {name: value for name, value in state.items() if name not in ("values", "moments")}  # large, and used up
+    tuning.kept.put(state)
     return state
 
 

@@ -13,6 +13,7 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.emission.quantized_model import chosen_weights
+from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.external import is_detached
 from rdoq_onnx.reconstruction.training import Recipe, Trainer
 from rdoq_onnx.reconstruction.tune import Tuning, tuned
@@ -42,10 +43,13 @@ def jointly_tuned(start: Trial, samples: Samples, judge: Judge, config: Config, 
         trial = Trial.of(tried, judge)
         return trial.distortion if trial.guarded.mean() <= start.guarded.mean() else float("inf")
 
-    recipe = Recipe(divergence=judge.guard is not None)
-    tuning = Tuning(samples, runtime, judged, count, config.seed, lambda done: None, kept, recipe)
-    with steps.progress.step(TUNING, tuning.expected) as advance:
-        result = tuned(allocation, replace(tuning, advance=advance))
+    tuning = Tuning(samples, runtime, judged, count, config.seed, lambda done: None, kept)
+    try:
+        with steps.progress.step(TUNING, tuning.expected) as advance:
+            result = tuned(allocation, replace(tuning, advance=advance))
+    except ModelError as error:  # an adjoint that ONNX Runtime rejects, or too little memory
+        steps.progress.note(f"not tuned: {error}")
+        return None
     return start if result is allocation else Trial.of(result, judge)
 
 

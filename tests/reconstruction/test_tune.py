@@ -62,7 +62,8 @@ def test_what_is_kept_is_the_best(digits):
 
     found = tuned(digits.allocation, tuning(digits, memory, judged=judge))
     assert memory.states[-1]["least"] == min(judged) == digits.judge.distortion(found)
-    assert memory.states[-1]["round"] <= ROUNDS
+    assert memory.states[-1]["round"] == ROUNDS
+    assert "moments" not in memory.states[-1]
 
 
 def test_progress_adds_up(digits):

@@ -8,6 +8,7 @@ import pytest
 from rdoq_onnx import pipeline
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps, Store
+from rdoq_onnx.errors import ModelError
 from rdoq_onnx.refinement import joint_tuning
 from rdoq_onnx.refinement.joint_tuning import TUNING, number_of_steps
 from rdoq_onnx.system.progress import Progress
@@ -87,3 +88,13 @@ def test_the_number_of_steps_is_kept(tmp_path):
     again, progress = run(config, curves)
     assert note in progress.notes
     assert again.model.SerializeToString() == first.model.SerializeToString()
+
+
+def test_an_error_leaves_the_refined_network(kept, monkeypatch):
+    def refuse(*_):
+        raise ModelError("no such kernel")
+
+    monkeypatch.setattr(joint_tuning, "tuned", refuse)
+    result, progress = run(curves=kept)
+    assert "not tuned: no such kernel" in progress.notes
+    assert all(step.name != TUNING for step in result.report.steps)
