@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 MODELS = ROOT / "models"
 CASES = {
     "digits_cnn": ("digits_calib", Config(samples=60, weight_bits=3, activation_bits=3, effort="fast")),
-    "digits_vit": ("digits_calib", Config(samples=12, weight_bits=4, activation_bits=6, effort="fast")),
+    "digits_vit": ("digits_calib", Config(samples=30, weight_bits=3, activation_bits=4, effort="fast")),
     "plays_decoder": ("plays_calib", Config(samples=12, weight_bits=3, activation_bits=None, effort="fast")),
 }
 
