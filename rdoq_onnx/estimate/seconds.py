@@ -15,7 +15,7 @@ from rdoq_onnx.curves.measure import EQUALIZING
 from rdoq_onnx.curves.steps import CLIPPING, SENSING
 from rdoq_onnx.estimate.speeds import WIDTH, Speeds
 from rdoq_onnx.estimate.work import VARIANTS, LayerWork, Work
-from rdoq_onnx.model.external import is_detached
+from rdoq_onnx.model.external import is_huge
 from rdoq_onnx.reconstruction.work import default_steps, step_batch
 from rdoq_onnx.refinement.joint_tuning import TUNING
 from rdoq_onnx.refinement.judge import JUDGING
@@ -236,7 +236,7 @@ class Estimate:
     def _tuning(self) -> dict[str, float]:
         """Return the seconds of tuning by gradients; with --minutes, what they leave of these."""
         work, config = self.work, self.work.config
-        if config.effort != "best" or is_detached(work.network.model):
+        if config.effort != "best" or is_huge(work.network.model):
             return {}
         step = step_batch(work.observation) * _TUNED * self.speeds.forward + _UPDATED * work.weights
         count = default_steps(work.network, work.observation) * _WITH_TRIALS

@@ -7,6 +7,7 @@ from rdoq_onnx.observation.observe import Observation
 
 BATCH = 32  # samples of a step at most
 MOST = 2000  # steps
+_LEAST = 50  # fewer do not gain
 _ELEMENTS = 1 << 26  # of all tensors of a step's samples, at most
 _PASSES = 16  # operations on an element, forward and backward, that take as long as a multiplication of a product
 _WORK = 5e12  # multiplications of all steps
@@ -18,7 +19,7 @@ def step_batch(observation: Observation) -> int:
 
 
 def default_steps(network: Network, observation: Observation) -> int:
-    """Return the number of steps that the work of one allows; 0 for networks too large to tune."""
+    """Return the number of steps that the work of one allows; 0 where it allows too few to gain."""
     sizes = observation.sizes
     products = sum(
         prod(layer.linear.shape) * use.linear.positions(sizes[use.output])
@@ -26,4 +27,5 @@ def default_steps(network: Network, observation: Observation) -> int:
         for use in layer.uses
     )
     work = step_batch(observation) * (products + _PASSES * sum(sizes.values()))
-    return min(MOST, int(_WORK / max(work, 1)))
+    steps = min(MOST, int(_WORK / max(work, 1)))
+    return steps if steps >= _LEAST else 0

@@ -14,7 +14,7 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.emission.quantized_model import chosen_weights
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.model.external import is_detached
+from rdoq_onnx.model.external import is_huge
 from rdoq_onnx.reconstruction.training import Recipe, Trainer
 from rdoq_onnx.reconstruction.tune import Tuning, tuned
 from rdoq_onnx.reconstruction.work import default_steps
@@ -30,7 +30,7 @@ _RESERVED = 0.1  # share of --minutes for what follows
 def jointly_tuned(start: Trial, samples: Samples, judge: Judge, config: Config, steps: Steps) -> Trial | None:
     """Return the tuned trial, `start` if nothing was gained; None if there are no steps to take."""
     allocation, runtime = start.allocation, judge.runtime
-    if is_detached(allocation.measurement.network.model):
+    if is_huge(allocation.measurement.network.model):
         return None
     count = steps.once("number of steps", lambda: number_of_steps(allocation, samples, config, runtime, steps))
     steps.progress.note(f"tuning: {count} steps")
