@@ -70,9 +70,9 @@ class _Work(Generic[Key]):
     task: Callable[[Layerwise, Key], None]
     layerwise: Layerwise
 
-    def loaded(self) -> Callable[[tuple[Key, dict[str, Array]]], dict[str, Array]]:
-        def run(item: tuple[Key, dict[str, Array]]) -> dict[str, Array]:
-            key, arrays = item
+    def loaded(self) -> Callable[[_Item[Key] | tuple[Key, dict[str, Array]]], dict[str, Array]]:
+        def run(item: _Item[Key] | tuple[Key, dict[str, Array]]) -> dict[str, Array]:
+            key, arrays = item.loaded() if isinstance(item, _Item) else item
             scratch = Carried(arrays=arrays)
             statistics = replace(self.layerwise.statistics, scratch=scratch)
             self.task(replace(self.layerwise, statistics=statistics), key)

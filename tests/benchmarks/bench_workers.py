@@ -23,8 +23,10 @@ from tables import write_markdown
 
 from rdoq_onnx.calibration.blocks import MOST_BLOCKS, in_blocks
 from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.calibration.split import FITTING, HELD_OUT
 from rdoq_onnx.candidates.blocks import MOST_INPUTS
 from rdoq_onnx.curves.forms import MOST_WEIGHTS
+from rdoq_onnx.gradients.plan import LEAST_DRAWS, MOST_DRAWS, rounds
 from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.summation import Compute, Sum
 
@@ -35,6 +37,7 @@ LLAMA = Decoder(layers=32, width=4096, hidden=11008, heads=32, kv_heads=32, voca
 NETWORKS = {"1 B": TINYLLAMA, "7 B": LLAMA}
 WORKERS = (1, 8, 64, 512)
 NODE = 8  # processes of a node
+SAMPLES, TOKENS = 128, 512  # that are modelled
 MEMORY = 64e9  # bytes for the sums of one pass
 REPEATS = 5
 
@@ -115,17 +118,27 @@ class Costs:
     byte: float
 
     @classmethod
-    def of(cls, made: Run, shape: Decoder, tokens: int, block: float, byte: float) -> "Costs":
-        """Take the costs from a run of a network of `shape`, on `tokens` tokens in all."""
+    def of(cls, made: Run, shape: Decoder, args: argparse.Namespace, block: float, byte: float) -> "Costs":
+        """Take the costs from a run of a network of `shape`, in seconds of the processor: others may use it, too."""
+        own = made.processor / made.seconds
         shared = sum(made.steps.get(name, 0) for name in (*SUMS, *LAYERS))
         work = sum(k * o * min(k, MOST_INPUTS) for k, o in matrices(shape))
+        ran = runs_of(args.samples, MOST_DRAWS)
         return cls(
-            {name: made.steps.get(name, 0) / shape.weights / tokens for name in SUMS},
-            sum(made.steps.get(name, 0) for name in LAYERS) / work,
-            (sum(made.steps.values()) - shared) / shape.weights,
+            {name: own * made.steps.get(name, 0) / shape.weights / ran[name] / args.tokens for name in SUMS},
+            own * sum(made.steps.get(name, 0) for name in LAYERS) / work,
+            own * (sum(made.steps.values()) - shared) / shape.weights,
             block,
             byte,
         )
+
+
+def runs_of(samples: int, draws: int) -> dict[str, int]:
+    """Return how often a sample runs for each sum, of `samples` in all; draws: of curves, at least."""
+    seen = int(samples * (1 - HELD_OUT))
+    fitting = int(seen * FITTING)
+    counts = {"tables": (seen, draws), "sensitivity": (fitting, LEAST_DRAWS), "taylor": (seen - fitting, draws)}
+    return {"moments": fitting, **{name: n * rounds(n, least) for name, (n, least) in counts.items()}}
 
 
 def matrices(shape: Decoder) -> list[tuple[int, int]]:
@@ -164,14 +177,15 @@ def scheduled(tasks: Sequence[float], workers: int, send: float) -> float:
     return arrived
 
 
-def simulated(shape: Decoder, costs: Costs, workers: int, tokens: int, bandwidth: float) -> dict[str, float]:
-    """Return the seconds of each part of a run."""
+def simulated(shape: Decoder, costs: Costs, workers: int, bandwidth: float) -> dict[str, float]:
+    """Return the seconds of each part of a run on the samples of the model."""
     nodes = max(workers // NODE, 1)
     byte = costs.byte if nodes == 1 else max(costs.byte, 1 / bandwidth)
     parts = {"model to nodes": 4 * shape.weights / bandwidth * int(np.ceil(np.log2(nodes)))}
+    ran = runs_of(SAMPLES, LEAST_DRAWS)
     for name, size in sizes(shape).items():
         passes = max(int(np.ceil(size / MEMORY)), 1)
-        each = costs.sums[name] * shape.weights * tokens / passes / MOST_BLOCKS
+        each = costs.sums[name] * shape.weights * ran[name] * TOKENS / passes / MOST_BLOCKS
         parts[name] = passes * scheduled([each + costs.block] * MOST_BLOCKS, workers, size / passes * byte)
     layers = sorted((costs.layers * k * o * min(k, MOST_INPUTS) for k, o in matrices(shape)), reverse=True)
     largest = max(k * o for k, o in matrices(shape))
@@ -180,21 +194,23 @@ def simulated(shape: Decoder, costs: Costs, workers: int, tokens: int, bandwidth
     return parts
 
 
-def simulation(costs: Costs, tokens: int, bandwidth: float) -> None:
+def simulation(costs: Costs, bandwidth: float) -> None:
     """Print the modelled time on many workers, and what takes most of it."""
 
     def rows() -> Iterator[tuple[str, ...]]:
         for name, shape in NETWORKS.items():
-            alone = sum(simulated(shape, costs, 1, tokens, bandwidth).values())
+            alone = sum(simulated(shape, costs, 1, bandwidth).values())
             for workers in WORKERS:
-                parts = simulated(shape, costs, workers, tokens, bandwidth)
+                parts = simulated(shape, costs, workers, bandwidth)
                 total = sum(parts.values())
                 most = sorted(parts, key=lambda part: -parts[part])[:3]
                 shares = ", ".join(f"{part} {100 * parts[part] / total:.0f} %" for part in most)
                 yield name, str(workers), f"{total / 3600:.2f}", f"{alone / total:.1f}", shares
 
     head = ("network", "workers", "hours", "times as fast as one", "largest parts")
-    write_markdown(f"Modelled, {tokens} tokens, nodes of {NODE} workers, {bandwidth / 1e9:g} GB/s:", head, rows())
+    write_markdown(
+        f"Modelled, {SAMPLES} x {TOKENS} tokens, nodes of {NODE} workers, {bandwidth / 1e9:g} GB/s:", head, rows()
+    )
 
 
 def main() -> None:
@@ -204,7 +220,6 @@ def main() -> None:
     arguments.add_argument("--samples", type=int, default=24)
     arguments.add_argument("--tokens", type=int, default=64)
     arguments.add_argument("--bandwidth", type=float, default=1.25, help="between nodes, in GB/s")
-    arguments.add_argument("--modelled", type=int, default=128 * 512, help="tokens of the simulation, in all")
     args = arguments.parse_args()
     only = set(args.only or ("ratio", "overhead", "simulation"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -214,8 +229,7 @@ def main() -> None:
             block, byte = overhead(compute)
     if "simulation" in only:
         shape = decoder_of(args.weights * 10**6)
-        costs = Costs.of(runs[0], shape, args.samples * args.tokens, block, byte)
-        simulation(costs, args.modelled, 1e9 * args.bandwidth)
+        simulation(Costs.of(runs[0], shape, args, block, byte), 1e9 * args.bandwidth)
 
 
 if __name__ == "__main__":
