@@ -19,7 +19,7 @@ from rdoq_onnx.reconstruction.training import Recipe, Trainer
 from rdoq_onnx.reconstruction.tune import Tuning, tuned
 from rdoq_onnx.reconstruction.work import default_steps
 from rdoq_onnx.refinement.judge import Judge
-from rdoq_onnx.refinement.trial import Trial
+from rdoq_onnx.refinement.trial import Trial, tolerable
 from rdoq_onnx.system.runtime import Runtime
 
 TUNING = "tuning"
@@ -39,9 +39,9 @@ def jointly_tuned(start: Trial, samples: Samples, judge: Judge, config: Config, 
     kept = steps.unfinished(f"{TUNING} {_identity(allocation)}, {count} steps")
 
     def judged(tried: Allocation) -> float:
-        """Measure δ; infinite if the guard's rises, as then the trial is not kept."""
+        """Measure δ; infinite if the guard's rises beyond noise, as then the trial is not kept."""
         trial = Trial.of(tried, judge)
-        return trial.distortion if trial.guarded.mean() <= start.guarded.mean() else float("inf")
+        return trial.distortion if tolerable(start, trial) else float("inf")
 
     tuning = Tuning(samples, runtime, judged, count, config.seed, lambda done: None, kept)
     try:

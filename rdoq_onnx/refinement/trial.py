@@ -45,6 +45,11 @@ def better(before: Trial, after: Trial, sure: float = 0.0) -> bool:
     return bool(lower and gained and after.guarded.mean() <= before.guarded.mean())
 
 
+def tolerable(before: Trial, after: Trial) -> bool:
+    """Tell whether the guard's distortion of `after` rises within its noise at most; single samples dominate it."""
+    return not significantly_worse(after.guarded[:, None], before.guarded[:, None])
+
+
 def significantly_worse(errors: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
     """Tell whether a part's `errors` [samples, parts] exceed `others` by more than twice the standard error."""
     losses = errors - others

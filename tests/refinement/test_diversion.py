@@ -7,7 +7,7 @@ import rdoq_onnx
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.config import Config
 from rdoq_onnx.refinement.diversion import PREDICTED, diverted, predicted_divergence
-from rdoq_onnx.refinement.trial import Trial, surely_diverted
+from rdoq_onnx.refinement.trial import Trial, surely_diverted, tolerable
 from tests.conftest import ROOT
 
 CONFIG = Config(weight_bits=3, activation_bits=None, effort="fast")
@@ -56,3 +56,16 @@ def test_a_diversion_is_kept_if_it_gains_surely_and_costs_little(measured, error
     if gained is not None:
         assert gained.after < gained.before
         assert gained.cost_db == pytest.approx(10 * np.log10(error))
+
+
+def test_one_sample_does_not_raise_the_guard_beyond_noise():
+    def trial(guarded):
+        return Trial(None, None, np.ones((100, 1)), np.asarray(guarded, np.float64))  # type: ignore[arg-type]
+
+    rng = np.random.default_rng(0)
+    before = rng.random(100)
+    one, all_of_them = before.copy(), before + 0.1
+    one[3] += 20
+    assert tolerable(trial(before), trial(before))
+    assert tolerable(trial(before), trial(one))
+    assert not tolerable(trial(before), trial(all_of_them))
