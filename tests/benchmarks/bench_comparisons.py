@@ -4,13 +4,14 @@
     python tests/benchmarks/bench_comparisons.py --draw
 
 FOLDER holds an environment for each tool, under its name: `python -m venv FOLDER/nncf && FOLDER/nncf/bin/pip install
-nncf onnxruntime`. A tool without one is left out. Rows are written to docs/comparisons.csv one by one, in place of rows
+nncf onnxruntime`. A tool without one is left out. MINILM names the folder that `shared/zoo/minilm/make.py` wrote. Rows are written to docs/comparisons.csv one by one, in place of rows
 of the same tool, model and setting. --draw makes the table of docs/comparisons.md and the charts from that file.
 """
 
 import argparse
 import csv
 import datetime
+import os
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,7 @@ class Network:
 
 
 def networks() -> dict[str, Network]:
-    own, minilm = ROOT / "models", Path("/tmp/minilm")
+    own, minilm = ROOT / "models", Path(os.environ.get("MINILM", ROOT / "build" / "minilm"))
     digits = own / "digits_calib.npz", own / "digits_test.npz"
     found = {
         "digits_cnn": Network(own / "digits_cnn.onnx", *digits, 256),
