@@ -4,8 +4,9 @@
     python tests/benchmarks/bench_comparisons.py --draw
 
 FOLDER holds an environment for each tool, under its name: `python -m venv FOLDER/nncf && FOLDER/nncf/bin/pip install
-nncf onnxruntime`. A tool without one is left out. MINILM names the folder that `shared/zoo/minilm/make.py` wrote. Rows are written to docs/comparisons.csv one by one, in place of rows
-of the same tool, model and setting. --draw makes the table of docs/comparisons.md and the charts from that file.
+nncf onnxruntime`. A tool without one is left out. MINILM names the folder that `shared/zoo/minilm/make.py` wrote.
+Rows are written to docs/comparisons.csv one by one, in place of rows of the same tool, model and setting. --draw makes
+the table of docs/comparisons.md and the charts from that file.
 """
 
 import argparse
