@@ -2,6 +2,8 @@
 
 import dataclasses
 import doctest
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -307,3 +309,13 @@ def test_representations_are_short(measurement: rdoq_onnx.Measurement, model: on
         assert len(repr(value)) < 120
     assert f"{result.report.sqnr_db:.2f} dB" in repr(result)
     assert "activations 4.00 bits" in repr(allocation)
+
+
+def test_importing_loads_nothing_that_is_slow() -> None:
+    code = (
+        "import sys, rdoq_onnx; slow = {'onnx', 'numpy', 'onnxruntime', 'click', 'rich'} & set(sys.modules); "
+        "assert not slow, slow; assert rdoq_onnx.errors.RdoqError is rdoq_onnx.RdoqError; "
+        "assert set(rdoq_onnx.__all__) <= set(dir(rdoq_onnx)); assert rdoq_onnx.quantize.__name__ == 'quantize'; "
+        "assert not hasattr(rdoq_onnx, 'quantise')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
