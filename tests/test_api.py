@@ -311,11 +311,11 @@ def test_representations_are_short(measurement: rdoq_onnx.Measurement, model: on
     assert "activations 4.00 bits" in repr(allocation)
 
 
-def test_importing_loads_nothing_that_is_slow() -> None:
+def test_importing_loads_nothing_that_is_slow(tmp_path: Path) -> None:
     code = (
         "import sys, rdoq_onnx; slow = {'onnx', 'numpy', 'onnxruntime', 'click', 'rich'} & set(sys.modules); "
         "assert not slow, slow; assert rdoq_onnx.errors.RdoqError is rdoq_onnx.RdoqError; "
         "assert set(rdoq_onnx.__all__) <= set(dir(rdoq_onnx)); assert rdoq_onnx.quantize.__name__ == 'quantize'; "
         "assert not hasattr(rdoq_onnx, 'quantise')"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)  # the source folder lacks passes/
