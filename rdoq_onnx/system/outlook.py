@@ -8,7 +8,7 @@ The prior keeps a first, short step from deciding the pace.
 from collections.abc import Mapping
 
 _BEFORE = "normalize"  # over when the estimate is made
-_EACH_BUDGET = ("second look", "emit", "verify", "latency")  # steps of every budget; all share the others
+_EACH_BUDGET = ("second look", "tuning", "emit", "verify", "latency")  # steps of every budget; all share the others
 _PRIOR = 0.1  # of the estimated total
 
 

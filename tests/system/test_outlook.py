@@ -47,3 +47,11 @@ def test_measuring_that_a_checkpoint_had_is_over():
 
 def test_nothing_expected():
     assert Outlook({}).left("taylor", 0.5) == 0
+
+
+def test_tuning_is_ahead_after_the_second_look():
+    outlook = Outlook({"observe": 10.0, "second look": 10.0, "tuning": 60.0, "verify": 5.0})
+    for name in ("observe", "second look"):
+        outlook.ended(name, 10.0)
+    assert outlook.left() == pytest.approx(65)
+    assert outlook.left("tuning", 0.5) == pytest.approx(35)
