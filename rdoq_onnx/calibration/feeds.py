@@ -69,10 +69,10 @@ class _Spools:
         samples: dict[str, Rows] = {}
         for name in self._names:
             value = feed[name]
-            rows = value if isinstance(value, FileRows) else as_array(self._label, name, value)
             if name == LABELS and name not in self._specs:
-                self._labels.append(rows[...].reshape(-1))
+                self._add_labels(value)
                 continue
+            rows = value if isinstance(value, FileRows) else as_array(self._label, name, value)
             pair = f"{self._label}: {name!r} of {self._first} and {item}"
             if name in self._fixed or not rows.shape:
                 _check_same(pair, self._constants.setdefault(name, rows), rows)
@@ -80,6 +80,12 @@ class _Spools:
             samples[name] = rows[...][None] if len(rows.shape) == self._rank(name, rows) - 1 else rows
             self._check_consistent(pair, name, samples[name])
         self._append(samples)
+
+    def _add_labels(self, value: Any) -> None:
+        """Take classes, one integer a sample; anything else under their name, such as masks or words, is left out."""
+        labels = value if isinstance(value, FileRows) else np.asarray(value)
+        if labels.dtype.kind in "iu" and len(labels.shape) <= 1:
+            self._labels.append(labels[...].reshape(-1))
 
     def _rank(self, name: str, rows: Rows) -> int:
         spec = self._spec(name)

@@ -183,3 +183,11 @@ def test_a_transform_makes_the_feeds():
     np.testing.assert_array_equal(every(load_samples(reader, [X], None))["x"], 2 * x)
     with pytest.raises(CalibrationError, match="transform applies to each feed of an iterable, not to arrays"):
         Transformed({"x": x}, lambda feed: feed)
+
+
+@pytest.mark.parametrize("value", [np.zeros((2, 5, 5), np.int64), np.array(["a", "b"]), ["a", None], np.ones(2)])
+def test_what_is_no_class_is_left_out(value):
+    x = floats(4, 3)
+    samples = load_samples([{"x": x[:2], "y": value}, {"x": x[2:], "y": value}], [X], None)
+    np.testing.assert_array_equal(every(samples)["x"], x)
+    assert samples.classes is None
