@@ -12,11 +12,9 @@ counts, and faults with the number that makes them again: `--only NUMBER`.
 import argparse
 import contextlib
 import io
-import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -28,6 +26,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 sys.path.append(str(Path(__file__).parent.parent))  # for `tests`; behind the installed package
 
 from rdoq_onnx import cli
+from rdoq_onnx.system.cluster import in_folder
 from tests import fuzzing
 from tests.conftest import random_feeds
 from tests.option_strategies import MODELS, Combination, combinations, model_of
@@ -52,7 +51,7 @@ def run(combination: Combination, folder: Path) -> tuple[str, str]:
     arguments, target = ["in.onnx", "out.onnx", *combination.options], folder / "out.onnx"
     out, said, code = io.StringIO(), io.StringIO(), 0
     try:
-        with _inside(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        with in_folder(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
             cli.main(arguments)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -72,17 +71,6 @@ def run(combination: Combination, folder: Path) -> tuple[str, str]:
     if target.read_bytes() != BEFORE:
         return f"FAULT exit {code} with an output", text
     return f"exit {code}", text
-
-
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    """Make `folder` the current one; contextlib.chdir is newer than Python 3.10."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def _unloadable(target: Path, combination: Combination) -> str:

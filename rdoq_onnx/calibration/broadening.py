@@ -28,10 +28,9 @@ def broadened(samples: Samples, tables: Mapping[str, int], seed: int) -> Samples
 
     tables: the number of rows of the table that each input looks ids up in.
     """
-    lacking = narrow_inputs(samples, tables)
+    lacking, parts = _lacking(samples, tables)
     if not lacking:
         return samples
-    parts = _shown(samples)
     kept = {name: _common([p[name] for p in parts]) for name in lacking}
     rng = np.random.default_rng([seed, len(samples)])
     copies = [
@@ -45,15 +44,16 @@ def broadened(samples: Samples, tables: Mapping[str, int], seed: int) -> Samples
 
 def narrow_inputs(samples: Samples, tables: Mapping[str, int]) -> dict[str, int]:
     """Return those of `tables` of whose ids the samples show too few."""
+    return _lacking(samples, tables)[0]
+
+
+def _lacking(samples: Samples, tables: Mapping[str, int]) -> tuple[dict[str, int], list[dict[str, Array]]]:
+    """Return `narrow_inputs`, and the feeds of each shape that show it."""
     inputs = {name: rows for name, rows in tables.items() if name in samples.arrays}
     if not inputs or not len(samples) or samples.batch is not None or samples.rows > 1:
-        return {}
-    parts = _shown(samples)
-    return {name: rows for name, rows in inputs.items() if _chance([p[name] for p in parts]) > _NEW}
-
-
-def _shown(samples: Samples) -> list[dict[str, Array]]:
-    return [part.feeds(slice(None)) for part in samples.some(MOST).by_shape()]
+        return {}, []
+    parts = [part.feeds(slice(None)) for part in samples.some(MOST).by_shape()]
+    return {name: rows for name, rows in inputs.items() if _chance([p[name] for p in parts]) > _NEW}, parts
 
 
 def _chance(values: list[Array]) -> float:

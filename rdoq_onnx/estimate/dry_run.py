@@ -26,11 +26,8 @@ from rdoq_onnx.curves.kernel_choice import not_quantized
 from rdoq_onnx.curves.measurement import activation_elements
 from rdoq_onnx.curves.stores import scratch_for
 from rdoq_onnx.errors import ConfigError
-from rdoq_onnx.estimate.expected import observed
-from rdoq_onnx.estimate.forecast import foreseen
-from rdoq_onnx.estimate.seconds import Estimate
+from rdoq_onnx.estimate.expected import estimated
 from rdoq_onnx.estimate.space import Space, shortages, space
-from rdoq_onnx.estimate.speeds import counted_passes, speeds, timed_passes
 from rdoq_onnx.model.external import is_detached
 from rdoq_onnx.observation.inputs import batched, samples_for
 from rdoq_onnx.report.wording import about_bytes, duration, pin_of, skip_lines, step_name
@@ -66,14 +63,10 @@ def dry_run(model: Model, calibration: Any, config: Config) -> DryRun:
     network = analyse(normal, config.selection, presumed_finite)
     samples, detached = samples_for(normal, calibration, config), is_detached(normal)
     reading = time.perf_counter() - begin
-    if detached:
-        work, samples = foreseen(network, samples, config, runtime)
-        passes = counted_passes(work, runtime)
-    else:
+    if not detached:
         samples = batched(network, normal, samples, runtime)
-        work = observed(network, samples, config, runtime)
-        passes = timed_passes(work.network.model, samples, work.observation.batching.size, runtime)
-    seconds = Estimate(work, speeds(work, *passes), reading).steps()
+    estimate, samples = estimated(network, samples, config, runtime, reading)
+    work, seconds = estimate.work, estimate.steps()
     needed = space(work, scratch.shelf.size)
     sizes = work.observation.sizes
     network = in_float(network, not_quantized(network, config, sizes))

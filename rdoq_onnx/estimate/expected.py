@@ -29,19 +29,30 @@ def expected_seconds(
     """Estimate the seconds of each step of quantizing the normalized model; nothing if that cannot be foreseen."""
     try:
         network = analyse(normal, config.selection, presumed_finite)
-        if is_detached(normal):
-            work, _ = foreseen(network, samples, config, runtime)
-            passes = counted_passes(work, runtime)
-        else:
-            work = observed(network, samples, config, runtime)
-            passes = timed_passes(work.network.model, samples, work.observation.batching.size, runtime)
-        return Estimate(work, speeds(work, *passes)).steps()
+        return estimated(network, samples, config, runtime)[0].steps()
     except Exception:  # an estimate is no reason to fail
         return {}
 
 
-def observed(network: Network, samples: Samples, config: Config, runtime: Runtime) -> Work:
-    """Count the work of a run from a pass over some samples. Raises what a run would."""
+def estimated(
+    network: Network, samples: Samples, config: Config, runtime: Runtime, reading: float = 0.0
+) -> tuple[Estimate, Samples]:
+    """Estimate a run on `samples`; also return them as the run has them. Raises what a run would.
+
+    reading: seconds that reading and normalizing took. Of detached weights sizes and multiplications are counted;
+    otherwise some samples run, and passes are timed.
+    """
+    if is_detached(network.model):
+        work, samples = foreseen(network, samples, config, runtime)
+        passes = counted_passes(work, runtime)
+    else:
+        work = _observed(network, samples, config, runtime)
+        passes = timed_passes(work.network.model, samples, work.observation.batching.size, runtime)
+    return Estimate(work, speeds(work, *passes), reading), samples
+
+
+def _observed(network: Network, samples: Samples, config: Config, runtime: Runtime) -> Work:
+    """Count the work of a run from a pass over some samples."""
     parts = find_parts(network.model)
     aimed = aimed_at(network, measured_tensors(parts))
     observation = observe(aimed, parts, samples.some(OBSERVED), runtime)

@@ -99,7 +99,7 @@ class _Cluster:
         self.connected = not ray.is_initialized()
         if self.connected:
             try:
-                with _in_folder(tempfile.gettempdir()):
+                with in_folder(tempfile.gettempdir()):
                     ray.init(**self._options(), log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # of many kinds: no such host, another version of Ray or Python, no rights
                 raise ClusterError(
@@ -229,7 +229,7 @@ class _Cluster:
 
 
 @contextlib.contextmanager
-def _in_folder(folder: str) -> Iterator[None]:
+def in_folder(folder: str) -> Iterator[None]:
     """Work in `folder` meanwhile: processes of Ray import from where the run was when it connected."""
     before = Path.cwd()
     os.chdir(folder)

@@ -126,24 +126,35 @@ ATTENTION = """g (float[N, 4, 8] x) => (float[N, 4, 5] y) {
     c = MatMul (p, vh) t = Transpose <perm = [0, 2, 1, 3]> (c) r = Reshape (t, joined) y = MatMul (r, w) }"""
 
 
+def weighted(text, values):
+    """Parse and normalize a graph with these initializers."""
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+    return run_passes(NORMALIZE, model)
+
+
+def weights_around(model, ort_run):
+    """Scale channels; return the initializers before and after. The function stays the same."""
+    feeds = inputs(model)
+    networks = rescaled(model, feeds)
+    assert deviation(ort_run(networks[1].model, feeds, "none"), ort_run(model, feeds, "none")) < 1e-5
+    before, after = ([n.op_type for n in network.model.graph.node] for network in networks)
+    weights = [{t.name: numpy_helper.to_array(t) for t in network.model.graph.initializer} for network in networks]
+    return before, after, *weights
+
+
 def test_context_of_attention_folds_into_the_values(ort_run):
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {ATTENTION}')
     rng = np.random.default_rng(0)
-    for name, value in {
+    values = {
         "v": rng.standard_normal((8, 8), np.float32) * SPREAD,
         "v2": rng.standard_normal((8, 8), np.float32),
         "w": rng.standard_normal((8, 5), np.float32),
         "b": SPREAD,
         "heads": np.array([0, 0, 2, 4]),
         "joined": np.array([0, 0, 8]),
-    }.items():
-        model.graph.initializer.append(numpy_helper.from_array(value, name))
-    model = run_passes(NORMALIZE, model)
-    feeds = inputs(model)
-    before, after = rescaled(model, feeds)
-    assert deviation(ort_run(after.model, feeds, "none"), ort_run(model, feeds, "none")) < 1e-5
-    assert [n.op_type for n in after.model.graph.node] == [n.op_type for n in before.model.graph.node]
-    weights = {t.name: numpy_helper.to_array(t) for t in after.model.graph.initializer}
+    }
+    before, after, _, weights = weights_around(weighted(ATTENTION, values), ort_run)
+    assert after == before
     wide = np.abs(weights["v"]).max(axis=0)
     assert wide.max() / wide.min() < 50  # of a hundred before
 
@@ -154,9 +165,8 @@ def test_queries_and_keys_share_their_channels(ort_run):
         "kh = Transpose <perm = [0, 2, 3, 1]> (q1)",
         "k0 = MatMul (x, v3) k1 = Reshape (k0, heads) kh = Transpose <perm = [0, 2, 3, 1]> (k1)",
     )
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
     rng = np.random.default_rng(0)
-    for name, value in {
+    values = {
         "v": rng.standard_normal((8, 8), np.float32),
         "v2": rng.standard_normal((8, 8), np.float32) * SPREAD / 100,
         "v3": rng.standard_normal((8, 8), np.float32) / SPREAD,
@@ -164,14 +174,9 @@ def test_queries_and_keys_share_their_channels(ort_run):
         "b": np.zeros(8, np.float32),
         "heads": np.array([0, 0, 2, 4]),
         "joined": np.array([0, 0, 8]),
-    }.items():
-        model.graph.initializer.append(numpy_helper.from_array(value, name))
-    model = run_passes(NORMALIZE, model)
-    feeds = inputs(model)
-    before, after = rescaled(model, feeds)
-    assert deviation(ort_run(after.model, feeds, "none"), ort_run(model, feeds, "none")) < 1e-5
-    assert [n.op_type for n in after.model.graph.node] == [n.op_type for n in before.model.graph.node]
-    weights = {t.name: numpy_helper.to_array(t) for t in after.model.graph.initializer}
+    }
+    before, after, _, weights = weights_around(weighted(text, values), ort_run)
+    assert after == before
     for name in ("v2", "v3"):
         wide = np.abs(weights[name]).max(axis=0)
         assert wide.max() / wide.min() < 20  # of a hundred before
@@ -184,24 +189,17 @@ def test_queries_and_keys_of_one_weight_share_their_channels(ort_run):
         k = Transpose <perm = [0, 3, 2, 4, 1]> (kh) ks = Squeeze (k, second)
         a = MatMul (qs, ks) p = Softmax (a) r = MatMul (x, w) c = ReduceMean <axes = [1], keepdims = 0> (p)
         y = MatMul (c, r) }"""
-    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
     rng = np.random.default_rng(0)
     wide = np.concatenate([np.tile(SPREAD[::2], 2) / 100, np.tile(1 / SPREAD[::2], 2)])
-    for name, value in {
+    values = {
         "v": rng.standard_normal((8, 16), np.float32) * wide,
         "w": rng.standard_normal((8, 8), np.float32),
         "heads": np.array([0, 0, 2, 2, 4]),
         "last": np.array([3]),
         "second": np.array([2]),
-    }.items():
-        model.graph.initializer.append(numpy_helper.from_array(value.astype(value.dtype), name))
-    feeds = inputs(model := run_passes(NORMALIZE, model))
-    before, after = rescaled(model, feeds)
-    assert deviation(ort_run(after.model, feeds, "none"), ort_run(model, feeds, "none")) < 1e-5
-    old, new = (
-        numpy_helper.to_array(next(t for t in m.model.graph.initializer if t.name == "v")) for m in (before, after)
-    )
-    changed = (new / old)[0]
+    }
+    *_, before, after = weights_around(weighted(text, values), ort_run)
+    changed = (after["v"] / before["v"])[0]
     np.testing.assert_allclose(changed[:8] * changed[8:], 1, rtol=1e-5)
     assert changed[:8].max() / changed[:8].min() > 2
 
