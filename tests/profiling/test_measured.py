@@ -2,29 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from rdoq_onnx.model.cost_rows import parse_cost
-from rdoq_onnx.profiling import measured
 from tests.conftest import ROOT
 from tests.test_cli import FEW, Main, main  # noqa: F401
 
 CNN = ROOT / "models" / "digits_cnn.onnx"
 
 
-def test_rows_are_kept_and_reused(main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    def profiled(self: Any, model: Any, feeds: Any, runs: int) -> Any:
-        """The names and graph of a profile, with a time of a millisecond for every node."""
-        seconds, optimized = unpatched(self, model, feeds, 1)
-        return {name: [1e-3] for name in seconds}, optimized
-
-    unpatched = measured.Runtime.profiled
-    monkeypatch.setattr(measured.Runtime, "profiled", profiled)
-    whole = iter([4e-3, 2e-3, 1.6e-3])
-    monkeypatch.setattr(measured, "run_seconds", lambda *arguments: next(whole))
+@pytest.mark.usefixtures("steady_times")
+def test_rows_are_kept_and_reused(main: Main, tmp_path: Path) -> None:  # noqa: F811
     output, rows, report = tmp_path / "out.onnx", tmp_path / "rows.csv", tmp_path / "out.json"
     options = ("--effort", "fast", "--threads", "1", *FEW)
     run = main(CNN, output, "--latency", "100%", "--cost-template", rows, "--json", report, *options)
