@@ -128,6 +128,21 @@ def allocate_near(allocation: Allocation, budgets: Budgets, distance: int) -> Al
     return _allocate(measurement, budgets, curves.restrict(near))
 
 
+def allocate_activations(allocation: Allocation, curves: Curves, budgets: Budgets) -> Allocation:
+    """Allocate the activations of `allocation` again, by other `curves`; all weights keep their widths.
+
+    The figures predicted stay those of the allocation's own curves.
+    """
+    measurement = replace(allocation.measurement, curves=curves)
+    columns, rows = np.arange(curves.distortion.shape[1]), np.arange(len(allocation.bits))
+    allowed = (columns == allocation.bits[:, None]) | (rows >= measurement.channels)[:, None]
+    limits = in_bytes(measurement, budgets)
+    found = _allocate(measurement, limits, pinned(measurement, limits.pins).restrict(allowed))
+    moved = replace(allocation, activation_bits=found.activation_bits)
+    predicted = float(moved.distortions.sum())
+    return replace(moved, predicted=predicted, gap=max(1 - allocation.bound / max(predicted, 1e-300), 0.0))
+
+
 def _one_width(curves: Curves, bits: float) -> NDArray[np.int64] | None:
     """Return the widest width within the budget for each row; rows without it take the nearest narrower one."""
     allowed = np.isfinite(curves.distortion)

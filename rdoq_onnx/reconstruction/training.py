@@ -32,7 +32,7 @@ Array = NDArray[Any]
 _INSIDE = 8  # tensors inside the network that the loss is of
 _PULL = 0.4  # of weights to their integers, in rates of learning
 _WARM = 20  # steps in which the rates rise
-RATES: Mapping[Kind, float] = {"codes": 0.005, "scales": 0.005, "biases": 0.005, "steps": 0.003, "zeros": 0.03}
+RATES: Mapping[Kind, float] = {"codes": 0.01, "scales": 0.005, "biases": 0.005, "steps": 0.003, "zeros": 0.03}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Tune an allocation's integers, scales, biases and quantizers together, and keep the best of several moments.
 
 The variables are judged after each of `ROUNDS` rounds of steps, on samples that no step has seen, and the best values
-are kept. The rates of learning fall to 0 with the last round, so there is nothing to wait for after it. Of images, a
-trial of some steps decides first whether flipped, shifted and pasted ones help.
+are kept. The rates of learning fall to 0 with the last round, so there is nothing to wait for after it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rdoq_onnx.allocation.allocation import Allocation
@@ -34,32 +33,22 @@ class Tuning:
     steps: int
     seed: int
     advance: Advance
-    kept: Unfinished
+    kept: Unfinished = field(default_factory=Unfinished)
     recipe: Recipe = DEFAULT
 
     @property
-    def expected(self) -> int:
-        """The steps that `tuned` takes at most, with those of trials."""
-        return self.steps + 2 * (self.steps // _TRIAL) * self._images
-
-    @property
-    def _images(self) -> bool:
-        return is_image(self.samples.feeds(slice(0, self.samples.batch or 1)))
+    def trial(self) -> int:
+        """The steps that `augmentation_helps` takes each time, of two; 0 if the samples are no images."""
+        images = is_image(self.samples.feeds(slice(0, self.samples.batch or 1)))
+        return self.steps // _TRIAL if images else 0
 
 
 def tuned(allocation: Allocation, tuning: Tuning) -> Allocation:
     """Return the best allocation found by tuning `allocation`, `allocation` itself if none is better."""
-    state: Mapping[str, Any] = tuning.kept.get() or {"moved": None, "round": 0}
-    if state["moved"] is None:
-        state = {**state, "moved": _moved(allocation, tuning)}
-        tuning.kept.put(state)
-    else:
-        tuning.advance(tuning.expected - tuning.steps)
-    recipe = replace(tuning.recipe, moved=state["moved"])
-    trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, recipe, tuning.seed)
+    trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, tuning.recipe, tuning.seed)
     if not trainer.reached:
         return allocation
-    state = _trained(trainer, tuning, state)
+    state = _trained(trainer, tuning, tuning.kept.get() or {"round": 0})
     if state.get("best") is None:
         return allocation
     trainer.variables.restore(state["best"])
@@ -95,17 +84,16 @@ def _trained(trainer: Trainer, tuning: Tuning, state: Mapping[str, Any]) -> Mapp
     return state
 
 
-def _moved(allocation: Allocation, tuning: Tuning) -> bool:
-    """Try a part of the steps without and with augmented images; return whether these do better."""
-    steps = tuning.steps // _TRIAL
-    if not tuning.expected > tuning.steps or not steps:
+def augmentation_helps(allocation: Allocation, tuning: Tuning) -> bool:
+    """Try some steps without and with flipped, shifted and pasted images; return whether these do better."""
+    if not tuning.trial:
         return False
     found = []
     for moved in (False, True):
         recipe = replace(tuning.recipe, moved=moved)
         trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, recipe, tuning.seed)
-        for step in range(steps):
-            trainer.step(step, steps)
+        for step in range(tuning.trial):
+            trainer.step(step, tuning.trial)
             tuning.advance(1)
         found.append(tuning.judged(trainer.variables.tuned()))
     return found[1] < found[0]

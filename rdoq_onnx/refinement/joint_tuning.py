@@ -1,5 +1,8 @@
 """Tune the refined allocation by gradients of the output distortion (the wing reconstruction).
 
+Half of the steps are taken at the widths allocated. Then the activations' widths are allocated once more, by curves
+around the tuned weights, which have learnt to bear some errors; the other half follows.
+
 The number of steps follows from the work of one, or with --minutes from the time that one takes; the emitted bytes
 depend on that number and not on the time, so it is kept with the curves and reported.
 """
@@ -8,19 +11,25 @@ import hashlib
 import time
 from dataclasses import replace
 
+import numpy as np
+
 from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.allocation.budget import allocate_activations
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.config import Config
+from rdoq_onnx.config import Budgets, Config
 from rdoq_onnx.curves.checkpoint import Steps
+from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.emission.quantized_model import chosen_weights
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.external import is_huge
 from rdoq_onnx.reconstruction.training import Recipe, Trainer
-from rdoq_onnx.reconstruction.tune import Tuning, tuned
+from rdoq_onnx.reconstruction.tune import Tuning, augmentation_helps, tuned
 from rdoq_onnx.reconstruction.work import default_steps
 from rdoq_onnx.refinement.judge import Judge
+from rdoq_onnx.refinement.reround import remeasured
 from rdoq_onnx.refinement.trial import Trial, tolerable
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.threads import workers
 
 TUNING = "tuning"
 _TIMED = 3  # steps that are timed
@@ -36,21 +45,53 @@ def jointly_tuned(start: Trial, samples: Samples, judge: Judge, config: Config, 
     steps.progress.note(f"tuning: {count} steps")
     if not count:
         return None
-    kept = steps.unfinished(f"{TUNING} {_identity(allocation)}, {count} steps")
 
     def judged(tried: Allocation) -> float:
         """Measure δ; infinite if the guard's rises beyond noise, as then the trial is not kept."""
         trial = Trial.of(tried, judge)
         return trial.distortion if tolerable(start, trial) else float("inf")
 
-    tuning = Tuning(samples, runtime, judged, count, config.seed, lambda done: None, kept)
+    tuning = Tuning(samples, runtime, judged, count, config.seed, lambda done: None)
     try:
-        with steps.progress.step(TUNING, tuning.expected) as advance:
-            result = tuned(allocation, replace(tuning, advance=advance))
+        with steps.progress.step(TUNING, count + 2 * tuning.trial) as advance:
+            return _in_two_stages(start, replace(tuning, advance=advance), judge, config, steps)
     except ModelError as error:  # an adjoint that ONNX Runtime rejects, or too little memory
         steps.progress.note(f"not tuned: {error}")
         return None
-    return start if result is allocation else Trial.of(result, judge)
+
+
+def _in_two_stages(start: Trial, tuning: Tuning, judge: Judge, config: Config, steps: Steps) -> Trial:
+    """Tune, allocate the activations again, and tune again."""
+
+    def stage(before: Trial, count: int) -> Trial:
+        kept = steps.unfinished(f"{TUNING} {_identity(before.allocation)}, {count} steps")
+        found = tuned(before.allocation, replace(tuning, steps=count, kept=kept))
+        return before if found is before.allocation else Trial.of(found, judge)
+
+    def helps() -> bool:
+        return augmentation_helps(start.allocation, tuning)
+
+    moved = steps.once(f"{TUNING} {_identity(start.allocation)}, augmentation", helps)
+    tuning = replace(tuning, recipe=replace(tuning.recipe, moved=moved))
+    first = stage(start, tuning.steps // 2)
+    with workers(config.threads) as pool:
+        around = remeasured(first.allocation, config.seed, tuning.samples, judge.runtime, pool).curves
+    again = Trial.of(_allocated_again(start.allocation, first.allocation, around, config.budgets), judge)
+    better = again.distortion < first.distortion and tolerable(start, again)
+    return stage(again if better else first, tuning.steps - tuning.steps // 2)
+
+
+def _allocated_again(start: Allocation, tuned: Allocation, curves: Curves, budgets: Budgets) -> Allocation:
+    """Allocate the activations' widths again; a quantizer of another width moves as tuning moved that of the first."""
+    result = allocate_activations(tuned, curves, budgets)
+    activations = list(tuned.measurement.activations)
+    for k, (old, new) in enumerate(zip(tuned.activation_bits, result.activation_bits, strict=True)):
+        if old != new:
+            quantizers = dict(activations[k].quantizers)
+            moved = quantizers[old].scale / start.measurement.activations[k].quantizers[old].scale
+            quantizers[new] = replace(quantizers[new], scale=float(np.float32(quantizers[new].scale * moved)))
+            activations[k] = replace(activations[k], quantizers=quantizers)
+    return replace(result, measurement=replace(result.measurement, activations=tuple(activations)))
 
 
 def number_of_steps(allocation: Allocation, samples: Samples, config: Config, runtime: Runtime, steps: Steps) -> int:

@@ -48,9 +48,11 @@ class Foreseen(Progress):
         self._running = ("", 0.0)  # the step, and the share of it that is done
 
     def expect(self, seconds: Callable[[], Mapping[str, float]], budgets: int = 1) -> None:
-        """Estimate the time of the steps ahead."""
+        """Estimate the time of the steps ahead; say it at once where it is long."""
         self._begin, expected = time.perf_counter(), seconds()
         self._outlook = Outlook(expected, budgets) if expected else None
+        if self._outlook is not None and (ahead := self._outlook.left("", 0.0)) >= EVERY:
+            self.note(f"about {duration(ahead)} expected")
 
     @contextmanager
     def step(self, name: str, total: int = 1) -> Iterator[Advance]:

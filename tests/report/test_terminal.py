@@ -67,6 +67,7 @@ def test_lines_tell_how_far_the_run_is(capsys: pytest.CaptureFixture[str], monke
         clock[0] = 100.0
     said = [line[9:] for line in capsys.readouterr().err.splitlines()]
     assert said == [
+        "about 2 min expected",
         "sensitivities: 1 of 4 parts, about 75 s left; 23 % of the run, about 85 s left",
         "sensitivities: 60.0 s, 4 parts",
         "60 % of the run, about 40 s left",
