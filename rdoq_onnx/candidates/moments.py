@@ -149,6 +149,12 @@ class _Running:
         return Moments(mean, covariance, vectors=self.seen)
 
 
+def thinned(unfolded: NDArray[np.float32]) -> NDArray[np.int64] | slice:
+    """Return the positions of unfolded inputs [samples, G, K, P] that statistics take."""
+    count, enough = unfolded.shape[-1], max(_POSITIONS, _PER_INPUT * unfolded.shape[2])
+    return _spread(count, enough) if count > 2 * enough else slice(None)
+
+
 def _spread(size: int, count: int) -> NDArray[np.int64]:
     """Return `count` of `size` indices, one at random per stratum: even steps might alias with a periodic pattern."""
     offsets = np.random.default_rng(0).random(count)
@@ -172,9 +178,7 @@ class Sums:
         for use in self._layer.uses:
             unfolded = use.linear.unfold(values[use.data], samples)
             seen = unfolded.shape[0] * unfolded.shape[-1]
-            enough = max(_POSITIONS, _PER_INPUT * unfolded.shape[2])
-            if unfolded.shape[-1] > 2 * enough:
-                unfolded = unfolded[..., _spread(unfolded.shape[-1], enough)]
+            unfolded = unfolded[..., thinned(unfolded)]
             self._own.add(np.moveaxis(unfolded, 0, 2).reshape(*self._own.first.shape, -1), seen)
         if self._pool is not None and self._positions is not None:
             value, inputs = values[self._pool.tensor], self._own.first.shape[1]

@@ -39,7 +39,7 @@ _WRITTEN = 1e-8  # seconds to make a byte of the emitted model
 _LATENCY = 0.8  # seconds of timing both models
 _TUNED = 10.0  # a step of tuning, in float passes of its samples
 _UPDATED = 3e-8  # seconds of a step for a weight
-_WITH_TRIALS = 1.15  # steps of tuning with those of its trials
+_WITH_TRIALS = 1.1  # steps of tuning with those of its trials
 _PROBED = 2  # exact measurements run half the network
 
 
@@ -231,7 +231,8 @@ class Estimate:
         trial = self._graph + _EMITTED * self.speeds.load + judging * one
         fits = len(plan.fits) * work.fitting * _FETCH * one
         again = plan.portions * work.fitting * _FETCH * one + measured.get("taylor", 0.0) if plan.portions else 0.0
-        return (2 + _SEARCHED * (plan.trials - 2)) * trial + fits + again
+        ridge = plan.ridges * work.fitting * _FETCH * one * (1.0 if plan.portions else _SEARCHED)
+        return (2 + _SEARCHED * (plan.trials - 2)) * trial + fits + again + ridge
 
     def _tuning(self) -> dict[str, float]:
         """Return the seconds of tuning by gradients; with --minutes, what they leave of these."""

@@ -16,7 +16,7 @@ from rdoq_onnx.system.progress import Advance, Unfinished
 from rdoq_onnx.system.runtime import Runtime
 
 ROUNDS = 8
-_TRIAL = 8  # a trial takes 1 / _TRIAL of the steps
+_TRIAL = 16  # a trial takes 1 / _TRIAL of the steps
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Tuning:
 
     @property
     def trial(self) -> int:
-        """The steps that `augmentation_helps` takes each time, of two; 0 if the samples are no images."""
+        """The steps of `briefly_tuned`; 0 if the samples are no images."""
         images = is_image(self.samples.feeds(slice(0, self.samples.batch or 1)))
         return self.steps // _TRIAL if images else 0
 
@@ -84,16 +84,11 @@ def _trained(trainer: Trainer, tuning: Tuning, state: Mapping[str, Any]) -> Mapp
     return state
 
 
-def augmentation_helps(allocation: Allocation, tuning: Tuning) -> bool:
-    """Try some steps without and with flipped, shifted and pasted images; return whether these do better."""
-    if not tuning.trial:
-        return False
-    found = []
-    for moved in (False, True):
-        recipe = replace(tuning.recipe, moved=moved)
-        trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, recipe, tuning.seed)
-        for step in range(tuning.trial):
-            trainer.step(step, tuning.trial)
-            tuning.advance(1)
-        found.append(tuning.judged(trainer.variables.tuned()))
-    return found[1] < found[0]
+def briefly_tuned(allocation: Allocation, tuning: Tuning, moved: bool) -> Allocation:
+    """Return what some steps make of `allocation`, if images are flipped, shifted and pasted or not."""
+    recipe = replace(tuning.recipe, moved=moved)
+    trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, recipe, tuning.seed)
+    for step in range(tuning.trial):
+        trainer.step(step, tuning.trial)
+        tuning.advance(1)
+    return trainer.variables.tuned()

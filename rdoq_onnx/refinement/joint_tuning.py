@@ -23,11 +23,11 @@ from rdoq_onnx.emission.quantized_model import chosen_weights
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.model.external import is_huge
 from rdoq_onnx.reconstruction.training import Recipe, Trainer
-from rdoq_onnx.reconstruction.tune import Tuning, augmentation_helps, tuned
+from rdoq_onnx.reconstruction.tune import Tuning, briefly_tuned, tuned
 from rdoq_onnx.reconstruction.work import default_steps
 from rdoq_onnx.refinement.judge import Judge
 from rdoq_onnx.refinement.reround import remeasured
-from rdoq_onnx.refinement.trial import Trial, tolerable
+from rdoq_onnx.refinement.trial import Trial, significantly_worse, tolerable
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import workers
 
@@ -68,10 +68,15 @@ def _in_two_stages(start: Trial, tuning: Tuning, judge: Judge, config: Config, s
         found = tuned(before.allocation, replace(tuning, steps=count, kept=kept))
         return before if found is before.allocation else Trial.of(found, judge)
 
-    def helps() -> bool:
-        return augmentation_helps(start.allocation, tuning)
+    def augmented() -> bool:
+        """Few steps show little of what it gains later, so only a sure loss tells against it."""
+        if not tuning.trial:
+            return False
+        tried = (briefly_tuned(start.allocation, tuning, moved) for moved in (False, True))
+        plain, moved = (Trial.of(allocation, judge) for allocation in tried)
+        return not significantly_worse(moved.errors, plain.errors)
 
-    moved = steps.once(f"{TUNING} {_identity(start.allocation)}, augmentation", helps)
+    moved = steps.once(f"{TUNING} {_identity(start.allocation)}, augmentation", augmented)
     tuning = replace(tuning, recipe=replace(tuning.recipe, moved=moved))
     first = stage(start, tuning.steps // 2)
     with workers(config.threads) as pool:

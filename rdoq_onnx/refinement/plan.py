@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.config import Effort
+from rdoq_onnx.curves.large import LARGE
 
 WEIGHS = (1.8, 0.55)  # factors on the weight of a group's curves
 _WORK = 8e10  # elements that swap trials may compute, and clipping trials: some minutes each
@@ -17,7 +18,8 @@ class Plan:
     portions: number of portions in which the layers are re-rounded, before curves are re-measured; 0 for neither.
     rounds, groups: rounds of bit swaps, and layers and activations tried in each; patience: how many of these may gain
     nothing in a row. clips: activations with clipping trials. fits: shares of the layers whose scales and biases are
-    fitted; alone: how many layers are then fitted again one by one.
+    fitted; alone: how many layers are then fitted again one by one. ridges: portions of the layers of a network that is
+    not large, for ridge regression.
     """
 
     portions: int = 0
@@ -27,15 +29,16 @@ class Plan:
     clips: int = 0
     fits: tuple[float, ...] = ()
     alone: int = 0
+    ridges: int = 0
 
     @classmethod
     def of(cls, effort: Effort, allocation: Allocation, judging: int) -> "Plan":
         """Return the plan of `effort` if each trial runs `judging` samples; expensive networks get fewer swaps."""
         work = judging * sum(allocation.measurement.observation.sizes.values())
-        groups = len(rows_by_distortion(allocation))
-        return EFFORTS[effort].within(
-            work, groups, len(allocation.activation_bits), len(allocation.measurement.network.layers)
-        )
+        groups, measurement = len(rows_by_distortion(allocation)), allocation.measurement
+        plan = EFFORTS[effort].within(work, groups, len(allocation.activation_bits), len(measurement.network.layers))
+        large = measurement.curves.elements[: measurement.channels].sum() >= LARGE
+        return replace(plan, ridges=0) if large else plan
 
     def within(self, work: int, groups: int, activations: int, layers: int) -> "Plan":
         """Limit the plan to the bound on work, given a trial's `work` in elements, and to what the network has."""
@@ -45,21 +48,21 @@ class Plan:
         rounds = min(self.rounds, swaps // groups) if groups else 0
         clips = min(self.clips, int(_WORK / (work * _CLIPS)), activations)
         alone = min(self.alone, int(_WORK / work), layers)
-        portions = min(self.portions, layers)
-        return replace(self, portions=portions, rounds=rounds, groups=groups, clips=clips, alone=alone)
+        portions, ridges = min(self.portions, layers), min(self.ridges, int(_WORK / work), layers)
+        return replace(self, portions=portions, ridges=ridges, rounds=rounds, groups=groups, clips=clips, alone=alone)
 
     @property
     def trials(self) -> int:
         """Return the maximum number of trials, with the first measurement, first order, diversion, uniform widths."""
-        around = self.portions + 1 if self.portions else 0
+        around = (self.portions + 1 if self.portions else 0) + self.ridges
         swaps, clips = self.rounds * self.groups * len(WEIGHS), 2 * _CLIPS * self.clips
         return 3 + around + swaps + clips + len(self.fits) + self.alone
 
 
 EFFORTS: dict[Effort, Plan] = {
     "fast": Plan(),
-    "default": Plan(rounds=1, groups=12, patience=2, fits=(2 / 3,)),
-    "best": Plan(portions=6, rounds=3, groups=40, patience=40, clips=80, fits=(1 / 3, 2 / 3, 1.0), alone=80),
+    "default": Plan(rounds=1, groups=12, patience=2, fits=(2 / 3,), ridges=40),
+    "best": Plan(portions=6, rounds=3, groups=40, patience=40, clips=80, fits=(1 / 3, 2 / 3, 1.0), alone=80, ridges=80),
 }
 
 

@@ -21,6 +21,7 @@ from rdoq_onnx.gradients.batch_sizes import forward_batch, least_draws, reverse_
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.passes import run_passes
 from rdoq_onnx.passes.replace_weights import ReplaceWeights
+from rdoq_onnx.refinement.ridge import Regression
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.threads import Workers
 
@@ -28,9 +29,17 @@ _DAMPING = 0.1
 
 
 def rerounded(
-    allocation: Allocation, portion: NDArray[np.int64], samples: Samples, runtime: Runtime, workers: Workers
+    allocation: Allocation,
+    portion: NDArray[np.int64],
+    samples: Samples,
+    runtime: Runtime,
+    workers: Workers,
+    ridged: bool = False,
 ) -> Allocation:
-    """Re-round the layers of `portion` (indices) at their widths, for their inputs in the quantized network."""
+    """Re-round the layers of `portion` (indices) at their widths, for their inputs in the quantized network.
+
+    ridged: round what ridge regression on these inputs makes of the weights (ridge.py).
+    """
     measurement = allocation.measurement
     network = measurement.network
     emitted = quantized_model(allocation)
@@ -44,11 +53,15 @@ def rerounded(
     moments = with_memory(
         lambda batch: collect(quantized, samples, batch, runtime, workers, _unwatched), size, measurement.observation
     )
+    weights = [network.rows(layer) for layer in layers]
+    if ridged:
+        triples = [(network.layers[k], layer, rows) for k, layer, rows in zip(portion, layers, weights, strict=True)]
+        weights = Regression(network.model, emitted, triples).rows(samples, size, runtime)
     floors = scale_floors(network, measurement.observation.ranges)
     measured = list(measurement.layers)
-    for k, layer, moment in zip(portion.tolist(), layers, moments, strict=True):
+    for k, layer, moment, weight in zip(portion.tolist(), layers, moments, weights, strict=True):
         limit, block = integer_limit(network), measured[k].block
-        rows = LayerRows(Blocks(layer.linear), network.rows(layer), limit, floors[k], block)
+        rows = LayerRows(Blocks(layer.linear), weight, limit, floors[k], block)
         widths = tuple(np.unique(allocation.layer_bits[k]).tolist())
         starts = rows.starts(moment.covariance, widths)
         codes = {**measured[k].codes, **rows.codes(moment.covariance, _DAMPING, starts)}

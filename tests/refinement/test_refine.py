@@ -92,8 +92,8 @@ def test_rounding_and_measuring_again_keep_the_blocks(blocked):
 
 STEPS = {
     "fast": ["uniform"],
-    "default": ["bit swaps", "uniform", "scale refit"],
-    "best": ["re-rounding", "re-measuring", "bit swaps", "clipping", "uniform", "scale refit"],
+    "default": ["bit swaps", "uniform", "scale refit", "ridge"],
+    "best": ["re-rounding", "re-measuring", "bit swaps", "clipping", "uniform", "scale refit", "ridge"],
 }
 
 
