@@ -92,7 +92,7 @@ def test_rounding_and_measuring_again_keep_the_blocks(blocked):
 
 STEPS = {
     "fast": ["uniform"],
-    "default": ["bit swaps", "uniform", "scale refit", "ridge"],
+    "default": ["bit swaps", "uniform", "scale refit"],
     "best": ["re-rounding", "re-measuring", "bit swaps", "clipping", "uniform", "scale refit", "ridge"],
 }
 
@@ -116,6 +116,13 @@ def test_no_step_makes_it_worse(digits, effort):
 def test_refinement_at_default_effort_gains(digits):
     steps = digits.refine(digits.allocation, CONFIG).steps
     assert steps[-1].after < 0.9 * steps[0].before
+
+
+def test_ridge_regression_is_tried_at_default_effort_where_much_is_lost(digits):
+    config = replace(CONFIG, weight_bits=2, activation_bits=2)
+    refined = digits.refine(allocate_bits(digits.measurement, config.budgets), config)
+    (step,) = (s for s in refined.steps if s.name == "ridge")
+    assert step.after < step.before
 
 
 def test_a_mixture_that_loses_to_uniform_widths_is_dropped(digits):
