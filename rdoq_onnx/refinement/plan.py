@@ -8,6 +8,7 @@ from rdoq_onnx.curves.large import LARGE
 
 WEIGHS = (1.8, 0.55)  # factors on the weight of a group's curves
 _WORK = 8e10  # elements that swap trials may compute, and clipping trials: some minutes each
+_FITTED = 4  # a trial that fits weights, in trials that do not
 _CLIPS = 4  # trials for an activation, on average
 
 
@@ -48,7 +49,7 @@ class Plan:
         rounds = min(self.rounds, swaps // groups) if groups else 0
         clips = min(self.clips, int(_WORK / (work * _CLIPS)), activations)
         alone = min(self.alone, int(_WORK / work), layers)
-        portions, ridges = min(self.portions, layers), min(self.ridges, int(_WORK / work), layers)
+        portions, ridges = min(self.portions, layers), min(self.ridges, int(_WORK / (_FITTED * work)), layers)
         return replace(self, portions=portions, ridges=ridges, rounds=rounds, groups=groups, clips=clips, alone=alone)
 
     @property

@@ -39,10 +39,14 @@ def found():
     regression = Regression(floats, coarse, [(layer, other, rows)])
     (y,) = RUNTIME.session(floats).run({"x": x})
     vectors, outputs = (
-        np.moveaxis(v, 0, 2).reshape(*v.shape[1:3], -1)
-        for v in (linear.unfold(np.rint(x), 24), linear.outputs(y, 24))
+        np.moveaxis(v, 0, 2).reshape(*v.shape[1:3], -1) for v in (linear.unfold(np.rint(x), 24), linear.outputs(y, 24))
     )
-    return rows, vectors, outputs, lambda: layer.linear.grouped(regression.rows(Samples("test", {"x": x}), 7, RUNTIME)[0])
+    return (
+        rows,
+        vectors,
+        outputs,
+        lambda: layer.linear.grouped(regression.rows(Samples("test", {"x": x}), 7, RUNTIME)[0]),
+    )
 
 
 def test_without_a_penalty_it_is_least_squares(found, monkeypatch):
