@@ -4,6 +4,9 @@
     weight       Ŵ = s q, computed outside (variables.py): the graph has one input for it
     bias         an input in place of the constant
 
+With gates g in {0, 1}, a + g (â - a) takes the place of â, so that a quantizer may be left out for a while (QDrop,
+Wei et al., ICLR 2022).
+
 Round passes adjoints on unchanged (straight-through estimator) and Clip those inside its range, so that the adjoints of
 s and z are those of LSQ+ (Bhalgat et al., 2020).
 """
@@ -42,7 +45,8 @@ class Parametrized:
     """The graph, and the names of its inputs.
 
     sites: of each layer's weight, by the layer's index. biases: of each bias that is tuned, likewise, with its value.
-    scales, zeros: of the activations' quantizers, by index; a zero point of 0 has none.
+    scales, zeros: of the activations' quantizers, by index; a zero point of 0 has none. gates: of all quantizers, or
+    none.
     """
 
     model: onnx.ModelProto
@@ -50,6 +54,7 @@ class Parametrized:
     biases: Mapping[int, tuple[str, NDArray[np.float32]]]
     scales: Mapping[int, str]
     zeros: Mapping[int, str]
+    gates: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> list[str]:
@@ -58,8 +63,8 @@ class Parametrized:
         return [*weights, *(name for name, _ in self.biases.values()), *self.scales.values(), *self.zeros.values()]
 
 
-def parametrized(allocation: Allocation) -> Parametrized:
-    """Turn what is quantized in the network of `allocation` into inputs.
+def parametrized(allocation: Allocation, gated: bool = False) -> Parametrized:
+    """Turn what is quantized in the network of `allocation` into inputs; with gates if `gated`.
 
     A weight that no adjoint rule reaches, such as that of a recurrent cell, stays a constant at its quantized value.
     """
@@ -81,13 +86,18 @@ def parametrized(allocation: Allocation) -> Parametrized:
             if (bias := editor.bias_input(layer)) is not None:
                 biases[k] = bias
     names = [
-        editor.quantize(each.activation, each.quantizers[bits])
+        editor.quantize(each.activation, each.quantizers[bits], gated)
         for each, bits in zip(measurement.activations, allocation.activation_bits, strict=True)
     ]
     scales = {k: scale for k, (scale, _) in enumerate(names)}
-    return Parametrized(
-        editor.finished(), sites, biases, scales, {k: zero for k, (_, zero) in enumerate(names) if zero}
-    )
+    zeros = {k: zero for k, (_, zero) in enumerate(names) if zero}
+    gates = tuple(gate(each.activation.tensor) for each in measurement.activations) if gated else ()
+    return Parametrized(editor.finished(), sites, biases, scales, zeros, gates)
+
+
+def gate(tensor: str) -> str:
+    """Return the name of the gate of a tensor's quantizer."""
+    return f"{tensor}/gate"
 
 
 class _Editor:
@@ -140,11 +150,11 @@ class _Editor:
         self._inputs[name] = list(tensor.dims)
         return name, external.values(tensor).astype(np.float32)
 
-    def quantize(self, activation: Activation, quantizer: Affine) -> tuple[str, str]:
+    def quantize(self, activation: Activation, quantizer: Affine, gated: bool) -> tuple[str, str]:
         """Put a quantizer behind a tensor, for all that read it; return its inputs, "" without a zero point."""
         tensor, low = activation.tensor, quantizer.low - quantizer.zero_point
         scale, zero = f"{tensor}/scale", f"{tensor}/zero point" if low else ""
-        self._inputs |= {name: [1] for name in (scale, zero) if name}
+        self._inputs |= {name: [1] for name in (scale, zero, gate(tensor) if gated else "") if name}
         first = quantizer.low if low else 0
         bounds = [
             self._constant(f"{tensor}/{end}", value)
@@ -152,10 +162,12 @@ class _Editor:
         ]
         steps = [("Div", [tensor, scale]), ("Add", ["", zero]), ("Clip", ["", *bounds]), ("Round", [""])]
         steps += [("Sub", ["", zero]), ("Mul", ["", scale])]
+        if gated:
+            steps += [("Sub", ["", tensor]), ("Mul", ["", gate(tensor)]), ("Add", ["", tensor])]
         nodes: list[NodeProto] = []
         last = ""
         for op_type, inputs in steps:
-            if op_type in ("Add", "Sub") and not zero:
+            if inputs[-1] == zero == "" and len(inputs) == 2:
                 continue
             output = f"{tensor}/quantizer {len(nodes)}"
             nodes.append(helper.make_node(op_type, [name or last for name in inputs], [output], output))

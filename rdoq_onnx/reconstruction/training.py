@@ -31,6 +31,7 @@ Array = NDArray[Any]
 
 _INSIDE = 8  # tensors inside the network that the loss is of
 _PULL = 0.4  # of weights to their integers, in rates of learning
+_OPEN = np.ones(1, np.float32)
 _WARM = 20  # steps in which the rates rise
 RATES: Mapping[Kind, float] = {"codes": 0.01, "scales": 0.005, "biases": 0.005, "steps": 0.003, "zeros": 0.03}
 
@@ -40,12 +41,14 @@ class Recipe:
     """How to tune.
 
     inside: the weight of tensors inside the network in the loss. rates: the rate of learning of each kind of variable;
-    kinds without one stay. moved: whether images are augmented.
+    kinds without one stay. moved: whether images are augmented. left_out: the share of the activations' quantizers that
+    each step leaves out, at random.
     """
 
     inside: float = 5.0
     rates: Mapping[Kind, float] | None = None
     moved: bool = False
+    left_out: float = 0.0
 
     def rate(self, kind: Kind, step: int, steps: int) -> float:
         """Return the rate of step number `step` of `steps`: it rises, then falls as a cosine."""
@@ -87,6 +90,7 @@ class Trainer:
     floats: Session
     recipe: Recipe
     seed: int
+    gates: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, allocation: Allocation, samples: Samples, runtime: Runtime, recipe: Recipe, seed: int) -> "Trainer":
@@ -95,7 +99,7 @@ class Trainer:
         network, metric = measurement.aimed, measurement.observation.metric
         shapes = differentiated(samples).by_shape()
         batches = [part.batch or min(step_batch(measurement.observation), len(part)) for part in shapes]
-        graph = parametrized(allocation)
+        graph = parametrized(allocation, gated=recipe.left_out > 0)
         inside = _inside(network)
         spreads, powers = _scales(network, graph, inside, shapes[0].feeds(slice(0, batches[0])), runtime)
         objective = Objective(metric, powers, recipe.inside)
@@ -107,11 +111,11 @@ class Trainer:
             targets = _targets(objective, floats, feeds)
             sizes = {name: targets[target(name)].shape for name in objective.tensors}
             model = objective.appended(graph.model, sizes, batch)
-            feeds = {**feeds, **targets, **variables.feeds()}
+            feeds = {**feeds, **targets, **variables.feeds(), **dict.fromkeys(graph.gates, _OPEN)}
             reverse = straight_through(static(model, feeds), graph.inputs, [LOSS], feeds, runtime)
             parts.append(_Part(part, batch, reverse, runtime.session(reverse.model, "all")))
         adam = Adam.of([array for _, array in variables.arrays])
-        return cls(variables, adam, tuple(parts), objective, floats, recipe, seed)
+        return cls(variables, adam, tuple(parts), objective, floats, recipe, seed, graph.gates)
 
     @property
     def batch(self) -> int:
@@ -135,12 +139,17 @@ class Trainer:
         if self.recipe.moved:
             feeds = augmented(feeds, np.random.default_rng([self.seed, number]))
         targets = _targets(self.objective, self.floats, feeds)
-        loss, found = part.adjoints({**feeds, **targets, **self.variables.feeds()})
+        loss, found = part.adjoints({**feeds, **targets, **self.variables.feeds(), **self._gated(number)})
         if np.isfinite(loss):
             rates = [self._calm * self.recipe.rate(kind, number, steps) for kind, _ in self.variables.arrays]
             self.adam.step(self.variables.gradients(found), rates, number + 1)
             self.variables.confine(_PULL * self._calm * self.recipe.rate("codes", number, steps))
         return loss
+
+    def _gated(self, number: int) -> dict[str, Array]:
+        """Return the values of the gates in a step."""
+        kept = np.random.default_rng([self.seed, 2, number]).random(len(self.gates)) >= self.recipe.left_out
+        return {name: np.full(1, value, np.float32) for name, value in zip(self.gates, kept, strict=True)}
 
     def _chosen(self, number: int) -> tuple[_Part, NDArray[np.int64]]:
         """Return the batch of a step: the samples are drawn without replacement, epoch by epoch."""

@@ -2,16 +2,18 @@
 
     python tests/benchmarks/bench_reconstruction.py [--only MODEL] [--settings W4A4,...] [--steps N] [--limit N]
 
-Rows: the refined allocation that tuning starts at; its activation quantizers alone tuned; biases alone; scales of
-weights alone; these three together; with integers; with augmented images; without tensors inside the network in the
-loss; without the pull of weights to their integers. "unseen" are the calibration samples that no step sees, on which
-one chooses; "test" are others.
+Rows: the allocation that tuning starts at, refined without and with ridge regression; its activation quantizers alone
+tuned; biases alone; scales of weights alone; these three together; with integers; with augmented images; then without
+tensors inside the network in the loss; without the pull of weights to their integers; with a fifth of the activations'
+quantizers left out of each step at random (QDrop). "unseen" are the calibration samples that no step sees, on which one
+chooses; "test" are others.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -37,6 +39,7 @@ from rdoq_onnx.reconstruction.augmentation import is_image
 from rdoq_onnx.reconstruction.training import RATES, Recipe, Trainer
 from rdoq_onnx.reconstruction.variables import Kind
 from rdoq_onnx.refinement.judge import Judge
+from rdoq_onnx.refinement.plan import EFFORTS
 from rdoq_onnx.refinement.refine import refine
 from rdoq_onnx.system.progress import Progress
 
@@ -57,6 +60,7 @@ PARTS: Mapping[str, Recipe] = {
     "and augmented images": Recipe(moved=True),
     "the same without tensors inside": Recipe(inside=0.0, moved=True),
     "the same without the pull": Recipe(moved=True),
+    "the same with random activations": Recipe(moved=True, left_out=0.2),
 }
 
 
@@ -65,7 +69,11 @@ def rows(model: Model, setting: str, steps: int, limit: int) -> Iterator[tuple[s
     job = Job.of(model.path, model.calibration, config, Progress())
     kept = Steps(job.store, job.progress, regime(config))
     measurement = measure(analyse(job.normal, config.selection), config, job.split, RUNTIME, kept)
-    start = refine(allocate_bits(measurement, config.budgets), config, job.split, RUNTIME, kept).allocation
+    first = allocate_bits(measurement, config.budgets)
+    without = {effort: replace(plan, ridges=0) for effort, plan in EFFORTS.items()}
+    with patch.dict(EFFORTS, without):
+        plain = refine(first, config, job.split, RUNTIME, kept).allocation
+    start = refine(first, config, job.split, RUNTIME, kept).allocation
     test = load_samples(model.test, input_specs(job.normal), limit or None)
     images = is_image(job.split.fitting.feeds(slice(0, 1)))
     judge = Judge.of(measurement, job.split.measuring, RUNTIME, kept)
@@ -78,7 +86,8 @@ def rows(model: Model, setting: str, steps: int, limit: int) -> Iterator[tuple[s
         agree = 100 * float((values.argmax(axis=1) == expected.argmax(axis=1)).mean())
         return f"{unseen:.2f}", f"{sqnr_db(power, noise):.2f}", f"{agree:.2f}"
 
-    yield model.name, setting, "start", *figures(start), ""
+    yield model.name, setting, "start", *figures(plain), ""
+    yield model.name, setting, "with ridge regression", *figures(start), ""
     for name, recipe in PARTS.items():
         if recipe.moved and not images:
             continue

@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from rdoq_onnx.emission.quantized_model import quantized_model
+from rdoq_onnx.emission.quantized_model import chosen_weights, quantized_model
 from rdoq_onnx.model.protos import with_outputs
+from rdoq_onnx.passes import run_passes
+from rdoq_onnx.passes.replace_weights import ReplaceWeights
 from rdoq_onnx.reconstruction.parametrized import parametrized
 from rdoq_onnx.reconstruction.variable_set import VariableSet
 from tests.cases import RUNTIME
@@ -24,6 +26,21 @@ def test_it_computes_what_is_emitted(case):
     for expected, value in zip(emitted, found, strict=True):
         noise = np.square(value - expected).mean() / np.square(expected).mean()
         assert noise < 1e-2  # biases are emitted as integers, and values halfway between two may round either way
+
+
+def test_gates_leave_quantizers_out(digits):
+    graph, gated = parametrized(digits.allocation), parametrized(digits.allocation, gated=True)
+    assert len(gated.gates) == len(gated.scales)
+    variables = VariableSet.of(digits.allocation, graph, spreads(graph)).feeds()
+    feeds = next(digits.split.measuring.batches(8)) | variables
+    (plain,) = RUNTIME.session(graph.model).run(feeds)
+    session = RUNTIME.session(gated.model)
+    opened, closed = (session.run(feeds | dict.fromkeys(gated.gates, np.full(1, g, np.float32)))[0] for g in (1, 0))
+    np.testing.assert_allclose(opened, plain, rtol=1e-4, atol=1e-4)
+    weights = [(w, w.linear.tensor(codes.values), shift) for w, codes, shift in chosen_weights(digits.allocation)]
+    floats = run_passes([ReplaceWeights(weights)], digits.allocation.measurement.aimed.model, checked=False)
+    (exact,) = RUNTIME.session(floats).run({name: feeds[name] for name in feeds.keys() - variables.keys()})
+    np.testing.assert_allclose(closed, exact, rtol=1e-4, atol=1e-4)
 
 
 def test_all_weights_and_quantizers_are_inputs(case):

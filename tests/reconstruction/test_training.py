@@ -44,6 +44,14 @@ def test_the_seed_decides(digits):
     assert (values(1) != values(2)).any()
 
 
+def test_quantizers_are_left_out_at_random(digits):
+    tuned = trainer(digits, Recipe(left_out=0.4))
+    gates = np.array([[g[0] for g in tuned._gated(number).values()] for number in range(200)])
+    assert 0.5 < gates.mean() < 0.7
+    assert set(np.unique(gates)) == {0.0, 1.0}
+    assert np.isfinite(tuned.step(0, 3))
+
+
 def test_an_epoch_takes_each_sample_once(digits):
     tuned = trainer(digits)
     (part,) = tuned.parts
