@@ -102,8 +102,7 @@ class Job:
         split = SampleSplit.of(samples, config.seed)
         if validation is not None:
             other = validation_samples(network, normal, validation, config, runtime)
-            searching = config.sqnr is not None or config.top1_agreement is not None
-            split = split.validated(other, config.seed, searching)
+            split = split.validated(other, config.seed, config.seeks)
         source = str(model) if not isinstance(model, onnx.ModelProto) else ""
         store = store_for(normal, samples, len(split.seen), config, curves, scratch)
         return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
@@ -141,7 +140,7 @@ class Job:
 
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
-        if self.store.kept or not self.single or config.sqnr is not None or config.top1_agreement is not None:
+        if self.store.kept or not self.single or config.seeks:
             return None
         if config.cost is not None and config.cost.unmeasured:
             return None
