@@ -87,6 +87,6 @@ def recorded_settings(config: Config, samples: Samples) -> dict[str, Any]:
     # Identified by content: the same samples from another path, or from memory, give the same file.
     source = samples.source if samples.source == "synthetic" else f"sha256:{samples.digest}"
     settings = asdict(replace(config, provider="auto")) | {"calibration": source, "samples": len(samples)}
-    settings["cost"] = None if config.budget is None or config.cost is None else config.cost.identity
+    settings["cost"] = config.cost.identity if config.cost is not None and config.spends_cost else None
     kept = {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE}
     return {name: value for name, value in kept.items() if name not in _OF_COSTS or value}

@@ -22,6 +22,7 @@ from rdoq_onnx.allocation.budget import uniform_bits
 from rdoq_onnx.analysis.patterns import as_pattern
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
+from rdoq_onnx.cost.template import DIGITS
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.errors import BudgetError, ModelError
@@ -58,7 +59,10 @@ def measured_cost(measurement: Measurement, config: Config, samples: Samples, ru
     saved = sum(integers.values()) - sum(fewer.values())
     expected = sum(integers[node] * share for node, share in shares.items())
     gain = min(max(saved / expected, 0.0), 1.0) if expected else 0.0
-    return Cost("measured", PRESETS["measured"], tuple(_rows(measurement, (in_float, integers), shares, gain)))
+    rows = _rows(measurement, (in_float, integers), shares, gain)
+    # As they are kept in a file, so that a run with the file has the same ones.
+    rounded = (replace(row, cost=float(f"{row.cost:.{DIGITS}g}")) for row in rows)
+    return Cost("measured", PRESETS["measured"], tuple(rounded))
 
 
 def one_run(samples: Samples) -> Feeds:
