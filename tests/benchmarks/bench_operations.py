@@ -31,6 +31,7 @@ from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.measure import measure, regime
 from rdoq_onnx.emission.emit import emit_model
 from rdoq_onnx.model.cost_rows import Amount, preset
+from rdoq_onnx.model.external import attached
 from rdoq_onnx.pipeline import Job
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.refinement.search import Goal
@@ -136,7 +137,8 @@ def main() -> None:
     parser.add_argument("--effort", default="fast")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    rows = list(matched(given.folder, given.effort, given.folder / f"{given.effort}.curves"))
+    found = matched(given.folder, given.effort, given.folder / f"{given.effort}.curves")
+    rows = [(name, spent, proven, attached(model)) for name, spent, proven, model in found]
     for name, *_, model in rows:
         onnx.save(model, given.folder / f"{name.replace(' ', '_')}.onnx")
     judged = judge({name: model.SerializeToString() for name, *_, model in rows})
