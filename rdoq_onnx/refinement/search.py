@@ -26,7 +26,7 @@ from rdoq_onnx.refinement.refine import Refined
 
 _REFINEMENTS = 4  # at most
 _BIT_DB = 6.0  # dB per bit
-_RUNGS = (32, 16, 8, 4)  # steps above the budget found at which the bound is tried, too
+_RUNGS = (32, 16, 8, 4, 2, 1)  # steps above the budget found at which the bound is tried, too
 
 Refine = Callable[[Allocation, Config], Refined]
 
