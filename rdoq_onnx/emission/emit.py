@@ -23,7 +23,7 @@ from rdoq_onnx.version import __version__
 
 METADATA = "rdoq_onnx"
 # ONNX Runtime runs a convolution of 30 channels slower than one of 32, while 24 save nearly their share of the time.
-# Its integer kernel for depthwise layers takes channels beyond a multiple of 16 one at a time: 72 last twice as long as 96.
+# Its integer kernel for depthwise layers takes channels beyond a multiple of 16 one at a time: 72 take twice as long.
 _MULTIPLE, _DEPTHWISE = 8, 16
 _WORTH_PACKING = 7.5  # average bits up to which a table's decode at load pays
 _OF_COSTS = ("cost", "budget", "layer_limit_activations")  # recorded where they are given
