@@ -4,7 +4,7 @@
 
 MobileNet-v2 of the zoo, effort fast, no refinement on either side. Every second calibration photo is for calibration.
 On the others, one width everywhere (W4A8, W6A6) reaches an SQNR, and the fewest operations that reach it, too, are
-found by bisection. Both files are then judged on the same test photos; ± is the 95 % interval of the difference over photos.
+found by bisection. Both files are then judged on the same test photos; ± is the 95 % interval of the difference.
 """
 
 import argparse
