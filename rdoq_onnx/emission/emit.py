@@ -24,7 +24,7 @@ from rdoq_onnx.version import __version__
 METADATA = "rdoq_onnx"
 # ONNX Runtime runs a convolution of 30 channels slower than one of 32, while 24 save nearly their share of the time.
 # Its integer kernel for depthwise layers takes channels beyond a multiple of 16 one at a time: 72 take twice as long.
-_MULTIPLE, _DEPTHWISE = 8, 16
+MULTIPLE, DEPTHWISE = 8, 16
 _WORTH_PACKING = 7.5  # average bits up to which a table's decode at load pays
 _OF_COSTS = ("cost", "budget", "layer_limit_activations")  # recorded where they are given
 _OF_THE_MACHINE = ("scratch", "memory", "workers")  # settings that no byte depends on
@@ -59,7 +59,7 @@ def emit_model(
     network = allocation.measurement.network
     plain = quantized_model(allocation) if plain is None else plain
     storage = storage or network.target.storages[0]
-    removal = None if keep_channels else removable(plain, _MULTIPLE, _DEPTHWISE)
+    removal = None if keep_channels else removable(plain, MULTIPLE, DEPTHWISE)
     weights = {layer.name: layer.weight for layer in network.layers}
     pruning = [RemoveChannels(removal)] if removal is not None and removal.outputs else []
     model = run_passes([*pruning, OpaqueShapes()], plain)
