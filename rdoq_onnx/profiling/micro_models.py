@@ -46,7 +46,8 @@ class Alone:
         if linear.op_type == "Conv":
             return cls(data, linear.shape, linear) if linear.group == 1 or linear.shape[1] == 1 else None
         if linear.op_type in ("Gemm", "MatMul") and linear.group == 1:
-            return cls((math.prod(data) // linear.inputs, linear.inputs), (linear.inputs, linear.channels))
+            rows = max(math.prod(data) // linear.inputs, 1)
+            return cls((rows, linear.inputs), (linear.inputs, linear.channels))
         return None
 
     @property
@@ -107,7 +108,7 @@ def _seconds(layers: Sequence[Alone], runtime: Runtime) -> list[float]:
     feeds = {i.name: np.zeros([d.dim_value for d in i.type.tensor_type.shape.dim], np.uint8) for i in model.graph.input}
     seconds, _ = runtime.profiled(model, feeds, _RUNS)
     # ONNX Runtime appends to the name of a node when it changes its layout.
-    quartiles = {name.split("_token_")[0]: float(np.quantile(taken, _QUARTILE)) for name, taken in seconds.items()}
+    quartiles = {name.split("_")[0]: float(np.quantile(taken, _QUARTILE)) for name, taken in seconds.items()}
     return [quartiles[f"layer{k}"] for k in range(len(layers))]
 
 

@@ -25,7 +25,9 @@ from rdoq_onnx.refinement.reference import Reference, classifies
 from rdoq_onnx.refinement.refine import Refined
 
 _REFINEMENTS = 4  # at most
-_BIT_DB = 6.0  # dB per bit
+_SPENT = 0.8  # share of the dB to spare that the next budget should take, by the curves
+_MOST_DB = 100.0
+_FEWER_BITS = 0.25  # of the next budget where the goal is no SQNR
 _RUNGS = (32, 16, 8, 4, 2, 1)  # steps above the budget found at which the bound is tried, too
 
 Refine = Callable[[Allocation, Config], Refined]
@@ -177,14 +179,25 @@ class _Ladder:
         """Fewer bits than `first`, as long as refinement makes up for them."""
         step = self.first
         for _ in range(_REFINEMENTS - 1):
-            above = self.goal.prove(best.model).bound - self.goal.least
-            spare = min(above / _BIT_DB, 8.0) if self.goal.unit == "dB" else 0.25  # inf without any error
-            step -= max(1, int(spare / STEP))
+            step = self._lower(step, self.goal.prove(best.model).bound - self.goal.least)
             trial = self.refined(step) if step >= self.grid.low else None
             if trial is None or self.goal.prove(trial.model).bound < self.goal.least:
                 break
             best = trial
         return best
+
+    def _lower(self, step: int, spare: float) -> int:
+        """Return the next budget below `step`, whose model proves `spare` more than the goal."""
+        start = self.at(step)
+        if self.goal.unit != "dB" or start is None:
+            return step - int(_FEWER_BITS / STEP)
+        most = start.predicted * 10 ** (_SPENT * min(spare, _MOST_DB) / 10)  # inf without any error
+        low, high = self.grid.low - 1, step
+        while high - low > 1:
+            middle = (low + high) // 2
+            trial = self.at(middle)
+            low, high = (low, middle) if trial is not None and trial.predicted <= most else (middle, high)
+        return min(high, step - 1)
 
 
 def _missed(goal: Goal, proof: Proof | None, widest: str) -> str:

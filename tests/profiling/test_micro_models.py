@@ -13,6 +13,8 @@ PLAIN = (Linear("Conv", (32, 24, 3, 3), strides=(2, 2), dilations=(1, 1), pads=(
 DEPTHWISE = (Linear("Conv", (48, 1, 3, 3), group=48, auto_pad="SAME_UPPER"), (1, 48, 5, 5))
 MATRIX = (Linear("Gemm", (10, 40), trans_b=True), (1, 40))
 ROWS = (Linear("MatMul", (40, 64)), (2, 7, 40))
+LINE = (Linear("Conv", (16, 8, 3), strides=(2,), dilations=(1,), pads=(1, 1)), (1, 8, 20))
+VOLUME = (Linear("Conv", (16, 8, 3, 3, 3), pads=(1,) * 6), (1, 8, 5, 5, 5))
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_what_saves_nothing(laws):
     assert channel_slopes(Linear("ConvTranspose", (8, 4, 1, 1)), (1, 8, 4, 4), RUNTIME) == Slopes()
 
 
-@pytest.mark.parametrize(("linear", "data"), [PLAIN, DEPTHWISE, MATRIX, ROWS])
+@pytest.mark.parametrize(("linear", "data"), [PLAIN, DEPTHWISE, MATRIX, ROWS, LINE, VOLUME])
 def test_models_run(monkeypatch, linear, data):
     seen = []
     profiled = Runtime.profiled
