@@ -64,6 +64,8 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
     files = Files(**{name: options.pop(name) for name in names})
     costs = given_costs({name: options.pop(name) for name in OPTIONS})
     configs = _configs(options, costs)
+    timed = costs.cost is not None and costs.cost.unmeasured
+    files = files.keeping_costs() if timed else files
     budget = costs.option if costs.budgets else "--bits"
     with _user_traceback(verbose):
         if dry_run:
@@ -79,6 +81,9 @@ def command(typed: Sequence[str], /, quiet: bool, verbose: bool, dry_run: bool, 
             _say(quiet, "warning: no --calibration, so samples are synthetic and all figures only indicative")
         run = _run_all if quiet else partial(_run_shown, verbose=verbose, budget=budget)
         failures = run(configs, files, typed)
+    if timed and files.output and not failures:
+        kept = files.cost_template
+        _say(quiet, f"--cost measured: kept in {kept}; the same run with --cost {kept} gives the same bytes")
     if failures:
         for bits, error in failures.items():
             _complain(f"{budget} {bits}: {error}" if len(configs) > 1 else str(error))

@@ -28,7 +28,7 @@ MAX_BYTES = 1 << 50
 LEAST_MEMORY = 1 << 28
 MOST_PERCENT = 10_000  # of what 8 bits everywhere cost
 
-_GOALS = ("size", "sqnr", "top1_agreement", "budget")
+_GOALS = ("size", "sqnr", "top1_agreement")
 
 T = TypeVar("T")
 Check = Callable[[str, Any], None]  # takes an option and its value; raises ConfigError
@@ -186,8 +186,8 @@ class Budgets:
 class Selection:
     """What to quantize; fields as in Config.
 
-    activations: whether to quantize activations. goal: the option, if any, that needs a search, such as --sqnr.
-    blocks: numbers of weights that may share a scale, see `Config.block_size`.
+    activations: whether to quantize activations. blocks: numbers of weights that may share a scale, see
+        `Config.block_size`.
     """
 
     target: Target = TARGETS["onnxruntime"]
@@ -195,7 +195,6 @@ class Selection:
     exclude_ops: tuple[str, ...] = ()
     pins: tuple[tuple[str, int], ...] = ()
     activations: bool = True
-    goal: str | None = None
     blocks: tuple[int, ...] = (0,)
 
 
@@ -205,7 +204,8 @@ class Config:
 
     weight_bits, activation_bits: budgets, average bits per element; `activation_bits` None leaves activations in float.
     sqnr, top1_agreement: a goal instead of a budget: the output SQNR in dB, or the percentage of samples that keep
-        their top class, to reach with the fewest bits. moved: the budgets to lower for it.
+        their top class, to reach with the fewest bits, or at the least `cost`, of which `budget` is then the most.
+        moved: the budgets of bits to lower for it.
     joint: spend one budget on weights and activations together; both budgets must then be equal.
     widths: bit widths that a weight channel may take. Activations may take 1 to 8.
     block_size: numbers of consecutive weights of a channel that may share a scale, beside float activations; 0 for
@@ -299,9 +299,18 @@ class Config:
             exclude_ops=self.exclude_ops,
             pins=self.pins,
             activations=self.activation_bits is not None,
-            goal=next(iter(_goals(self)), None),
             blocks=(0,) if _one_scale(self) else self.block_size or BLOCKS,
         )
+
+    @property
+    def seeks(self) -> bool:
+        """Whether a goal sets the budget."""
+        return self.sqnr is not None or self.top1_agreement is not None
+
+    @property
+    def spends_cost(self) -> bool:
+        """Whether what is spent is `cost`, not bits."""
+        return self.cost is not None and (self.budget is not None or self.seeks)
 
     @property
     def pixels(self) -> Pixels:
@@ -358,8 +367,10 @@ def _check_nbits(config: Config) -> None:
 
 
 def _check_goals(config: Config) -> None:
-    if len(_goals(config)) > 1:
-        raise ConfigError("--size, --sqnr, --top1-agreement and --budget exclude each other; give one")
+    if sum(getattr(config, name) is not None for name in _GOALS) > 1:
+        raise ConfigError("--size, --sqnr and --top1-agreement exclude each other; give one")
+    if config.spends_cost and config.joint:
+        raise ConfigError("--joint is about --bits; what --cost counts is one budget anyway, so leave it out")
 
 
 def _check_blocks(config: Config) -> None:
@@ -379,8 +390,3 @@ def _one_scale(config: Config) -> str:
     if config.activation_bits is not None:
         return "beside quantized activations each channel has one scale; --activation-bits none keeps them in float"
     return ""
-
-
-def _goals(config: Config) -> list[str]:
-    """List the options in use that set a goal for the search."""
-    return [option_of(name) for name in _GOALS if getattr(config, name) is not None]

@@ -42,7 +42,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--cost",
         metavar="FILE|size|bops|measured",
         help="What each layer costs by its widths, to report, and to spend --budget on: a CSV file of layer, "
-        "weight_bits, activation_bits, cost; bytes of weights; bit operations; or microseconds in ONNX Runtime here.",
+        "weight_bits, activation_bits, cost; bytes of weights; bit operations; or microseconds in ONNX Runtime here. "
+        "--sqnr and --top1-agreement then seek the least of it.",
     ),
     click.option(
         "--budget",
@@ -269,10 +270,13 @@ def make_config(typed: Mapping[str, Any]) -> Config:
 
 def _check_one_budget(typed: Mapping[str, Any]) -> None:
     """A budget of a cost takes the place of those of bits; --activation-bits none is no budget."""
-    if typed["budget"] is None:
+    goal = next((f"--{n.replace('_', '-')}" for n in ("sqnr", "top1_agreement") if typed[n] is not None), None)
+    if typed["budget"] is None and (goal is None or typed["cost"] is None):
         return
     others = ("bits", "weight_bits", "activation_bits", "size", "joint")
     other = next((f"--{n.replace('_', '-')}" for n in others if typed[n] not in (None, False, "none")), None)
+    if other is not None and typed["budget"] is None:
+        raise ConfigError(f"{goal} lowers what --cost counts, not {other}; leave {other} out, --budget limits the cost")
     if other is not None:
         raise ConfigError(f"--budget takes the place of {other}; give one")
 

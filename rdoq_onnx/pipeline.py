@@ -1,6 +1,6 @@
 """Run the steps in order: model → analysis → candidates → curves → allocation → emission → verification."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from rdoq_onnx.emission.emit import Emission, emit_model, recorded_settings
 from rdoq_onnx.emission.storage import check_storage
 from rdoq_onnx.estimate.forecast import warned
 from rdoq_onnx.gradients.plan import differentiated
-from rdoq_onnx.model.cost_rows import TIMES
+from rdoq_onnx.model.cost_rows import TIMES, Cost
 from rdoq_onnx.model.external import is_detached, taking
 from rdoq_onnx.observation.inputs import network_and_samples, validation_samples
 from rdoq_onnx.profiling.measured import measured_cost, one_run, run_seconds
@@ -54,7 +54,8 @@ class Job:
     """What the runs at several budgets share: the model, its samples, the measurement so far.
 
     original: the unmodified model; reference: in the form that ONNX Runtime runs; normal: after the NORMALIZE passes,
-    with the branches of the analysis already inserted, once for all budgets. single: whether there is only one.
+    with the branches of the analysis already inserted, once for all budgets. single: whether there is only one. times:
+    what --cost measured found, by regime.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Job:
     store: Store
     progress: Progress
     single: bool = True
+    times: dict[str, Cost] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -102,8 +104,7 @@ class Job:
         split = SampleSplit.of(samples, config.seed)
         if validation is not None:
             other = validation_samples(network, normal, validation, config, runtime)
-            searching = config.sqnr is not None or config.top1_agreement is not None
-            split = split.validated(other, config.seed, searching)
+            split = split.validated(other, config.seed, config.seeks)
         source = str(model) if not isinstance(model, onnx.ModelProto) else ""
         store = store_for(normal, samples, len(split.seen), config, curves, scratch)
         return cls(source, original, reference, network.model, samples, split, runtime, store, progress)
@@ -123,8 +124,7 @@ class Job:
         steps = Steps(self.store, self.progress, regime(config))
         measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
         if config.cost is not None and config.cost.unmeasured:
-            with self.progress.step("cost"):
-                config = replace(config, cost=measured_cost(measurement, config, self.samples, self.runtime))
+            config = replace(config, cost=self._measured_cost(measurement, config))
         with self.progress.budget():
             # A shared arena keeps what the largest session took.
             large = is_detached(self.normal)
@@ -139,9 +139,17 @@ class Job:
         steps = Steps(self.store, self.progress, regime(config))
         self.progress.note(sum_own(network, config, self.split, self.runtime, steps))
 
+    def _measured_cost(self, measurement: Measurement, config: Config) -> Cost:
+        """Measure what layers take here, once for all budgets that share a measurement."""
+        key = regime(config)
+        if key not in self.times:
+            with self.progress.step("cost"):
+                self.times[key] = measured_cost(measurement, config, self.samples, self.runtime)
+        return self.times[key]
+
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
-        if self.store.kept or not self.single or config.sqnr is not None or config.top1_agreement is not None:
+        if self.store.kept or not self.single or config.seeks:
             return None
         if config.cost is not None and config.cost.unmeasured:
             return None

@@ -34,6 +34,7 @@ ORDER = (
     "system",
     "analysis",
     "observation",
+    "kernels",
     "gradients",
     "candidates",
     "probing",

@@ -61,13 +61,14 @@ class RemoveChannels(Pass):
         return surgeon.edit(model, lambda graph: slice_channels(graph, self.removal.cuts, self.removal.added))
 
 
-def removable(model: ModelProto, multiple: int = 1) -> Removal:
+def removable(model: ModelProto, multiple: int = 1, depthwise: int = 1) -> Removal:
     """Find the channels that RemoveChannels can remove from `model` without changing what it computes.
 
-    multiple: a channel count that is a multiple of this stays one, as kernels are slow on other counts.
+    multiple: a channel count that is a multiple of this stays one, as kernels are slow on other counts. depthwise: the
+    same for the channels of depthwise layers.
     """
     analysis = ConstantChannels(model)
-    removed, reasons = _select(analysis, multiple)
+    removed, reasons = _select(analysis, multiple, depthwise)
     stays = {name: ~_among(analysis.coupling.roots(x.slots), removed) for name, x in analysis.channels.items()}
     outputs: dict[str, tuple[int, ...]] = {}
     inputs: dict[str, tuple[int, ...]] = {}
@@ -92,21 +93,28 @@ def removable(model: ModelProto, multiple: int = 1) -> Removal:
     )
 
 
-def _select(analysis: ConstantChannels, multiple: int) -> tuple[set[int], dict[int, str]]:
+def _select(analysis: ConstantChannels, multiple: int, depthwise: int) -> tuple[set[int], dict[int, str]]:
     """The slots to remove, and why others are kept."""
     roots = {name: analysis.coupling.roots(x.slots) for name, x in analysis.channels.items()}
     tensors = list({x.tobytes(): set(x.tolist()) for x in roots.values()}.values())
+    apart = [set(roots[x.node.output[0]].tolist()) for x in analysis.layers.values() if x.depthwise]
+    steps = [_step(len(slots), (depthwise, multiple) if slots in apart else (multiple,)) for slots in tensors]
     fixed = analysis.coupling.fixed()
     while True:
         removed, reasons = _removable_slots(analysis, roots, tensors, fixed)
-        misaligned = [s for s in tensors if len(s) % multiple == 0 and len(s - removed) % multiple]
+        misaligned = [(s, n) for s, n in zip(tensors, steps, strict=True) if len(s - removed) % n]
         if not misaligned:
             return removed, reasons
-        for slots in misaligned:
-            restored = sorted(slots & removed)[-(-len(slots - removed) % multiple) :]
+        for slots, step in misaligned:
+            restored = sorted(slots & removed)[-(-len(slots - removed) % step) :]
             fixed |= dict.fromkeys(
-                restored, f"without it the channel count of its tensor would not be a multiple of {multiple}"
+                restored, f"without it the channel count of its tensor would not be a multiple of {step}"
             )
+
+
+def _step(channels: int, multiples: Sequence[int]) -> int:
+    """Return the first of `multiples` that the channel count is one of, and has to stay one of; 1 for none."""
+    return next((n for n in multiples if channels % n == 0), 1)
 
 
 def _removable_slots(

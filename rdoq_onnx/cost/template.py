@@ -9,6 +9,7 @@ from rdoq_onnx.analysis.patterns import as_pattern
 from rdoq_onnx.cost.tables import BITS, IN_FLOAT, node_costs
 from rdoq_onnx.model.cost_rows import FLOAT, HEADER, Cost
 
+DIGITS = 6  # of a cost of rows
 _WIDTHS = (2, 4, 8)
 _UNFIT = frozenset(' ,"\n')  # for the name of a column
 
@@ -24,7 +25,7 @@ def template(network: Network, sizes: Mapping[str, int], cost: Cost | None) -> s
     lines.writerow((*HEADER[:3], f"cost_{unit}" if unit else "cost"))
     if cost is not None and cost.rows:
         lines.writerows(
-            (r.pattern, _range(*r.weight_bits), _range(*r.activation_bits), f"{r.cost:.6g}") for r in cost.rows
+            (r.pattern, _range(*r.weight_bits), _range(*r.activation_bits), f"{r.cost:.{DIGITS}g}") for r in cost.rows
         )
         return written.getvalue()
     quantized = {f for a in network.activations for f in a.feeds}

@@ -20,6 +20,7 @@ from rdoq_onnx.candidates.candidates import Candidates, LayerCandidates, widest
 from rdoq_onnx.config import MAX_BITS, Config
 from rdoq_onnx.curves.measurement import FloatFallback
 from rdoq_onnx.errors import ModelError
+from rdoq_onnx.kernels.choice import slow_on_integers
 from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.model.graph import Graph, after_clamps
 from rdoq_onnx.model.layers import Activation, Layer
@@ -116,6 +117,11 @@ def unfed(network: Network, sizes: Mapping[str, int]) -> FloatFallback:
         raise ModelError(f"no layer can be quantized: {_reason(layers[0], 0.0)}")
     tensors = [a.tensor for a in network.activations if not sizes[a.tensor]]
     return FloatFallback(dict.fromkeys(tensors, 0.0), dict.fromkeys(layers, 0.0))
+
+
+def not_quantized(network: Network, config: Config, sizes: Mapping[str, int]) -> FloatFallback:
+    """Return all that stays in float as sizes alone tell."""
+    return unfed(network, sizes) | FloatFallback({}, {}, slow_on_integers(network, config, sizes))
 
 
 def in_float(network: Network, fallback: FloatFallback) -> Network:

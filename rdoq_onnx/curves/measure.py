@@ -18,7 +18,6 @@ from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.divergence import chosen_metric, with_divergence
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
-from rdoq_onnx.curves.kernel_choice import slow_kernels, slow_on_integers
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
 from rdoq_onnx.curves.measurement import (
     BlockOption,
@@ -36,6 +35,7 @@ from rdoq_onnx.curves.shrinkage import falling_curves, squared_errors
 from rdoq_onnx.curves.steps import Bench
 from rdoq_onnx.curves.stored_forms import StoredWeights
 from rdoq_onnx.curves.unreached import with_unreached
+from rdoq_onnx.kernels.choice import slow_kernels, slow_on_integers
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.model.external import taking
 from rdoq_onnx.model.layers import Layer
@@ -81,7 +81,7 @@ def measure_network(
         with taking(steps.store.scratch.shelf):
             equalized = steps.step("equalize", 1, lambda _: equalize(plain, config, some, runtime).model)
         network = analyse(steps.store.scratch.located(equalized, source), config.selection)
-        slow = slow_kernels(network, config, some, runtime)
+        slow = FloatFallback({}, {}, slow_kernels(network, config, some, runtime))
         bare = in_float(network, slow)
         rescaled = steps.step("scales", 1, lambda _: scaled(bare, config, some, runtime, pool).model)
         network = analyse(steps.store.scratch.located(rescaled, source), config.selection)
@@ -115,7 +115,8 @@ def measure_network(
             return _layer_by_layer(source, network, bench, found, empty, around)
         prober = bench.check(len(network.searched))
         fallback = empty | _fallback(bench, prober, candidates, measured)
-        fallback |= slow_on_integers(aimed, config, observation.sizes, fallback.tensors)
+        slower = slow_on_integers(aimed, config, observation.sizes, fallback.tensors)
+        fallback |= FloatFallback({}, {}, slower)
         aimed = in_float(aimed, fallback)
         stored = StoredWeights(aimed, config.widths, rows, replace(prober, network=aimed), pool)
         layers = [

@@ -21,8 +21,7 @@ from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.config import Config
 from rdoq_onnx.cost.early import sizes_of
 from rdoq_onnx.cost.template import template
-from rdoq_onnx.curves.float_fallback import in_float
-from rdoq_onnx.curves.kernel_choice import not_quantized
+from rdoq_onnx.curves.float_fallback import in_float, not_quantized
 from rdoq_onnx.curves.measurement import activation_elements
 from rdoq_onnx.curves.stores import scratch_for
 from rdoq_onnx.errors import ConfigError

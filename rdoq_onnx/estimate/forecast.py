@@ -3,8 +3,7 @@
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.float_fallback import in_float
-from rdoq_onnx.curves.kernel_choice import not_quantized
+from rdoq_onnx.curves.float_fallback import in_float, not_quantized
 from rdoq_onnx.curves.measurement import aimed_at
 from rdoq_onnx.estimate.sizes import inferred, inner
 from rdoq_onnx.estimate.space import shortages, space

@@ -1,4 +1,4 @@
-"""Find the fewest bits that reach a goal: output SQNR, or agreement of the top class, of the emitted model.
+"""Find the fewest bits, or the least cost, that reach a goal: output SQNR or agreement of the top class.
 
 Budgets are bisected on a grid, by what the curves' allocations reach on `search` samples. What holds is decided on
 `proof` samples, by a one-sided 95 % bound (observation/confidence.py): from the widest budget down to the one found,
@@ -15,19 +15,20 @@ import onnx
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
-from rdoq_onnx.allocation.frontier import with_budget
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.errors import BudgetError, ConfigError
 from rdoq_onnx.observation.confidence import share_bound, share_needed, sqnr_needed
+from rdoq_onnx.refinement.budget_grid import STEP, Grid
 from rdoq_onnx.refinement.reference import Reference, classifies
 from rdoq_onnx.refinement.refine import Refined
 
-STEP = 1 / 16  # bits between budgets on the grid
 _REFINEMENTS = 4  # at most
-_BIT_DB = 6.0  # dB per bit
-_RUNGS = (32, 16, 8, 4)  # steps above the budget found at which the bound is tried, too
+_SPENT = 0.8  # share of the dB to spare that the next budget should take, by the curves
+_MOST_DB = 100.0
+_FEWER_BITS = 0.25  # of the next budget where the goal is no SQNR
+_RUNGS = (32, 16, 8, 4, 2, 1)  # steps above the budget found at which the bound is tried, too
 
 Refine = Callable[[Allocation, Config], Refined]
 
@@ -105,16 +106,17 @@ class Goal:
 
 
 def fewest_bits(measurement: Measurement, config: Config, goal: Goal, refine: Refine) -> Refined:
-    """Return the refined allocation of fewest bits that reaches `goal`, up to the bits of `config`.
+    """Return the refined allocation of fewest bits, or of least cost, that reaches `goal`, up to that of `config`.
 
     Raises BudgetError if none does.
     """
     allocations: dict[int, Allocation | None] = {}
+    grid = Grid.of(measurement, config)
 
     def at(step: int) -> Allocation | None:
         if step not in allocations:
             try:
-                allocations[step] = allocate_bits(measurement, with_budget(config.budgets, config.moved, step * STEP))
+                allocations[step] = allocate_bits(measurement, grid.at(config.budgets, step))
             except BudgetError:
                 allocations[step] = None
         return allocations[step]
@@ -123,38 +125,35 @@ def fewest_bits(measurement: Measurement, config: Config, goal: Goal, refine: Re
         allocation = at(step)
         return allocation is not None and goal.estimate(quantized_model(allocation)) >= goal.least
 
-    most = config.activation_bits if config.moved == "activations" else config.weight_bits
-    low, high = int(1 / STEP) - 1, int((most or 8.0) / STEP)
-    first = high
+    low, first = grid.low - 1, grid.high
     while first - low > 1:
         middle = (low + first) // 2
         low, first = (low, middle) if reaches(middle) else (middle, first)
 
     def refined(step: int) -> Refined | None:
         allocation = at(step)
-        if allocation is None:
-            return None
-        return refine(allocation, with_budget(config, config.moved, step * STEP))
+        return None if allocation is None else refine(allocation, grid.at(config, step))
 
-    return _Ladder(goal, first, high, at, refined).descend()
+    return _Ladder(goal, first, grid, at, refined).descend()
 
 
 @dataclass(frozen=True)
 class _Ladder:
-    """Budgets to prove `goal` at, from `high` down to `first` and below, in steps; at, refined: what each gives."""
+    """Budgets to prove `goal` at, from the most of `grid` down to `first` and below; at, refined: what each gives."""
 
     goal: Goal
     first: int
-    high: int
+    grid: Grid
     at: Callable[[int], Allocation | None]
     refined: Callable[[int], Refined | None]
 
     def descend(self) -> Refined:
         """Return the last model before the first that does not prove the goal. Raises BudgetError without one."""
         best: Refined | None = None
-        lowest, proof = self.high, None
-        rungs = {self.high, self.first, *(self.first + rung for rung in _RUNGS)}
-        for step in sorted((rung for rung in rungs if rung <= self.high), reverse=True):
+        high = self.grid.high
+        lowest, proof = high, None
+        rungs = {high, self.first, *(self.first + rung for rung in _RUNGS)}
+        for step in sorted((rung for rung in rungs if rung <= high), reverse=True):
             trial = self._trial(step)
             if trial is None:
                 continue
@@ -163,7 +162,7 @@ class _Ladder:
                 break
             best, lowest = trial, step
         if best is None:
-            raise BudgetError(_missed(self.goal, proof, self.high))
+            raise BudgetError(_missed(self.goal, proof, self.grid.word(high)))
         if lowest == self.first:
             return self._below(best)
         refined = self.refined(lowest)
@@ -171,7 +170,7 @@ class _Ladder:
 
     def _trial(self, step: int) -> Refined | None:
         """Refined at both ends; between them the curves' allocation does."""
-        if step in (self.first, self.high):
+        if step in (self.first, self.grid.high):
             return self.refined(step)
         allocation = self.at(step)
         return None if allocation is None else Refined(allocation, quantized_model(allocation))
@@ -180,19 +179,30 @@ class _Ladder:
         """Fewer bits than `first`, as long as refinement makes up for them."""
         step = self.first
         for _ in range(_REFINEMENTS - 1):
-            above = self.goal.prove(best.model).bound - self.goal.least
-            spare = min(above / _BIT_DB, 8.0) if self.goal.unit == "dB" else 0.25  # inf without any error
-            step -= max(1, int(spare / STEP))
-            trial = self.refined(step) if step * STEP >= 1 else None
+            step = self._lower(step, self.goal.prove(best.model).bound - self.goal.least)
+            trial = self.refined(step) if step >= self.grid.low else None
             if trial is None or self.goal.prove(trial.model).bound < self.goal.least:
                 break
             best = trial
         return best
 
+    def _lower(self, step: int, spare: float) -> int:
+        """Return the next budget below `step`, whose model proves `spare` more than the goal."""
+        start = self.at(step)
+        if self.goal.unit != "dB" or start is None:
+            return step - int(_FEWER_BITS / STEP)
+        most = start.predicted * 10 ** (_SPENT * min(spare, _MOST_DB) / 10)  # inf without any error
+        low, high = self.grid.low - 1, step
+        while high - low > 1:
+            middle = (low + high) // 2
+            trial = self.at(middle)
+            low, high = (low, middle) if trial is not None and trial.predicted <= most else (middle, high)
+        return min(high, step - 1)
 
-def _missed(goal: Goal, proof: Proof | None, high: int) -> str:
+
+def _missed(goal: Goal, proof: Proof | None, widest: str) -> str:
     """Say what the widest budget reaches, and what would help."""
-    result = f"{high * STEP:g} bits give {goal.word(proof)}" if proof is not None else "no budget can be met"
+    result = f"{widest} {goal.word(proof)}" if proof is not None else "no budget can be met"
     if proof is not None and proof.reached >= goal.least and proof.needed:
         fix = f"too few to tell: give about {proof.needed} with --validation, or ask for less"
     else:

@@ -48,10 +48,10 @@ def advise(allocation: Allocation, config: Config, report: Report) -> tuple[str,
     cause: list[str] = []
     if doubtful:
         pinned = causes.pinned(allocation, config)
-        cause = pinned and ((config.budget is None and _pin(allocation, config)) or pinned)
+        cause = pinned and ((not config.spends_cost and _pin(allocation, config)) or pinned)
     if not cause and poor:
         more = _pin(allocation, config) or _more_bits(allocation, config)
-        cause = (more if config.budget is None else _more_cost(report, config)) or _in_float(allocation)
+        cause = (_more_cost(report) if config.spends_cost else more) or _in_float(allocation)
     return (*lines, *cause, *speed_hints(report))
 
 
@@ -128,10 +128,10 @@ def _more_bits(allocation: Allocation, config: Config) -> list[str]:
     return [f"{cause} {share:.0f} % of the distortion: {effect}"]
 
 
-def _more_cost(report: Report, config: Config) -> list[str]:
+def _more_cost(report: Report) -> list[str]:
     """Suggest the cheapest of the budgets traced that leaves a quarter of the distortion."""
     cost = report.cost
-    if cost is None or config.budget is None or report.predicted <= 0:
+    if cost is None or report.predicted <= 0:
         return []
     wider = [p for p in cost.frontier if p.bits > cost.spent and p.distortion <= _TARGET * report.predicted]
     if not wider:

@@ -37,6 +37,12 @@ class Files:
             self, output=output, modified=filled(self.modified), json=filled(self.json), report=filled(self.report)
         )
 
+    def keeping_costs(self) -> "Files":
+        """Return the files of a run that measures costs: these are kept beside OUTPUT, if no other file is named."""
+        if self.cost_template is not None or not self.output:
+            return self
+        return replace(self, cost_template=str(Path(self.output).with_name(f"{Path(self.input).stem}.cost.csv")))
+
     @property
     def written(self) -> list[str]:
         """List the files that the run writes."""

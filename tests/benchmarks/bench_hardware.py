@@ -5,7 +5,7 @@
 
 `plan` measures each network once and writes the widths of its layers: 8 bits, one width everywhere (W4A8, W6A6), and
 mixed widths of the same measured distortion, without and with the on-chip limit of each array. `simulate` needs only
-the extra [sim]; --scale shrinks height and width of all inputs, as SCALE-Sim steps through every cycle.
+the extra [sim]; --scale shrinks height and width of all inputs, for a quick look.
 """
 
 import argparse
@@ -162,36 +162,43 @@ def simulate(path: Path, only: str | None, array: str | None, scale: float) -> N
         for target in (systolic.TPU, systolic.EYERISS):
             if only not in (None, name) or array not in (None, target.name):
                 continue
-            base = None
-            for setting, widths in stored["settings"].items():
-                if ", on a " in setting and not setting.endswith(target.name):
-                    continue
-                cycles, traffic, fit = _network(systolic, target, stored["layers"], widths["bits"], scale)
-                base = base or (cycles, traffic)
+            settings = {
+                setting: told["bits"]
+                for setting, told in stored["settings"].items()
+                if ", on a " not in setting or setting.endswith(target.name)
+            }
+            totals = _totals(systolic, target, stored["layers"], settings, scale)
+            base = totals["W8A8"]
+            for setting, (cycles, traffic, fit) in totals.items():
                 figures = (f"{cycles:,.0f}", f"{base[0] / cycles:.2f}x", f"{traffic / 1e3:,.0f}")
                 less = f"{base[1] / max(traffic, 1):.2f}x"
                 write((name, target.name, setting, *figures, less, f"{fit} of {len(stored['layers'])}"), sizes)
 
 
-def _network(
-    systolic: Any, array: Any, layers: list[dict[str, Any]], bits: list[list[float]], scale: float
-) -> tuple[float, float, int]:
-    """Sum cycles and bytes over the layers, one after the other; count those that fit on the chip."""
-    cycles = traffic = 0.0
-    fit = 0
-    for layer, (a, w, z) in zip(layers, bits, strict=True):
-        kernel, groups = tuple(layer["kernel"]), layer.get("groups", 1)
-        height, width = (max(round(n * scale), k) for n, k in zip(layer["input"], kernel, strict=True))
-        shape = systolic.Shape(height, width, kernel, layer["channels"], layer["filters"], layer["stride"])
-        held = (
-            height * width * layer["channels"] * a + math.prod(kernel) * layer["channels"] * layer["filters"] * w
-        ) * groups
-        outputs = [(n - k) // layer["stride"] + 1 for n, k in zip((height, width), kernel, strict=True)]
-        held += math.prod(outputs) * layer["filters"] * groups * min(z, 8)  # on the chip an output is requantized
-        fits = held <= 8 * array.capacity
-        run = systolic.simulate(array, shape, groups, (a, w, min(z, 8)), fits)
-        cycles, traffic, fit = cycles + run.cycles, traffic + run.traffic, fit + fits
-    return cycles, traffic, fit
+def _totals(
+    systolic: Any, array: Any, layers: list[dict[str, Any]], settings: dict[str, list[list[float]]], scale: float
+) -> dict[str, tuple[float, float, int]]:
+    """Return cycles, bytes and the number of layers that fit on the chip, of each setting; layers run one by one."""
+    totals = dict.fromkeys(settings, (0.0, 0.0, 0))
+    for k, layer in enumerate(layers):
+        for setting, bits in settings.items():
+            run, fits = _of_layer(systolic, array, layer, bits[k], scale)
+            cycles, traffic, fit = totals[setting]
+            totals[setting] = (cycles + run.cycles, traffic + run.traffic, fit + fits)
+    return totals
+
+
+def _of_layer(systolic: Any, array: Any, layer: dict[str, Any], bits: list[float], scale: float) -> tuple[Any, bool]:
+    """Run a layer with these bits of inputs, weights and outputs; also return whether it fits on the chip."""
+    kernel, groups = tuple(layer["kernel"]), layer.get("groups", 1)
+    height, width = (max(round(n * scale), k) for n, k in zip(layer["input"], kernel, strict=True))
+    shape = systolic.Shape(height, width, kernel, layer["channels"], layer["filters"], layer["stride"])
+    a, w, z = *bits[:2], min(bits[2], 8)  # on the chip an output is requantized
+    positions = math.prod((n - k) // layer["stride"] + 1 for n, k in zip((height, width), kernel, strict=True))
+    weights = math.prod(kernel) * layer["channels"] * layer["filters"]
+    held = groups * (height * width * layer["channels"] * a + weights * w + positions * layer["filters"] * z)
+    fits = held <= 8 * array.capacity
+    return systolic.simulate(array, shape, groups, (a, w, z), fits), fits
 
 
 def main() -> None:

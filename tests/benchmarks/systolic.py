@@ -5,15 +5,18 @@ and bandwidth of 8/w as many words. Its multipliers stay as they are: a narrow l
 What is on the chip needs no transfer: of a layer that fits, input and output have the bandwidth of the array.
 """
 
-import contextlib
-import io
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from scalesim.compute.operand_matrix import operand_matrix
+from scalesim.compute.systolic_compute_ws import systolic_compute_ws
 from scalesim.layout_utils import layouts
 from scalesim.scale_config import scale_config
-from scalesim.single_layer_sim import single_layer_sim
 from scalesim.topology_utils import topologies
+from scratchpads import Reads, Writes, run
 
 ON_CHIP = 4096  # words a cycle, more than any array takes
 
@@ -71,16 +74,68 @@ def simulate(array: Array, shape: Shape, groups: int, bits: tuple[float, float, 
     sizes = tuple(max(int(kB * 8 / b), 1) for kB, b in zip(array.buffers, rounded, strict=True))
     if fits:
         words[0] = words[2] = ON_CHIP
-    cycles, reads = _layer(array.rows, array.columns, shape, sizes, tuple(words))
-    counted = [0.0 if fits and k != 1 else reads[k] * bits[k] / 8 for k in range(3)]
+    cycles, moved = _layer(array, shape, sizes, tuple(words))
+    counted = [0.0 if fits and k != 1 else moved[k] * bits[k] / 8 for k in range(3)]
     return Run(cycles * groups, sum(counted) * groups)
 
 
-@cache
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """What the array asks for in each cycle, [cycles, ports], -1 for nothing; and the order in which it is fetched."""
+
+    inputs: NDArray[np.int32]
+    weights: NDArray[np.int32]
+    outputs: NDArray[np.int64]  # how many, [cycles]
+    input_order: NDArray[np.int32]
+    weight_order: NDArray[np.int32]
+
+
+@lru_cache(maxsize=1000)
 def _layer(
-    rows: int, columns: int, shape: Shape, sizes: tuple[int, ...], words: tuple[int, ...]
+    array: Array, shape: Shape, sizes: tuple[int, ...], words: tuple[int, ...]
 ) -> tuple[float, tuple[float, float, float]]:
     """Return cycles, and words that inputs, weights and outputs move."""
+    demand = _demand(array, shape)
+    inputs = Reads(demand.input_order, demand.inputs, 1024 * sizes[0], words[0])
+    weights = Reads(demand.weight_order, demand.weights, 1024 * sizes[1], words[1])
+    outputs = Writes(demand.outputs, 1024 * sizes[2], words[2])
+    cycles = run((inputs, weights), outputs, len(demand.outputs))
+    return float(cycles), (float(inputs.words), float(weights.words), float(outputs.words))
+
+
+@lru_cache(maxsize=1)  # large: run all settings of a layer before the next
+def _demand(array: Array, shape: Shape) -> Demand:
+    """Have SCALE-Sim map a layer to the array."""
+    config, topology = configured(array.rows, array.columns, shape, array.buffers, (array.bandwidth,) * 3)
+    operands, compute = operand_matrix(), systolic_compute_ws()
+    operands.set_params(config, topology, layouts(), 0)
+    inputs, weights, outputs = (
+        getattr(operands, f"get_{name}_matrix")()[1].astype(np.int32) for name in ("ifmap", "filter", "ofmap")
+    )
+    compute.set_params(config_obj=config, ifmap_op_mat=inputs, filter_op_mat=weights, ofmap_op_mat=outputs)
+    compute.create_demand_matrices()
+    compute.create_filter_prefetch_mat()
+    return Demand(
+        compute.ifmap_demand_matrix.astype(np.int32),
+        compute.filter_demand_matrix.astype(np.int32),
+        (compute.ofmap_demand_matrix != -1).sum(axis=1),
+        _input_order(inputs, array.rows),
+        compute.filter_prefetch_matrix.astype(np.int32).ravel(),
+    )
+
+
+def _input_order(operand: NDArray[np.int32], rows: int) -> NDArray[np.int32]:
+    """Fold to the array's rows and read along diagonals upwards, as `create_ifmap_prefetch_mat` does in a loop."""
+    padded = np.pad(operand, ((0, 0), (0, -operand.shape[1] % rows)), constant_values=-1)
+    folded = np.concatenate(np.split(padded, padded.shape[1] // rows, axis=1))[::-1]
+    diagonals = np.arange(len(folded))[::-1, None] + np.arange(rows)
+    return folded.ravel()[np.argsort(diagonals, axis=None, kind="stable")]
+
+
+def configured(
+    rows: int, columns: int, shape: Shape, sizes: tuple[int, ...], words: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """Return SCALE-Sim's configuration and topology of one layer. sizes: kB of buffers. words: a cycle."""
     config = scale_config()
     config.update_from_list(["run", rows, columns, *sizes, 0, 10_000_000, 20_000_000, "ws", "USER", [words[2]]])
     config.ifmap_sram_bank_bandwidth, config.filter_sram_bank_bandwidth = words[0], words[1]
@@ -88,10 +143,4 @@ def _layer(
     topology = topologies()
     entry = (shape.height, shape.width, *shape.kernel, shape.channels, shape.filters, shape.stride, shape.stride, 1, 1)
     topology.load_layer_params_from_list("layer", ["layer", *entry])
-    layer = single_layer_sim()
-    layer.set_params(0, config, topology, layouts(), False)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        layer.run()
-        layer.calc_report_data()
-    detail = layer.get_detail_report_items()
-    return float(layer.get_compute_report_items()[0]), (float(detail[11]), float(detail[14]), float(detail[17]))
+    return config, topology

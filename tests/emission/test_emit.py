@@ -10,6 +10,7 @@ from rdoq_onnx.api import allocate, measure
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import Config
 from rdoq_onnx.emission.emit import emit_model, recorded_settings
+from rdoq_onnx.model.cost_rows import Amount, preset
 from rdoq_onnx.version import __version__
 
 X = np.random.default_rng(0).standard_normal((12, 3, 6, 6)).astype(np.float32)
@@ -61,3 +62,11 @@ def test_settings_name_samples_by_their_content():
     assert settings["samples"] == 12
     assert recorded_settings(Config(), Samples("synthetic", {"x": X}))["calibration"] == "synthetic"
     json.dumps(settings)
+
+
+def test_costs_are_recorded_where_they_decide():
+    """Beside a budget or a goal, not where they are only reported."""
+    samples, cost = Samples("a.npz", {"x": X}), preset("bops")
+    assert recorded_settings(Config(cost=cost, sqnr=20.0), samples)["cost"] == "bops"
+    assert recorded_settings(Config(cost=cost, budget=Amount(9)), samples)["cost"] == "bops"
+    assert recorded_settings(Config(cost=cost), samples) == recorded_settings(Config(), samples)

@@ -31,6 +31,9 @@ def test_rows_are_kept_and_reused(main: Main, tmp_path: Path) -> None:  # noqa: 
     assert document["cost"]["at_8_bits"] == pytest.approx(2000)
     assert document["cost"]["spent"] == pytest.approx(2000)
     assert document["cost"]["measured"] > 0
+    again = main(CNN, tmp_path / "again.onnx", "--cost", rows, "--latency", "100%", *options)
+    assert again.code == 0
+    assert (tmp_path / "again.onnx").read_bytes() == output.read_bytes()
     kept = main(CNN, tmp_path / "kept.onnx", "--cost", rows, "--latency", "1.9ms", "--json", report, *options)
     assert kept.code == 0
     document = json.loads(report.read_text())
@@ -38,6 +41,22 @@ def test_rows_are_kept_and_reused(main: Main, tmp_path: Path) -> None:  # noqa: 
     widths = np.concatenate([layer["bits"] for layer in document["layers"]])
     assert (widths == 0).any()
     assert set(widths.tolist()) <= {0, 7}
+
+
+@pytest.mark.usefixtures("steady_times")
+def test_without_a_name_rows_are_kept_beside_the_output(main: Main, tmp_path: Path) -> None:  # noqa: F811
+    """Measured once for both budgets; a run with the file gives the bytes of the run that measured."""
+    names, options = ("95%", "99%"), ("--effort", "fast", "--threads", "1", *FEW)
+    run = main(CNN, tmp_path / "first_{budget}.onnx", "--latency", ",".join(names), *options)
+    assert run.code == 0
+    rows = tmp_path / "digits_cnn.cost.csv"
+    assert f"--cost measured: kept in {rows}; the same run with --cost {rows} gives the same bytes" in run.err
+    again = main(CNN, tmp_path / "again_{budget}.onnx", "--cost", rows, "--latency", ",".join(names), *options)
+    assert again.code == 0
+    assert "kept in" not in again.err
+    first, second = ([(tmp_path / f"{k}_{n}.onnx").read_bytes() for n in names] for k in ("first", "again"))
+    assert first == second
+    assert first[0] != first[1]
 
 
 def test_pins_that_leave_no_full_width(main: Main, tmp_path: Path) -> None:  # noqa: F811

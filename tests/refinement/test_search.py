@@ -8,8 +8,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 from rdoq_onnx import pipeline
+from rdoq_onnx.allocation.costed import Pricing
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import BudgetError, ConfigError
+from rdoq_onnx.model.cost_rows import Amount, preset
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 
@@ -47,6 +49,24 @@ def test_only_one_budget_moves(moved, fixed):
     other = {"activation_bits": "weight_bits", "weight_bits": "activation_bits"}[fixed]
     assert getattr(report, other) < getattr(report, fixed)
     assert getattr(report, fixed) > 6
+
+
+def test_the_least_cost_reaches_the_goal():
+    """Fewer operations than the fewest bits take, and more than the greatest budget that misses."""
+    cost = preset("bops")
+    fewest = run(replace(CONFIG, sqnr=20.0), count=120)
+    cheapest = run(replace(CONFIG, sqnr=20.0, cost=cost), count=120)
+    assert cheapest.report.parts[0].bound_db >= 20
+    spent = cheapest.report.cost.spent
+    assert spent == Pricing(cheapest.allocation.measurement, cost).total(cheapest.allocation)
+    assert spent < Pricing(fewest.allocation.measurement, cost).total(fewest.allocation)
+    with pytest.raises(
+        BudgetError, match=r"--sqnr 20 cannot be met: 9\.\d+ % of 8 bits everywhere give \d+\.\d+ dB on"
+    ):
+        run(replace(CONFIG, sqnr=20.0, cost=cost, budget=Amount(10, percent=True)), count=120)
+    capped = run(replace(CONFIG, sqnr=20.0, cost=cost, budget=Amount(90, percent=True)), count=120)
+    assert capped.report.parts[0].bound_db >= 20
+    assert capped.report.cost.spent <= 0.9 * capped.report.cost.at_8_bits
 
 
 def test_refinement_goes_on_to_fewer_bits():

@@ -312,6 +312,34 @@ def test_layers_that_share_a_weight_lose_the_same(ort_run):
         assert by_output(removal.outputs, model) == {"z": (4,), "u": (4,)}
 
 
+@pytest.mark.parametrize(
+    ("graph", "channels", "empty", "removed"),
+    [
+        (CHAIN, 32, 10, 8),
+        (CHAIN, 20, 10, 10),  # no multiple of 8 to begin with
+        (MOBILE, 32, 10, 0),  # a depthwise layer: 32 or 16, not 24
+        (MOBILE, 32, 17, 16),
+        (MOBILE, 24, 10, 8),
+    ],
+)
+def test_channel_counts_that_kernels_are_fast_on(ort_run, graph, channels, empty, removed):
+    """The channels of 0 bits that stay say why."""
+    weights = (ONE if graph is CHAIN else MOBILE_WEIGHTS) | {"w1": (channels, 3, 1, 1), "b1": (channels,)}
+    if graph is CHAIN:
+        weights["w2"] = (4, channels, 1, 1)
+    else:
+        weights |= {"w2": (channels, 1, 3, 3), "b2": (channels,), "w3": (4, channels, 3, 3)}
+    zeros = {name: dict.fromkeys(range(empty), 0.0) for name in ("w1", "w2") if graph is MOBILE or name == "w1"}
+    graph = graph.replace("group = 6", f"group = {channels}")
+    model, _ = emitted(graph, weights, zeros, ort_run, "integers")
+    removal = removable(model, 8, 16)
+    assert len(by_output(removal.outputs, model).get("z", ())) == removed
+    kept = by_output(removal.kept, model).get("z", ())
+    assert len(kept) == empty - removed
+    step = 16 if "d = Conv" in graph and channels % 16 == 0 else 8
+    assert all(f"would not be a multiple of {step}" in reason for _, reason in kept)
+
+
 def floats(graph, weights):
     """A model with float weights as given, and feeds."""
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17, "some.domain": 1]> g {graph}')

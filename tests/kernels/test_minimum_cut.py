@@ -5,7 +5,7 @@ from itertools import chain, combinations
 import numpy as np
 import pytest
 
-from rdoq_onnx.curves.minimum_cut import source_side
+from rdoq_onnx.kernels.minimum_cut import source_side
 
 
 def cost(capacities, side):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rdoq_onnx.curves.kernel_times import float_time, integer_time
+from rdoq_onnx.kernels.times import float_time, integer_time
 from rdoq_onnx.model.linear import Linear
 
 

@@ -1,4 +1,4 @@
-"""Keep layers in float that integer kernels would slow down, as kernel_times.py predicts.
+"""Keep layers in float that integer kernels would slow down, as times.py predicts.
 
 Each activation a that feeds layers is read quantized (1) or in float (0), and its layers run accordingly:
 
@@ -22,10 +22,8 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.analysis.patterns import pins
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.config import MAX_BITS, Config
-from rdoq_onnx.curves.float_fallback import unfed
-from rdoq_onnx.curves.kernel_times import CHANGE, NODE, float_time, integer_time
-from rdoq_onnx.curves.measurement import FloatFallback
-from rdoq_onnx.curves.minimum_cut import source_side
+from rdoq_onnx.kernels.minimum_cut import source_side
+from rdoq_onnx.kernels.times import CHANGE, NODE, float_time, integer_time
 from rdoq_onnx.model.graph import CLAMPS, Graph, after_clamps
 from rdoq_onnx.model.layers import Activation
 from rdoq_onnx.observation.equalization import typical_widths
@@ -38,38 +36,32 @@ _FORBIDDEN = 1e15
 _SOURCE, _SINK = 1, 0  # of the cut: quantized and float; tensors are strings
 
 
-def not_quantized(network: Network, config: Config, sizes: Mapping[str, int]) -> FloatFallback:
-    """Return all that stays in float as sizes alone tell."""
-    return unfed(network, sizes) | slow_on_integers(network, config, sizes)
-
-
-def slow_kernels(network: Network, config: Config, samples: Samples, runtime: Runtime) -> FloatFallback:
+def slow_kernels(network: Network, config: Config, samples: Samples, runtime: Runtime) -> tuple[str, ...]:
     """Choose before anything is measured, by the sizes that tensors have in a run of a few samples."""
     if not network.hard_swish_inputs:
-        return FloatFallback({}, {})
+        return ()
     shapes = shapes_of(network.model, samples, runtime)
     return slow_on_integers(network, config, {name: math.prod(shape[1:]) for name, shape in shapes.items()})
 
 
 def slow_on_integers(
     network: Network, config: Config, sizes: Mapping[str, int], fallback: Collection[str] = ()
-) -> FloatFallback:
+) -> tuple[str, ...]:
     """Return the activations that layers read in float because that is faster.
 
     sizes: elements per sample. fallback: activations that stay in float for other reasons.
     """
     feeding = [a for a in network.activations if not a.fusion]
     if not network.hard_swish_inputs or typical_widths(config)[0] < MAX_BITS:
-        return FloatFallback({}, {})
+        return ()
     costs = _Costs.of(network, feeding, sizes)
     pinned = {a.tensor for a in feeding if any(pins(pattern, a.names) for pattern, _ in config.pins)}
     in_float = costs.in_float(fallback, Graph(network.model))
     quantized = costs.best(pinned, in_float)
     everywhere = costs.total({a.tensor for a in feeding})
     if not in_float and everywhere < _GAIN * costs.total(quantized):
-        return FloatFallback({}, {})
-    slow = (a.tensor for a in feeding if a.tensor not in quantized and a.tensor not in fallback)
-    return FloatFallback({}, {}, tuple(slow))
+        return ()
+    return tuple(a.tensor for a in feeding if a.tensor not in quantized and a.tensor not in fallback)
 
 
 Key = TypeVar("Key")

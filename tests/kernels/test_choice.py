@@ -10,7 +10,7 @@ from rdoq_onnx import pipeline
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.skips import SLOWER
 from rdoq_onnx.config import Config
-from rdoq_onnx.curves.kernel_choice import slow_on_integers
+from rdoq_onnx.kernels.choice import slow_on_integers
 from rdoq_onnx.system.progress import Progress
 
 CONFIG = Config(weight_bits=8, activation_bits=8, effort="fast", threads=1)
@@ -39,7 +39,7 @@ def sizes(scale=1):
 
 
 def chosen(model, config=CONFIG, scale=1, fallback=()):
-    return slow_on_integers(analyse(model, config.selection), config, sizes(scale), fallback).slow
+    return slow_on_integers(analyse(model, config.selection), config, sizes(scale), fallback)
 
 
 def test_a_first_layer_of_three_channels_stays_in_float(model):
@@ -49,7 +49,7 @@ def test_a_first_layer_of_three_channels_stays_in_float(model):
 def test_small_layers_stay_in_float(model):
     small = {name: max(n // 256, 1) for name, n in sizes().items()}
     network = analyse(model, CONFIG.selection)
-    assert slow_on_integers(network, CONFIG, small).slow == ("x", "b", "d", "f")
+    assert slow_on_integers(network, CONFIG, small) == ("x", "b", "d", "f")
 
 
 def test_pinned_activations_are_quantized(model):
