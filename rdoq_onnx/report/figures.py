@@ -12,7 +12,6 @@ from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.verification.additivity import Alone
-from rdoq_onnx.verification.layer_outputs import LayerOutputs
 
 WEIGHTS, ACTIVATIONS, UNIFORM, CHOSEN = "#4c8dff", "#f2a03d", "#9aa3b2", "#e5484d"
 # One colour per width, 0 to 8 bits: grey for removed channels, then cold to warm.
@@ -82,10 +81,10 @@ def budgets(runs: Sequence[tuple[str, Report]]) -> go.Figure:
     return _figure([trace], 340, xaxis={"title": "file, kB"}, yaxis={"title": "output SQNR, dB"}, showlegend=False)
 
 
-def layer_outputs(result: Result, outputs: LayerOutputs) -> go.Figure:
+def layer_outputs(report: Report) -> go.Figure:
     """Plot the SQNR of each layer's output, in graph order, with that of the model's output."""
-    names = [layer.name for layer in result.report.layers]
-    known = [(k, db) for k, db in enumerate(outputs.sqnr_db) if db is not None and math.isfinite(db)]
+    names, decibels = [layer.name for layer in report.layers], [layer.sqnr_db for layer in report.layers]
+    known = [(k, db) for k, db in enumerate(decibels) if db is not None and math.isfinite(db)]
     x = [k for k, _ in known]
     traces = [
         go.Scatter(
@@ -99,11 +98,11 @@ def layer_outputs(result: Result, outputs: LayerOutputs) -> go.Figure:
             hovertemplate="%{customdata}<br>%{y:.1f} dB<extra></extra>",
         )
     ]
-    if math.isfinite(result.report.sqnr_db):
+    if math.isfinite(report.sqnr_db):
         traces.append(
             go.Scatter(
                 x=[0, len(names) - 1],
-                y=[result.report.sqnr_db] * 2,
+                y=[report.sqnr_db] * 2,
                 name="output of the model",
                 mode="lines",
                 line={"color": CHOSEN, "dash": "dash", "width": 1.5},

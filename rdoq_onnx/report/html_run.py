@@ -45,8 +45,8 @@ def html_run(result: Result, output: str, budget: str = "", number: int | None =
     plots = {_id(f): figures.frontier(f) for f in traced}
     plots |= {"map": figures.channel_map(result), "shares": figures.shares(result)}
     plots |= {"histogram": figures.histogram(result), "sizes": figures.sizes(result)}
+    plots |= {"layers": figures.layer_outputs(result.report)}
     if result.details is not None:
-        plots |= {"layers": figures.layer_outputs(result, result.details.outputs)}
         plots |= {"additivity": figures.additivity(result, result.details.alone)}
     parts = {
         "CARDS": _cards(result),
@@ -55,7 +55,7 @@ def html_run(result: Result, output: str, budget: str = "", number: int | None =
             f"<figure><h3>{_SIDES[f.side] if f.unit is None else 'Cost'}</h3><div id='{before}{_id(f)}'></div></figure>"
             for f in traced
         ),
-        "OUTPUTS": _outputs(result, before),
+        "OUTPUTS": f"<div id='{before}layers'></div>",
         "ADDITIVITY": _additivity(result, before),
         "LAYERS": layer_table(result),
         "FLOAT": _float(result.report),
@@ -97,12 +97,6 @@ def _advice(result: Result) -> str:
     lines = (_OPTION.sub(r"<code>\g<0></code>", html.escape(line)) for line in result.report.advice)
     items = "".join(f"<li>{line}</li>" for line in lines)
     return f"<section><h2>Hints</h2><ul>{items}</ul></section>" if items else ""
-
-
-def _outputs(result: Result, before: str) -> str:
-    if result.details is None:
-        return "<p>Not measured in this run.</p>"
-    return f"<div id='{before}layers'></div>"
 
 
 def _additivity(result: Result, before: str) -> str:

@@ -132,6 +132,11 @@ def kernel_words(kernels: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {op}" for op, n in integer_kernels(kernels).items()) or "none"
 
 
+def finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def failed_document(source: str, output: str, reason: str) -> str:
     """Write the document of `--json` for a budget that could not be met."""
     document = {"version": __version__, "input": source, "output": output, "passed": False, "reason": reason}
