@@ -1,8 +1,13 @@
-"""Time the float and the emitted model in turns, so that whatever else slows the machine slows both alike.
+"""Time the float and the emitted model in turns.
 
-ratio = median over turns of t_quantized / t_float
+    ratio = median over turns of c_quantized / c_float,    c: processor seconds of a run
+
+Other work on the machine takes the processor away from some runs for longer than they last: the ratio of their times by
+the clock is then noise, and its quartiles may still lie close together. It hardly changes what a run costs in processor
+seconds. Threads that wait for work spin, so with several threads they stand for the time by the clock, too.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,24 +18,33 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.model.external import is_huge
 from rdoq_onnx.system.runtime import Feeds, Runtime, Session
-from rdoq_onnx.system.turns import seconds_of, turns
+from rdoq_onnx.system.turns import Took, time_of, turns
 
 _SECONDS = 0.9  # for all turns together; a turn that takes longer is the only one
+_TOLERANCE = 0.05  # relative difference in time that is noise
+_ONE_TURN = 0.25  # the same, of a single turn
 
 
 @dataclass(frozen=True)
 class Latency:
-    """The time of a run with `batch` samples on the CPU: medians in milliseconds.
+    """The time of a run with `batch` samples on the CPU.
 
-    ratio: quantized over float; below 1 the emitted model is faster. spread: half the interquartile range of the
-    turns' ratios; 0 of a single turn.
+    float_ms, quantized_ms: of the fastest run by the clock. ratio: processor time, quantized over float; below 1 the
+    emitted model is faster. spread: half the width of the median's 95 % interval; None of a single turn. busy: share of
+    the time in which this process was kept from a processor; times by the clock are then upper bounds.
     """
 
     batch: int
     float_ms: float
     quantized_ms: float
     ratio: float
-    spread: float
+    spread: float | None
+    busy: float = 0.0
+
+    @property
+    def slower(self) -> bool:
+        """Whether the emitted model is slower, by more than noise."""
+        return self.ratio > 1 + max(_TOLERANCE, _ONE_TURN if self.spread is None else self.spread)
 
 
 def measure_latency(
@@ -59,7 +73,7 @@ def _one_by_one(models: Sequence[onnx.ModelProto], feeds: Feeds, batch: int, run
     for model in models:
         session = runtime.session(model, "all")
         session.run(feeds)
-        taken.append(seconds_of(lambda session=session: session.run(feeds)))  # type: ignore[misc]
+        taken.append(time_of(lambda session=session: session.run(feeds)))  # type: ignore[misc]
         del session
     return latency_of([taken], batch)
 
@@ -69,10 +83,20 @@ def _timed(sessions: Sequence[Session], feeds: Feeds, batch: int, seconds: float
     return latency_of(turns(runs, seconds), batch)
 
 
-def latency_of(taken: Sequence[Sequence[float]], batch: int) -> Latency:
-    """Summarize the seconds of turns, [turns, 2]: the float model's and the emitted one's."""
-    seconds = np.asarray(taken, np.float64)
-    ratios = seconds[:, 1] / np.maximum(seconds[:, 0], 1e-9)
-    first, middle, third = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-    float_ms, quantized_ms = (1e3 * np.median(seconds, axis=0)).tolist()
-    return Latency(batch, float_ms, quantized_ms, middle, (third - first) / 2)
+def latency_of(taken: Sequence[Sequence[Took]], batch: int) -> Latency:
+    """Summarize turns, [turns, 2]: the float model's run and the emitted one's."""
+    wall, processor = np.moveaxis(np.asarray(taken, np.float64), 2, 0)
+    ratios = np.sort(processor[:, 1] / np.maximum(processor[:, 0], 1e-9))
+    float_ms, quantized_ms = (1e3 * wall.min(axis=0)).tolist()
+    busy = max(0.0, 1 - float(processor.sum() / max(wall.sum(), 1e-9)))
+    spread = None if len(ratios) == 1 else float(ratios[-1 - _rank(len(ratios))] - ratios[_rank(len(ratios))]) / 2
+    return Latency(batch, float_ms, quantized_ms, float(np.median(ratios)), spread, busy)
+
+
+def _rank(count: int) -> int:
+    """Return the rank, from 0, at which the 95 % interval of the median of `count` values begins.
+
+    The number of values below the median is binomial, with mean n/2 and deviation √n/2. Of fewer than six, all of them
+    make less than 95 %.
+    """
+    return max(0, int(count / 2 - 1.96 * math.sqrt(count) / 2))

@@ -62,7 +62,7 @@ def _tokens(models: Sequence[onnx.ModelProto], samples: Samples, runtime: Runtim
         taken = turns([lambda session=session: session.run(feeds) for session in sessions], _SECONDS)  # type: ignore[misc]
     except RdoqError:
         return unknown
-    return [1 / max(seconds, 1e-9) for seconds in np.median(np.asarray(taken), axis=0).tolist()]
+    return [1 / max(seconds, 1e-9) for seconds in np.median(np.asarray(taken)[..., 0], axis=0).tolist()]
 
 
 def next_feeds(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array] | None:
