@@ -19,6 +19,8 @@ WIDTHS = ("#8b93a1", "#3b2f8f", "#3d5fc4", "#2f8fc9", "#27b0a5", "#5fc66b", "#b6
 _ROW = 256  # maximum channels in a row of the map; larger layers take several rows
 _NAMED = 40  # maximum layers whose names fit on an axis
 _SHOWN = 26  # maximum characters of a name on an axis
+_DECADES = 5  # maximum decades of a logarithmic axis that are labelled
+_FEW_DECADES = 1.7  # those between whose labels others fit
 
 
 def frontier(data: Frontier) -> go.Figure:
@@ -341,9 +343,10 @@ def _positive(
 
 
 def _log(values: Sequence[float]) -> dict[str, object]:
-    """Make a logarithmic axis, labelled at decades if it spans some."""
-    wide = bool(values) and max(values) > 50 * min(values)
-    return {"type": "log", "exponentformat": "power", **({"dtick": 1} if wide else {})}
+    """Make a logarithmic axis, labelled at some decades if it spans many, else at 1, 2 and 5 as well."""
+    decades = math.log10(max(values) / min(values)) if values else 0.0
+    step = math.ceil(decades / _DECADES) if decades > _FEW_DECADES else "D2"
+    return {"type": "log", "exponentformat": "power", "dtick": step}
 
 
 def _layer_axis(names: Sequence[str]) -> dict[str, object]:
@@ -352,7 +355,7 @@ def _layer_axis(names: Sequence[str]) -> dict[str, object]:
     return {
         "tickvals": list(range(len(names))) if few else None,
         "ticktext": [_short(n) for n in names] if few else None,
-        "tickangle": -50,
+        "tickangle": -50 if few else 0,
         "title": "" if few else "layers, in graph order",
         "showgrid": False,
     }

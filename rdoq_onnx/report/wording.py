@@ -93,16 +93,19 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def against_float(latency: Latency) -> str:
-    """Compare a run with the float model's."""
+def time_of_run(latency: Latency) -> tuple[str, str]:
+    """Word the time of a run, and how it compares with the float model's."""
     spread = "" if latency.spread is None else f" ± {max(latency.spread, 0.01):.2f}"
-    busy = "; other work kept the processor, so these ms are upper bounds" if latency.busy > _BUSY else ""
-    return f"{latency.ratio:.2f}{spread} times the processor time of float, {milliseconds(latency.float_ms)}{busy}"
+    ratio = f"{latency.ratio:.2f}{spread} × float"
+    if latency.busy > _BUSY:  # the clock measures the other work
+        before, after = map(milliseconds, latency.processor_ms)
+        return after, f"of processor time, {ratio} ({before}); the machine is too busy for the clock"
+    return milliseconds(latency.quantized_ms), f"is {ratio} ({milliseconds(latency.float_ms)}) by processor time"
 
 
 def latency_rows(latency: Sequence[Latency], running: Running | None = None) -> list[tuple[str, str]]:
     """Word times, memory and tokens a second as rows of the summary."""
-    rows = [(f"latency, batch of {x.batch}", f"{milliseconds(x.quantized_ms)}, {against_float(x)}") for x in latency]
+    rows = [(f"latency, batch of {x.batch}", " ".join(time_of_run(x))) for x in latency]
     return rows if running is None else rows + _running_rows(running)
 
 

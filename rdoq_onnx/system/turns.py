@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 _MOST_TURNS = 15
+_MANY, _SHORT = 100, 0.1
 # Windows counts a process's time in ticks of 16 ms.
 _processor_time = time.perf_counter if sys.platform == "win32" else time.process_time
 
@@ -20,14 +21,19 @@ class Took(NamedTuple):
 def turns(runs: Sequence[Callable[[], object]], seconds: float, most: int = _MOST_TURNS) -> list[list[Took]]:
     """Call `runs` in turns, in alternating order, for about `seconds`; return what each call of each turn took.
 
-    most: maximum number of turns.
+    most: maximum number of turns; short ones go on to _MANY within _SHORT seconds.
 
     The first turn warms up and is left out, unless there is time for no other.
     """
     begin, taken = time.perf_counter(), list[list[Took]]()
-    while len(taken) <= most and (
-        not taken or time.perf_counter() - begin + sum(took.wall for took in taken[-1]) < seconds
-    ):
+
+    def goes_on() -> bool:
+        if not taken:
+            return True
+        end = time.perf_counter() - begin + sum(took.wall for took in taken[-1])
+        return end < seconds if len(taken) <= most else end < _SHORT and len(taken) <= _MANY
+
+    while goes_on():
         order = range(len(runs)) if len(taken) % 2 == 0 else reversed(range(len(runs)))
         measured = {k: time_of(runs[k]) for k in order}
         taken.append([measured[k] for k in range(len(runs))])

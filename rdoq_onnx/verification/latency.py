@@ -29,9 +29,10 @@ _ONE_TURN = 0.25  # the same, of a single turn
 class Latency:
     """The time of a run with `batch` samples on the CPU.
 
-    float_ms, quantized_ms: of the fastest run by the clock. ratio: processor time, quantized over float; below 1 the
+    float_ms, quantized_ms: medians by the clock. ratio: of processor time, quantized over float; below 1 the
     emitted model is faster. spread: half the width of the median's 95 % interval; None of a single turn. busy: share of
-    the time in which this process was kept from a processor; times by the clock are then upper bounds.
+    the time in which this process was kept from a processor; times by the clock are then upper bounds. processor_ms:
+    medians of float and quantized, all threads together.
     """
 
     batch: int
@@ -40,6 +41,7 @@ class Latency:
     ratio: float
     spread: float | None
     busy: float = 0.0
+    processor_ms: tuple[float, float] = (0.0, 0.0)
 
     @property
     def slower(self) -> bool:
@@ -87,10 +89,11 @@ def latency_of(taken: Sequence[Sequence[Took]], batch: int) -> Latency:
     """Summarize turns, [turns, 2]: the float model's run and the emitted one's."""
     wall, processor = np.moveaxis(np.asarray(taken, np.float64), 2, 0)
     ratios = np.sort(processor[:, 1] / np.maximum(processor[:, 0], 1e-9))
-    float_ms, quantized_ms = (1e3 * wall.min(axis=0)).tolist()
+    float_ms, quantized_ms = (1e3 * np.median(wall, axis=0)).tolist()
     busy = max(0.0, 1 - float(processor.sum() / max(wall.sum(), 1e-9)))
     spread = None if len(ratios) == 1 else float(ratios[-1 - _rank(len(ratios))] - ratios[_rank(len(ratios))]) / 2
-    return Latency(batch, float_ms, quantized_ms, float(np.median(ratios)), spread, busy)
+    before, after = (1e3 * np.median(processor, axis=0)).tolist()
+    return Latency(batch, float_ms, quantized_ms, float(np.median(ratios)), spread, busy, (before, after))
 
 
 def _rank(count: int) -> int:

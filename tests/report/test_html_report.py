@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +143,7 @@ def test_page_describes_the_run(page: str) -> None:
         "output SQNR",
         "bits per weight",
         "a batch of 1<",
-        "times the float model&#x27;s",
+        "× float (",
         "figures rest on",
         "measured at once",
         "left in float: excluded by --exclude",
@@ -280,3 +280,14 @@ def test_without_plotly_nothing_is_run(
     assert capsys.readouterr().err == (
         "rdoq-onnx: error: --report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'\n"
     )
+
+
+def test_options_in_hints_are_code_with_their_values() -> None:
+    made = made_up(2, 3)
+    advice = ("use more --samples (256 now) or --effort best for <it>; --pin '.*=8' or --exclude a/b.", "none here")
+    page = html_report(replace(made, report=replace(made.report, advice=advice)), "folder/out.onnx")
+    codes = [re.sub("</?span>", "", code) for code in re.findall("<code>(.*?)</code>", page.split("<h2>Hints")[1])[:4]]
+    assert codes == ["--samples", "--effort best", "--pin &#x27;.*=8&#x27;", "--exclude a/b"]
+    assert "</code> for &lt;it&gt;; <code>" in page
+    assert "<li>none here</li>" in page
+    assert "folder/<wbr>out.onnx" in page

@@ -7,6 +7,7 @@ import pytest
 
 from rdoq_onnx.calibration.load import load_samples
 from rdoq_onnx.calibration.samples import input_specs
+from rdoq_onnx.report.wording import latency_rows
 from rdoq_onnx.system.io import read_model
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.turns import Took, time_of, turns
@@ -21,10 +22,11 @@ def undisturbed(*turns):
     return [[Took(seconds, seconds) for seconds in turn] for turn in turns]
 
 
-def test_the_ratio_is_the_median_of_turns_and_the_times_those_of_the_fastest():
+def test_median_ratio_and_its_interval():
     found = latency_of(undisturbed((2e-3, 1e-3), (4e-3, 2e-3), (2e-3, 1.4e-3), (2e-3, 1.2e-3), (1.0, 0.6)), 8)
-    assert (found.batch, found.float_ms, found.quantized_ms) == (8, 2.0, pytest.approx(1.0))
+    assert (found.batch, found.float_ms, found.quantized_ms) == (8, 2.0, pytest.approx(1.4))
     assert (found.ratio, found.spread, found.busy) == (pytest.approx(0.6), pytest.approx(0.1), 0)
+    assert latency_rows([found]) == [("latency, batch of 8", "1.4 ms is 0.60 ± 0.10 × float (2 ms) by processor time")]
 
 
 def test_other_work_on_the_machine_changes_nothing():
@@ -32,8 +34,15 @@ def test_other_work_on_the_machine_changes_nothing():
     taken = [[Took(15e-3 if k % 4 else 3e-3, 3e-3), Took(1.5e-3, 1.5e-3)] for k in range(15)]
     found = latency_of(taken, 1)
     assert (found.ratio, found.spread) == (pytest.approx(0.5), pytest.approx(0))
-    assert (found.float_ms, found.quantized_ms) == (pytest.approx(3), pytest.approx(1.5))
+    assert (found.float_ms, found.quantized_ms) == (pytest.approx(15), pytest.approx(1.5))
     assert found.busy > 0.5
+    assert found.processor_ms == (pytest.approx(3), pytest.approx(1.5))
+    assert latency_rows([found]) == [
+        (
+            "latency, batch of 1",
+            "1.5 ms of processor time, 0.50 ± 0.01 × float (3 ms); the machine is too busy for the clock",
+        )
+    ]
 
 
 def test_the_spread_covers_the_median_in_19_of_20_cases():
