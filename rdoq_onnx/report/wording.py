@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -24,6 +26,8 @@ _STEP_NAMES = {
     "ties": "anchoring",
     "second look": "refinement",
 }
+_PIN = re.compile(r"--pin (?:'[^']*?=|[^\s=]+=)")
+_READER = re.compile(r"where .* reads it$")
 _BUSY = 0.2  # share of the time, kept from a processor, that falsifies times by the clock
 
 
@@ -43,16 +47,34 @@ def pin_of(name: str, bits: float) -> str:
 
 
 def skip_lines(skips: Iterable[Skip], each: bool) -> Iterator[str]:
-    """Word why nodes stay in float; unless `each`, nodes with the same reason share a line."""
+    """Word why nodes stay in float; unless `each`, nodes with the same reason, but for a name, share a line."""
     groups: dict[str, list[Skip]] = {}
     for skip in skips:
-        groups.setdefault(skip.reason, []).append(skip)
+        groups.setdefault(_nameless(skip.reason), []).append(skip)
     for reason, several in groups.items():
         if each or len(several) == 1:
-            yield from (f"{s.op_type} {s.node}: {reason}" for s in several)
+            yield from (f"{s.op_type} {s.node}: {s.reason}" for s in several)
         else:
             kinds = ", ".join(sorted({s.op_type for s in several}))
             yield f"{kinds}, {len(several)} nodes: {reason}"
+
+
+def kept_lines(kept: Mapping[str, Sequence[tuple[int, str]]], each: bool) -> Iterator[str]:
+    """Word why 0-bit channels stay, by layer node; unless `each`, layers with the same reason share a line."""
+    groups: dict[str, Counter[str]] = {}
+    for node, several in kept.items():
+        for _, reason in several:
+            groups.setdefault(reason if each else _nameless(reason), Counter())[node] += 1
+    for reason, nodes in groups.items():
+        if each or len(nodes) == 1:
+            yield from (f"{count} of {node}: {reason}" for node, count in nodes.items())
+        else:
+            yield f"{nodes.total()} in {len(nodes)} layers: {reason}"
+
+
+def _nameless(reason: str) -> str:
+    """Leave out the names in which reasons of one kind differ."""
+    return _READER.sub("where another layer reads it", _PIN.sub("--pin TENSOR=", reason))
 
 
 def decibels(before: float, after: float) -> str:

@@ -125,7 +125,7 @@ def row(name: str, tool: str, python: Path, setting: str, folder: Path) -> dict[
             return None
         reason = next(reversed(error.stderr.strip().splitlines()), f"exit code {error.returncode}")
     except rdoq_onnx.RdoqError as error:
-        reason = str(error).replace(str(output), "the file")
+        reason = str(error).removeprefix(f"{output}: ").replace(str(output), "the file")
     return head | dict.fromkeys(FIGURES, "") | {"failure": " ".join(reason.split())[:LONGEST_FAILURE]}
 
 
