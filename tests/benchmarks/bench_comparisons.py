@@ -179,11 +179,11 @@ def store(new: dict[str, str]) -> None:
 
 
 def settings_of(name: str, tool: str) -> tuple[str, ...]:
-    """Return the settings that are compared: 8 and 4 bits of each tool, more of ours and of the models of the chart."""
+    """Return the settings that are compared: 8 and 4 bits; of the models of the chart weights alone and 3 bits, too."""
     if tool in TECHNIQUES:
         return TECHNIQUES[tool] if name in CHART else ()
     if name in CHART:
-        return (*MAIN_SETTINGS, "W4A4", "W4", *(("W3A8",) if tool == OWN else ()))
+        return (*MAIN_SETTINGS, "W4", *(("W3A8",) if tool == OWN else ()))
     return MAIN_SETTINGS
 
 
