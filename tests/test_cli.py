@@ -265,7 +265,7 @@ def test_json_describes_this_run(done: Done) -> None:
     assert part["bound_db"] is None  # one sample proves nothing
     assert report["distortion"]["optimality_gap"] >= 0
     assert [tuple(x) for x in report["latency"]] == 2 * [
-        ("batch", "float_ms", "quantized_ms", "ratio", "spread", "busy", "processor_ms")
+        ("batch", "float_ms", "quantized_ms", "ratio", "spread", "others")
     ]
     assert [x["batch"] for x in report["latency"]] == [1, 8]
     assert any("held-out" in line for line in report["advice"])

@@ -43,7 +43,7 @@ def slower(latency: Sequence[Latency]) -> Latency | None:
 
 
 def _times(latency: Latency) -> str:
-    return f"a batch of {latency.batch} takes {latency.ratio:.2f} times the processor time of float"
+    return f"a batch of {latency.batch} takes {latency.ratio:.2f} times as long as in float"
 
 
 def _reason(report: Report) -> str:

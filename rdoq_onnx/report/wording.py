@@ -28,7 +28,6 @@ _STEP_NAMES = {
 }
 _PIN = re.compile(r"--pin (?:'[^']*?=|[^\s=]+=)")
 _READER = re.compile(r"where .* reads it$")
-_BUSY = 0.2  # share of the time, kept from a processor, that falsifies times by the clock
 
 
 def step_name(name: str) -> str:
@@ -118,16 +117,16 @@ def duration(seconds: float) -> str:
 def time_of_run(latency: Latency) -> tuple[str, str]:
     """Word the time of a run, and how it compares with the float model's."""
     spread = "" if latency.spread is None else f" ± {max(latency.spread, 0.01):.2f}"
-    ratio = f"{latency.ratio:.2f}{spread} × float"
-    if latency.busy > _BUSY:  # the clock measures the other work
-        before, after = map(milliseconds, latency.processor_ms)
-        return after, f"of processor time, {ratio} ({before}); the machine is too busy for the clock"
-    return milliseconds(latency.quantized_ms), f"is {ratio} ({milliseconds(latency.float_ms)}) by processor time"
+    ratio = f"{latency.ratio:.2f}{spread} times the float model's {milliseconds(latency.float_ms)}"
+    if not latency.busy:
+        return milliseconds(latency.quantized_ms), ratio
+    why = f"other work takes {100 * latency.others:.0f} % of the processors here"
+    return milliseconds(latency.quantized_ms), f"{ratio}, of processor time, as {why}"
 
 
 def latency_rows(latency: Sequence[Latency], running: Running | None = None) -> list[tuple[str, str]]:
     """Word times, memory and tokens a second as rows of the summary."""
-    rows = [(f"latency, batch of {x.batch}", " ".join(time_of_run(x))) for x in latency]
+    rows = [(f"latency, batch of {x.batch}", ", ".join(time_of_run(x))) for x in latency]
     return rows if running is None else rows + _running_rows(running)
 
 

@@ -1,10 +1,10 @@
 """Time the float and the emitted model in turns.
 
-    ratio = median over turns of c_quantized / c_float,    c: processor seconds of a run
+    ratio = median over turns of t_quantized / t_float
 
-Other work on the machine takes the processor away from some runs for longer than they last: the ratio of their times by
-the clock is then noise, and its quartiles may still lie close together. It hardly changes what a run costs in processor
-seconds. Threads that wait for work spin, so with several threads they stand for the time by the clock, too.
+On a machine with nothing else to do, t is the time of a run by the clock. Other work takes the processor away from some
+runs for longer than they last: ratios by the clock are then noise, and their quartiles may still lie close together. It
+hardly changes what a run costs in processor seconds, so these are t on a busy machine.
 """
 
 import math
@@ -17,22 +17,23 @@ import onnx
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.model.external import is_huge
+from rdoq_onnx.system.load import Clocks
 from rdoq_onnx.system.runtime import Feeds, Runtime, Session
 from rdoq_onnx.system.turns import Took, time_of, turns
 
 _SECONDS = 0.9  # for all turns together; a turn that takes longer is the only one
 _TOLERANCE = 0.05  # relative difference in time that is noise
 _ONE_TURN = 0.25  # the same, of a single turn
+_BUSY = 0.1  # share of the processors' time, taken by other work, from which the clock does not tell
 
 
 @dataclass(frozen=True)
 class Latency:
     """The time of a run with `batch` samples on the CPU.
 
-    float_ms, quantized_ms: medians by the clock. ratio: of processor time, quantized over float; below 1 the
-    emitted model is faster. spread: half the width of the median's 95 % interval; None of a single turn. busy: share of
-    the time in which this process was kept from a processor; times by the clock are then upper bounds. processor_ms:
-    medians of float and quantized, all threads together.
+    float_ms, quantized_ms: medians, by the clock, or of processor time if the machine is `busy`. ratio: quantized over
+    float; below 1 the emitted model is faster. spread: half the width of the median's 95 % interval; None of a single
+    turn. others: the share of the processors' time that other work took.
     """
 
     batch: int
@@ -40,8 +41,12 @@ class Latency:
     quantized_ms: float
     ratio: float
     spread: float | None
-    busy: float = 0.0
-    processor_ms: tuple[float, float] = (0.0, 0.0)
+    others: float = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work makes times by the clock meaningless."""
+        return self.others > _BUSY
 
     @property
     def slower(self) -> bool:
@@ -60,16 +65,21 @@ def measure_latency(
     on_cpu = replace(runtime, provider="cpu")
     samples = samples.of_common_shapes(1)
     sizes = [samples.batch] if samples.batch else sorted({1, min(batch, len(samples))})
+    begin = Clocks.now()
     try:
         if is_huge(original):
-            return (_one_by_one((original, quantized), samples.feeds(slice(0, sizes[0])), sizes[0], on_cpu),)
-        sessions = [on_cpu.session(model, "all") for model in (original, quantized)]
-        return tuple(_timed(sessions, samples.feeds(slice(0, size)), size, _SECONDS / len(sizes)) for size in sizes)
+            taken = [_one_by_one((original, quantized), samples.feeds(slice(0, sizes[0])), on_cpu)]
+            sizes = sizes[:1]
+        else:
+            sessions = [on_cpu.session(model, "all") for model in (original, quantized)]
+            taken = [_in_turns(sessions, samples.feeds(slice(0, size)), _SECONDS / len(sizes)) for size in sizes]
     except RdoqError:
         return ()
+    others = Clocks.now().others(begin)
+    return tuple(latency_of(turns, size, others) for turns, size in zip(taken, sizes, strict=True))
 
 
-def _one_by_one(models: Sequence[onnx.ModelProto], feeds: Feeds, batch: int, runtime: Runtime) -> Latency:
+def _one_by_one(models: Sequence[onnx.ModelProto], feeds: Feeds, runtime: Runtime) -> list[list[Took]]:
     """Time huge models in a session after another, as both would not fit in memory."""
     taken = []
     for model in models:
@@ -77,23 +87,22 @@ def _one_by_one(models: Sequence[onnx.ModelProto], feeds: Feeds, batch: int, run
         session.run(feeds)
         taken.append(time_of(lambda session=session: session.run(feeds)))  # type: ignore[misc]
         del session
-    return latency_of([taken], batch)
+    return [taken]
 
 
-def _timed(sessions: Sequence[Session], feeds: Feeds, batch: int, seconds: float) -> Latency:
-    runs = [lambda session=session: session.run(feeds) for session in sessions]
-    return latency_of(turns(runs, seconds), batch)
+def _in_turns(sessions: Sequence[Session], feeds: Feeds, seconds: float) -> list[list[Took]]:
+    return turns([lambda session=session: session.run(feeds) for session in sessions], seconds)  # type: ignore[misc]
 
 
-def latency_of(taken: Sequence[Sequence[Took]], batch: int) -> Latency:
+def latency_of(taken: Sequence[Sequence[Took]], batch: int, others: float) -> Latency:
     """Summarize turns, [turns, 2]: the float model's run and the emitted one's."""
     wall, processor = np.moveaxis(np.asarray(taken, np.float64), 2, 0)
-    ratios = np.sort(processor[:, 1] / np.maximum(processor[:, 0], 1e-9))
-    float_ms, quantized_ms = (1e3 * np.median(wall, axis=0)).tolist()
-    busy = max(0.0, 1 - float(processor.sum() / max(wall.sum(), 1e-9)))
-    spread = None if len(ratios) == 1 else float(ratios[-1 - _rank(len(ratios))] - ratios[_rank(len(ratios))]) / 2
-    before, after = (1e3 * np.median(processor, axis=0)).tolist()
-    return Latency(batch, float_ms, quantized_ms, float(np.median(ratios)), spread, busy, (before, after))
+    times = processor if others > _BUSY else wall
+    ratios = np.sort(times[:, 1] / np.maximum(times[:, 0], 1e-9))
+    float_ms, quantized_ms = (1e3 * np.median(times, axis=0)).tolist()
+    rank = _rank(len(ratios))
+    spread = None if len(ratios) == 1 else float(ratios[-1 - rank] - ratios[rank]) / 2
+    return Latency(batch, float_ms, quantized_ms, float(np.median(ratios)), spread, others)
 
 
 def _rank(count: int) -> int:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 from comparison_peers import LACKS, TOOLS
 from targets import ROOT, ZOO
 
@@ -118,6 +119,10 @@ def row(name: str, tool: str, python: Path, setting: str, folder: Path) -> dict[
     begin = time.perf_counter()
     try:
         make(tool, python, network, setting, output)
+        if not any(
+            "Quant" in node.op_type or node.op_type.startswith("QLinear") for node in onnx.load(output).graph.node
+        ):
+            return head | dict.fromkeys(FIGURES, "") | {"failure": "quantizes nothing, without a word"}
         seconds = time.perf_counter() - begin
         return head | judged(network, output) | {"seconds": f"{seconds:.0f}", "failure": ""}
     except subprocess.CalledProcessError as error:

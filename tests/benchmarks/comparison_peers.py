@@ -8,7 +8,8 @@ input, samples on axis 0. SETTING: W8A8, W4A8, W4A4, or W4 for weights alone. A 
 with exit code 3.
 
 Environments: `pip install PACKAGE` brings PyTorch with CUDA for aimet, quark and modelopt. On a CPU install a build of
-torch for it first, then the package with --no-deps, then the rest of what it requires.
+torch for it first, then the package with --no-deps, then the rest of what it requires. aimet also needs onnxsim, which
+its documentation recommends in front.
 """
 
 import logging
@@ -95,12 +96,13 @@ def by_nncf(model: str, calibration: str, setting: str, output: str) -> None:
 def by_aimet(model: str, calibration: str, setting: str, output: str, optimize: str | None = None) -> None:
     import aimet_onnx
     import onnx
+    import onnxsim
     from aimet_onnx.batch_norm_fold import fold_all_batch_norms_to_weight
 
     if setting == "W4":
         raise LacksError
     weights, activations = setting[1:].split("A")
-    loaded, samples = onnx.load(model), list(feeds(calibration))
+    loaded, samples = onnxsim.simplify(onnx.load(model))[0], list(feeds(calibration))
     fold_all_batch_norms_to_weight(loaded)
     sim = aimet_onnx.QuantizationSimModel(
         loaded,

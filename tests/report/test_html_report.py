@@ -143,7 +143,7 @@ def test_page_describes_the_run(page: str) -> None:
         "output SQNR",
         "bits per weight",
         "a batch of 1<",
-        "× float (",
+        "times the float model&#x27;s",
         "figures rest on",
         "measured at once",
         "left in float: excluded by --exclude",

@@ -40,17 +40,17 @@ def test_a_fast_file_needs_none() -> None:
             {"activation_bits": None, "latency": (SLOW,), "skipped": (Skip("n", "Conv", f"{SLOWER}; pin it"),)},
             "no integer kernel is predicted to be faster",
         ),
-        ({"activation_bits": None, "latency": (SLOW,)}, "a batch of 32 takes 1.50 times the processor time of float"),
+        ({"activation_bits": None, "latency": (SLOW,)}, "a batch of 32 takes 1.50 times as long as in float"),
         (
             {"activation_bits": None, "latency": (SLOW,), "storage": "nbits"},
-            "1.50 times the processor time of float: weights",
+            "1.50 times as long as in float: weights",
         ),
         (
             {"kernels": {"Conv": 2}, "float_layers": {"a": "why", "b": "why"}},
             "no layer runs on an integer kernel (why)",
         ),
         ({"kernels": {"Conv": 2}}, "ONNX Runtime fuses none"),
-        ({"latency": (FAST, SLOW), "float_layers": {"a": "why"}}, "1.50 times the processor time of float: 1 layer"),
+        ({"latency": (FAST, SLOW), "float_layers": {"a": "why"}}, "1.50 times as long as in float: 1 layer"),
         ({"latency": (FAST, SLOW)}, "the quantizers cost more than integer kernels save"),
     ],
 )
