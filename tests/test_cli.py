@@ -239,10 +239,11 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "advice": None,
         "calibration": {"source": None, "samples": None, "likeness": None, "supplied": None},
         "layers": None,
+        "layer_samples": None,
         "skipped": None,
     }
     assert {tuple(layer) for layer in done.report["layers"]} == {
-        ("name", "op", "channels", "bits", "activation_bits", "tables", "block_size", "cost")
+        ("name", "op", "channels", "bits", "activation_bits", "tables", "block_size", "cost", "sqnr_db")
     }
     (part,) = done.report["distortion"]["parts"]
     assert tuple(part) == ("name", "output", "predicted", "measured", "sqnr_db", "bound_db")

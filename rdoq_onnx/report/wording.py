@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.patterns import as_pattern
 from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.system.load import BUSY
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.running import Running
 from rdoq_onnx.version import __version__
@@ -120,8 +121,11 @@ def time_of_run(latency: Latency) -> tuple[str, str]:
     ratio = f"{latency.ratio:.2f}{spread} times the float model's {milliseconds(latency.float_ms)}"
     if not latency.busy:
         return milliseconds(latency.quantized_ms), ratio
-    why = f"other work takes {100 * latency.others:.0f} % of the processors here"
-    return milliseconds(latency.quantized_ms), f"{ratio}, of processor time, as {why}"
+    return milliseconds(latency.quantized_ms), f"{ratio}, of processor time{_busy(latency.others)}"
+
+
+def _busy(others: float) -> str:
+    return f", as other work takes {100 * others:.0f} % of the processors here"
 
 
 def latency_rows(latency: Sequence[Latency], running: Running | None = None) -> list[tuple[str, str]]:
@@ -140,7 +144,8 @@ def _running_rows(running: Running) -> list[tuple[str, str]]:
         rows.append(("memory of a session", "; ".join([human_bytes(running.emitted.memory), *sizes])))
     if running.emitted.tokens is not None:
         rates = [f"{name} {each.tokens:.3g}" for name, each in known.items() if each.tokens is not None]
-        rows.append(("tokens a second", "; ".join([f"{running.emitted.tokens:.3g} at batch 1", *rates])))
+        busy = [f"of processor time{_busy(running.others)}"] if running.others > BUSY else []
+        rows.append(("tokens a second", "; ".join([f"{running.emitted.tokens:.3g} at batch 1", *rates, *busy])))
     return rows
 
 

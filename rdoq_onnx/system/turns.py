@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 _MOST_TURNS = 15
 _MANY, _SHORT = 100, 0.1
 # Windows counts a process's time in ticks of 16 ms.
@@ -38,6 +41,11 @@ def turns(runs: Sequence[Callable[[], object]], seconds: float, most: int = _MOS
         measured = {k: time_of(runs[k]) for k in order}
         taken.append([measured[k] for k in range(len(runs))])
     return taken[1:] or taken
+
+
+def run_times(taken: Sequence[Sequence[Took]], busy: bool) -> NDArray[np.float64]:
+    """Return the seconds of each run of each turn, [turns, runs]: by the clock, or of processors if `busy`."""
+    return np.asarray(taken, np.float64)[..., 1 if busy else 0]
 
 
 def time_of(run: Callable[[], object]) -> Took:

@@ -17,14 +17,13 @@ import onnx
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.model.external import is_huge
-from rdoq_onnx.system.load import Clocks
+from rdoq_onnx.system.load import BUSY, Clocks
 from rdoq_onnx.system.runtime import Feeds, Runtime, Session
-from rdoq_onnx.system.turns import Took, time_of, turns
+from rdoq_onnx.system.turns import Took, run_times, time_of, turns
 
 _SECONDS = 0.9  # for all turns together; a turn that takes longer is the only one
 _TOLERANCE = 0.05  # relative difference in time that is noise
 _ONE_TURN = 0.25  # the same, of a single turn
-_BUSY = 0.1  # share of the processors' time, taken by other work, from which the clock does not tell
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Latency:
     @property
     def busy(self) -> bool:
         """Whether other work makes times by the clock meaningless."""
-        return self.others > _BUSY
+        return self.others > BUSY
 
     @property
     def slower(self) -> bool:
@@ -90,14 +89,13 @@ def _one_by_one(models: Sequence[onnx.ModelProto], feeds: Feeds, runtime: Runtim
     return [taken]
 
 
-def _in_turns(sessions: Sequence[Session], feeds: Feeds, seconds: float) -> list[list[Took]]:
-    return turns([lambda session=session: session.run(feeds) for session in sessions], seconds)  # type: ignore[misc]
+def _in_turns(sessions: Sequence[Session], feeds: Feeds, limit: float) -> list[list[Took]]:
+    return turns([lambda session=session: session.run(feeds) for session in sessions], limit)  # type: ignore[misc]
 
 
 def latency_of(taken: Sequence[Sequence[Took]], batch: int, others: float) -> Latency:
     """Summarize turns, [turns, 2]: the float model's run and the emitted one's."""
-    wall, processor = np.moveaxis(np.asarray(taken, np.float64), 2, 0)
-    times = processor if others > _BUSY else wall
+    times = run_times(taken, others > BUSY)
     ratios = np.sort(times[:, 1] / np.maximum(times[:, 0], 1e-9))
     float_ms, quantized_ms = (1e3 * np.median(times, axis=0)).tolist()
     rank = _rank(len(ratios))
