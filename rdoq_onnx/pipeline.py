@@ -43,6 +43,7 @@ from rdoq_onnx.system.summation import Compute
 from rdoq_onnx.verification.details import measured_details
 from rdoq_onnx.verification.gates import missed_gate
 from rdoq_onnx.verification.latency import measure_latency
+from rdoq_onnx.verification.layer_outputs import compare_layers
 from rdoq_onnx.verification.likeness import likeness
 from rdoq_onnx.verification.predicted_parts import predicted_parts
 from rdoq_onnx.verification.running import measure_running
@@ -171,7 +172,7 @@ class Job:
             emission = emit_model(allocation, recorded, config.storage, config.keep_channels, refined.model)
         refined = replace(refined, model=onnx.ModelProto())  # no longer needed, and large
         outcome = self._judged(emission, refined, reference, config, steps)
-        shown = measured_details(emission, allocation, reference, measurement, progress) if details else None
+        shown = measured_details(allocation, reference, measurement, progress) if details else None
         self.store.flush()
         if goal is not None:
             progress.note(f"{goal.option} {goal.least:g}: {goal.word(goal.prove(emission.model))}")
@@ -181,7 +182,7 @@ class Job:
     def _judged(
         self, emission: Emission, refined: Refined, reference: Reference, config: Config, steps: Steps
     ) -> Outcome:
-        """Verify what was emitted, and time it."""
+        """Verify what was emitted, layer by layer as well, and time it."""
         allocation, split, runtime, progress = refined.allocation, self.split, self.runtime, self.progress
         with progress.step("verify"):
             verification = verify(emission, allocation, reference)
@@ -189,6 +190,8 @@ class Job:
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
             held_out = reference.samples.digest
             alike = steps.once(f"likeness of {held_out}", lambda: likeness(reference, split.seen))
+        with progress.step("layer outputs"):
+            outputs = compare_layers(emission, allocation.measurement, reference.samples, runtime)
         with progress.step("latency"):
             batch = reference.measurement.observation.batching.size
             latency = measure_latency(self.reference, emission.model, self.samples, batch, runtime)
@@ -203,6 +206,7 @@ class Job:
             emission,
             allocation,
             verification,
+            outputs,
             predicted,
             refined.steps,
             progress.seconds,

@@ -159,6 +159,7 @@ TESTED_ELSEWHERE = {
     "refinement/reround": "tests/refinement/test_refine.py",
     "system/files": "tests/test_cli.py",
     "system/turns": "tests/verification/test_latency.py",
+    "verification/part_figures": "tests/verification/test_gates.py",
     "verification/runs": "tests/verification/test_verify.py",
     "verification/widths": "tests/verification/test_verify.py",
     "report/figures": "tests/report/test_html_report.py",

@@ -239,10 +239,11 @@ def test_json_has_the_keys_of_the_contract(done: Done) -> None:
         "advice": None,
         "calibration": {"source": None, "samples": None, "likeness": None, "supplied": None},
         "layers": None,
+        "layer_samples": None,
         "skipped": None,
     }
     assert {tuple(layer) for layer in done.report["layers"]} == {
-        ("name", "op", "channels", "bits", "activation_bits", "tables", "block_size", "cost")
+        ("name", "op", "channels", "bits", "activation_bits", "tables", "block_size", "cost", "sqnr_db")
     }
     (part,) = done.report["distortion"]["parts"]
     assert tuple(part) == ("name", "output", "predicted", "measured", "sqnr_db", "bound_db")
@@ -264,7 +265,9 @@ def test_json_describes_this_run(done: Done) -> None:
         assert part[figure] > 0
     assert part["bound_db"] is None  # one sample proves nothing
     assert report["distortion"]["optimality_gap"] >= 0
-    assert [tuple(x) for x in report["latency"]] == 2 * [("batch", "float_ms", "quantized_ms", "ratio", "spread")]
+    assert [tuple(x) for x in report["latency"]] == 2 * [
+        ("batch", "float_ms", "quantized_ms", "ratio", "spread", "others")
+    ]
     assert [x["batch"] for x in report["latency"]] == [1, 8]
     assert any("held-out" in line for line in report["advice"])
 

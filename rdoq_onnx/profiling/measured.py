@@ -83,7 +83,7 @@ def run_seconds(model: onnx.ModelProto, feeds: Feeds, runtime: Runtime) -> float
     """Return the seconds of a run on the CPU, of whole runs or of a profile's nodes, whichever is less."""
     session = replace(runtime, provider="cpu").session(model, "all")
     taken = turns([lambda: session.run(feeds)], _SECONDS, _RUNS)
-    whole = float(np.quantile(np.asarray(taken), _QUARTILE))
+    whole = float(np.quantile(np.asarray(taken)[..., 0], _QUARTILE))
     seconds, _ = runtime.profiled(model, feeds, _RUNS)
     return min(whole, sum(float(np.quantile(each, _QUARTILE)) for each in seconds.values()))
 

@@ -12,7 +12,6 @@ from rdoq_onnx.config import MAX_BITS
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.verification.additivity import Alone
-from rdoq_onnx.verification.layer_outputs import LayerOutputs
 
 WEIGHTS, ACTIVATIONS, UNIFORM, CHOSEN = "#4c8dff", "#f2a03d", "#9aa3b2", "#e5484d"
 # One colour per width, 0 to 8 bits: grey for removed channels, then cold to warm.
@@ -20,6 +19,8 @@ WIDTHS = ("#8b93a1", "#3b2f8f", "#3d5fc4", "#2f8fc9", "#27b0a5", "#5fc66b", "#b6
 _ROW = 256  # maximum channels in a row of the map; larger layers take several rows
 _NAMED = 40  # maximum layers whose names fit on an axis
 _SHOWN = 26  # maximum characters of a name on an axis
+_DECADES = 5  # maximum decades of a logarithmic axis that are labelled
+_FEW_DECADES = 1.7  # those between whose labels others fit
 
 
 def frontier(data: Frontier) -> go.Figure:
@@ -82,10 +83,10 @@ def budgets(runs: Sequence[tuple[str, Report]]) -> go.Figure:
     return _figure([trace], 340, xaxis={"title": "file, kB"}, yaxis={"title": "output SQNR, dB"}, showlegend=False)
 
 
-def layer_outputs(result: Result, outputs: LayerOutputs) -> go.Figure:
+def layer_outputs(report: Report) -> go.Figure:
     """Plot the SQNR of each layer's output, in graph order, with that of the model's output."""
-    names = [layer.name for layer in result.report.layers]
-    known = [(k, db) for k, db in enumerate(outputs.sqnr_db) if db is not None and math.isfinite(db)]
+    names, decibels = [layer.name for layer in report.layers], [layer.sqnr_db for layer in report.layers]
+    known = [(k, db) for k, db in enumerate(decibels) if db is not None and math.isfinite(db)]
     x = [k for k, _ in known]
     traces = [
         go.Scatter(
@@ -99,11 +100,11 @@ def layer_outputs(result: Result, outputs: LayerOutputs) -> go.Figure:
             hovertemplate="%{customdata}<br>%{y:.1f} dB<extra></extra>",
         )
     ]
-    if math.isfinite(result.report.sqnr_db):
+    if math.isfinite(report.sqnr_db):
         traces.append(
             go.Scatter(
                 x=[0, len(names) - 1],
-                y=[result.report.sqnr_db] * 2,
+                y=[report.sqnr_db] * 2,
                 name="output of the model",
                 mode="lines",
                 line={"color": CHOSEN, "dash": "dash", "width": 1.5},
@@ -342,9 +343,10 @@ def _positive(
 
 
 def _log(values: Sequence[float]) -> dict[str, object]:
-    """Make a logarithmic axis, labelled at decades if it spans some."""
-    wide = bool(values) and max(values) > 50 * min(values)
-    return {"type": "log", "exponentformat": "power", **({"dtick": 1} if wide else {})}
+    """Make a logarithmic axis, labelled at some decades if it spans many, else at 1, 2 and 5 as well."""
+    decades = math.log10(max(values) / min(values)) if values else 0.0
+    step = math.ceil(decades / _DECADES) if decades > _FEW_DECADES else "D2"
+    return {"type": "log", "exponentformat": "power", "dtick": step}
 
 
 def _layer_axis(names: Sequence[str]) -> dict[str, object]:
@@ -353,7 +355,7 @@ def _layer_axis(names: Sequence[str]) -> dict[str, object]:
     return {
         "tickvals": list(range(len(names))) if few else None,
         "ticktext": [_short(n) for n in names] if few else None,
-        "tickangle": -50,
+        "tickangle": -50 if few else 0,
         "title": "" if few else "layers, in graph order",
         "showgrid": False,
     }

@@ -31,7 +31,7 @@ def _layers(result: Result) -> Iterator[tuple[str, ...]]:
             str(len(layer.bits)),
             f"{layer.mean_bits:.2f}",
             "float" if layer.activation_bits is None else str(layer.activation_bits),
-            "" if details is None else _decibels(details.outputs.sqnr_db[k]),
+            _decibels(layer.sqnr_db),
             *(("", "") if details is None else map(_span, details.ranges.layers[k])),
             *_shares(result, own, None if details is None else details.alone.layers[k]),
             *cost,

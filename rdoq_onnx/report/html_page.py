@@ -50,7 +50,7 @@ th { position: sticky; top: 0; background: var(--card); color: var(--soft); font
 [data-name] th { cursor: pointer } [data-name] th:hover { color: var(--text) }
 th[aria-sort=ascending]::after { content: " ↑" } th[aria-sort=descending]::after { content: " ↓" }
 tr:last-child td { border-bottom: 0 }
-li code, pre span { white-space: nowrap }
+li code span, pre span { white-space: nowrap } li code { overflow-wrap: anywhere }
 code, pre { font: 12.5px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace }
 td code { white-space: nowrap } [data-name] td { white-space: nowrap }
 [data-name=float] td:last-child, [data-name=budgets] td:last-child { white-space: normal; min-width: 220px }
@@ -60,7 +60,8 @@ pre { overflow: auto; background: var(--back); border-radius: 8px; padding: 10px
 footer { color: var(--soft); font-size: 13px; padding: 4px 0 32px }
 @media (max-width: 900px) { .cards { grid-template-columns: 1fr 1fr } }
 @media (max-width: 600px) { main, header { padding-left: 10px; padding-right: 10px } section { padding: 14px 12px }
-  .tools input { flex-basis: 100% } .card b { font-size: 20px } }
+  .tools input { flex-basis: 100% } .card b { font-size: 20px }
+  [data-name] td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 130px; max-width: 45vw } }
 </style>
 </head>
 <body>
@@ -90,9 +91,9 @@ fixed.</p>
 <p>SQNR of each layer's output in the emitted model against the float model, with all layers in front quantized as well.
 A step down shows where the error arises; later layers may average it out again.</p>@OUTPUTS@
 <ul class="key"><li><b>10 dB</b>the error has 1/10 of the signal's power; classifiers of ten classes change answers</li>
-<li><b>20 dB</b>1/100, a relative error of 10 %; below it classifiers of a thousand classes change answers</li>
-<li><b>30 dB</b>1/1000, a relative error of 3 %; hardly to be told from float</li>
-<li><b>40 dB</b>1/10,000, a relative error of 1 %</li></ul></section>
+<li><b>20 dB</b>1/100, a relative error of 10&nbsp;%; below it classifiers of a thousand classes change answers</li>
+<li><b>30 dB</b>1/1000, a relative error of 3&nbsp;%; hardly to be told from float</li>
+<li><b>40 dB</b>1/10,000, a relative error of 1&nbsp;%</li></ul></section>
 <section><h2>Bits per channel</h2>
 <p>Layers in graph order, the channels of each from wide to narrow. Hover over a channel for its index, width and
 distortion.</p><div id="@BEFORE@map"></div></section>

@@ -15,7 +15,7 @@ from rdoq_onnx.report import figures
 from rdoq_onnx.report.html_page import PAGE
 from rdoq_onnx.report.html_run import Run, html_run
 from rdoq_onnx.report.html_script import SCRIPT
-from rdoq_onnx.report.html_table import table
+from rdoq_onnx.report.html_table import breakable, table
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.report.wording import human_bytes
 from rdoq_onnx.version import __version__
@@ -44,7 +44,7 @@ def html_page(runs: Sequence[Run], command: str = "", failures: Mapping[str, str
     data = ",".join(f"{json.dumps(name)}:{plot}" for name, plot in plots.items())
     parts = {
         "TITLE": html.escape(source.rpartition("/")[2] or "model"),
-        "PATHS": f"{html.escape(source or 'a model in memory')} → {html.escape(outputs)}",
+        "PATHS": f"{breakable(html.escape(source or 'a model in memory'))} → {breakable(html.escape(outputs))}",
         "VERSION": html.escape(__version__),
         "BUDGETS": _budgets(runs, failures or {}) if several else "",
         "RUNS": "".join(_tab(k, run) for k, run in enumerate(runs)),

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import plotly.io
@@ -18,9 +19,9 @@ from rdoq_onnx.report.html_page import RUN
 from rdoq_onnx.report.html_table import table
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.report.wording import against_float, human_bytes, milliseconds, percent
+from rdoq_onnx.report.wording import human_bytes, percent, time_of_run
 
-_OPTION = re.compile(r"--[a-z][a-z0-9-]*")
+_OPTION = re.compile(r"(--[a-z][a-z0-9-]*)((?: [^\s(,]*[^\s(,;:.])?)")  # and its value
 _SIDES = {"weights": "Weights", "activations": "Activations", "both": "Weights and activations"}
 
 
@@ -45,8 +46,8 @@ def html_run(result: Result, output: str, budget: str = "", number: int | None =
     plots = {_id(f): figures.frontier(f) for f in traced}
     plots |= {"map": figures.channel_map(result), "shares": figures.shares(result)}
     plots |= {"histogram": figures.histogram(result), "sizes": figures.sizes(result)}
+    plots |= {"layers": figures.layer_outputs(result.report)}
     if result.details is not None:
-        plots |= {"layers": figures.layer_outputs(result, result.details.outputs)}
         plots |= {"additivity": figures.additivity(result, result.details.alone)}
     parts = {
         "CARDS": _cards(result),
@@ -55,7 +56,7 @@ def html_run(result: Result, output: str, budget: str = "", number: int | None =
             f"<figure><h3>{_SIDES[f.side] if f.unit is None else 'Cost'}</h3><div id='{before}{_id(f)}'></div></figure>"
             for f in traced
         ),
-        "OUTPUTS": _outputs(result, before),
+        "OUTPUTS": f"<div id='{before}layers'></div>",
         "ADDITIVITY": _additivity(result, before),
         "LAYERS": layer_table(result),
         "FLOAT": _float(result.report),
@@ -73,8 +74,9 @@ def _id(frontier: Frontier) -> str:
 def _cards(result: Result) -> str:
     report = result.report
     activations = "float" if report.activation_bits is None else f"{report.activation_bits:.2f}"
+    kept = "" if report.agreement is None else f", {percent(report.agreement.share)} keep their top class"
     cards = [
-        (f"{report.sqnr_db:.2f} dB", "output SQNR", f"on {report.held_out} held-out samples"),
+        (f"{report.sqnr_db:.2f} dB", "output SQNR", f"on {report.held_out} held-out samples{kept}"),
         (f"{report.weight_bits:.2f}", "bits per weight", f"{report.weight_elements:,} weights"),
         (activations, "bits per activation element", f"{report.activation_elements:,} elements per sample"),
         (
@@ -85,7 +87,7 @@ def _cards(result: Result) -> str:
         (f"{report.measured:.3g}", "measured distortion δ", f"{report.predicted:.3g} predicted"),
         (percent(report.optimality_gap), "optimality gap at most", "of the predicted distortion"),
         *(() if report.cost is None else (report.cost.card(),)),
-        *((milliseconds(x.quantized_ms), f"a batch of {x.batch}", against_float(x)) for x in report.latency),
+        *((time, f"a batch of {x.batch}", aside) for x in report.latency for time, aside in [time_of_run(x)]),
     ]
     return "".join(
         f"<div class='card'><b>{html.escape(value)}</b><span>{name}</span><small>{html.escape(aside)}</small></div>"
@@ -94,15 +96,15 @@ def _cards(result: Result) -> str:
 
 
 def _advice(result: Result) -> str:
-    lines = (_OPTION.sub(r"<code>\g<0></code>", html.escape(line)) for line in result.report.advice)
-    items = "".join(f"<li>{line}</li>" for line in lines)
+    items = "".join(f"<li>{_coded(line)}</li>" for line in result.report.advice)
     return f"<section><h2>Hints</h2><ul>{items}</ul></section>" if items else ""
 
 
-def _outputs(result: Result, before: str) -> str:
-    if result.details is None:
-        return "<p>Not measured in this run.</p>"
-    return f"<div id='{before}layers'></div>"
+def _coded(line: str) -> str:
+    """Write the options in a line, and their values, as code whose names do not break at hyphens."""
+    pieces = list(map(html.escape, _OPTION.split(line)))
+    names = (f"<code><span>{name}</span>{value}</code>" for name, value in zip(pieces[1::3], pieces[2::3], strict=True))
+    return "".join(text + code for text, code in zip_longest(pieces[::3], names, fillvalue=""))
 
 
 def _additivity(result: Result, before: str) -> str:

@@ -16,4 +16,9 @@ def table(head: Iterable[str], lines: Iterable[Iterable[str]], code: int | None 
 
 def _cell(text: str, code: bool) -> str:
     inner = html.escape(text)
-    return f"<td><code>{inner}</code></td>" if code and text else f"<td>{inner}</td>"
+    return f"<td><code>{inner}</code></td>" if code and text else f"<td>{breakable(inner)}</td>"
+
+
+def breakable(path: str) -> str:
+    """Let a path, or a name of that form, break after its folders."""
+    return path.replace("/", "/<wbr>")

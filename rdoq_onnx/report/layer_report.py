@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rdoq_onnx.report.wording import finite
+
 
 @dataclass(frozen=True)
 class TableReport:
@@ -27,6 +29,7 @@ class LayerReport:
     tables: tuple[TableReport, ...] = ()
     block_size: int = 0  # weights of a channel that share a scale; 0 for all of them
     cost: float | None = None  # of all its nodes, in the unit of the report's `cost`
+    sqnr_db: float | None = None  # of its output; None where the emitted model has no such tensor
 
     @property
     def mean_bits(self) -> float:
@@ -43,4 +46,5 @@ class LayerReport:
             "tables": [asdict(t) for t in self.tables],
             "block_size": self.block_size,
             "cost": self.cost,
+            "sqnr_db": finite(self.sqnr_db),
         }

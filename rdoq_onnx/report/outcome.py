@@ -22,6 +22,7 @@ from rdoq_onnx.report.outputs import DivergenceReport, PartReport
 from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.wording import count_widths
 from rdoq_onnx.verification.latency import Latency
+from rdoq_onnx.verification.layer_outputs import LayerOutputs
 from rdoq_onnx.verification.running import Running
 from rdoq_onnx.verification.verify import Verification
 
@@ -40,6 +41,7 @@ class Outcome:
     emission: Emission
     allocation: Allocation
     verification: Verification
+    outputs: LayerOutputs
     predicted_parts: tuple[float, ...]
     steps: tuple[Step, ...]
     seconds: Mapping[str, float]
@@ -76,8 +78,9 @@ def make_report(outcome: Outcome) -> Report:
             _tables(x, measurement),
             blocks.get(x.name, 0),
             None if outcome.cost is None else sum(outcome.cost.nodes[u.node] for u in x.uses),
+            sqnr,
         )
-        for x, bits in zip(network.searched, allocation.layer_bits, strict=True)
+        for x, bits, sqnr in zip(network.searched, allocation.layer_bits, outcome.outputs.sqnr_db, strict=True)
     )
     elements = measurement.curves.elements
     budgeted = [k for k, a in enumerate(network.activations) if not a.fusion]
@@ -112,13 +115,16 @@ def make_report(outcome: Outcome) -> Report:
         supplied=outcome.samples.supplied,
         held_out=verification.samples,
         layers=layers,
+        layer_samples=outcome.outputs.samples,
         skipped=(*network.skipped, *left_in_file(emission.model, network, network.skipped)),
         probed=measurement.probed,
         by_layer=measurement.by_layer,
         steps=outcome.steps,
         parts=tuple(
-            PartReport(part.name, part.output, predicted, part.measured, part.sqnr_db, part.bound_db)
-            for part, predicted in zip(verification.parts, outcome.predicted_parts, strict=True)
+            PartReport(part.name, part.output, predicted, measured, part.sqnr_db, part.bound_db)
+            for part, predicted, measured in zip(
+                verification.parts, outcome.predicted_parts, verification.part_errors, strict=True
+            )
         ),
         agreement=verification.agreement,
         latency=outcome.latency,

@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -12,7 +11,16 @@ from rdoq_onnx.refinement.reference import Agreement
 from rdoq_onnx.report.costs import CostReport
 from rdoq_onnx.report.layer_report import LayerReport
 from rdoq_onnx.report.outputs import DivergenceReport, PartReport
-from rdoq_onnx.report.wording import decibels, histogram, human_bytes, kernel_words, latency_rows, percent, times
+from rdoq_onnx.report.wording import (
+    decibels,
+    finite,
+    histogram,
+    human_bytes,
+    kernel_words,
+    latency_rows,
+    percent,
+    times,
+)
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.running import Running
 from rdoq_onnx.version import __version__
@@ -51,6 +59,7 @@ class Report:
     samples: int
     held_out: int
     layers: tuple[LayerReport, ...]
+    layer_samples: int  # that the SQNR of layers was measured on
     skipped: tuple[Skip, ...]
     probed: Mapping[str, str]
     by_layer: bool  # whether curves of weights are quadratic forms (curves/forms.py)
@@ -111,13 +120,13 @@ class Report:
             "distortion": {
                 "predicted": self.predicted,
                 "measured": self.measured,
-                "sqnr_db": _finite(self.sqnr_db),
+                "sqnr_db": finite(self.sqnr_db),
                 "optimality_gap": self.optimality_gap,
                 "metric": self.metric,
                 "divergence": None if self.divergence is None else self.divergence.document(),
                 "curves": "layer by layer" if self.by_layer else "sample by sample",
                 "parts": [
-                    asdict(part) | {"sqnr_db": _finite(part.sqnr_db), "bound_db": _finite(part.bound_db)}
+                    asdict(part) | {"sqnr_db": finite(part.sqnr_db), "bound_db": finite(part.bound_db)}
                     for part in self.parts
                 ],
             },
@@ -135,6 +144,7 @@ class Report:
                 "supplied": [*self.supplied],
             },
             "layers": [x.document() for x in self.layers],
+            "layer_samples": self.layer_samples,
             "skipped": [{"node": s.node, "reason": s.reason} for s in self.skipped],
         }
         return json.dumps(document, indent=2) + "\n"
@@ -213,8 +223,3 @@ def _gain(step: Step) -> tuple[str, str]:
     if step.name == "uniform":
         return "gain over one width everywhere", f"{decibels(step.tried, step.after)} at the same budget"
     return f"gain from {step.name}", decibels(step.before, step.after)
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else None

@@ -9,8 +9,6 @@ from rdoq_onnx.report.report import Report
 from rdoq_onnx.report.wording import integer_kernels
 from rdoq_onnx.verification.latency import Latency
 
-_TOLERANCE = 0.05  # relative difference in time that is noise
-
 _AS_FAST = "--activation-bits none gives a file of that size at float speed"
 
 
@@ -41,8 +39,7 @@ def speed_hints(report: Report) -> list[str]:
 
 def slower(latency: Sequence[Latency]) -> Latency | None:
     """Return the batch at which the file is slower than the float model by most, beyond noise."""
-    found = [x for x in latency if x.ratio > 1 + max(_TOLERANCE, x.spread)]
-    return max(found, key=lambda x: x.ratio, default=None)
+    return max((x for x in latency if x.slower), key=lambda x: x.ratio, default=None)
 
 
 def _times(latency: Latency) -> str:

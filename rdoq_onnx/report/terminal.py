@@ -4,7 +4,6 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -18,7 +17,7 @@ from rich.text import Text
 from rdoq_onnx.analysis.skips import Skip
 from rdoq_onnx.report.costs import CostReport, amount
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.report.wording import duration, human_bytes, pin_of, skip_lines, step_name
+from rdoq_onnx.report.wording import duration, human_bytes, kept_lines, pin_of, skip_lines, step_name
 from rdoq_onnx.system.outlook import Outlook
 from rdoq_onnx.system.progress import Advance, Progress
 
@@ -211,9 +210,7 @@ def summary(result: Result, source: str, output: str, verbose: bool) -> Iterator
     operators = {layer.name: layer.op for layer in report.layers}
     kernels = [Skip(node, operators.get(node, "node"), reason) for node, reason in report.float_layers.items()]
     yield from (f"integer weights, float kernel: {line}" for line in skip_lines(kernels, verbose))
-    for node, several in report.kept_channels.items():
-        for reason, count in Counter(reason for _, reason in several).items():
-            yield f"0-bit channels kept: {count} of {node}: {reason}"
+    yield from (f"0-bit channels kept: {line}" for line in kept_lines(report.kept_channels, verbose))
     if verbose:
         yield from widths(result)
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.analysis.patterns import as_pattern
 from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.system.load import BUSY
 from rdoq_onnx.verification.latency import Latency
 from rdoq_onnx.verification.running import Running
 from rdoq_onnx.version import __version__
@@ -24,6 +27,8 @@ _STEP_NAMES = {
     "ties": "anchoring",
     "second look": "refinement",
 }
+_PIN = re.compile(r"--pin (?:'[^']*?=|[^\s=]+=)")
+_READER = re.compile(r"where .* reads it$")
 
 
 def step_name(name: str) -> str:
@@ -42,16 +47,34 @@ def pin_of(name: str, bits: float) -> str:
 
 
 def skip_lines(skips: Iterable[Skip], each: bool) -> Iterator[str]:
-    """Word why nodes stay in float; unless `each`, nodes with the same reason share a line."""
+    """Word why nodes stay in float; unless `each`, nodes with the same reason, but for a name, share a line."""
     groups: dict[str, list[Skip]] = {}
     for skip in skips:
-        groups.setdefault(skip.reason, []).append(skip)
+        groups.setdefault(_nameless(skip.reason), []).append(skip)
     for reason, several in groups.items():
         if each or len(several) == 1:
-            yield from (f"{s.op_type} {s.node}: {reason}" for s in several)
+            yield from (f"{s.op_type} {s.node}: {s.reason}" for s in several)
         else:
             kinds = ", ".join(sorted({s.op_type for s in several}))
             yield f"{kinds}, {len(several)} nodes: {reason}"
+
+
+def kept_lines(kept: Mapping[str, Sequence[tuple[int, str]]], each: bool) -> Iterator[str]:
+    """Word why 0-bit channels stay, by layer node; unless `each`, layers with the same reason share a line."""
+    groups: dict[str, Counter[str]] = {}
+    for node, several in kept.items():
+        for _, reason in several:
+            groups.setdefault(reason if each else _nameless(reason), Counter())[node] += 1
+    for reason, nodes in groups.items():
+        if each or len(nodes) == 1:
+            yield from (f"{count} of {node}: {reason}" for node, count in nodes.items())
+        else:
+            yield f"{nodes.total()} in {len(nodes)} layers: {reason}"
+
+
+def _nameless(reason: str) -> str:
+    """Leave out the names in which reasons of one kind differ."""
+    return _READER.sub("where another layer reads it", _PIN.sub("--pin TENSOR=", reason))
 
 
 def decibels(before: float, after: float) -> str:
@@ -92,14 +115,22 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def against_float(latency: Latency) -> str:
-    """Compare the time of a run with the float model's."""
-    return f"{latency.ratio:.2f} ± {latency.spread:.2f} times the float model's {milliseconds(latency.float_ms)}"
+def time_of_run(latency: Latency) -> tuple[str, str]:
+    """Word the time of a run, and how it compares with the float model's."""
+    spread = "" if latency.spread is None else f" ± {max(latency.spread, 0.01):.2f}"
+    ratio = f"{latency.ratio:.2f}{spread} times the float model's {milliseconds(latency.float_ms)}"
+    if not latency.busy:
+        return milliseconds(latency.quantized_ms), ratio
+    return milliseconds(latency.quantized_ms), f"{ratio}, of processor time{_busy(latency.others)}"
+
+
+def _busy(others: float) -> str:
+    return f", as other work takes {100 * others:.0f} % of the processors here"
 
 
 def latency_rows(latency: Sequence[Latency], running: Running | None = None) -> list[tuple[str, str]]:
     """Word times, memory and tokens a second as rows of the summary."""
-    rows = [(f"latency, batch of {x.batch}", f"{milliseconds(x.quantized_ms)}, {against_float(x)}") for x in latency]
+    rows = [(f"latency, batch of {x.batch}", ", ".join(time_of_run(x))) for x in latency]
     return rows if running is None else rows + _running_rows(running)
 
 
@@ -113,7 +144,8 @@ def _running_rows(running: Running) -> list[tuple[str, str]]:
         rows.append(("memory of a session", "; ".join([human_bytes(running.emitted.memory), *sizes])))
     if running.emitted.tokens is not None:
         rates = [f"{name} {each.tokens:.3g}" for name, each in known.items() if each.tokens is not None]
-        rows.append(("tokens a second", "; ".join([f"{running.emitted.tokens:.3g} at batch 1", *rates])))
+        busy = [f"of processor time{_busy(running.others)}"] if running.others > BUSY else []
+        rows.append(("tokens a second", "; ".join([f"{running.emitted.tokens:.3g} at batch 1", *rates, *busy])))
     return rows
 
 
@@ -130,6 +162,11 @@ def integer_kernels(kernels: Mapping[str, int]) -> dict[str, int]:
 def kernel_words(kernels: Mapping[str, int]) -> str:
     """Count the integer kernels by operator, "none" without any."""
     return ", ".join(f"{n} {op}" for op, n in integer_kernels(kernels).items()) or "none"
+
+
+def finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def failed_document(source: str, output: str, reason: str) -> str:

@@ -17,40 +17,20 @@ from rdoq_onnx.observation.part_values import PartPowers
 from rdoq_onnx.observation.parts import find_parts, measured_tensors
 from rdoq_onnx.refinement.reference import Agreement, Reference, classifies, top_classes
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.verification.part_figures import Parts, part_figures
 
 
 @dataclass(frozen=True)
-class OutputFigures:
-    """One part of the outputs: its SQNR in dB, and the one-sided 95 % lower bound of that."""
-
-    name: str
-    output: str
-    sqnr_db: float
-    bound_db: float
-
-
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Parts):
     """What a quantized model gives on `samples`, beside the float model.
 
-    parts: each part of the outputs. agreement: of the top class, and the accuracy where the samples have labels, for
+    agreement: of the top class, and the accuracy where the samples have labels, for
     classifiers. divergence: of rows of logits, in nats a row; None without any.
     """
 
-    parts: tuple[OutputFigures, ...]
     samples: int
     agreement: Agreement | None = None
     divergence: float | None = None
-
-    @property
-    def worst(self) -> OutputFigures:
-        """The part with the lowest SQNR."""
-        return min(self.parts, key=lambda part: part.sqnr_db)
-
-    @property
-    def sqnr_db(self) -> float:
-        """The SQNR of the worst part."""
-        return self.worst.sqnr_db
 
     def __repr__(self) -> str:
         kept = "" if self.agreement is None else f", {100 * self.agreement.share:.1f} % keep their top class"
@@ -90,16 +70,11 @@ def compared(quantized: onnx.ModelProto, reference: Reference) -> Comparison:
             rows.append(divergence.errors([values[name] for name in ends], batch.aimed, batch.count))
     agreement = Agreement.of(np.concatenate(expected), np.concatenate(found), reference.samples.classes)
     return Comparison(
-        _figures(reference, PartPowers.joined(powers)),
+        part_figures(reference.reader.parts, PartPowers.joined(powers)),
         len(reference.samples),
         agreement if classifies(reference) else None,
         float(np.concatenate(rows).mean()) if rows else None,
     )
-
-
-def _figures(reference: Reference, powers: PartPowers) -> tuple[OutputFigures, ...]:
-    columns = zip(reference.reader.parts, powers.sqnr_db, powers.bounds_db, strict=True)
-    return tuple(OutputFigures(part.name, part.output, sqnr, bound) for part, sqnr, bound in columns)
 
 
 def _check_names(quantized: onnx.ModelProto, reference: Reference) -> None:

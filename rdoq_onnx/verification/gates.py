@@ -6,7 +6,8 @@ from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.model.sizes import model_bytes
 from rdoq_onnx.observation.confidence import sqnr_needed
-from rdoq_onnx.verification.verify import PartFigures, Verification
+from rdoq_onnx.verification.part_figures import PartFigures
+from rdoq_onnx.verification.verify import Verification
 
 
 def missed_gate(

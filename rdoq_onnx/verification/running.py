@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.errors import RdoqError
 from rdoq_onnx.system.four_bits import four_bits
+from rdoq_onnx.system.load import BUSY, Clocks
 from rdoq_onnx.system.resident import resident_bytes
 from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.system.turns import turns
+from rdoq_onnx.system.turns import run_times, turns
 
 Array = NDArray[Any]
+Share = float
 _SECONDS = 2.0
 
 
@@ -32,27 +34,33 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Running:
-    """Of the float model, the emitted one, and the file of ONNX Runtime's own 4-bit quantizer if it can be made."""
+    """Of the float model, the emitted one, and the file of ONNX Runtime's own 4-bit quantizer if it can be made.
+
+    others: share of the processors' time that other work took; on a machine so busy, seconds are those of processors.
+    """
 
     float: Footprint
     emitted: Footprint
     four_bits: Footprint | None
+    others: Share = 0.0
 
 
 def measure_running(original: onnx.ModelProto, emitted: onnx.ModelProto, samples: Samples, runtime: Runtime) -> Running:
     """Measure the models on the CPU."""
     other = four_bits(original)
     models = (original, emitted) if other is None else (original, emitted, other)
-    pairs = zip(map(resident_bytes, models), _tokens(models, samples, runtime), strict=True)
-    before, after, *rest = (Footprint(memory, tokens) for memory, tokens in pairs)
-    return Running(before, after, rest[0] if rest else None)
+    rates, others = _tokens(models, samples, runtime)
+    before, after, *rest = map(Footprint, map(resident_bytes, models), rates)
+    return Running(before, after, rest[0] if rest else None, others)
 
 
-def _tokens(models: Sequence[onnx.ModelProto], samples: Samples, runtime: Runtime) -> Sequence[float | None]:
-    """Return the tokens a second of each model, the first of which is in float."""
+def _tokens(
+    models: Sequence[onnx.ModelProto], samples: Samples, runtime: Runtime
+) -> tuple[Sequence[float | None], float]:
+    """Return the tokens a second of each model, the first of which is in float, and what other work took meanwhile."""
     on_cpu = replace(runtime, provider="cpu")
     names = [o.name for o in models[0].graph.output]
-    unknown = [None] * len(models)
+    unknown, begin = ([None] * len(models), 0.0), Clocks.now()
     try:
         sessions = [on_cpu.session(model, "all") for model in models]
         first = samples.of_common_shapes(1).feeds(slice(0, 1))
@@ -62,7 +70,8 @@ def _tokens(models: Sequence[onnx.ModelProto], samples: Samples, runtime: Runtim
         taken = turns([lambda session=session: session.run(feeds) for session in sessions], _SECONDS)  # type: ignore[misc]
     except RdoqError:
         return unknown
-    return [1 / max(seconds, 1e-9) for seconds in np.median(np.asarray(taken), axis=0).tolist()]
+    others = Clocks.now().others(begin)
+    return [1 / max(each, 1e-9) for each in np.median(run_times(taken, others > BUSY), axis=0).tolist()], others
 
 
 def next_feeds(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array] | None:

@@ -20,6 +20,7 @@ from rdoq_onnx.refinement.reference import Agreement, Reference, classifies, top
 from rdoq_onnx.targets import COMPLETE, Target
 from rdoq_onnx.verification.agreement import BASIC, DEFAULT, check_agreement
 from rdoq_onnx.verification.kernels import float_layers, kernel_counts
+from rdoq_onnx.verification.part_figures import Parts, part_figures
 from rdoq_onnx.verification.runs import LEVELS, Load, onnxruntime_runs, openvino_runs
 from rdoq_onnx.verification.widths import check_widths
 
@@ -28,29 +29,17 @@ Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PartFigures:
-    """One part of the outputs: what it adds to δ, its SQNR, and the one-sided 95 % bound of that."""
-
-    name: str
-    output: str
-    measured: float
-    sqnr_db: float
-    bound_db: float
-
-
-@dataclass(frozen=True)
-class Verification:
+class Verification(Parts):
     """Measurements of the emitted model on the held-out samples.
 
-    measured: δ, in the unit of the predicted one. parts: the same apart. level_gap: δ between ONNX Runtime's BASIC and
-    default optimization levels. kernels: node counts of the graph that the default level optimizes to. float_layers:
-    nodes of quantized layers that the default level runs in float, with the reason. samples: number of samples.
-    agreement: of the top class, for classifiers. powers: of the float outputs and the noise, by sample and part.
-    divergence: of rows of logits, in nats a row; None without any.
+    part_errors: what each part adds to δ, in the unit of the predicted one. level_gap: δ between ONNX Runtime's BASIC
+    and default optimization levels. kernels: node counts of the graph that the default level optimizes to.
+    float_layers: nodes of quantized layers that the default level runs in float, with the reason. samples: number of
+    samples. agreement: of the top class, for classifiers. powers: of the float outputs and the noise, by sample and
+    part. divergence: of rows of logits, in nats a row; None without any.
     """
 
-    measured: float
-    parts: tuple[PartFigures, ...]
+    part_errors: tuple[float, ...]
     level_gap: float
     kernels: Mapping[str, int]
     float_layers: Mapping[str, str]
@@ -60,14 +49,9 @@ class Verification:
     divergence: float | None = None
 
     @property
-    def worst(self) -> PartFigures:
-        """The part with the lowest SQNR."""
-        return min(self.parts, key=lambda part: part.sqnr_db)
-
-    @property
-    def sqnr_db(self) -> float:
-        """The SQNR of the worst part."""
-        return self.worst.sqnr_db
+    def measured(self) -> float:
+        """δ of all parts."""
+        return sum(self.part_errors)
 
 
 def verify(emission: Emission, allocation: Allocation, reference: Reference) -> Verification:
@@ -99,8 +83,8 @@ def verify(emission: Emission, allocation: Allocation, reference: Reference) -> 
     if target.saturates:
         compared.check(parts)
     return Verification(
-        float(compared.measured.sum()),
-        _figures(parts, compared),
+        part_figures(parts, compared.powers),
+        tuple(compared.measured.tolist()),
         compared.level_gap if target.saturates else 0.0,
         kernel_counts(compared.optimized),
         float_layers(compared.optimized, allocation.measurement.network),
@@ -212,8 +196,3 @@ def _outputs(
         for k, feeds in enumerate(batches)
     ]
     return outputs, optimized
-
-
-def _figures(parts: tuple[Part, ...], compared: _Compared) -> tuple[PartFigures, ...]:
-    columns = zip(parts, compared.measured, compared.powers.sqnr_db, compared.powers.bounds_db, strict=True)
-    return tuple(PartFigures(part.name, part.output, float(m), sqnr, bound) for part, m, sqnr, bound in columns)

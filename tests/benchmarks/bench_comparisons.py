@@ -3,16 +3,18 @@
     python tests/benchmarks/bench_comparisons.py --environments FOLDER [--tools LIST] [--models LIST] [--settings LIST]
     python tests/benchmarks/bench_comparisons.py --draw
 
-FOLDER holds an environment for each tool, under its name: `python -m venv FOLDER/nncf && FOLDER/nncf/bin/pip install
-nncf onnxruntime`. A tool without one is left out. MINILM names the folder that `shared/zoo/minilm/make.py` wrote.
-Rows are written to docs/comparisons.csv one by one, in place of rows of the same tool, model and setting. --draw makes
-the table of docs/comparisons.md and the charts from that file.
+FOLDER holds an environment for each tool of comparison_peers.py, under its name: `python -m venv FOLDER/nncf &&
+FOLDER/nncf/bin/pip install nncf onnxruntime`. A tool without one is left out. MINILM names the folder that
+`shared/zoo/minilm/make.py` wrote. Rows are written to docs/comparisons.csv one by one, in place of rows of the same
+tool, model and setting; a tool that fails has a row with the reason. --draw makes the table of docs/comparisons.md and
+the charts from that file.
 """
 
 import argparse
 import csv
 import datetime
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
+from comparison_peers import LACKS, TOOLS
 from targets import ROOT, ZOO
 
 import rdoq_onnx
@@ -29,10 +33,21 @@ from rdoq_onnx.calibration.load import load_samples
 from rdoq_onnx.calibration.samples import input_specs
 
 CSV = ROOT / "docs" / "comparisons.csv"
-COLUMNS = ("model", "tool", "version", "setting", "sqnr_db", "top1", "float_top1", "bytes", "seconds", "date", "commit")
-SETTINGS = {"W8A8": ("8", "8"), "W6A8": ("6", "8"), "W4A8": ("4", "8"), "W3A8": ("3", "8"), "W4A4": ("4", "4")}
-PEERS = ("onnxruntime", "nncf", "aimet")
+FIGURES = ("sqnr_db", "top1", "float_top1", "bytes", "seconds")
+COLUMNS = ("model", "tool", "version", "setting", *FIGURES, "date", "commit", "failure")
+SETTINGS = {
+    "W8A8": ("8", "8"),
+    "W6A8": ("6", "8"),
+    "W4A8": ("4", "8"),
+    "W3A8": ("3", "8"),
+    "W4A4": ("4", "4"),
+    "W4": ("4", "none"),
+}
 OWN = "rdoq-onnx"
+MAIN_SETTINGS = ("W8A8", "W4A8")
+TECHNIQUES = {"aimet+seqmse": ("W4A8",), "aimet+adaround": ("W4A8",)}
+CHART = ("resnet20", "mobilenet_v2")
+LONGEST_FAILURE = 160
 
 
 @dataclass(frozen=True)
@@ -88,35 +103,48 @@ def make(tool: str, python: Path, network: Network, setting: str, output: Path) 
         samples = ["--calibration", network.calibration, "--samples", network.samples]
         command = ["-m", "rdoq_onnx", network.path, output, *budgets, *samples, "--quiet"]
     else:
-        arrays = output.with_suffix(".npz")
+        # A copy, in a folder of its own: some tools edit the model in place, or write reports into the current folder.
+        copy, arrays = output.parent / "float.onnx", output.parent / "samples.npz"
+        shutil.copyfile(network.path, copy)
         arrays_of(network, arrays)
-        command = [Path(__file__).parent / "comparison_peers.py", tool, network.path, arrays, setting, output]
-    subprocess.run([python, *map(str, command)], check=True, capture_output=True, text=True)
+        command = [Path(__file__).parent / "comparison_peers.py", tool, copy, arrays, setting, output]
+    subprocess.run([python, *map(str, command)], check=True, capture_output=True, text=True, cwd=output.parent)
 
 
 def row(name: str, tool: str, python: Path, setting: str, folder: Path) -> dict[str, str] | None:
-    """Return the figures of one tool, model and setting; None if it lacks the setting or fails."""
+    """Return the figures of one tool, model and setting, or why there are none; None if the tool lacks the setting."""
     network, output = networks()[name], folder / f"{name}-{tool}-{setting}.onnx"
+    head = {"model": name, "tool": tool, "version": release(tool, python), "setting": setting}
+    head |= {"date": datetime.date.today().isoformat(), "commit": commit()}
     begin = time.perf_counter()
     try:
         make(tool, python, network, setting, output)
+        if not any(
+            "Quant" in node.op_type or node.op_type.startswith("QLinear") for node in onnx.load(output).graph.node
+        ):
+            return head | dict.fromkeys(FIGURES, "") | {"failure": "quantizes nothing, without a word"}
+        seconds = time.perf_counter() - begin
+        return head | judged(network, output) | {"seconds": f"{seconds:.0f}", "failure": ""}
     except subprocess.CalledProcessError as error:
-        if error.returncode == 3 and tool != OWN:
+        if error.returncode == LACKS and tool != OWN:
             return None
-        last = (error.stderr.strip().splitlines() or ["failed"])[-1]
-        sys.stderr.write(f"{name} {tool} {setting}: {last}\n")
-        return None
-    seconds = time.perf_counter() - begin
-    try:
-        found = rdoq_onnx.compare(network.path, output, network.test, samples=network.tested)
+        reason = next(reversed(error.stderr.strip().splitlines()), f"exit code {error.returncode}")
     except rdoq_onnx.RdoqError as error:
-        sys.stderr.write(f"{name} {tool} {setting}: {error}\n")
-        return None
+        reason = str(error).removeprefix(f"{output}: ").replace(str(output), "the file")
+    return head | dict.fromkeys(FIGURES, "") | {"failure": " ".join(reason.split())[:LONGEST_FAILURE]}
+
+
+def judged(network: Network, output: Path) -> dict[str, str]:
+    """Compare `output` with the float model on test data; raises RdoqError for a file that does not run."""
+    found = rdoq_onnx.compare(network.path, output, network.test, samples=network.tested)
     before, after = (None, None) if found.agreement is None else found.agreement.accuracy or (None, None)
-    figures = (name, tool, release(tool, python), setting, f"{found.sqnr_db:.1f}", percent(after), percent(before))
-    size = sum(path.stat().st_size for path in (output, output.with_suffix(".onnx.data")) if path.exists())
-    figures += (str(size), f"{seconds:.0f}", datetime.date.today().isoformat(), commit())
-    return dict(zip(COLUMNS, figures, strict=True))
+    size = sum(path.stat().st_size for path in output.parent.glob(f"{output.stem}.onnx*"))
+    return {
+        "sqnr_db": f"{found.sqnr_db:.1f}",
+        "top1": percent(after),
+        "float_top1": percent(before),
+        "bytes": str(size),
+    }
 
 
 def percent(share: float | None) -> str:
@@ -141,7 +169,7 @@ def stored() -> list[dict[str, str]]:
     if not CSV.exists():
         return []
     with CSV.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [{column: r.get(column) or "" for column in COLUMNS} for r in csv.DictReader(file)]
 
 
 def store(new: dict[str, str]) -> None:
@@ -155,12 +183,21 @@ def store(new: dict[str, str]) -> None:
         writer.writerows(ordered)
 
 
+def settings_of(name: str, tool: str) -> tuple[str, ...]:
+    """Return the settings that are compared: 8 and 4 bits; of the models of the chart weights alone and 3 bits, too."""
+    if tool in TECHNIQUES:
+        return TECHNIQUES[tool] if name in CHART else ()
+    if name in CHART:
+        return (*MAIN_SETTINGS, "W4", *(("W3A8",) if tool == OWN else ()))
+    return MAIN_SETTINGS
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environments", type=Path, default=Path("environments"))
-    parser.add_argument("--tools", default=",".join([*PEERS, OWN]))
+    parser.add_argument("--tools", default=",".join([*TOOLS, OWN]))
     parser.add_argument("--models", default=",".join(networks()))
-    parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--settings", help="default: those of docs/comparisons.md")
     parser.add_argument("--draw", action="store_true")
     options = parser.parse_args()
     if options.draw:
@@ -172,16 +209,18 @@ def main() -> None:
         if name == "minilm":
             split_sentences(networks()[name].path.parent)
         for tool in options.tools.split(","):
-            python = Path(sys.executable) if tool == OWN else options.environments / tool / "bin" / "python"
+            environment = options.environments / tool.split("+")[0]
+            python = Path(sys.executable) if tool == OWN else environment / "bin" / "python"
             if not python.exists():
                 sys.stderr.write(f"{tool}: no environment {python}; left out\n")
                 continue
-            for setting in options.settings.split(","):
+            settings = options.settings.split(",") if options.settings else settings_of(name, tool)
+            for setting in settings:
                 with tempfile.TemporaryDirectory() as folder:
                     found = row(name, tool, python, setting, Path(folder))
                 if found is not None:
                     store(found)
-                    sys.stdout.write(" ".join(found.values()) + "\n")
+                    sys.stdout.write(" ".join(found[column] for column in COLUMNS) + "\n")
                     sys.stdout.flush()
 
 

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,9 @@ from rdoq_onnx.report.result import Result
 from rdoq_onnx.verification.additivity import Alone
 from rdoq_onnx.verification.details import Details
 from rdoq_onnx.verification.layer_outputs import LayerOutputs
+from rdoq_onnx.verification.part_figures import PartFigures
 from rdoq_onnx.verification.value_ranges import ValueRanges
-from rdoq_onnx.verification.verify import PartFigures, Verification
+from rdoq_onnx.verification.verify import Verification
 from tests.conftest import ROOT
 
 CNN, CALIBRATION = ROOT / "models" / "digits_cnn.onnx", ROOT / "models" / "digits_calib.npz"
@@ -75,6 +76,8 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
     unused: dict[str, object] = {f.name: None for f in fields(Measurement)}
     measurement = Measurement(**unused | {"network": network, "curves": curves, "layers": (), "probed": {}})  # type: ignore[arg-type]
     allocation = allocate_bits(measurement, config.budgets)
+    alone = Alone(tuple(rng.lognormal(-4, 1, layers)), tuple(rng.lognormal(-4, 1, tensors)), 4)
+    ranges = ValueRanges((((-1.25, 1.5), (-1.0, 1.0)),) * layers, (((0.0, 6.0), (0.0, 5.5)),) * tensors)
     report = make_report(
         Outcome(
             "in.onnx",
@@ -82,16 +85,14 @@ def made_up(layers: int, channels: int, name: str = "block.{}/Conv") -> Result:
             Samples("made up", {"a0": np.zeros(9)}),
             Emission(model, "packed", {}, {}),
             allocation,
-            Verification(1e-3, (PartFigures("y", "y", 1e-3, 30.0, 29.0),), 0.0, {}, {}, 4),
+            Verification((PartFigures("y", "y", 30.0, 29.0),), (1e-3,), 0.0, {}, {}, 4),
+            LayerOutputs(tuple(rng.uniform(10, 40, layers)), 4),
             (1e-3,),
             (),
             {"all": 1.0},
         )
     )
-    alone = Alone(tuple(rng.lognormal(-4, 1, layers)), tuple(rng.lognormal(-4, 1, tensors)), 4)
-    ranges = ValueRanges((((-1.25, 1.5), (-1.0, 1.0)),) * layers, (((0.0, 6.0), (0.0, 5.5)),) * tensors)
-    outputs = LayerOutputs(tuple(rng.uniform(10, 40, layers)), 4)
-    return Result(model, report, allocation, config, Details(alone, outputs, ranges))
+    return Result(model, report, allocation, config, Details(alone, ranges))
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +187,7 @@ def test_tables_are_sorted_searched_and_saved(tmp_path: Path) -> None:
     document, console = browse(html_report(made, "out.onnx") + CLICKS, tmp_path)
     assert console == []
     out = json.loads(html.unescape(re.search(r'data-out="([^"]*)"', document)[1]))  # type: ignore[index]
-    assert made.details is not None
-    by_sqnr = np.argsort(np.round(np.array(made.details.outputs.sqnr_db), 1), kind="stable")
+    by_sqnr = np.argsort(np.round([layer.sqnr_db for layer in made.report.layers], 1), kind="stable")
     layers = [f"block.{k}/Conv" for k in by_sqnr]
     assert out["up"].split()[:12] == layers
     assert out["down"].split()[:12] == layers[::-1]
@@ -280,3 +280,14 @@ def test_without_plotly_nothing_is_run(
     assert capsys.readouterr().err == (
         "rdoq-onnx: error: --report needs plotly, which is not installed: pip install 'rdoq-onnx[report]'\n"
     )
+
+
+def test_options_in_hints_are_code_with_their_values() -> None:
+    made = made_up(2, 3)
+    advice = ("use more --samples (256 now) or --effort best for <it>; --pin '.*=8' or --exclude a/b.", "none here")
+    page = html_report(replace(made, report=replace(made.report, advice=advice)), "folder/out.onnx")
+    codes = [re.sub("</?span>", "", code) for code in re.findall("<code>(.*?)</code>", page.split("<h2>Hints")[1])[:4]]
+    assert codes == ["--samples", "--effort best", "--pin &#x27;.*=8&#x27;", "--exclude a/b"]
+    assert "</code> for &lt;it&gt;; <code>" in page
+    assert "<li>none here</li>" in page
+    assert "folder/<wbr>out.onnx" in page

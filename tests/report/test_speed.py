@@ -41,7 +41,10 @@ def test_a_fast_file_needs_none() -> None:
             "no integer kernel is predicted to be faster",
         ),
         ({"activation_bits": None, "latency": (SLOW,)}, "a batch of 32 takes 1.50 times as long as in float"),
-        ({"activation_bits": None, "latency": (SLOW,), "storage": "nbits"}, "1.50 times as long as in float: weights"),
+        (
+            {"activation_bits": None, "latency": (SLOW,), "storage": "nbits"},
+            "1.50 times as long as in float: weights",
+        ),
         (
             {"kernels": {"Conv": 2}, "float_layers": {"a": "why", "b": "why"}},
             "no layer runs on an integer kernel (why)",

@@ -10,6 +10,7 @@ from rdoq_onnx.report.wording import (
     decibels,
     histogram,
     human_bytes,
+    kept_lines,
     kernel_words,
     percent,
     pin_of,
@@ -66,4 +67,24 @@ def test_histogram_of_widths():
 def test_nodes_in_float_for_the_same_reason_share_a_line():
     skips = [Skip("a", "Gemm", "excluded"), Skip("b", "MatMul", "too small"), Skip("c", "Conv", "excluded")]
     assert list(skip_lines(skips, each=False)) == ["Conv, Gemm, 2 nodes: excluded", "MatMul b: too small"]
+    pinned = [Skip(n, "Conv", f"slower; --pin {pin}=8 quantizes it") for n, pin in (("d", "a/b"), ("e", "c"))]
+    assert list(skip_lines(pinned, each=False)) == ["Conv, 2 nodes: slower; --pin TENSOR=8 quantizes it"]
+    assert list(skip_lines(pinned[:1], each=False)) == ["Conv d: slower; --pin a/b=8 quantizes it"]
     assert list(skip_lines(skips, each=True)) == ["Gemm a: excluded", "Conv c: excluded", "MatMul b: too small"]
+
+
+def test_channels_that_stay_for_one_reason_share_a_line():
+    kept = {
+        "a": ((0, "the count"), (1, "it varies where Conv x reads it")),
+        "b": ((3, "the count"), (4, "the count"), (5, "it varies where Conv y reads it")),
+    }
+    assert list(kept_lines(kept, each=False)) == [
+        "3 in 2 layers: the count",
+        "2 in 2 layers: it varies where another layer reads it",
+    ]
+    assert list(kept_lines(kept, each=True))[:3] == [
+        "1 of a: the count",
+        "2 of b: the count",
+        "1 of a: it varies where Conv x reads it",
+    ]
+    assert next(kept_lines({"a": kept["a"]}, each=False)) == "1 of a: the count"

@@ -6,9 +6,12 @@ import pytest
 
 from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.observation.part_values import PartPowers
+from rdoq_onnx.observation.parts import Part, Piece
 from rdoq_onnx.verification.gates import missed_gate
-from rdoq_onnx.verification.verify import PartFigures, Verification
+from rdoq_onnx.verification.part_figures import part_figures
+from rdoq_onnx.verification.verify import Verification
 
+PIECE = Piece("y", "y", "y", "whole")
 EMISSION = Emission(onnx.ModelProto(producer_name="some bytes"), "packed", {}, {})
 
 
@@ -17,9 +20,8 @@ def verification(*sqnr, count=40, spread=0.2):
     rng = np.random.default_rng(0)
     noise = np.stack([10 ** (-db / 10) * (1 + spread * rng.standard_normal(count)) for db in sqnr], axis=1)
     powers = PartPowers(np.ones(noise.shape), noise)
-    columns = enumerate(zip(powers.sqnr_db, powers.bounds_db, strict=True))
-    parts = tuple(PartFigures(f"part{k}", "y", 0.1, db, bound) for k, (db, bound) in columns)
-    return Verification(0.1 * len(sqnr), parts, 0.0, {}, {}, count, powers=powers)
+    parts = part_figures([Part(f"part{k}", (PIECE,)) for k in range(len(sqnr))], powers)
+    return Verification(parts, (0.1,) * len(sqnr), 0.0, {}, {}, count, powers=powers)
 
 
 def missed(found, min_sqnr=None, max_bytes=None):
@@ -47,8 +49,9 @@ def test_a_figure_that_its_samples_do_not_prove_does_not_pass():
 
 def test_no_noise_at_all_passes_any_gate():
     powers = PartPowers(np.ones((4, 1)), np.zeros((4, 1)))
-    parts = (PartFigures("y", "y", 0.0, np.inf, np.inf),)
-    assert missed(Verification(0.0, parts, 0.0, {}, {}, 4, powers=powers), 200) is None
+    parts = part_figures([Part("y", (PIECE,))], powers)
+    assert (parts[0].sqnr_db, parts[0].bound_db) == (np.inf, np.inf)
+    assert missed(Verification(parts, (0.0,), 0.0, {}, {}, 4, powers=powers), 200) is None
 
 
 def test_max_bytes():

@@ -1,5 +1,6 @@
 """The SQNR of layers: that of the last is the model's, and removed channels do not count."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -34,12 +35,17 @@ def model_of(first, second, text=TEXT):
 @pytest.fixture(scope="module")
 def result():
     config = Config(weight_bits=4, activation_bits=8, threads=1, effort="fast")
-    return Job.of(model_of(FIRST, SECOND), DATA, config, Progress()).result(config, details=True)
+    return Job.of(model_of(FIRST, SECOND), DATA, config, Progress()).result(config)
+
+
+def test_the_report_has_them(result):
+    layers = json.loads(result.report.to_json())["layers"]
+    assert [layer["sqnr_db"] for layer in layers] == [layer.sqnr_db for layer in result.report.layers]
+    assert all(layer["sqnr_db"] > 0 for layer in layers)
+    assert json.loads(result.report.to_json())["layer_samples"] == result.report.layer_samples > 0
 
 
 def test_the_last_layer_has_the_sqnr_of_the_model(result):
-    outputs = result.details.outputs
-    assert len(outputs.sqnr_db) == 2
     held_out = Samples("test", DATA)
     exact, found = (
         RUNTIME.session(m, "basic").run(held_out.feeds(slice(None)), ["y"])[0]
@@ -74,9 +80,10 @@ def test_a_tensor_that_the_emitted_model_lacks_has_none(result):
 def test_every_layer_of_a_network_is_compared():
     config = Config(weight_bits=3, activation_bits=6, samples=16, threads=1, effort="fast")
     model, calibration = (str(ROOT / "models" / name) for name in ("digits_vit.onnx", "digits_calib.npz"))
-    result = Job.of(model, calibration, config, Progress()).result(config, details=True)
-    assert None not in result.details.outputs.sqnr_db
-    assert result.details.outputs.sqnr_db[0] > result.details.outputs.sqnr_db[-1]
+    result = Job.of(model, calibration, config, Progress()).result(config)
+    found = [layer.sqnr_db for layer in result.report.layers]
+    assert None not in found
+    assert found[0] > found[-1]
 
 
 def test_decibels():

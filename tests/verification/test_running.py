@@ -1,5 +1,7 @@
 """Memory and tokens a second of a model while it runs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
@@ -62,3 +64,14 @@ def test_what_is_unknown_is_none(monkeypatch):
     found = measure_running(model, model, samples, RUNTIME)
     assert found == Running(Footprint(None, None), Footprint(None, None), None)
     assert latency_rows((), found) == []
+
+
+def test_on_a_busy_machine_tokens_are_those_of_processor_time():
+    made = Running(Footprint(None, 10.0), Footprint(None, 12.0), None, 0.5)
+    (row,) = latency_rows((), made)
+    assert row == (
+        "tokens a second",
+        "12 at batch 1; the float model 10; of processor time, as other work takes 50 % of the processors here",
+    )
+    (row,) = latency_rows((), replace(made, others=0.05))
+    assert row == ("tokens a second", "12 at batch 1; the float model 10")
