@@ -94,6 +94,7 @@ TESTED_ELSEWHERE = {
     "emission/naming": "tests/emission/test_tools.py",
     "passes/zeros": "tests/passes/test_insert_qdq.py",
     "passes/normalization/linear_layer": "tests/passes/normalization/test_fold_batchnorm.py",
+    "refinement/best": "tests/refinement/test_refine.py",
     "refinement/trial": "tests/refinement/test_diversion.py",
     "refinement/reference": "tests/verification/test_verify.py",
     "report/layer_report": "tests/report/test_html_report.py",

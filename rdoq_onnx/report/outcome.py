@@ -14,8 +14,8 @@ from rdoq_onnx.emission.emit import Emission
 from rdoq_onnx.errors import VerificationError
 from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.sizes import model_bytes
+from rdoq_onnx.refinement.best import Step
 from rdoq_onnx.refinement.diversion import Diverted, predicted_divergence
-from rdoq_onnx.refinement.refine import Step
 from rdoq_onnx.report.costs import CostReport
 from rdoq_onnx.report.layer_report import LayerReport, TableReport
 from rdoq_onnx.report.outputs import DivergenceReport, PartReport

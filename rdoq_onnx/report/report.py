@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from rdoq_onnx.analysis.skips import Skip
+from rdoq_onnx.refinement.best import Step
 from rdoq_onnx.refinement.reference import Agreement
-from rdoq_onnx.refinement.refine import Step
 from rdoq_onnx.report.costs import CostReport
 from rdoq_onnx.report.layer_report import LayerReport
 from rdoq_onnx.report.outputs import DivergenceReport, PartReport

@@ -165,7 +165,7 @@ class _Cluster:
 
     def _compute(self, asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         ray, waiting, running = self.ray, list(reversed(indices)), dict[Any, int]()
-        shared = [self.sender.packed(work) for work in asked.works]  # in a tuple, which a process need not read again
+        shared = self.sender.shared(asked.works)  # in tuples, which a process need not read again
         task = ray.remote(sum_block).options(num_cpus=self._cpus, max_retries=_RETRIES)
         while waiting or running:
             while waiting and len(running) < _AHEAD * self._slots:
