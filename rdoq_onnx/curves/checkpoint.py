@@ -8,7 +8,7 @@ since members are slow to open. Each write replaces the whole file, so that it i
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,6 +22,7 @@ from rdoq_onnx.candidates.table_rows import TableRows
 from rdoq_onnx.curves.binding import VERSION, Binding
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import BlockOption, FloatFallback, MeasuredActivation, MeasuredLayer
+from rdoq_onnx.curves.part_arrays import Filed
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import Affine, WeightCodes
 from rdoq_onnx.model.layers import Activation, Layer, Use
@@ -48,7 +49,7 @@ CLASSES = {
     c.__name__: c
     for c in (
         *(Activation, ActivationCandidates, Affine, Batching, BlockOption, Candidates, Curves, Distortions),
-        *(ExtremeValues, FloatFallback, Layer, LayerCandidates, Linear, MeasuredActivation, MeasuredLayer),
+        *(ExtremeValues, Filed, FloatFallback, Layer, LayerCandidates, Linear, MeasuredActivation, MeasuredLayer),
         *(Metric, Observation, Part, Piece, Rows, SpooledCodes, TableRows, Tail, Use, WeightCodes),
     )
 }
@@ -91,6 +92,10 @@ class Store:
     @property
     def empty(self) -> bool:
         return not self._values
+
+    def values(self) -> Iterable[Any]:
+        """Return all values."""
+        return self._values.values()
 
     def get(self, name: str) -> Any:
         """Return the value of `name`, or None."""
