@@ -25,7 +25,13 @@ T = TypeVar("T")
 Errors = tuple[NDArray[np.float64], NDArray[np.float64]]  # as `Judge.judged` returns them
 
 _AHEAD = 16  # trials judged together
+WORTH = 1 << 25  # elements of a trial, of all samples; below, making its model takes longer than judging it
 _ALL = 1 << 62  # bytes
+
+
+def worth(allocation: Allocation, judge: Judge) -> bool:
+    """Whether a trial takes longer to judge than to make, so that others can help."""
+    return len(judge.samples) * sum(allocation.measurement.observation.sizes.values()) >= WORTH
 
 
 def judged(proposals: Iterable[tuple[T, Allocation]], judge: Judge, compute: Compute) -> Iterator[tuple[T, Trial]]:

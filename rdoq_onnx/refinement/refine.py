@@ -36,12 +36,13 @@ from rdoq_onnx.refinement.best import Best, Step
 from rdoq_onnx.refinement.diversion import Diverted
 from rdoq_onnx.refinement.joint_tuning import TUNING, jointly_tuned
 from rdoq_onnx.refinement.judge import Judge
+from rdoq_onnx.refinement.lookahead import worth
 from rdoq_onnx.refinement.plan import Plan
 from rdoq_onnx.refinement.reround import remeasured, rerounded
 from rdoq_onnx.refinement.trial import Trial
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.system.summation import Summation
+from rdoq_onnx.system.summation import Summation, here
 from rdoq_onnx.system.threads import Workers, workers
 
 
@@ -69,7 +70,8 @@ class Refinement:
 
     def of(self, allocation: Allocation) -> Refined:
         """Refine `allocation` by the steps in the module's docstring, recording the gain of each."""
-        best = Best(allocation, self.judge, self.advance, self.workers.sums.compute)
+        compute = self.workers.sums.compute if worth(allocation, self.judge) else here
+        best = Best(allocation, self.judge, self.advance, compute)
         if allocation.measurement.unanchored is not None:
             by_first_order = with_curves(allocation.measurement, allocation.measurement.unanchored)
             best.step("first order", allocate_bits(by_first_order, self.config.budgets))

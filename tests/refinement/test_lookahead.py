@@ -15,7 +15,7 @@ from rdoq_onnx.system.threads import workers
 from tests.refinement.test_refine import Digits
 
 CONFIG = Config(samples=24, weight_bits=3, activation_bits=4, effort="best")
-PLAN = Plan(rounds=2, groups=6, patience=3, clips=3, fits=(1.0,), alone=3)
+PLAN = Plan(portions=1, rounds=2, groups=6, patience=3, clips=3, fits=(1.0,), alone=3)
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,17 @@ def digits():
     return Digits(CONFIG)
 
 
-def elsewhere(asked, indices):
-    """Compute as another process does, in reverse."""
-    work, *_ = copy.deepcopy(asked.works)
-    run = work.loaded()
-    for index in reversed(indices):
-        yield index, run(copy.deepcopy(asked.blocks[index][1].loaded()))
+def elsewhere(names):
+    """Return what computes as other processes do, in reverse; it adds the name of each sum to `names`."""
+
+    def compute(asked, indices):
+        names.append(asked.name)
+        work, *_ = copy.deepcopy(asked.works)
+        run = work.loaded()
+        for index in reversed(indices):
+            yield index, run(copy.deepcopy(asked.blocks[index][1].loaded()))
+
+    return compute
 
 
 def refined(digits, compute):
@@ -39,12 +44,22 @@ def refined(digits, compute):
 
 
 def test_the_outcome_is_that_of_one_trial_after_another(digits, monkeypatch):
+    monkeypatch.setattr("rdoq_onnx.refinement.lookahead.WORTH", 0)
     monkeypatch.setattr("rdoq_onnx.refinement.best.SURE", 0.0)  # or hardly a trial among these few would be kept
-    (found, tried), (expected, trials) = refined(digits, elsewhere), refined(digits, here)
+    asked = []
+    (found, tried), (expected, trials) = refined(digits, elsewhere(asked)), refined(digits, here)
+    assert "trials" in asked
     assert found.steps == expected.steps
     assert tried == trials > len(expected.steps)
     assert {s.name for s in expected.steps if s.after < s.before} >= {"clipping", "scale refit"}
     assert found.model == expected.model
+
+
+def test_trials_that_take_no_time_stay_in_this_process(digits):
+    asked = []
+    refined(digits, elsewhere(asked))
+    assert asked
+    assert "trials" not in asked
 
 
 def test_results_are_in_order_and_no_more_is_proposed_than_is_judged_together(digits, monkeypatch):
@@ -57,7 +72,7 @@ def test_results_are_in_order_and_no_more_is_proposed_than_is_judged_together(di
             bits = tuple(np.full_like(b, k) for b in digits.allocation.layer_bits)
             yield k, replace(digits.allocation, layer_bits=bits)
 
-    results = judged(proposals(), digits.judge, elsewhere)
+    results = judged(proposals(), digits.judge, elsewhere([]))
     first = [next(results) for _ in range(4)]
     assert [key for key, _ in first] == [0, 1, 2, 3]
     assert proposed == [0, 1, 2, 3, 4, 5]

@@ -27,11 +27,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rdoq_onnx.cluster.folder_users import users_of
+from rdoq_onnx.cluster.process import first_line, sum_block
+from rdoq_onnx.cluster.shipping import RUN, Sender, remove_copies
 from rdoq_onnx.errors import ClusterError, ConfigError, LostError, RdoqError
-from rdoq_onnx.system.cluster_process import first_line, sum_block
-from rdoq_onnx.system.folder_users import users_of
 from rdoq_onnx.system.interrupts import AT_ONCE
-from rdoq_onnx.system.shipping import RUN, Sender, remove_copies
 from rdoq_onnx.system.summation import Compute, Sum, here
 from rdoq_onnx.system.threads import cores
 from rdoq_onnx.version import __version__

@@ -20,14 +20,14 @@ from onnx import numpy_helper
 import rdoq_onnx
 from rdoq_onnx.calibration.blocks import in_blocks
 from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.cluster.ray_cluster import computing
+from rdoq_onnx.cluster.shipping import RUN, remove_copies
 from rdoq_onnx.config import Config
 from rdoq_onnx.errors import ClusterError, ConfigError, ShortageError
 from rdoq_onnx.model import external
 from rdoq_onnx.model.external import Shelf, values
 from rdoq_onnx.pipeline import Job
-from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.progress import Progress, Unfinished
-from rdoq_onnx.system.shipping import RUN, remove_copies
 from rdoq_onnx.system.summation import Sum, Summation, here
 from tests.conftest import ROOT
 from tests.curves.test_shards import small_or_large
@@ -108,7 +108,7 @@ def test_a_killed_process_is_replaced(compute, tmp_path):
 
 @needs_ray
 def test_a_process_that_always_dies_is_an_error(compute, monkeypatch):
-    monkeypatch.setattr("rdoq_onnx.system.cluster._RETRIES", 1)
+    monkeypatch.setattr("rdoq_onnx.cluster.ray_cluster._RETRIES", 1)
 
     def fatal(block):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -237,6 +237,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize("kind", ["small", "large"])
 def test_sums_and_layers_of_either_kind_of_network(compute, kind, monkeypatch):
     model, samples, bits = small_or_large(kind, monkeypatch)
+    monkeypatch.setattr("rdoq_onnx.refinement.lookahead.WORTH", 0)
 
     def emitted(job):
         return job.result(config).model.SerializeToString()
@@ -254,7 +255,7 @@ def test_sums_and_layers_of_either_kind_of_network(compute, kind, monkeypatch):
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("rdoq_onnx.system.cluster.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("rdoq_onnx.cluster.ray_cluster.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^--workers 2 needs the package ray: pip install 'rdoq-onnx\[ray\]'$"):
         rdoq_onnx.quantize(MODEL, CALIBRATION, workers=2)
 
