@@ -7,6 +7,7 @@ is that of judging one after another, whatever the number of processes.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -42,10 +43,10 @@ def judged(proposals: Iterable[tuple[T, Allocation]], judge: Judge, compute: Com
     remaining = iter(proposals)
     work = _Judging(replace(judge, samples=judge.samples.loaded(_ALL)))
     while group := list(islice(remaining, _AHEAD)):
-        models = [quantized_model(allocation) for _, allocation in group]
-        errors = _in_order(compute(Sum("trials", (work,), [(0, _Model(m)) for m in models]), range(len(models))))
-        for (key, allocation), model, found in zip(group, models, errors, strict=True):
-            yield key, Trial(allocation, model, *found)
+        models = [_Model(allocation) for _, allocation in group]
+        errors = _in_order(compute(Sum("trials", (work,), [(0, m) for m in models]), range(len(models))))
+        for (key, allocation), each, found in zip(group, models, errors, strict=True):
+            yield key, Trial(allocation, each.model, *found)
 
 
 def _in_order(results: Iterator[tuple[int, Any]]) -> Iterator[Any]:
@@ -71,12 +72,16 @@ class _Judging:
 
 @dataclass(frozen=True)
 class _Model:
-    """A quantized model to judge."""
+    """A quantized model to judge, made when a process is about to take it: others judge meanwhile."""
 
-    model: onnx.ModelProto
+    allocation: Allocation
 
     def __len__(self) -> int:
         return 1
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        return quantized_model(self.allocation)
 
     def loaded(self) -> onnx.ModelProto:
         return attached(self.model)
