@@ -131,6 +131,10 @@ class Steps:
         """Return what adds sums over samples."""
         return self.store.sums(self.name)
 
+    def unsharded(self) -> Summation:
+        """Return what adds sums that come after those of shards."""
+        return Summation(self.store.compute, self.store.scratch.park)
+
     def get(self, step: str) -> Any:
         return self.store.get(f"{self.name}/{step}")
 

@@ -42,7 +42,7 @@ from rdoq_onnx.refinement.reround import remeasured, rerounded
 from rdoq_onnx.refinement.trial import Trial
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Runtime
-from rdoq_onnx.system.summation import Summation, here
+from rdoq_onnx.system.summation import here
 from rdoq_onnx.system.threads import Workers, workers
 
 
@@ -117,8 +117,10 @@ def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: 
     if config.distortion == "auto":
         judge = replace(judge, guard=judge.metric.divergence)
     plan = Plan.of(config.effort, allocation, len(judge.samples))
-    sums = Summation(steps.store.compute, steps.store.scratch.park)
-    with steps.progress.step("second look", plan.trials) as advance, workers(config.threads, sums) as pool:
+    with (
+        steps.progress.step("second look", plan.trials) as advance,
+        workers(config.threads, steps.unsharded()) as pool,
+    ):
         refined = Refinement(config, plan, judge, split, pool, advance, steps).of(allocation)
     return refined if config.effort != "best" else _with_tuning(refined, judge, split, config, steps)
 
