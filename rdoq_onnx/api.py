@@ -14,6 +14,7 @@ from rdoq_onnx.analysis.normalization import Model, read_normalized, runnable
 from rdoq_onnx.analysis.pins import check_pins
 from rdoq_onnx.calibration.loaders import Transformed
 from rdoq_onnx.calibration.split import SampleSplit
+from rdoq_onnx.cluster.ray_cluster import computing
 from rdoq_onnx.config import Budgets, Config
 from rdoq_onnx.cost.given import read_cost
 from rdoq_onnx.curves.checkpoint import Steps
@@ -31,7 +32,6 @@ from rdoq_onnx.observation.inputs import network_and_samples
 from rdoq_onnx.refinement.reference import Reference
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system import io
-from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.progress import OnProgress, Progress, Told
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.targets import Storage

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from rdoq_onnx.cluster.ray_cluster import computing
 from rdoq_onnx.config import Config
 from rdoq_onnx.config_file import Kind, read_options, table_of
 from rdoq_onnx.cost.given import OPTIONS, Given, given_costs
@@ -27,7 +28,6 @@ from rdoq_onnx.pipeline import Job
 from rdoq_onnx.report.documents import Documents
 from rdoq_onnx.report.result import Result
 from rdoq_onnx.system import io
-from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.curve_files import CurveFiles, parse_shard
 from rdoq_onnx.system.files import Files, check_files
 from rdoq_onnx.system.interrupts import heed_interrupts, leave

@@ -13,6 +13,7 @@ from rdoq_onnx.analysis.normalization import Model, read_normalized, runnable
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.calibration.supplied import described
+from rdoq_onnx.cluster.ray_cluster import computing
 from rdoq_onnx.config import Config
 from rdoq_onnx.cost.early import priced
 from rdoq_onnx.curves.checkpoint import Steps, Store
@@ -36,7 +37,6 @@ from rdoq_onnx.report.advice import advised
 from rdoq_onnx.report.costs import cost_report
 from rdoq_onnx.report.outcome import Outcome, make_report
 from rdoq_onnx.report.result import Result
-from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.runtime import Runtime
 from rdoq_onnx.system.summation import Compute

@@ -32,6 +32,7 @@ ORDER = (
     "keywords",
     "passes",
     "system",
+    "cluster",
     "analysis",
     "observation",
     "kernels",
@@ -66,7 +67,7 @@ NUMPY_ONLY = (
 )
 ADAPTERS = {
     "onnxruntime": ("rdoq_onnx/system/runtime.py",),
-    "ray": ("rdoq_onnx/system/cluster.py", "rdoq_onnx/system/cluster_process.py"),
+    "ray": ("rdoq_onnx/cluster/ray_cluster.py", "rdoq_onnx/cluster/process.py"),
     "openvino": ("rdoq_onnx/system/openvino_runtime.py",),
     "onnx_graphsurgeon": tuple(f"rdoq_onnx/model/{m}.py" for m in ("surgeon", "graft", "lazy_values")),
 }
@@ -101,8 +102,8 @@ TESTED_ELSEWHERE = {
     "report/layer_report": "tests/report/test_html_report.py",
     "report/contents": "tests/report/test_documents.py",
     "report/outcome": "tests/report/test_html_report.py",
-    "system/cluster_process": "tests/system/test_cluster.py",
-    "system/shipping": "tests/system/test_cluster.py",
+    "cluster/process": "tests/cluster/test_ray_cluster.py",
+    "cluster/shipping": "tests/cluster/test_ray_cluster.py",
     "curves/stores": "tests/curves/test_shards.py",
     "system/interrupts": "tests/test_cli.py",
     "calibration/conversion": "tests/calibration/test_load.py",

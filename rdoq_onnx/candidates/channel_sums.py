@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.candidates.channel_labels import Labels, of_rank
 from rdoq_onnx.candidates.scale_groups import ScaleGroup
-from rdoq_onnx.gradients.backward import Backward
+from rdoq_onnx.gradients.backward import Backward, Pass
 from rdoq_onnx.gradients.plan import ReversePlan
 from rdoq_onnx.model.layers import Layer
 
@@ -90,11 +90,17 @@ def measure(groups: Sequence[ScaleGroup], plan: ReversePlan) -> Measures:
                 if name in lost:
                     continue
                 site = sites[name]
-                sums.add(done.rows[0][site], done.rows[0][adjoints[site]], labels)
+                sums.add(_real(done.rows[0][site], done), _real(done.rows[0][adjoints[site]], done), labels)
             for name in (n for n in layers if n not in lost):
                 rows[name] = rows.get(name, 0.0) + _squares(layers[name], done.rows[0], adjoints, done.batch)
     usable = {n for n, (_, s) in tensors.items() if n not in lost and np.isfinite([s.squares, s.sensitivity]).all()}
     return Measures({n: sums for n, (_, sums) in tensors.items() if n in usable}, rows, runs)
+
+
+def _real(value: Array, done: Pass) -> Array:
+    """Return the part of a tensor that belongs to real samples; all of it if axis 0 does not run over the samples."""
+    rows, rest = divmod(len(value), done.batch)
+    return value if rest else value[: rows * done.count]
 
 
 def _squares(layer: Layer, values: Mapping[str, Array], adjoints: Mapping[str, str], batch: int) -> Float:

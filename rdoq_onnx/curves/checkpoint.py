@@ -6,12 +6,11 @@ since members are slow to open. Each write replaces the whole file, so that it i
 """
 
 import json
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from rdoq_onnx.candidates.table_rows import TableRows
 from rdoq_onnx.curves.binding import VERSION, Binding
 from rdoq_onnx.curves.curves import Curves
 from rdoq_onnx.curves.measurement import BlockOption, FloatFallback, MeasuredActivation, MeasuredLayer
+from rdoq_onnx.curves.part_arrays import Filed
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.model.codes import Affine, WeightCodes
 from rdoq_onnx.model.layers import Activation, Layer, Use
@@ -33,7 +33,7 @@ from rdoq_onnx.observation.parts import Part, Piece
 from rdoq_onnx.observation.tail_model import ExtremeValues, Tail
 from rdoq_onnx.probing.distortions import Distortions
 from rdoq_onnx.system import io
-from rdoq_onnx.system.encoding import Arrays, decode, encode
+from rdoq_onnx.system.encoding import Arrays, decode, encode, packed, unpacked
 from rdoq_onnx.system.progress import Advance, Progress, Unfinished
 from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.summation import Compute, Summation, here
@@ -48,7 +48,7 @@ CLASSES = {
     c.__name__: c
     for c in (
         *(Activation, ActivationCandidates, Affine, Batching, BlockOption, Candidates, Curves, Distortions),
-        *(ExtremeValues, FloatFallback, Layer, LayerCandidates, Linear, MeasuredActivation, MeasuredLayer),
+        *(ExtremeValues, Filed, FloatFallback, Layer, LayerCandidates, Linear, MeasuredActivation, MeasuredLayer),
         *(Metric, Observation, Part, Piece, Rows, SpooledCodes, TableRows, Tail, Use, WeightCodes),
     )
 }
@@ -92,6 +92,10 @@ class Store:
     def empty(self) -> bool:
         return not self._values
 
+    def values(self) -> Iterable[Any]:
+        """Return all values."""
+        return self._values.values()
+
     def get(self, name: str) -> Any:
         """Return the value of `name`, or None."""
         return self._values.get(name)
@@ -126,6 +130,10 @@ class Steps:
     def sums(self) -> Summation:
         """Return what adds sums over samples."""
         return self.store.sums(self.name)
+
+    def unsharded(self) -> Summation:
+        """Return what adds sums that come after those of shards."""
+        return Summation(self.store.compute, self.store.scratch.park)
 
     def get(self, step: str) -> Any:
         return self.store.get(f"{self.name}/{step}")
@@ -182,30 +190,9 @@ def _write(path: Path, binding: Binding, values: Mapping[str, Any]) -> None:
         "settings": binding.settings,
         "values": {name: encode(value, arrays, CLASSES) for name, value in values.items()},
     }
-    header["arrays"], members = _packed(arrays)
+    header["arrays"], members = packed(arrays)
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     io.write_arrays({"header": text, **members}, path)
-
-
-def _packed(arrays: Arrays) -> tuple[list[Any], dict[str, Array]]:
-    """Return the place of each array, (dtype, first element, shape, order), and the members by dtype."""
-    places: list[Any] = []
-    parts: dict[str, list[Array]] = {}
-    ends: dict[str, int] = {}
-    for array in arrays:
-        order: Literal["C", "F"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-        kind = array.dtype.str[1:]
-        places.append((kind, ends.get(kind, 0), array.shape, order))
-        parts.setdefault(kind, []).append(array.ravel(order))
-        ends[kind] = ends.get(kind, 0) + array.size
-    return places, {kind: np.concatenate(pieces) for kind, pieces in parts.items()}
-
-
-def _unpacked(places: Sequence[Any], members: Mapping[str, Array]) -> Arrays:
-    return [
-        members[kind][first : first + math.prod(shape)].reshape(shape, order=order)
-        for kind, first, shape, order in places
-    ]
 
 
 def read_values(path: Path, binding: Binding) -> dict[str, Any]:
@@ -216,7 +203,7 @@ def read_values(path: Path, binding: Binding) -> dict[str, Any]:
         if header["format"] != FORMAT:
             raise ValueError("not a curves file")
         _check(path, header, binding)
-        arrays = _unpacked(header["arrays"], stored)
+        arrays = unpacked(header["arrays"], stored)
         return {name: decode(tree, arrays, CLASSES) for name, tree in header["values"].items()}
     except ConfigError:
         raise

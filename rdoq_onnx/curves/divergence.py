@@ -54,9 +54,9 @@ def with_divergence(
     if skipped or metric is None or not as_candidates(first).layers:
         return measurement
     size = reverse_batch(first.network, observation, runtime, len(samples))
-    with workers(config.threads) as pool:
+    with workers(config.threads, steps.unsharded()) as pool:
         plan = ReversePlan(first.aimed, samples, metric, runtime, pool, size, config.seed)
-        plan = replace(plan, draws=max(least_draws(observation) // FEWER, LEAST_DRAWS))
+        plan = replace(plan, draws=max(least_draws(observation) // FEWER, LEAST_DRAWS), name="divergence")
         found = steps.step("divergence", len(samples), lambda advance: _ratios(first, plan, advance))
     return replace(measurement, divergence=found)
 

@@ -100,7 +100,7 @@ class LargeBench:
             with_memory(lambda batch: statistics.sense(replace(plan, batch=batch), advance), size, observation)
         measuring = bench.split.measuring
         with progress.step("taylor", len(measuring) * len(form_portions(network, statistics.memory))) as advance:
-            plan = bench.plan(alone, measuring, "forms")
+            plan = bench.plan(alone, measuring, "forms", in_graph=False)
             return with_memory(
                 lambda batch: measure_forms(replace(plan, batch=batch), statistics, advance), plan.batch, observation
             )
@@ -131,7 +131,7 @@ class LargeBench:
         offered = tuple(sorted({min(w, widest(network)) for w in bench.config.widths}))
         reach = {a.tensor: observation.reach(a.tensor) for a in network.activations}
         floors = scale_floors(network, reach)
-        count = bench.plan(network, bench.split.measuring).averaged()
+        count = bench.plan(network, bench.split.measuring, in_graph=False).averaged()
         floors += [None] * (len(network.weights) - len(floors))
         widths, seen = (offered, tuple(bench.config.widths)), bench.independent(max(count // _CORRELATED, 1))
         layerwise = Layerwise(network, self.statistics, *widths, floors, seen, bench.pool)

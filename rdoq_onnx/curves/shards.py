@@ -5,7 +5,6 @@ it keeps the nodes of the tree (tree_sum.py) that its own blocks make, and it st
 that it lacks. With the parts of all others at hand, it goes on to the sums that depend on it.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.curves.binding import Binding
 from rdoq_onnx.curves.checkpoint import Steps, Store, read_values
 from rdoq_onnx.curves.measure import measure
+from rdoq_onnx.curves.part_arrays import PartArrays, has_filed
 from rdoq_onnx.errors import ConfigError
 from rdoq_onnx.system.curve_files import CurveFiles, Shard
 from rdoq_onnx.system.progress import Advance, Unfinished
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.scratch import Scratch
 from rdoq_onnx.system.summation import StoppedError, Sum, Summation, kept, resumed
 from rdoq_onnx.system.tree_sum import TreeSum
 
@@ -38,7 +39,8 @@ class Shards(Summation):
     def __init__(
         self, measurement: str, shard: Shard | None, store: Store, parts: Mapping[Path, Mapping[str, Any]]
     ) -> None:
-        super().__init__(store.compute, store.scratch.park)
+        self._arrays = PartArrays(store.scratch)
+        super().__init__(store.compute, store.scratch.park if shard is None else self._arrays.park)
         self._measurement, self._shard, self._store, self._parts = measurement, shard, store, parts
 
     def total(self, asked: Sum, advance: Advance, unfinished: Unfinished) -> Any:
@@ -48,7 +50,7 @@ class Shards(Summation):
         """
         tree = self._merged(asked)
         if self._shard is not None:
-            for (level, index), value in copy.deepcopy(self._own(asked, advance)):
+            for (level, index), value in self._own(asked, advance):
                 tree.add(value, index, level)
             if tree.missing():
                 raise StoppedError(asked.name)
@@ -76,7 +78,7 @@ class Shards(Summation):
                     f"--curves {path}: sums other batches of the samples; "
                     "run all shards with the same --memory and --provider cpu"
                 )
-            for (level, index), value in copy.deepcopy(found["nodes"]):
+            for (level, index), value in PartArrays(Scratch(checkpoint=path)).mapped(found["nodes"]):
                 tree.add(value, index, level)
         return tree
 
@@ -85,15 +87,24 @@ class Shards(Summation):
         assert self._shard is not None
         key, mine = self._key(asked), blocks_of(self._shard, len(asked.blocks))
         before = self._store.get(key)
-        tree = resumed(asked, before, advance, self.park)
+        tree = resumed(asked, self._arrays.mapped(before), advance, self.park)
         missing = [k for k in tree.missing() if k in mine]
         for index, value in self.compute(asked, missing):
             tree.add(value, index)
-            self._store.put(key, kept(asked, tree), finished=False)
+            self._keep(key, kept(asked, tree), finished=False)
             advance(len(asked.blocks[index][1]))
         if missing or before is None:
-            self._store.put(key, kept(asked, tree))
-        return tuple(tree.nodes())
+            self._keep(key, kept(asked, tree), finished=True)
+        nodes: Sequence[Any] = self._arrays.mapped(self._store.get(key)["nodes"])
+        return nodes
+
+    def _keep(self, key: str, value: Any, finished: bool) -> None:
+        """Keep a sum; of one with large arrays at once, or the files that it no longer refers to would pile up."""
+        filed = self._arrays.filed(value)
+        large = has_filed(filed)
+        self._store.put(key, filed, finished=finished or large)
+        if large:
+            self._arrays.keep(self._store.values())
 
     def _key(self, asked: Sum) -> str:
         return f"{_SUMS}/{self._measurement}/{asked.name}"

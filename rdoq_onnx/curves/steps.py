@@ -23,7 +23,7 @@ from rdoq_onnx.curves.checkpoint import Steps
 from rdoq_onnx.curves.float_fallback import SAMPLES, WORK, checked, doubtful
 from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.errors import ModelError
-from rdoq_onnx.gradients.batch_sizes import forward_batch, least_draws, reverse_batch, with_memory
+from rdoq_onnx.gradients.batch_sizes import forward_batch, host_batch, least_draws, reverse_batch, with_memory
 from rdoq_onnx.gradients.plan import LEAST_DRAWS, ReversePlan
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.observation.tail_model import with_extreme_values
@@ -104,7 +104,7 @@ class Bench:
         tables = [x for x in network.unmultiplied if x.looked_up]
         if not tables:
             return {}, {}
-        plan = self.plan(replace(network, layers=tuple(tables), activations=()), seen, "tables")
+        plan = self.plan(replace(network, layers=tuple(tables), activations=()), seen, "tables", in_graph=False)
         return self.keep.step(
             "tables",
             len(seen),
@@ -208,9 +208,13 @@ class Bench:
             self.observation,
         )
 
-    def plan(self, network: Network, samples: Samples, name: str = "") -> ReversePlan:
-        """Return the plan of reverse passes of `network` over `samples`; name: of what they sum, as in `Sum`."""
-        batch = reverse_batch(network, self.observation, self.runtime, len(samples))
+    def plan(self, network: Network, samples: Samples, name: str = "", in_graph: bool = True) -> ReversePlan:
+        """Return the plan of reverse passes of `network` over `samples`.
+
+        name: of what they sum, as in `Sum`. in_graph: whether nodes of the graph can sum it.
+        """
+        count, seen = len(samples), self.observation
+        batch = reverse_batch(network, seen, self.runtime, count) if in_graph else host_batch(seen, count)
         metric, seed = self.observation.metric, self.config.seed
         plan = ReversePlan(network, samples, metric, self.runtime, self.pool, batch, seed)
         return replace(plan, draws=least_draws(self.observation), name=name)

@@ -55,7 +55,12 @@ def forward_batch(network: Network, observation: Observation, runtime: Runtime, 
 def reverse_batch(
     network: Network, observation: Observation, runtime: Runtime, samples: int, exact: bool = True
 ) -> int:
-    """Return the batch size, at most `samples`, of reverse passes; the host holds one set of adjoints for each v.
+    """Return the batch size, at most `samples`, of reverse passes; exact: as in `host_batch`."""
+    return _on_device(network, observation, runtime, samples) or host_batch(observation, samples, exact)
+
+
+def host_batch(observation: Observation, samples: int, exact: bool = True) -> int:
+    """Return the batch size of reverse passes that sum in numpy; the host holds one set of adjoints for each v.
 
     exact: whether v runs over the unit vectors if outputs are few.
     """
@@ -64,7 +69,7 @@ def reverse_batch(
         sets = 2 + (rows_of(observation.metric.elements) if exact else 1)
         each = int(4 * sets * sum(observation.sizes.values()) * observation.batching.peak)
         size = max(min(size * 3 // sets, _CACHED // max(each, 1)), 1)
-    return _on_device(network, observation, runtime, samples) or _shared(size, observation, samples)
+    return _shared(size, observation, samples)
 
 
 def _shared(size: int, observation: Observation, samples: int) -> int:

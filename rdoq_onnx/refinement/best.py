@@ -1,6 +1,8 @@
-"""The best trial of a refinement so far, and the steps that led to it."""
+"""The best trial of a refinement so far, and the trials of each kind that look for a better one."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -13,9 +15,14 @@ from rdoq_onnx.config import Config
 from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.refinement.diversion import Diverted, diverted
 from rdoq_onnx.refinement.judge import Judge
+from rdoq_onnx.refinement.lookahead import judged
 from rdoq_onnx.refinement.plan import WEIGHS, Plan, rows_by_distortion
 from rdoq_onnx.refinement.trial import SURE, Trial, better, significantly_worse, surely_diverted
 from rdoq_onnx.system.progress import Advance
+from rdoq_onnx.system.summation import Compute, here
+
+T = TypeVar("T")
+Float = NDArray[np.float64]
 
 PARTS = "widths near one another, for the sake of each part"
 _DISTANCES = (2, 1)  # from one width everywhere, in bits
@@ -34,8 +41,8 @@ class Step:
 class Best:
     """The best trial so far, and the steps that led to it."""
 
-    def __init__(self, allocation: Allocation, judge: Judge, advance: Advance) -> None:
-        self._judge, self._advance = judge, advance
+    def __init__(self, allocation: Allocation, judge: Judge, advance: Advance, compute: Compute = here) -> None:
+        self._judge, self._advance, self._compute = judge, advance, compute
         self._steps: dict[str, Step] = {}
         self._trial = self.tried(allocation)
 
@@ -99,35 +106,60 @@ class Best:
         after = self._trial.distortion
         self._steps[PARTS] = Step(PARTS, before.distortion, after, after)
 
-    def swap(self, config: Config, plan: Plan, weigh: NDArray[np.float64]) -> None:
+    def first_better(self, name: str, proposals: Iterable[tuple[T, Allocation]], sure: float = 0.0) -> T | None:
+        """Keep the first of `proposals` that is better, in their order; return its key, or None if there is none."""
+        for key, trial in judged(proposals, self._judge, self._compute):
+            self._advance(1)
+            if self.keep(name, trial, sure):
+                return key
+        return None
+
+    def swap(self, config: Config, plan: Plan, weigh: Float) -> None:
         """Move bits between layers and activations, greatest distortion first; weigh: of the rows so far."""
-        measurement = self.allocation.measurement
         for _ in range(plan.rounds):
-            improved, idle = False, 0
-            for rows in rows_by_distortion(self.allocation)[: plan.groups]:
-                idle += 1
-                for factor in WEIGHS:
-                    tried = weigh.copy()
-                    tried[rows] *= factor
-                    trial = allocate_bits(measurement, config.budgets, tried, self.allocation.bound)
-                    if not _same(trial, self.allocation) and self.step("bit swaps", trial, SURE):
-                        weigh, improved, idle = tried, True, 0
-                        break
-                if idle == plan.patience:
+            improved, waiting = False, rows_by_distortion(self.allocation)[: plan.groups]
+            while waiting:
+                near = self._weighted(waiting[: plan.patience], weigh, config)
+                found = self.first_better("bit swaps", near, SURE)
+                if found is None:
                     break
+                done, weigh = found
+                improved, waiting = True, waiting[done + 1 :]
             if not improved:
                 return
 
+    def _weighted(
+        self, groups: Sequence[slice], weigh: Float, config: Config
+    ) -> Iterator[tuple[tuple[int, Float], Allocation]]:
+        """Yield (index of the group, weights of the rows) and the allocation for each of `groups` and factors."""
+        before = self.allocation
+        for k, rows in enumerate(groups):
+            for factor in WEIGHS:
+                tried = weigh.copy()
+                tried[rows] *= factor
+                trial = allocate_bits(before.measurement, config.budgets, tried, before.bound)
+                if not _same(trial, before):
+                    yield (k, tried), trial
+
     def clip(self, plan: Plan) -> None:
         """Move the ends of the activations' ranges, greatest distortion first."""
-        measurement, bits = self.allocation.measurement, self.allocation.activation_bits
-        distortions = self.allocation.distortions[measurement.channels :]
-        for k in np.argsort(-distortions, kind="stable")[: plan.clips]:
-            tensor = measurement.network.activations[k].tensor
-            chosen = measurement.activations[k].quantizers[bits[k]]
-            for other in refined(chosen, *measurement.observation.reach(tensor))[1:]:
-                if self.step("clipping", _with_quantizer(self.allocation, int(k), other), SURE):
-                    break
+        distortions = self.allocation.distortions[self.allocation.measurement.channels :]
+        waiting = np.argsort(-distortions, kind="stable")[: plan.clips].tolist()
+        while waiting:
+            done = self.first_better("clipping", self._clipped(waiting), SURE)
+            if done is None:
+                return
+            waiting = waiting[done + 1 :]
+
+    def _clipped(self, activations: Sequence[int]) -> Iterator[tuple[int, Allocation]]:
+        """Yield the index in `activations`, and the allocation, for each other range of each of these."""
+        before = self.allocation
+        measurement = before.measurement
+        for n, k in enumerate(activations):
+            chosen = measurement.activations[k].quantizers[before.activation_bits[k]]
+            reach = measurement.observation.reach(measurement.network.activations[k].tensor)
+            for other in refined(chosen, *reach)[1:]:
+                yield n, _with_quantizer(before, k, other)
 
 
 def _with_quantizer(allocation: Allocation, k: int, quantizer: Affine) -> Allocation:

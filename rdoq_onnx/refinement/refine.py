@@ -19,10 +19,12 @@ bit swaps and clipping are kept only if they gain at least twice the standard er
 - uniform: one width everywhere, the widest within the budgets. Mixed precision must not lose to it silently.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
@@ -36,11 +38,13 @@ from rdoq_onnx.refinement.best import Best, Step
 from rdoq_onnx.refinement.diversion import Diverted
 from rdoq_onnx.refinement.joint_tuning import TUNING, jointly_tuned
 from rdoq_onnx.refinement.judge import Judge
+from rdoq_onnx.refinement.lookahead import worth
 from rdoq_onnx.refinement.plan import Plan
 from rdoq_onnx.refinement.reround import remeasured, rerounded
 from rdoq_onnx.refinement.trial import Trial
 from rdoq_onnx.system.progress import Advance
 from rdoq_onnx.system.runtime import Runtime
+from rdoq_onnx.system.summation import here
 from rdoq_onnx.system.threads import Workers, workers
 
 _LITTLE = 10**-1.5  # of the outputs' power: ridge regression regains nothing of less
@@ -70,7 +74,8 @@ class Refinement:
 
     def of(self, allocation: Allocation) -> Refined:
         """Refine `allocation` by the steps in the module's docstring, recording the gain of each."""
-        best = Best(allocation, self.judge, self.advance)
+        compute = self.workers.sums.compute if worth(allocation, self.judge) else here
+        best = Best(allocation, self.judge, self.advance, compute)
         if allocation.measurement.unanchored is not None:
             by_first_order = with_curves(allocation.measurement, allocation.measurement.unanchored)
             best.step("first order", allocate_bits(by_first_order, self.config.budgets))
@@ -97,11 +102,18 @@ class Refinement:
         best.step("re-measuring", allocate_bits(around, self.config.budgets))
 
     def _ridge(self, best: Best) -> None:
-        fitting, runtime, count = self.split.fitting, self.judge.runtime, self.plan.ridges
-        layers = np.arange(len(best.allocation.measurement.network.layers))
-        for portion in np.array_split(layers, count) if count else ():
-            found = rerounded(best.allocation, portion, fitting, runtime, self.workers, ridged=True)
-            best.step("ridge", found)
+        layers, count = np.arange(len(best.allocation.measurement.network.layers)), self.plan.ridges
+        waiting = np.array_split(layers, count) if count else []
+        while waiting:
+            done = best.first_better("ridge", self._ridged(best.allocation, waiting))
+            if done is None:
+                return
+            waiting = waiting[done + 1 :]
+
+    def _ridged(self, before: Allocation, portions: Sequence[NDArray[np.int64]]) -> Iterator[tuple[int, Allocation]]:
+        """Yield the index in `portions`, and the allocation with those layers alone fitted and rounded again."""
+        for n, portion in enumerate(portions):
+            yield n, rerounded(before, portion, self.split.fitting, self.judge.runtime, self.workers, ridged=True)
 
     def _fit(self, best: Best) -> None:
         before, model = best.allocation, best.model
@@ -109,8 +121,12 @@ class Refinement:
         kept = self.kept if len(self.plan.fits) == 1 else None
         for share in self.plan.fits:
             best.step("scale refit", refitted(before, model, fitted_layers(before, share), replace(fitting, kept=kept)))
-        for k in fitted_layers(before, 1.0)[: self.plan.alone]:
-            best.step("scale refit", refitted(best.allocation, best.model, [k], fitting))
+        waiting = fitted_layers(before, 1.0)[: self.plan.alone]
+        while waiting:
+            done = best.first_better("scale refit", _refitted_alone(best, waiting, fitting))
+            if done is None:
+                return
+            waiting = waiting[done + 1 :]
 
 
 def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> Refined:
@@ -121,7 +137,10 @@ def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: 
     if config.distortion == "auto":
         judge = replace(judge, guard=judge.metric.divergence)
     plan = Plan.of(config.effort, allocation, len(judge.samples))
-    with steps.progress.step("second look", plan.trials) as advance, workers(config.threads) as pool:
+    with (
+        steps.progress.step("second look", plan.trials) as advance,
+        workers(config.threads, steps.unsharded()) as pool,
+    ):
         refined = Refinement(config, plan, judge, split, pool, advance, steps).of(allocation)
     return refined if config.effort != "best" else _with_tuning(refined, judge, split, config, steps)
 
@@ -134,3 +153,10 @@ def _with_tuning(refined: Refined, judge: Judge, split: SampleSplit, config: Con
         return refined
     step = Step(TUNING, before.distortion, after.distortion, after.distortion)
     return replace(refined, allocation=after.allocation, model=after.model, steps=(*refined.steps, step))
+
+
+def _refitted_alone(best: Best, layers: Sequence[int], fitting: Fitting) -> Iterator[tuple[int, Allocation]]:
+    """Yield the index in `layers`, and the allocation with that layer alone refitted."""
+    allocation, model = best.allocation, best.model
+    for n, k in enumerate(layers):
+        yield n, refitted(allocation, model, [k], fitting)

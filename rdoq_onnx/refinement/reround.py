@@ -78,7 +78,7 @@ def remeasured(allocation: Allocation, seed: int, samples: Samples, runtime: Run
     around = run_passes([ReplaceWeights(weights)], measurement.aimed.model, checked=False)  # outputs without a type
     size = reverse_batch(network, observation, runtime, len(samples))
     plan = ReversePlan(measurement.aimed, samples, observation.metric, runtime, workers, size, seed, around)
-    plan = replace(plan, draws=least_draws(observation))
+    plan = replace(plan, draws=least_draws(observation), name="re-measuring")
     found = with_memory(
         lambda batch: first_order(replace(plan, batch=batch), candidates, _unwatched), size, observation
     )

@@ -5,8 +5,9 @@ Arrays become {"array": index}, tuples {"tuple": [...]}, dicts {"dict": [[key, v
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -16,7 +17,8 @@ from rdoq_onnx.model.protos import without_initializers
 
 _PLAIN = (str, int, float, bool, type(None))
 
-Arrays = list[NDArray[Any]]
+Array = NDArray[Any]
+Arrays = list[Array]
 Classes = Mapping[str, type[Any]]  # by name
 
 
@@ -55,6 +57,28 @@ def decode(tree: Any, arrays: Arrays, classes: Classes) -> Any:
     if kind == "model":
         return _joined([decode(part, arrays, classes).tobytes() for part in content])
     return classes[kind](**{name: decode(value, arrays, classes) for name, value in content.items()})
+
+
+def packed(arrays: Arrays) -> tuple[list[Any], dict[str, Array]]:
+    """Return the place of each array, (dtype, first element, shape, order), and the members by dtype."""
+    places: list[Any] = []
+    parts: dict[str, list[Array]] = {}
+    ends: dict[str, int] = {}
+    for array in arrays:
+        order: Literal["C", "F"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        kind = array.dtype.str[1:]
+        places.append((kind, ends.get(kind, 0), array.shape, order))
+        parts.setdefault(kind, []).append(array.ravel(order))
+        ends[kind] = ends.get(kind, 0) + array.size
+    return places, {kind: np.concatenate(pieces) for kind, pieces in parts.items()}
+
+
+def unpacked(places: Sequence[Any], members: Mapping[str, Array]) -> Arrays:
+    """Invert `packed`; raises KeyError, TypeError or ValueError on any other places."""
+    return [
+        members[kind][first : first + math.prod(shape)].reshape(shape, order=order)
+        for kind, first, shape, order in places
+    ]
 
 
 def model_parts(model: onnx.ModelProto) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ from rdoq_onnx.system.atomic import reason
 
 Array = NDArray[Any]
 PARKED = 1 << 26  # bytes of sums that wait on the disk, not in memory
-_LEAST_PARKED = 1 << 16  # of an array of these
+LEAST_PARKED = 1 << 16  # of an array of these
 _SUFFIX = ".data"
 _PREFIX = "rdoq-onnx-"
 _KINDS = (".npy", ".part", SUFFIX)  # endings of what a folder holds
@@ -107,6 +107,14 @@ class Scratch:
         """Map the array `name`, read-only."""
         return np.asarray(np.load(self._path(name), mmap_mode="r", allow_pickle=False))
 
+    def name_of(self, array: Array) -> str | None:
+        """Return the name of an array that `get` has mapped; None for any other."""
+        mapped = array.base
+        if not isinstance(mapped, np.memmap) or mapped.filename is None or array.shape != mapped.shape:
+            return None
+        path = Path(mapped.filename)
+        return path.stem if path.parent == self.folder else None
+
     def moved(self, name: str, array: Array) -> Array:
         """Keep `array`, and return it mapped."""
         self.put(name, array)
@@ -114,14 +122,14 @@ class Scratch:
 
     def park(self, value: Any) -> Any:
         """Move the large arrays of a large value, of tuples and dicts, to files without a name, mapped read-only."""
-        return self._parked(value) if _bytes_in(value) >= PARKED else value
+        return self._parked(value) if bytes_in(value) >= PARKED else value
 
     def _parked(self, value: Any) -> Any:
         if isinstance(value, dict):
             return {key: self._parked(each) for key, each in value.items()}
         if isinstance(value, tuple):
             return tuple(map(self._parked, value))
-        if not isinstance(value, np.ndarray) or value.nbytes < _LEAST_PARKED:
+        if not isinstance(value, np.ndarray) or value.nbytes < LEAST_PARKED or isinstance(value.base, np.memmap):
             return value
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
@@ -197,8 +205,8 @@ class Carried(Scratch):
         return name in self.arrays
 
 
-def _bytes_in(value: Any) -> int:
-    """Bytes of all arrays of a value of tuples and dicts."""
+def bytes_in(value: Any) -> int:
+    """Return the bytes of all arrays of a value of tuples and dicts."""
     if isinstance(value, dict | tuple):
-        return sum(map(_bytes_in, value.values() if isinstance(value, dict) else value))
+        return sum(map(bytes_in, value.values() if isinstance(value, dict) else value))
     return value.nbytes if isinstance(value, np.ndarray) else 0

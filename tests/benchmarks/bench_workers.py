@@ -25,9 +25,9 @@ from rdoq_onnx.calibration.blocks import MOST_BLOCKS, in_blocks
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.calibration.split import FITTING, HELD_OUT
 from rdoq_onnx.candidates.blocks import MOST_INPUTS
+from rdoq_onnx.cluster.ray_cluster import computing
 from rdoq_onnx.curves.forms import MOST_WEIGHTS
 from rdoq_onnx.gradients.plan import LEAST_DRAWS, MOST_DRAWS, rounds
-from rdoq_onnx.system.cluster import computing
 from rdoq_onnx.system.summation import Compute, Sum
 
 OPTIONS = ("--weight-bits", "4", "--activation-bits", "none", "--effort", "fast", "--threads", "1")

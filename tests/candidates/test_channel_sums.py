@@ -1,8 +1,16 @@
 """Sums per channel, whatever axes the channels lie on."""
 
-import numpy as np
+from dataclasses import astuple
 
-from rdoq_onnx.candidates.channel_sums import ChannelSums
+import numpy as np
+import pytest
+from onnx import numpy_helper, parser
+
+from rdoq_onnx.candidates.channel_sums import ChannelSums, measure
+from rdoq_onnx.candidates.scale_groups import find_groups
+from rdoq_onnx.observation.shapes import shapes_of
+from rdoq_onnx.system.threads import workers
+from tests.cases import RUNTIME, Case
 
 
 def sums(values, gradient, labels, channels):
@@ -34,3 +42,22 @@ def test_tensors_without_elements_add_nothing():
     found = ChannelSums.of(2)
     found.add(np.zeros((0, 2)), np.zeros((0, 2)), np.arange(2))
     assert not found.elements.any()
+
+
+@pytest.mark.parametrize("batch", [3, 4, 6])
+def test_samples_that_fill_the_last_batch_do_not_count(batch):
+    model = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3, 6, 6] x) => (float[N, 4, 2, 2] y) { z = Conv (x, w) a = Relu (z) y = Conv (a, u) }""")
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (4, 3, 3, 3)), ("u", (4, 4, 3, 3))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape, np.float32), name))
+    case = Case(model, {"x": rng.standard_normal((5, 3, 6, 6), np.float32)}, widths=(4,))
+    groups = find_groups(case.network, shapes_of(case.network.model, case.samples, RUNTIME))
+    assert groups
+    with workers(2) as pool:
+        one, other = (measure(groups, case.plan(pool, size)) for size in (5, batch))
+    assert one.runs == other.runs
+    for name, sums in one.tensors.items():
+        np.testing.assert_allclose(astuple(other.tensors[name]), astuple(sums), rtol=1e-5)
+    for name, squares in one.layers.items():
+        np.testing.assert_allclose(other.layers[name], squares, rtol=1e-5)

@@ -2,7 +2,7 @@
 # Two hosts on one machine: a Ray head and a worker in network namespaces of their own, with separate addresses. Model,
 # samples and scratch folder are in a folder that only the head sees. Needs root, iproute2 and the extra [ray]; not in CI.
 #
-#     tests/cluster/two_hosts.sh [MODEL CALIBRATION [OPTION...]]
+#     tests/cluster/two_hosts.sh [MODEL CALIBRATION [OPTION...]]     # BIN: the folder of python and rdoq-onnx
 #
 # Checks that the bytes are those of a plain run for --workers auto and ray://, with a worker that joins late, and that
 # a run whose head is killed ends with one line and goes on from --curves.
@@ -13,7 +13,7 @@ shift $(($# < 2 ? $# : 2))
 options=(--bits 4 --effort fast "$@" --threads 1 --quiet)
 bin=${BIN:-$root/.venv/bin}
 export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 HOME
-folder=$(mktemp -d /tmp/rqXXXX) hidden=$(mktemp -d /tmp/rqXXXX) a=rq-head b=rq-work
+folder=$(mktemp -d /tmp/rqXXXX) hidden=$(mktemp -d /tmp/rqXXXX) a=rq-head-$$ b=rq-work-$$
 HOME=$folder
 
 clean() {
@@ -38,15 +38,18 @@ ip -n $a link set rq0 up
 ip -n $b link set rq1 up
 
 head() { # without CPUs: every block is computed on the other host
-    cd / && ip netns exec $a "$bin/ray" start --head --node-ip-address=10.77.0.1 --port=6379 --num-cpus=0 \
+    cd / && ip netns exec $a "$bin/python" -m ray.scripts.scripts start --head --node-ip-address=10.77.0.1 --port=6379 --num-cpus=0 \
         --ray-client-server-port=10001 --include-dashboard=false --temp-dir="$folder/ray" >"$folder/head.log" 2>&1
 }
 worker() { # where the folder of the model is empty
-    ip netns exec $b unshare -m sh -c "mount -t tmpfs none $hidden && cd / && exec $bin/ray start \
+    ip netns exec $b unshare -m sh -c "mount -t tmpfs none $hidden && cd / && exec $bin/python -m ray.scripts.scripts start \
         --address=10.77.0.1:6379 --node-ip-address=10.77.0.2 --num-cpus=1" >"$folder/worker.log" 2>&1
 }
 run() { (cd "$hidden" && TMPDIR=$hidden/tmp ip netns exec $a "$bin/rdoq-onnx" model.onnx "$1" --calibration calib.npz "${options[@]}" "${@:2}"); }
-same() { cmp "$hidden/plain.onnx" "$hidden/$1" && echo "ok: $2"; }
+same() {
+    cmp "$hidden/plain.onnx" "$hidden/$1"
+    echo "ok: $2"
+}
 
 run plain.onnx
 head
@@ -61,7 +64,7 @@ same client.onnx "--workers ray://10.77.0.1:10001"
 run lost.onnx --workers auto --curves c.npz 2>"$folder/said" &
 running=$!
 for _ in $(seq 600); do
-    pgrep -f "ray::sum_block" >/dev/null && break
+    ip netns pids $b | xargs -r ps -o args= | grep -q "ray::sum_block" && break
     sleep 0.1
 done
 ip netns pids $a | while read -r p; do
@@ -71,6 +74,7 @@ code=0
 wait $running || code=$?
 lines=$(wc -l <"$folder/said")
 cat "$folder/said"
-[ $code = 2 ] && [ "$lines" = 1 ] && echo "ok: the head was killed, exit 2 and one line"
+[ $code = 2 ] && [ "$lines" = 1 ]
+echo "ok: the head was killed, exit 2 and one line"
 run lost.onnx --curves c.npz
 same lost.onnx "a run went on from --curves"

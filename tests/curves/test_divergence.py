@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 
 import rdoq_onnx
+from rdoq_onnx.config import Config
+from rdoq_onnx.pipeline import Job
+from rdoq_onnx.system.progress import Progress
+from rdoq_onnx.system.summation import here
 from tests.conftest import ROOT
 
 SAMPLES = 48
@@ -28,3 +32,16 @@ def test_curves_of_the_divergence_are_those_of_a_run_that_minimizes_it():
 
 def test_the_squared_error_alone_has_none():
     assert measured(distortion="mse").divergence is None
+
+
+def test_other_processes_help_with_it():
+    config, asked = Config(samples=24, weight_bits=4, activation_bits=8, effort="fast", threads=1), []
+
+    def compute(wanted, indices):
+        asked.append(wanted.name)
+        return here(wanted, indices)
+
+    models = ROOT / "models"
+    job = Job.of(models / "digits_cnn.onnx", models / "digits_calib.npz", config, Progress()).computed_by(compute)
+    job.result(config)
+    assert "divergence" in asked

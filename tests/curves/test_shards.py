@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -77,10 +78,33 @@ def test_any_number_of_shards_in_any_order_gives_the_same_bytes(run, count, roun
     assert {path: path.read_bytes() for path in run.folder.glob("part*.npz")} == before
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_large_sums_are_in_files_beside_those_of_the_shards(run, count, monkeypatch):
+    monkeypatch.setattr("rdoq_onnx.curves.part_arrays.PARKED", 0)
+    monkeypatch.setattr("rdoq_onnx.curves.part_arrays.LEAST_PARKED", 0)
+    expected = run()
+    for _ in range(3):
+        for k in range(1, count + 1):
+            run("part*.npz", (k, count))
+    folder = run.folder / "part1.npz.data"
+    named = {e.removesuffix('"') for e in re.findall(r'sum-\w+"', header(run.folder / "part1.npz"))}
+    assert named == {path.stem for path in folder.glob("sum-*")}
+    assert len(named) > 10
+    assert run("part*.npz") == expected
+    next(folder.glob("sum-*")).unlink()
+    with pytest.raises(ConfigError, match=r"part1.npz: its folder .*part1.npz.data is incomplete; delete both"):
+        run("part*.npz")
+
+
+def header(path):
+    """Return the values of a file as JSON."""
+    return np.load(path)["header"].tobytes().decode()
+
+
 def names(path):
     """Return the kinds of sums in a file."""
-    header = json.loads(np.load(path)["header"].tobytes())["values"]
-    return {k.split("/", 2)[2].split(" of ")[0] for k in header if k.startswith("sums/")}
+    values = json.loads(header(path))["values"]
+    return {k.split("/", 2)[2].split(" of ")[0] for k in values if k.startswith("sums/")}
 
 
 def test_each_round_sums_what_the_last_one_made_possible(run):
@@ -113,7 +137,9 @@ def test_the_merging_run_only_computes_what_no_part_has(run, monkeypatch):
     assert not [name for name, *indices in asked if indices and name != "layers"]
 
 
-def test_a_killed_shard_goes_on_with_its_own_blocks(run, monkeypatch):
+@pytest.mark.parametrize("parked", [0, 1 << 26])
+def test_a_killed_shard_goes_on_with_its_own_blocks(run, parked, monkeypatch):
+    monkeypatch.setattr("rdoq_onnx.curves.part_arrays.PARKED", parked)
     expected, total = run(), Shards.total
     run("part2.npz", (2, 2))
 

@@ -24,6 +24,7 @@ from rdoq_onnx.system.runtime import Runtime, Session
 from rdoq_onnx.system.threads import workers
 from tests.cases import Case, ignore
 from tests.conftest import ROOT
+from tests.curves.test_shards import small_or_large
 from tests.strategies import networks
 from tests.system.test_runtime import needs_cuda
 from tests.test_layer_forms import FORMS, feeds_of, model_of
@@ -181,6 +182,21 @@ def test_the_same_bits_but_for_noise(provider, monkeypatch):
     bits = [np.concatenate([x.bits for x in r.report.layers]) for r in (host, graph)]
     assert np.mean(bits[0] != bits[1]) < 0.05
     assert graph.report.predicted == pytest.approx(host.report.predicted, rel=0.02)
+
+
+def test_a_large_network_with_tables(monkeypatch):
+    model, samples, bits = small_or_large("large", monkeypatch)
+
+    def run():
+        return rdoq_onnx.quantize(model, samples, **bits, effort="fast", provider="cpu", threads=1).report
+
+    host = run()
+    monkeypatch.setattr(Runtime, "in_graph", True)
+    monkeypatch.setattr(Runtime, "memory", lambda self: 1 << 28)
+    graph = run()
+    assert graph.predicted == pytest.approx(host.predicted, rel=0.02)
+    found, expected = (np.concatenate([x.bits for x in r.layers]) for r in (graph, host))
+    assert np.mean(found != expected) < 0.05
 
 
 def test_a_batch_that_exceeds_memory_is_halved(monkeypatch):

@@ -27,11 +27,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rdoq_onnx.cluster.folder_users import users_of
+from rdoq_onnx.cluster.process import first_line, sum_block
+from rdoq_onnx.cluster.shipping import RUN, Sender, remove_copies
 from rdoq_onnx.errors import ClusterError, ConfigError, LostError, RdoqError
-from rdoq_onnx.system.cluster_process import first_line, sum_block
-from rdoq_onnx.system.folder_users import users_of
 from rdoq_onnx.system.interrupts import AT_ONCE
-from rdoq_onnx.system.shipping import RUN, Sender, remove_copies
 from rdoq_onnx.system.summation import Compute, Sum, here
 from rdoq_onnx.system.threads import cores
 from rdoq_onnx.version import __version__
@@ -165,7 +165,7 @@ class _Cluster:
 
     def _compute(self, asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         ray, waiting, running = self.ray, list(reversed(indices)), dict[Any, int]()
-        shared = [self.sender.packed(work) for work in asked.works]  # in a tuple, which a process need not read again
+        shared = self.sender.shared(asked.works)  # in tuples, which a process need not read again
         task = ray.remote(sum_block).options(num_cpus=self._cpus, max_retries=_RETRIES)
         while waiting or running:
             while waiting and len(running) < _AHEAD * self._slots:

@@ -48,14 +48,29 @@ class Weights:
         return Place(os.fspath(path), 0, self.where.length)
 
 
+Parcel = tuple[Any, list[Weights]]  # a reference, and the weights that it needs
+
+
 @dataclass
 class Sender:
-    """Packs parcels for `ray`; weights are put into its object store once."""
+    """Packs parcels for `ray`; weights are put into its object store once.
+
+    last: what was shared last, with its parcels.
+    """
 
     ray: Any
     known: dict[Place, Weights] = field(default_factory=dict)
+    last: tuple[Sequence[Any], list[Parcel]] = ((), [])
 
-    def packed(self, value: Any) -> tuple[Any, list[Weights]]:
+    def shared(self, values: Sequence[Any]) -> list[Parcel]:
+        """Return the `packed` parcels of `values`; those of the call before if they are the same objects."""
+        before, parcels = self.last
+        if len(before) != len(values) or any(a is not b for a, b in zip(before, values, strict=True)):
+            parcels = [self.packed(value) for value in values]
+            self.last = values, parcels
+        return parcels
+
+    def packed(self, value: Any) -> Parcel:
         """Return a reference to the parcel of `value`, and the weights that it needs."""
         places: dict[Place, None] = {}
         file, buffers = io.BytesIO(), list[pickle.PickleBuffer]()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rdoq_onnx.system.folder_users import users_of
+from rdoq_onnx.cluster.folder_users import users_of
 
 WAIT = "import sys, time; opened = [open(path, 'w') for path in sys.argv[1:]]; print('up', flush=True); time.sleep(60)"
 

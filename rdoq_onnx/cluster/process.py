@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rdoq_onnx import errors
+from rdoq_onnx.cluster.shipping import Weights, unpacked
 from rdoq_onnx.errors import ClusterError, ConfigError, RdoqError
-from rdoq_onnx.system.shipping import Weights, unpacked
 from rdoq_onnx.system.summation import Work
 from rdoq_onnx.system.threads import limit_blas
 from rdoq_onnx.version import __version__
