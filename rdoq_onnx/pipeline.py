@@ -55,8 +55,7 @@ class Job:
     """What the runs at several budgets share: the model, its samples, the measurement so far.
 
     original: the unmodified model; reference: in the form that ONNX Runtime runs; normal: after the NORMALIZE passes,
-    with the branches of the analysis already inserted, once for all budgets. single: whether there is only one. times:
-    what --cost measured found, by regime.
+    with the branches of the analysis. single: whether there is one budget. times: found by --cost measured, by regime.
     """
 
     source: str
@@ -83,8 +82,8 @@ class Job:
     ) -> "Job":
         """Read and normalize `model`, load its samples, and open the checkpoint `curves` if given.
 
-        validation: samples that goals and gates are decided on, instead of some of
-        the calibration. None as `calibration` means synthetic samples. Raises the RdoqErrors of errors.py.
+        validation: samples that goals and gates are decided on, instead of some of the calibration. None as
+        `calibration` means synthetic samples. Raises the RdoqErrors of errors.py.
         """
         runtime = Runtime(config.provider, config.threads)
         check_storage(config.target, config.storage, runtime)
@@ -98,8 +97,8 @@ class Job:
             progress.note(f"inputs that the samples lack: {described(samples.supplied)}")
         for text in warned(network, samples, config, runtime, scratch) if is_detached(normal) else ():
             progress.note(f"warning: {text}")
-        shapes, seen = len(samples.by_shape()), differentiated(samples)
-        if shapes > 1:
+        if (shapes := len(samples.by_shape())) > 1:
+            seen = differentiated(samples)
             backwards = f"; gradients use the {len(seen.by_shape())} most common" if len(seen) < len(samples) else ""
             progress.note(f"samples of {shapes} shapes{backwards}; sizes and budgets are those of an average sample")
         split = SampleSplit.of(samples, config.seed)
@@ -127,11 +126,10 @@ class Job:
         if config.cost is not None and config.cost.unmeasured:
             config = replace(config, cost=self._measured_cost(measurement, config))
         with self.progress.budget():
-            # A shared arena keeps what the largest session took.
-            large = is_detached(self.normal)
-            shared = replace(self.runtime, shared_arena=not large)
+            large = is_detached(self.normal)  # a shared arena keeps what the largest session took
+            job = replace(self, runtime=replace(self.runtime, shared_arena=not large))
             with taking(self.store.scratch.shelf if large else None):
-                return replace(self, runtime=shared)._at(measurement, config, steps, details)
+                return job._at(measurement, config, steps, details)
 
     def sum_shard(self, config: Config) -> None:
         """Compute the share of this run's shard in the sums of the measurement at `config`, and keep it."""
@@ -150,9 +148,8 @@ class Job:
 
     def _around(self, config: Config) -> Around | None:
         """Return what tells which widths of a large network matter; None if all do, for other budgets."""
-        if self.store.kept or not self.single or config.seeks:
-            return None
-        if config.cost is not None and config.cost.unmeasured:
+        unmeasured = config.cost is not None and config.cost.unmeasured
+        if self.store.kept or not self.single or config.seeks or unmeasured:
             return None
 
         def around(measurement: Measurement) -> tuple[tuple[int, ...], NDArray[np.int64]]:
@@ -188,8 +185,7 @@ class Job:
             verification = verify(emission, allocation, reference)
             predicted = predicted_parts(allocation, split.measuring, runtime)
             failure = missed_gate(emission, verification, config.min_sqnr, config.max_bytes)
-            held_out = reference.samples.digest
-            alike = steps.once(f"likeness of {held_out}", lambda: likeness(reference, split.seen))
+            alike = steps.once(f"likeness of {split.held_out.digest}", lambda: likeness(reference, split.seen))
         with progress.step("layer outputs"):
             outputs = compare_layers(emission, allocation.measurement, reference.samples, runtime)
         with progress.step("latency"):
@@ -229,8 +225,8 @@ class Job:
             refined = fewest_bits(measurement, config, goal, lambda a, c: refine(a, c, split, runtime, steps))
         allocation = refined.allocation
         if allocation.layer_bits:
-            average = allocation.weight_average
-            progress.note(f"{average:.2f} bits per weight, predicted distortion {allocation.predicted:.4g}")
+            bits, predicted = allocation.weight_average, allocation.predicted
+            progress.note(f"{bits:.2f} bits per weight, predicted distortion {predicted:.4g}")
         if refined.steps:
             before, after = refined.steps[0].before, refined.steps[-1].after
             progress.note(f"refinement: measured distortion {before:.4g} -> {after:.4g}")
