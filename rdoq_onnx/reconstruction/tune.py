@@ -5,7 +5,7 @@ are kept. The rates of learning fall to 0 with the last round, so there is nothi
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from rdoq_onnx.allocation.allocation import Allocation
@@ -37,10 +37,14 @@ class Tuning:
     recipe: Recipe = DEFAULT
 
     @property
+    def images(self) -> bool:
+        """Whether samples are images, which can be augmented."""
+        return is_image(self.samples.feeds(slice(0, self.samples.batch or 1)))
+
+    @property
     def trial(self) -> int:
-        """The steps of `briefly_tuned`; 0 if the samples are no images."""
-        images = is_image(self.samples.feeds(slice(0, self.samples.batch or 1)))
-        return self.steps // _TRIAL if images else 0
+        """The steps of `briefly_tuned`."""
+        return max(self.steps // _TRIAL, 1)
 
 
 def tuned(allocation: Allocation, tuning: Tuning) -> Allocation:
@@ -84,10 +88,9 @@ def _trained(trainer: Trainer, tuning: Tuning, state: Mapping[str, Any]) -> Mapp
     return state
 
 
-def briefly_tuned(allocation: Allocation, tuning: Tuning, moved: bool) -> Allocation:
-    """Return what some steps make of `allocation`, if images are flipped, shifted and pasted or not."""
-    recipe = replace(tuning.recipe, moved=moved)
-    trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, recipe, tuning.seed)
+def briefly_tuned(allocation: Allocation, tuning: Tuning) -> Allocation:
+    """Return what some steps make of `allocation`."""
+    trainer = Trainer.of(allocation, tuning.samples, tuning.runtime, tuning.recipe, tuning.seed)
     for step in range(tuning.trial):
         trainer.step(step, tuning.trial)
         tuning.advance(1)

@@ -53,7 +53,7 @@ def jointly_tuned(start: Trial, samples: Samples, judge: Judge, config: Config, 
 
     tuning = Tuning(samples, runtime, judged, count, config.seed, lambda done: None)
     try:
-        with steps.progress.step(TUNING, count + 2 * tuning.trial) as advance:
+        with steps.progress.step(TUNING, count + (2 + tuning.images) * tuning.trial) as advance:
             return _in_two_stages(start, replace(tuning, advance=advance), judge, config, steps)
     except ModelError as error:  # an adjoint that ONNX Runtime rejects, or too little memory
         steps.progress.note(f"not tuned: {error}")
@@ -68,22 +68,33 @@ def _in_two_stages(start: Trial, tuning: Tuning, judge: Judge, config: Config, s
         found = tuned(before.allocation, replace(tuning, steps=count, kept=kept))
         return before if found is before.allocation else Trial.of(found, judge)
 
-    def augmented() -> bool:
-        """Few steps show little of what it gains later, so only a sure loss tells against it."""
-        if not tuning.trial:
-            return False
-        tried = (briefly_tuned(start.allocation, tuning, moved) for moved in (False, True))
-        plain, moved = (Trial.of(allocation, judge) for allocation in tried)
-        return not significantly_worse(moved.errors, plain.errors)
-
-    moved = steps.once(f"{TUNING} {_identity(start.allocation)}, augmentation", augmented)
-    tuning = replace(tuning, recipe=replace(tuning.recipe, moved=moved))
+    name = f"{TUNING} {_identity(start.allocation)}, recipe"
+    moved, inside = steps.once(name, lambda: _recipe(start.allocation, tuning, judge))
+    tuning = replace(tuning, recipe=replace(tuning.recipe, moved=moved, inside=inside))
     first = stage(start, tuning.steps // 2)
     with workers(config.threads) as pool:
         around = remeasured(first.allocation, config.seed, tuning.samples, judge.runtime, pool).curves
     again = Trial.of(_allocated_again(start.allocation, first.allocation, around, config.budgets), judge)
     better = again.distortion < first.distortion and tolerable(start, again)
     return stage(again if better else first, tuning.steps - tuning.steps // 2)
+
+
+def _recipe(start: Allocation, tuning: Tuning, judge: Judge) -> tuple[bool, float]:
+    """Choose by short trials whether images are augmented, and the weight of tensors inside the network in the loss.
+
+    Few steps show little of what both gain later, so each is left out only if that is surely better.
+    """
+
+    def tried(recipe: Recipe) -> Trial:
+        return Trial.of(briefly_tuned(start, replace(tuning, recipe=recipe)), judge)
+
+    chosen = replace(tuning.recipe, moved=tuning.images)
+    best = tried(chosen)
+    for left_out in ({"moved": False}, {"inside": 0.0}):
+        recipe = replace(chosen, **left_out)
+        if recipe != chosen and significantly_worse(best.errors, (trial := tried(recipe)).errors):
+            chosen, best = recipe, trial
+    return chosen.moved, chosen.inside
 
 
 def _allocated_again(start: Allocation, tuned: Allocation, curves: Curves, budgets: Budgets) -> Allocation:
