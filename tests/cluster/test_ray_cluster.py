@@ -1,5 +1,7 @@
 """Sums computed by the processes of a real Ray: the same bytes, a killed process, errors that name the process."""
 
+import contextlib
+import importlib.machinery
 import importlib.util
 import os
 import shutil
@@ -11,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -205,7 +208,7 @@ def test_a_run_with_workers_of_which_one_is_killed_writes_the_same_file(tmp_path
 
     thread = threading.Thread(target=kill)
     thread.start()
-    output = process.communicate(timeout=200)
+    output = process.communicate()
     thread.join()
     assert (process.returncode, *output) == (0, "", "")
     assert killed
@@ -252,6 +255,31 @@ def test_sums_and_layers_of_either_kind_of_network(compute, kind, monkeypatch):
     plain = emitted(Job.of(model, samples, config, Progress()))
     assert emitted(Job.of(model, samples, config, Progress()).computed_by(counting)) == plain
     assert {{"small": "taylor", "large": "layers"}[kind], "trials"} <= {*counted}
+
+
+@pytest.mark.parametrize(
+    ("message", "failing", "started"),
+    [("The node timed out during startup", 1, 2), ("timed out during startup", 9, 3), ("no rights", 1, 1)],
+)
+def test_a_busy_machine_gets_more_time_to_start(monkeypatch, message, failing, started):
+    folders = []
+
+    def init(**options):
+        folders.append(Path(options["_temp_dir"]))
+        assert [f for f in folders if f.exists()] == folders[-1:]
+        if len(folders) <= failing:
+            raise RuntimeError(message)
+
+    spec = importlib.machinery.ModuleSpec("ray", None)
+    fake = SimpleNamespace(__spec__=spec, init=init, is_initialized=lambda: False, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    with contextlib.ExitStack() as expected:
+        if failing >= started:
+            expected.enter_context(pytest.raises(ClusterError, match=f"--workers 2: Ray does not start .*{message}"))
+        with computing("2", 1) as compute:
+            assert compute.__self__.ray is fake
+    assert len(folders) == started
+    assert not any(f.exists() for f in folders)
 
 
 def test_without_ray_one_line_says_what_to_install(tmp_path, monkeypatch):
