@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 sys.path.append(str(Path(__file__).parent.parent))  # for `tests`; behind the installed package
 
 from rdoq_onnx import cli
-from rdoq_onnx.cluster.ray_cluster import in_folder
+from rdoq_onnx.cluster.process import in_folder
 from tests import fuzzing
 from tests.conftest import random_feeds
 from tests.option_strategies import MODELS, Combination, combinations, model_of

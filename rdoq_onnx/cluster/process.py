@@ -1,9 +1,11 @@
-"""What the processes of a Ray cluster run: the sum of a block, and what tells the run of an error."""
+"""What the processes of a Ray cluster run, where they import from, and what tells the run of an error."""
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rdoq_onnx import errors
@@ -60,3 +62,14 @@ def _failure(error: Exception) -> Failure:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its name."""
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def in_folder(folder: str) -> Iterator[None]:
+    """Work in `folder` meanwhile: processes of Ray import from where the run was when it connected."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -21,14 +21,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rdoq_onnx.cluster.folder_users import users_of
-from rdoq_onnx.cluster.process import first_line, sum_block
+from rdoq_onnx.cluster.process import first_line, in_folder, sum_block
 from rdoq_onnx.cluster.shipping import RUN, Sender, remove_copies
 from rdoq_onnx.errors import ClusterError, ConfigError, LostError, RdoqError
 from rdoq_onnx.system.interrupts import AT_ONCE
@@ -41,6 +41,8 @@ _WAIT = 2.0  # seconds after which nodes that have joined get blocks
 _ON = "with --curves a new run goes on from there"
 _CALLS = 3  # without an answer, and the head is lost
 _TRIES = 15  # to remove a folder
+_STARTS = 3  # of Ray, which gives its processes half a minute
+_SLOW = "timed out during startup"
 _AHEAD = 2  # blocks given out for each process
 _LONGEST = 32  # letters of the folder of a socket, whose path may have 107
 _QUIET = {
@@ -98,17 +100,24 @@ class _Cluster:
 
         self.connected = not ray.is_initialized()
         if self.connected:
-            try:
-                with in_folder(tempfile.gettempdir()):
-                    ray.init(**self._options(), log_to_driver=False, logging_level=logging.ERROR)
-            except Exception as error:  # of many kinds: no such host, another version of Ray or Python, no rights
-                raise ClusterError(
-                    f"--workers {self.workers}: Ray does not start ({' '.join(str(error).split())[:300]})"
-                ) from error
+            self._connect(ray)
         self.sender = Sender(ray)
         with contextlib.suppress(AttributeError):  # it prints on stdout whenever a process dies
             ray._private.worker.print_to_stdstream = lambda *_, **__: None
         return ray
+
+    def _connect(self, ray: Any) -> None:
+        """Start Ray, again if a busy machine is too slow for it; or join a cluster. Raises ClusterError."""
+        for left in reversed(range(_STARTS if self.local else 1)):
+            try:
+                with in_folder(tempfile.gettempdir()):
+                    ray.init(**self._options(), log_to_driver=False, logging_level=logging.ERROR)
+                return
+            except Exception as error:  # of many kinds: no such host, another version of Ray or Python, no rights
+                self._end(ray.shutdown)
+                if not left or _SLOW not in str(error):
+                    found = " ".join(str(error).split())[:300]
+                    raise ClusterError(f"--workers {self.workers}: Ray does not start ({found})") from error
 
     def _authentication(self) -> dict[str, str]:
         """Return what keeps others out of processes of this machine; else it is the cluster's own affair."""
@@ -139,14 +148,21 @@ class _Cluster:
 
     def leave(self) -> None:
         """Free what this run made, on all nodes."""
-        if "ray" in self.__dict__ and not self.lost:
-            with contextlib.suppress(Exception):  # the run is over, and the cluster may be gone
-                self._clean()
-                if self.connected:
-                    self.ray.shutdown()
+
+        def disconnect() -> None:
+            self._clean()
+            if self.connected:
+                self.ray.shutdown()
+
+        self._end(disconnect if "ray" in self.__dict__ and not self.lost else lambda: None)
+
+    def _end(self, disconnect: Callable[[], None]) -> None:
+        with contextlib.suppress(Exception):  # the run is over, and the cluster may be gone
+            disconnect()
         if self.folder:
             AT_ONCE.remove(self.kill)
             shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = ""
 
     def compute(self, asked: Sum, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """Compute the sums of blocks, as `here` does. Raises ClusterError if the cluster is lost."""
@@ -226,14 +242,3 @@ class _Cluster:
         clean = ray.remote(remove_copies).options(num_cpus=0, max_retries=0)
         tasks = [clean.options(scheduling_strategy=On(n["NodeID"], soft=False)).remote(RUN) for n in self._nodes]
         ray.wait(tasks, num_returns=len(tasks), timeout=5)
-
-
-@contextlib.contextmanager
-def in_folder(folder: str) -> Iterator[None]:
-    """Work in `folder` meanwhile: processes of Ray import from where the run was when it connected."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

@@ -2,7 +2,8 @@
 
 A trial depends on those before it only through the one that is kept. Most fail, so the next ones are judged on the
 assumption that all before them do: results come in order, and the caller stops at the first that it keeps. The outcome
-is that of judging one after another, whatever the number of processes.
+is that of judging one after another, whatever the number of processes. As each that is kept makes those behind it
+useless, and some are dear to make, more are judged together only once as many have failed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,7 @@ from rdoq_onnx.system.summation import Compute, Sum, here
 T = TypeVar("T")
 Errors = tuple[NDArray[np.float64], NDArray[np.float64]]  # as `Judge.judged` returns them
 
-_AHEAD = 16  # trials judged together
+_FIRST, _AHEAD = 2, 16  # trials judged together: first, and at most
 WORTH = 1 << 25  # elements of a trial, of all samples; below, making its model takes longer than judging it
 _ALL = 1 << 62  # bytes
 
@@ -42,11 +43,13 @@ def judged(proposals: Iterable[tuple[T, Allocation]], judge: Judge, compute: Com
         return
     remaining = iter(proposals)
     work = _Judging(replace(judge, samples=judge.samples.loaded(_ALL)))
-    while group := list(islice(remaining, _AHEAD)):
+    ahead = _FIRST
+    while group := list(islice(remaining, ahead)):
         models = [_Model(allocation) for _, allocation in group]
         errors = _in_order(compute(Sum("trials", (work,), [(0, m) for m in models]), range(len(models))))
         for (key, allocation), each, found in zip(group, models, errors, strict=True):
             yield key, Trial(allocation, each.model, *found)
+        ahead = min(2 * ahead, _AHEAD)
 
 
 def _in_order(results: Iterator[tuple[int, Any]]) -> Iterator[Any]:
