@@ -36,7 +36,7 @@ from rdoq_onnx.profiling.attribution import times_by_node
 from rdoq_onnx.profiling.micro_models import Slopes, channel_slopes
 from rdoq_onnx.profiling.prices import Price, prices_of
 from rdoq_onnx.system.runtime import Feeds, Runtime
-from rdoq_onnx.system.turns import turns
+from rdoq_onnx.system.turns import run_times, turns
 
 _RUNS = 60  # of a profile, and whole ones
 _SECONDS = 3.0  # for whole runs of a model
@@ -83,7 +83,7 @@ def run_seconds(model: onnx.ModelProto, feeds: Feeds, runtime: Runtime) -> float
     """Return the seconds of a run on the CPU, of whole runs or of a profile's nodes, whichever is less."""
     session = replace(runtime, provider="cpu").session(model, "all")
     taken = turns([lambda: session.run(feeds)], _SECONDS, _RUNS)
-    whole = float(np.quantile(np.asarray(taken)[..., 0], _QUARTILE))
+    whole = float(np.quantile(run_times(taken, busy=False), _QUARTILE))
     seconds, _ = runtime.profiled(model, feeds, _RUNS)
     return min(whole, sum(float(np.quantile(each, _QUARTILE)) for each in seconds.values()))
 
@@ -103,7 +103,7 @@ def _saved_share(models: Sequence[onnx.ModelProto], feeds: Feeds, runtime: Runti
     """Return the share of the first model's time that the second one saves, of runs in turns."""
     sessions = [replace(runtime, provider="cpu").session(model, "all") for model in models]
     taken = turns([partial(session.run, feeds) for session in sessions], _SECONDS, _RUNS)
-    first, second = np.quantile(np.asarray(taken), _QUARTILE, axis=0).tolist()
+    first, second = np.quantile(run_times(taken, busy=False), _QUARTILE, axis=0)
     return 1 - float(second) / float(first)
 
 

@@ -166,9 +166,10 @@ class Trainer:
 
 
 def _inside(network: Network) -> list[str]:
-    """Choose tensors inside the network, evenly spaced among the activations."""
+    """Choose tensors inside the network, evenly spaced among the activations or, without any, the inputs of layers."""
     inputs = {value.name for value in network.model.graph.input}
-    tensors = [a.tensor for a in network.activations if a.tensor not in inputs]
+    known = [a.tensor for a in network.activations] or [use.data for layer in network.layers for use in layer.uses]
+    tensors = [tensor for tensor in dict.fromkeys(known) if tensor not in inputs]
     return tensors if len(tensors) <= _INSIDE else [tensors[k * len(tensors) // _INSIDE] for k in range(_INSIDE)]
 
 
