@@ -1,11 +1,12 @@
 """The width of every channel and activation, and the distortion predicted for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rdoq_onnx.curves.measurement import Measurement
+from rdoq_onnx.model.codes import Affine
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class Allocation:
         average = self.activation_average
         activations = "float" if average is None else f"{average:.2f} bits"
         return f"Allocation(weights {self.weight_average:.2f} bits, activations {activations}, δ {self.predicted:.3g})"
+
+    def with_quantizer(self, k: int, quantizer: Affine) -> "Allocation":
+        """Return the same with another quantizer of activation `k` at its width."""
+        activations = list(self.measurement.activations)
+        quantizers = {**activations[k].quantizers, self.activation_bits[k]: quantizer}
+        activations[k] = replace(activations[k], quantizers=quantizers)
+        return replace(self, measurement=replace(self.measurement, activations=tuple(activations)))
 
     @property
     def weight_average(self) -> float:

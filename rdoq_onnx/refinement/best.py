@@ -1,6 +1,6 @@
 """The best trial of a refinement so far, and the trials of each kind that look for a better one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -12,7 +12,6 @@ from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits, allocate_near
 from rdoq_onnx.candidates.activations import refined
 from rdoq_onnx.config import Config
-from rdoq_onnx.model.codes import Affine
 from rdoq_onnx.refinement.diversion import Diverted, diverted
 from rdoq_onnx.refinement.judge import Judge
 from rdoq_onnx.refinement.lookahead import judged
@@ -114,6 +113,20 @@ class Best:
                 return key
         return None
 
+    def one_by_one(
+        self,
+        name: str,
+        items: Sequence[T],
+        trials: Callable[[Sequence[T]], Iterable[tuple[int, Allocation]]],
+        sure: float = 0.0,
+    ) -> None:
+        """Try each of `items` behind those kept so far; trials: yields the index, and the allocation, of each item."""
+        while items:
+            done = self.first_better(name, trials(items), sure)
+            if done is None:
+                return
+            items = items[done + 1 :]
+
     def swap(self, config: Config, plan: Plan, weigh: Float) -> None:
         """Move bits between layers and activations, greatest distortion first; weigh: of the rows so far."""
         for _ in range(plan.rounds):
@@ -144,12 +157,7 @@ class Best:
     def clip(self, plan: Plan) -> None:
         """Move the ends of the activations' ranges, greatest distortion first."""
         distortions = self.allocation.distortions[self.allocation.measurement.channels :]
-        waiting = np.argsort(-distortions, kind="stable")[: plan.clips].tolist()
-        while waiting:
-            done = self.first_better("clipping", self._clipped(waiting), SURE)
-            if done is None:
-                return
-            waiting = waiting[done + 1 :]
+        self.one_by_one("clipping", np.argsort(-distortions, kind="stable")[: plan.clips].tolist(), self._clipped, SURE)
 
     def _clipped(self, activations: Sequence[int]) -> Iterator[tuple[int, Allocation]]:
         """Yield the index in `activations`, and the allocation, for each other range of each of these."""
@@ -159,15 +167,7 @@ class Best:
             chosen = measurement.activations[k].quantizers[before.activation_bits[k]]
             reach = measurement.observation.reach(measurement.network.activations[k].tensor)
             for other in refined(chosen, *reach)[1:]:
-                yield n, _with_quantizer(before, k, other)
-
-
-def _with_quantizer(allocation: Allocation, k: int, quantizer: Affine) -> Allocation:
-    """Replace the quantizer of activation `k` at its width."""
-    activations = list(allocation.measurement.activations)
-    quantizers = {**activations[k].quantizers, allocation.activation_bits[k]: quantizer}
-    activations[k] = replace(activations[k], quantizers=quantizers)
-    return replace(allocation, measurement=replace(allocation.measurement, activations=tuple(activations)))
+                yield n, before.with_quantizer(k, other)
 
 
 def _same(one: Allocation, other: Allocation) -> bool:

@@ -100,14 +100,13 @@ def _recipe(start: Allocation, tuning: Tuning, judge: Judge) -> tuple[bool, floa
 def _allocated_again(start: Allocation, tuned: Allocation, curves: Curves, budgets: Budgets) -> Allocation:
     """Allocate the activations' widths again; a quantizer of another width moves as tuning moved that of the first."""
     result = allocate_activations(tuned, curves, budgets)
-    activations = list(tuned.measurement.activations)
     for k, (old, new) in enumerate(zip(tuned.activation_bits, result.activation_bits, strict=True)):
         if old != new:
-            quantizers = dict(activations[k].quantizers)
-            moved = quantizers[old].scale / start.measurement.activations[k].quantizers[old].scale
-            quantizers[new] = replace(quantizers[new], scale=float(np.float32(quantizers[new].scale * moved)))
-            activations[k] = replace(activations[k], quantizers=quantizers)
-    return replace(result, measurement=replace(result.measurement, activations=tuple(activations)))
+            now = tuned.measurement.activations[k].quantizers
+            moved = now[old].scale / start.measurement.activations[k].quantizers[old].scale
+            scale = float(np.float32(now[new].scale * moved))
+            result = result.with_quantizer(k, replace(now[new], scale=scale))
+    return result
 
 
 def number_of_steps(allocation: Allocation, samples: Samples, config: Config, runtime: Runtime, steps: Steps) -> int:

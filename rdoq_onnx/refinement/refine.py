@@ -21,6 +21,7 @@ bit swaps and clipping are kept only if they gain at least twice the standard er
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -103,17 +104,14 @@ class Refinement:
 
     def _ridge(self, best: Best) -> None:
         layers, count = np.arange(len(best.allocation.measurement.network.layers)), self.plan.ridges
-        waiting = np.array_split(layers, count) if count else []
-        while waiting:
-            done = best.first_better("ridge", self._ridged(best.allocation, waiting))
-            if done is None:
-                return
-            waiting = waiting[done + 1 :]
+        fitting, runtime = self.split.fitting, self.judge.runtime
 
-    def _ridged(self, before: Allocation, portions: Sequence[NDArray[np.int64]]) -> Iterator[tuple[int, Allocation]]:
-        """Yield the index in `portions`, and the allocation with those layers alone fitted and rounded again."""
-        for n, portion in enumerate(portions):
-            yield n, rerounded(before, portion, self.split.fitting, self.judge.runtime, self.workers, ridged=True)
+        def fitted(portions: Sequence[NDArray[np.int64]]) -> Iterator[tuple[int, Allocation]]:
+            before = best.allocation
+            for n, portion in enumerate(portions):
+                yield n, rerounded(before, portion, fitting, runtime, self.workers, ridged=True)
+
+        best.one_by_one("ridge", np.array_split(layers, count) if count else [], fitted)
 
     def _fit(self, best: Best) -> None:
         before, model = best.allocation, best.model
@@ -121,12 +119,8 @@ class Refinement:
         kept = self.kept if len(self.plan.fits) == 1 else None
         for share in self.plan.fits:
             best.step("scale refit", refitted(before, model, fitted_layers(before, share), replace(fitting, kept=kept)))
-        waiting = fitted_layers(before, 1.0)[: self.plan.alone]
-        while waiting:
-            done = best.first_better("scale refit", _refitted_alone(best, waiting, fitting))
-            if done is None:
-                return
-            waiting = waiting[done + 1 :]
+        layers = fitted_layers(before, 1.0)[: self.plan.alone]
+        best.one_by_one("scale refit", layers, partial(_refitted_alone, best, fitting))
 
 
 def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: Runtime, steps: Steps) -> Refined:
@@ -155,7 +149,7 @@ def _with_tuning(refined: Refined, judge: Judge, split: SampleSplit, config: Con
     return replace(refined, allocation=after.allocation, model=after.model, steps=(*refined.steps, step))
 
 
-def _refitted_alone(best: Best, layers: Sequence[int], fitting: Fitting) -> Iterator[tuple[int, Allocation]]:
+def _refitted_alone(best: Best, fitting: Fitting, layers: Sequence[int]) -> Iterator[tuple[int, Allocation]]:
     """Yield the index in `layers`, and the allocation with that layer alone refitted."""
     allocation, model = best.allocation, best.model
     for n, k in enumerate(layers):
