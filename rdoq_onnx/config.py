@@ -28,6 +28,7 @@ MAX_BYTES = 1 << 50
 LEAST_MEMORY = 1 << 28
 MOST_PERCENT = 10_000  # of what 8 bits everywhere cost
 
+_NARROW = 5  # activation bits up to which the network is prepared for narrow ones
 _GOALS = ("size", "sqnr", "top1_agreement")
 
 T = TypeVar("T")
@@ -187,7 +188,8 @@ class Selection:
     """What to quantize; fields as in Config.
 
     activations: whether to quantize activations. blocks: numbers of weights that may share a scale, see
-        `Config.block_size`.
+        `Config.block_size`. narrow: whether activations get so few bits that an Add should read 8 where a layer reads
+        fewer.
     """
 
     target: Target = TARGETS["onnxruntime"]
@@ -196,6 +198,7 @@ class Selection:
     pins: tuple[tuple[str, int], ...] = ()
     activations: bool = True
     blocks: tuple[int, ...] = (0,)
+    narrow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +303,13 @@ class Config:
             pins=self.pins,
             activations=self.activation_bits is not None,
             blocks=(0,) if _one_scale(self) else self.block_size or BLOCKS,
+            narrow=self.narrow,
         )
+
+    @property
+    def narrow(self) -> bool:
+        """Whether activations get so few bits that the network is prepared for it, even at the weights' expense."""
+        return self.activation_bits is not None and self.activation_bits <= _NARROW
 
     @property
     def seeks(self) -> bool:

@@ -65,7 +65,7 @@ def analyse(model: onnx.ModelProto, selection: Selection, finiteness: Finiteness
     if selection.activations:
         sums = find_sums(graph, layers) if target.sums else {}
         activations = find_activations(graph, layers, products, sums)
-        branches = find_branches(graph, layers, products, activations, sums)
+        branches = find_branches(graph, layers, products, activations, sums, selection.narrow)
         if branches:
             return analyse(run_passes([BranchConsumers(branches)], model), selection, finiteness)
     network = Network(model, layers, activations, skipped, target, stored, products=products)

@@ -5,7 +5,7 @@ whole network. A quantizer before such a node costs accuracy and a DequantizeLin
 float tensor. If an integer kernel produces the activation there is no float tensor, and all consumers read its output.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from onnx import NodeProto
 
@@ -20,21 +20,13 @@ def quantized_consumers(
     quantized: the tensors that quantizers follow. integer: nodes known to compute on integers.
     """
 
-    def is_quantized(tensor: str) -> bool:
-        return graph.root(tensor) in quantized
-
-    def fuses(node: NodeProto) -> bool:
-        if is_movement(node, graph) or not all(is_quantized(i) for i in node.input if i):
-            return False
-        return all(after_clamps(o, graph) in quantized for o in node.output if o)
-
-    nodes = {n.name for n in graph.nodes if n.name in integer or fuses(n)}
+    nodes = {n.name for n in graph.nodes if n.name in integer or fuses(n, graph, quantized)}
     inputs = {i for n in graph.nodes if n.name in nodes for i in n.input}
     for node in reversed(graph.nodes):
         if is_movement(node, graph) and not inputs.isdisjoint(node.output):
             nodes.add(node.name)
             inputs.add(node.input[0])
-    produced = _integer_outputs(graph, is_quantized)
+    produced = integer_outputs(graph, quantized)
     result = {}
     for tensor in activations:
         consumers = [n for n in graph.consumers.get(tensor, []) if n.op_type not in SHAPE_OPS]
@@ -44,8 +36,15 @@ def quantized_consumers(
     return result
 
 
-def _integer_outputs(graph: Graph, is_quantized: Callable[[str], bool]) -> set[str]:
-    """Outputs of integer kernels, which read only quantized data, and Concats of such outputs with other tensors."""
+def fuses(node: NodeProto, graph: Graph, quantized: Collection[str]) -> bool:
+    """Whether `node` computes between quantizers: what it reads, and what it makes, is among the `quantized`."""
+    if is_movement(node, graph) or not all(graph.root(i) in quantized for i in node.input if i):
+        return False
+    return all(after_clamps(o, graph) in quantized for o in node.output if o)
+
+
+def integer_outputs(graph: Graph, quantized: Collection[str]) -> set[str]:
+    """Outputs of integer kernels, which read only `quantized` data, and Concats of such outputs with other tensors."""
     outputs: set[str] = set()
     for node in graph.nodes:
         data = [i for i in node.input if i and i not in graph.constants]
@@ -54,6 +53,6 @@ def _integer_outputs(graph: Graph, is_quantized: Callable[[str], bool]) -> set[s
         elif node.op_type == "Concat":
             integer = not outputs.isdisjoint(data)
         else:
-            integer = bool(data) and all(map(is_quantized, data))
+            integer = bool(data) and all(graph.root(i) in quantized for i in data)
         outputs.update(node.output if integer else ())
     return outputs

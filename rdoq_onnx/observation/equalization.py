@@ -30,7 +30,7 @@ from rdoq_onnx.passes.equalize import Equalize
 from rdoq_onnx.system.runtime import Runtime
 
 _MAX_FACTOR = 64.0  # largest change of a channel's scale
-_NARROW = 5  # activation bits up to which equalization pays off even at the weights' expense
+_NARROW = 5  # weight bits up to which they count as narrow
 _QUIET = 1e-3  # channels below this share of the widest range stay as they are: they may be dead on these samples
 
 Float = NDArray[np.float64]
@@ -41,14 +41,14 @@ def typical_widths(config: Config) -> tuple[int, int]:
 
     All budgets of either kind share one measurement.
     """
-    activations, weights = config.activation_bits, config.weight_bits
+    weights = config.weight_bits
     narrow = weights is not None and config.size is None and weights <= _NARROW
-    return (4 if activations is not None and activations <= _NARROW else 8), (4 if narrow else 7)
+    return (4 if config.narrow else 8), (4 if narrow else 7)
 
 
 def exponent_for(config: Config) -> float:
     """Return the exponent for ranges evened out at the weights' expense; 0 for wide activations, which gain less."""
-    return 0.35 if config.activation_bits is not None and config.activation_bits <= _NARROW else 0.0
+    return 0.35 if config.narrow else 0.0
 
 
 def equalize(network: Network, config: Config, samples: Samples, runtime: Runtime) -> Network:
