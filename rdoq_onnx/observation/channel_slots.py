@@ -13,7 +13,8 @@ from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.model.protos import reads
 from rdoq_onnx.model.union_find import UnionFind
 
-HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
+HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "Identity", "MaxPool", "AveragePool", "GlobalAveragePool"})
+HOMOGENEOUS |= {"GlobalMaxPool"}
 # These preserve channels if axis 1 keeps its size.
 SHAPES = frozenset({"Flatten", "Reshape", "Squeeze"})
 _SPATIAL_MEANS = ((2, 3), (-2, -1), (-1, -2), (3, 2))

@@ -17,6 +17,7 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.gradients.backward import static
 from rdoq_onnx.gradients.plan import differentiated
 from rdoq_onnx.gradients.reverse import Reverse, straight_through
+from rdoq_onnx.model.layers import BRANCH
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.reconstruction.adam import Adam
 from rdoq_onnx.reconstruction.augmentation import augmented
@@ -29,11 +30,11 @@ from rdoq_onnx.system.runtime import Runtime, Session
 
 Array = NDArray[Any]
 
-_INSIDE = 8  # tensors inside the network that the loss is of
+_INSIDE = 32  # tensors inside the network that the loss is of
 _PULL = 0.4  # of weights to their integers, in rates of learning
 _OPEN = np.ones(1, np.float32)
 _WARM = 20  # steps in which the rates rise
-RATES: Mapping[Kind, float] = {"codes": 0.01, "scales": 0.005, "biases": 0.005, "steps": 0.003, "zeros": 0.03}
+RATES: Mapping[Kind, float] = {"codes": 0.02, "scales": 0.005, "biases": 0.005, "steps": 0.003, "zeros": 0.03}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Recipe:
     each step leaves out, at random.
     """
 
-    inside: float = 5.0
+    inside: float = 12.0
     rates: Mapping[Kind, float] | None = None
     moved: bool = False
     left_out: float = 0.0
@@ -169,7 +170,7 @@ def _inside(network: Network) -> list[str]:
     """Choose tensors inside the network, evenly spaced among the activations or, without any, the inputs of layers."""
     inputs = {value.name for value in network.model.graph.input}
     known = [a.tensor for a in network.activations] or [use.data for layer in network.layers for use in layer.uses]
-    tensors = [tensor for tensor in dict.fromkeys(known) if tensor not in inputs]
+    tensors = [t for t in dict.fromkeys(known) if t not in inputs and t.removesuffix(BRANCH) not in {*known} - {t}]
     return tensors if len(tensors) <= _INSIDE else [tensors[k * len(tensors) // _INSIDE] for k in range(_INSIDE)]
 
 

@@ -6,7 +6,7 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.observation.observe import Observation
 
 BATCH = 32  # samples of a step at most
-MOST = 2400  # steps
+MOST = 3600  # steps
 _LEAST = 50  # fewer do not gain
 _ELEMENTS = 1 << 26  # of all tensors of a step's samples, at most
 _PASSES = 16  # operations on an element, forward and backward, that take as long as a multiplication of a product
