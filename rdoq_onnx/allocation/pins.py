@@ -13,7 +13,7 @@ from rdoq_onnx.errors import ConfigError
 def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     """Restrict pinned layers and activations to their pinned widths.
 
-    A width that a layer does not offer becomes the nearest narrower one. Raises ConfigError if there is none, or if a
+    A width that a layer does not offer becomes the nearest narrower one; fusion tensors keep theirs. Raises ConfigError if there is none, or if a
     pattern matches nothing.
     """
     distortion = measurement.curves.distortion
@@ -21,7 +21,9 @@ def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     for pattern, bits in pins:
         name, channels = channel_range(pattern)
         eligible = [u for u in measurement.units() if channels is None or u.kind == "layer"]
-        matching = [(u.names, _part(u.rows, channels)) for u in eligible if matches(name, u.names)]
+        found = [u for u in eligible if matches(name, u.names)]
+        budgeted = [u for u in found if not u.fusion] or found  # a fusion tensor may share the name of its branch
+        matching = [(u.names, _part(u.rows, channels)) for u in budgeted]
         if not matching:
             all_names = [n for unit in eligible for n in unit.names]
             raise ConfigError(f"--pin {pattern}={bits} matches no layer or activation{suggestion(name, all_names)}")

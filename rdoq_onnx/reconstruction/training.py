@@ -128,10 +128,10 @@ class Trainer:
         """Whether any variable has a gradient."""
         return any(part.reverse.adjoints for part in self.parts)
 
-    @property
-    def _calm(self) -> float:
-        """The factor of all rates: gradients of smaller batches are noisier."""
-        return float((self.batch / BATCH) ** 0.5)
+    def _rate(self, kind: Kind, number: int, steps: int) -> float:
+        """The rate of a step: gradients of smaller batches are noisier, and a scale or a bias moves a whole channel."""
+        calm = (self.batch / BATCH) ** (0.5 if kind == "codes" else 1.0)
+        return float(calm * self.recipe.rate(kind, number, steps))
 
     def step(self, number: int, steps: int) -> float:
         """Take step `number`, from 0, of `steps`; return the loss before it."""
@@ -142,9 +142,9 @@ class Trainer:
         targets = _targets(self.objective, self.floats, feeds)
         loss, found = part.adjoints({**feeds, **targets, **self.variables.feeds(), **self._gated(number)})
         if np.isfinite(loss):
-            rates = [self._calm * self.recipe.rate(kind, number, steps) for kind, _ in self.variables.arrays]
+            rates = [self._rate(kind, number, steps) for kind, _ in self.variables.arrays]
             self.adam.step(self.variables.gradients(found), rates, number + 1)
-            self.variables.confine(_PULL * self._calm * self.recipe.rate("codes", number, steps))
+            self.variables.confine(_PULL * self._rate("codes", number, steps))
         return loss
 
     def _gated(self, number: int) -> dict[str, Array]:

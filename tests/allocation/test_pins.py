@@ -46,6 +46,13 @@ def test_pin_to_a_width_that_is_not_offered():
         pinned(table, (("z2", 4),))
 
 
+def test_a_fusion_tensor_keeps_its_width_beside_others():
+    table = measurement(2)
+    restricted = pinned(table, (("z2|a1", 4),))
+    widths = [np.flatnonzero(np.isfinite(row)).tolist() for row in restricted.distortion[CHANNELS + 1 : CHANNELS + 3]]
+    assert widths == [[4], [8]]
+
+
 def test_pins_leave_other_curves_as_they_are():
     table = measurement(2)
     restricted = pinned(table, (("second", 3),))
