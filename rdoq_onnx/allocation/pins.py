@@ -13,8 +13,8 @@ from rdoq_onnx.errors import ConfigError
 def pinned(measurement: Measurement, pins: Sequence[tuple[str, int]]) -> Curves:
     """Restrict pinned layers and activations to their pinned widths.
 
-    A width that a layer does not offer becomes the nearest narrower one; fusion tensors keep theirs. Raises ConfigError if there is none, or if a
-    pattern matches nothing.
+    A width that a layer does not offer becomes the nearest narrower one; fusion tensors keep theirs. Raises ConfigError
+    if there is none, or if a pattern matches nothing.
     """
     distortion = measurement.curves.distortion
     mask = np.ones(distortion.shape, bool)

@@ -1,12 +1,11 @@
 """Placement of activation quantizers."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from onnx import NodeProto
-
-from rdoq_onnx.analysis.float_consumers import fuses, integer_outputs, quantized_consumers
-from rdoq_onnx.model.graph import SHAPE_OPS, Graph, after_clamps, is_movement, operand_root
-from rdoq_onnx.model.layers import BRANCH, Activation, Layer, Product
+from rdoq_onnx.analysis.float_consumers import quantized_consumers
+from rdoq_onnx.analysis.residual_streams import find_streams, stream_branches
+from rdoq_onnx.model.graph import Graph, after_clamps, is_movement, operand_root
+from rdoq_onnx.model.layers import Activation, Layer, Product
 
 # Operators that ONNX Runtime runs on integers if all their inputs are quantized.
 FUSES = frozenset({"Add", "Concat"})
@@ -31,7 +30,7 @@ def find_activations(
     activations = [Activation(t, tuple(f), _moved(t, graph, f), parts[t]) for t, f in feeds.items()]
     settled = {*feeds, *joined, *graph.outputs, *sums}
     convolved = [t for t in _convolution_outputs(graph, layers) if t not in {*graph.outputs, *sums}]
-    for tensor in dict.fromkeys([*convolved, *_residuals(graph, {*feeds, *joined, *convolved}, sums)]):
+    for tensor in dict.fromkeys([*convolved, *find_streams(graph, {*feeds, *joined, *convolved}, sums)]):
         if tensor not in settled:
             activations.append(Activation(tensor, moved=_moved(tensor, graph, ())))
     order = {name: k for k, name in enumerate([*graph.inputs, *graph.producer])}
@@ -48,47 +47,15 @@ def find_branches(
 ) -> dict[str, tuple[str, ...]]:
     """The activations that some consumers should read in float, as BranchConsumers takes them.
 
-    narrow: of activations that are integers for other nodes as well, only layers and products read few bits.
+    narrow: whether residual streams are to be branched, too.
     """
     quantized = {t for a in activations for t in (a.tensor, *a.parts)}
     feeding = [a.tensor for a in activations if not a.fusion]
     readers = {*(u.node for x in layers for u in x.uses), *(p.node for p in products)}
     branches = quantized_consumers(graph, feeding, quantized, {*sums.values(), *readers})
     if narrow:
-        integers = _integers(graph, quantized, sums)
-        branches |= {t: own for t in feeding if t in integers and (own := _readers(t, graph, readers))}
+        branches |= stream_branches(graph, feeding, quantized, readers, sums)
     return branches
-
-
-def _integers(graph: Graph, quantized: Collection[str], sums: Mapping[str, str]) -> set[str]:
-    """The tensors that an integer kernel makes, and those whose values an Add reads that runs on integers."""
-    adds = [n for n in graph.nodes if n.op_type == "Add" and (n.name in sums.values() or fuses(n, graph, quantized))]
-    return integer_outputs(graph, quantized) | {graph.root(i) for n in adds for i in n.input}
-
-
-def _readers(tensor: str, graph: Graph, readers: Collection[str]) -> tuple[str, ...]:
-    """The consumers of `tensor` that are `readers` or move values to them alone; none if one moves to others, too."""
-
-    def alone(node: NodeProto) -> set[bool]:
-        if is_movement(node, graph):
-            return {kind for o in node.output for n in graph.consumers.get(o, []) for kind in alone(n)}
-        return {node.name in readers}
-
-    kinds = {n.name: alone(n) for n in graph.consumers.get(tensor, []) if n.op_type not in SHAPE_OPS}
-    own = tuple(name for name, kind in kinds.items() if kind == {True})
-    return own if len(own) < len(kinds) and {True, False} not in kinds.values() else ()
-
-
-def _residuals(graph: Graph, quantized: Collection[str], sums: Mapping[str, str]) -> list[str]:
-    """The tensors that layers read through a branch, and other nodes as integers of 8 bits."""
-    branching = (n for n in graph.nodes if n.op_type in ("Identity", "Mul"))  # a Mul scales the branch's channels
-    found = [n.input[0] for n in branching if n.output[0].startswith(n.input[0] + BRANCH)]
-    while True:
-        integers = _integers(graph, {*quantized, *found}, sums)
-        kept = [t for t in found if t in integers]
-        if kept == found:
-            return kept
-        found = kept
 
 
 def find_sums(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:

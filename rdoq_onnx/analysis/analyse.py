@@ -4,7 +4,7 @@ A *layer* is a Conv, ConvTranspose, Gemm or MatMul with a constant weight; a *pr
 attention. An *activation* is a tensor that feeds a layer or a product, quantized where its values are computed: after
 the activation function and before movement operators (MaxPool, Reshape, Concat of quantized parts, ...), which commute
 with the quantizer. A *fusion tensor* is quantized to 8 bits only because ONNX Runtime's integer convolution requires a
-quantized output.
+quantized output, or because it is a residual stream beside narrow activations (residual_streams.py).
 """
 
 from collections.abc import Sequence

@@ -34,6 +34,7 @@ _INSIDE = 32  # tensors inside the network that the loss is of
 _PULL = 0.4  # of weights to their integers, in rates of learning
 _OPEN = np.ones(1, np.float32)
 _WARM = 20  # steps in which the rates rise
+_FEW = 200  # steps under which they stay lower
 RATES: Mapping[Kind, float] = {"codes": 0.02, "scales": 0.005, "biases": 0.005, "steps": 0.003, "zeros": 0.03}
 
 
@@ -52,8 +53,8 @@ class Recipe:
     left_out: float = 0.0
 
     def rate(self, kind: Kind, step: int, steps: int) -> float:
-        """Return the rate of step number `step` of `steps`: it rises, then falls as a cosine."""
-        rise = min(1.0, (step + 1) / _WARM)
+        """Return the rate of step number `step` of `steps`: it rises, then falls as a cosine; few steps stay nearby."""
+        rise = min(1.0, (step + 1) / _WARM) * min(1.0, steps / _FEW)
         rates = RATES if self.rates is None else self.rates
         return float(rates.get(kind, 0.0) * rise * (1 + np.cos(np.pi * step / steps)) / 2)
 
