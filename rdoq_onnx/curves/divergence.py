@@ -32,13 +32,21 @@ FEWER = 2  # the ratios tell channels apart, not the variants of rounding, so fe
 
 
 def chosen_metric(metric: Metric, config: Config) -> Metric:
-    """Return the metric that the curves are of; "auto" begins with the squared error. Raises ConfigError."""
-    if config.distortion != "kl":
+    """Return the metric that the curves are of. Raises ConfigError.
+
+    "auto" takes the divergence of a language model's rows; else it begins with the squared error.
+    """
+    if config.distortion == "mse" or (config.distortion == "auto" and not metric.sequential):
         return metric
     if metric.divergence is None:
         other = next(part.name for part in metric.parts if not part.cached and part.pieces[0].classes is None)
         raise ConfigError(f"--distortion kl: output {other!r} holds no rows of logits; give --distortion mse or auto")
     return metric.divergence
+
+
+def second_metric(metric: Metric, config: Config) -> Metric | None:
+    """Return the divergence where "auto" weighs it beside the squared error, which is then the chosen `metric`."""
+    return metric.divergence if config.distortion == "auto" and metric.name == "mse" else None
 
 
 def with_divergence(
@@ -49,8 +57,8 @@ def with_divergence(
     first: the same by first order alone.
     """
     observation, samples = first.observation, split.measuring
-    metric = observation.metric.divergence
-    skipped = config.distortion != "auto" or config.measure == "probe" or first.by_layer
+    metric = second_metric(observation.metric, config)
+    skipped = config.measure == "probe" or first.by_layer
     if skipped or metric is None or not as_candidates(first).layers:
         return measurement
     size = reverse_batch(first.network, observation, runtime, len(samples))

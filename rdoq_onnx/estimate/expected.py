@@ -1,6 +1,7 @@
 """Foresee the steps of a run that has begun, for what its progress shows."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx
 
@@ -56,5 +57,5 @@ def _observed(network: Network, samples: Samples, config: Config, runtime: Runti
     parts = find_parts(network.model)
     aimed = aimed_at(network, measured_tensors(parts))
     observation = observe(aimed, parts, samples.some(OBSERVED), runtime)
-    chosen_metric(observation.metric, config)
+    observation = replace(observation, metric=chosen_metric(observation.metric, config))
     return counted(aimed, samples, config, runtime, observation)

@@ -125,7 +125,7 @@ class Estimate:
     def _divergence(self, touched: float) -> dict[str, float]:
         """Return the seconds of the curves of the divergence; touched: those of the unfolded inputs of a sample."""
         work = self.work
-        if work.config.distortion != "auto" or work.observation.metric.divergence is None:
+        if divergence.second_metric(work.observation.metric, work.config) is None:
             return {}
         products = self.speeds.product * work.rows * sum(x.forward + x.weights * len(work.widths) for x in work.layers)
         runs = max(work.runs(work.measuring) / divergence.FEWER, work.measuring)

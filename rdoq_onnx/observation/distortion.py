@@ -70,6 +70,15 @@ class Metric:
         return None if self.rows is None else replace(self, name="kl")
 
     @property
+    def sequential(self) -> bool:
+        """Whether each part holds several rows of logits a sample, along the last axis, as of a language model."""
+        if self.rows is None:
+            return False
+        counted = [(w, axis) for w, axis in zip(self.rows.weights, self.rows.axes, strict=True) if w > 0]
+        most = self.elements / (len(counted) * max(w for w, _ in counted) ** 2)  # D / (P w²), the rows of a tensor
+        return most > 1.5 and all(axis == -1 for _, axis in counted)
+
+    @property
     def signal(self) -> float:
         """The δ of outputs that are all 0, in the unit of the metric; for `kl` to second order."""
         return self.rows.power if self.rows is not None and self.name == "kl" else self.power

@@ -32,6 +32,7 @@ from rdoq_onnx.allocation.budget import allocate_bits, uniform_bits
 from rdoq_onnx.calibration.split import SampleSplit
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.checkpoint import Steps
+from rdoq_onnx.curves.divergence import second_metric
 from rdoq_onnx.curves.measurement import with_curves
 from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.refinement.affine_correction import Fitting, fitted_layers, refitted
@@ -128,8 +129,7 @@ def refine(allocation: Allocation, config: Config, split: SampleSplit, runtime: 
     if not allocation.layer_bits:
         return Refined(allocation, quantized_model(allocation))
     judge = Judge.of(allocation.measurement, split.measuring, runtime, steps)
-    if config.distortion == "auto":
-        judge = replace(judge, guard=judge.metric.divergence)
+    judge = replace(judge, guard=second_metric(judge.metric, config))
     plan = Plan.of(config.effort, allocation, len(judge.samples))
     with (
         steps.progress.step("second look", plan.trials) as advance,

@@ -34,6 +34,21 @@ def test_the_squared_error_alone_has_none():
     assert measured(distortion="mse").divergence is None
 
 
+@pytest.mark.parametrize(("distortion", "expected"), [("auto", "kl"), ("mse", "mse")])
+def test_a_language_model_has_curves_of_the_divergence_by_default(distortion, expected):
+    models = ROOT / "models"
+    found = rdoq_onnx.measure(
+        models / "plays_decoder.onnx",
+        models / "plays_calib.npz",
+        samples=16,
+        effort="fast",
+        weights_only=True,
+        distortion=distortion,
+    )
+    assert found.observation.metric.name == expected
+    assert found.divergence is None
+
+
 def test_other_processes_help_with_it():
     config, asked = Config(samples=24, weight_bits=4, activation_bits=8, effort="fast", threads=1), []
 

@@ -109,3 +109,20 @@ def test_samples_of_different_sizes_weigh_the_same():
         by_hand = np.square(value).mean(axis=1)
         np.testing.assert_allclose(metric.errors([0 * value], [value], len(value)), by_hand, rtol=1e-6)
     assert metric.power == pytest.approx((2 * np.mean(short**2) + np.mean(long**2)) / 3, rel=1e-6)
+
+
+LOGITS = {
+    "a language model": ((4, 6, 9), -1, True),
+    "one position": ((4, 1, 9), -1, False),
+    "a classifier": ((4, 9), -1, False),
+    "a map of classes": ((4, 9, 6, 6), 1, False),
+    "no logits": ((4, 6, 9), None, False),
+}
+
+
+@pytest.mark.parametrize("kind", LOGITS)
+def test_several_rows_along_the_last_axis_are_sequential(kind):
+    shape, axis, expected = LOGITS[kind]
+    part = Part("y", (Piece("y", "y", "y", "whole", axis),))
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    assert metric_of([part], [(4, {"y": values})], 4).sequential is expected
