@@ -28,7 +28,7 @@ def measurement(seed=0, widths=tuple(range(8)), **settings):
     """Make curves that fall by about 6 dB per bit, of random height; no model is run."""
     model = parser.parse_model(TEXT)
     model.graph.initializer.extend(numpy_helper.from_array(np.ones(s, np.float32), k) for k, s in SHAPES.items())
-    network = analyse(model, Config(**settings).selection)
+    network = analyse(model, replace(Config(**settings).selection, narrow=False))
     rng = np.random.default_rng(seed)
     activations = len(network.activations)
     elements = np.array([3] * 4 + [4] * 4 + [4] * 5 + [48, 64, 64, 64][:activations])
