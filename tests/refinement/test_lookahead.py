@@ -14,7 +14,7 @@ from rdoq_onnx.system.summation import Summation, here
 from rdoq_onnx.system.threads import workers
 from tests.refinement.test_refine import Digits
 
-CONFIG = Config(samples=24, weight_bits=3, activation_bits=4, effort="best")
+CONFIG = Config(samples=24, weight_bits=3, activation_bits=3, effort="best")
 PLAN = Plan(portions=1, rounds=2, groups=6, patience=3, clips=3, fits=(1.0,), alone=3)
 
 
