@@ -122,7 +122,7 @@ def measure(
     normal = read_normalized(model, scratch.shelf, config.selection.activations)[1]
     runtime, told = Runtime(config.provider, config.threads), Told(progress)
     network, samples = network_and_samples(normal, _transformed(calibration, transform), config, runtime, told)
-    steps = Steps(store_for(normal, samples, len(samples), config, curves, scratch), told, regime(config))
+    steps = Steps(store_for(normal, samples, len(samples), config, curves, scratch), told, regime(config, normal))
     with computing(config.workers, config.threads) as steps.store.compute:
         return measure_curves(network, config, SampleSplit.whole(samples, config.seed), runtime, steps)
 

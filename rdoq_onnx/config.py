@@ -223,7 +223,8 @@ class Config:
     image_scale, image_mean, image_std: images become (x · scale - mean) / std; None for the defaults of `Pixels`.
     measure: how to measure curves, "taylor" (first order) or "probe" (exact, slow).
     distortion: "mse" minimizes the squared error of the outputs, "kl" the divergence of rows of logits, "auto" that of
-        a language model, else the squared error, with bits moved towards the divergence where that costs little.
+        a language model at up to 3.5 bits of weights, else the squared error, with bits moved towards the divergence
+        where that costs little.
     effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" anchors curves to
         exact runs and swaps bits; "best" also re-rounds and re-measures around the allocation, swaps longer, and tunes
         all that is quantized by gradients.

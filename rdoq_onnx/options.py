@@ -145,7 +145,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         metavar="mse|kl|auto",
         help="What to minimize: the squared error of the outputs; of rows of logits, their divergence KL(p||p~); or "
-        "the divergence of language models, and elsewhere where it falls at little cost in squared error.",
+        "the divergence of language models at few bits, else where it falls at little cost in squared error.",
     ),
     click.option(
         "--effort",

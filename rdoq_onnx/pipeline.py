@@ -121,7 +121,7 @@ class Job:
         """
         network = analyse(self.normal, config.selection)
         config = priced(network, config, self.samples, self.runtime)
-        steps = Steps(self.store, self.progress, regime(config))
+        steps = Steps(self.store, self.progress, regime(config, self.normal))
         measurement = measure(network, config, self.split, self.runtime, steps, self._around(config))
         if config.cost is not None and config.cost.unmeasured:
             config = replace(config, cost=self._measured_cost(measurement, config))
@@ -135,12 +135,12 @@ class Job:
         """Compute the share of this run's shard in the sums of the measurement at `config`, and keep it."""
         network = analyse(self.normal, config.selection)
         config = priced(network, config, self.samples, self.runtime)
-        steps = Steps(self.store, self.progress, regime(config))
+        steps = Steps(self.store, self.progress, regime(config, self.normal))
         self.progress.note(sum_own(network, config, self.split, self.runtime, steps))
 
     def _measured_cost(self, measurement: Measurement, config: Config) -> Cost:
         """Measure what layers take here, once for all budgets that share a measurement."""
-        key = regime(config)
+        key = regime(config, self.normal)
         if key not in self.times:
             with self.progress.step("cost"):
                 self.times[key] = measured_cost(measurement, config, self.samples, self.runtime)

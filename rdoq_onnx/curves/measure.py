@@ -16,7 +16,7 @@ from rdoq_onnx.candidates.spooled import SpooledCodes
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.anchoring import anchored
 from rdoq_onnx.curves.checkpoint import Steps
-from rdoq_onnx.curves.divergence import chosen_metric, with_divergence
+from rdoq_onnx.curves.divergence import chosen_metric, few_bits, has_rows, with_divergence
 from rdoq_onnx.curves.float_fallback import choose_fallback, in_float, unfed
 from rdoq_onnx.curves.large import Around, LargeBench, at_full_width, is_large
 from rdoq_onnx.curves.measurement import (
@@ -55,12 +55,13 @@ T = TypeVar("T", MeasuredLayer, BlockOption)
 EQUALIZING = 32  # samples that channel ranges are measured on
 
 
-def regime(config: Config) -> str:
-    """Name what a measurement depends on in the budgets."""
+def regime(config: Config, model: onnx.ModelProto) -> str:
+    """Name what a measurement of `model` depends on in the budgets."""
+    metric = ", divergence" if few_bits(config) and has_rows(model) else ""
     if config.activation_bits is None:
-        return "weights"
+        return f"weights{metric}"
     _, weights = typical_widths(config)
-    return f"activations {exponent_for(config):g}, weights {weights}"
+    return f"activations {exponent_for(config):g}, weights {weights}{metric}"
 
 
 def measure_network(

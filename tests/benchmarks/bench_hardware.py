@@ -63,7 +63,7 @@ def _settings(model: Path, calibration: Path, samples: int) -> Iterator[tuple[st
         config = Config(weight_bits=weights, activation_bits=activations, samples=samples, effort="fast", threads=1)
         job = Job.of(model, calibration, config, Progress())
         network = analyse(job.normal, config.selection)
-        steps = Steps(job.store, job.progress, regime(config))
+        steps = Steps(job.store, job.progress, regime(config, job.normal))
         measured = measure(network, config, job.split, job.runtime, steps)
         judge = Judge.of(measured, job.split.measuring, job.runtime, steps)
         shapes = shapes_of(measured.network.model, job.split.fitting, job.runtime)

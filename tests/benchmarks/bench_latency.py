@@ -41,7 +41,7 @@ def run(name: str, shares: list[float], folder: Path) -> None:
     path, samples = MODELS[name]
     config = Config(samples=48, effort="fast", threads=1)
     job = Job.of(str(path), samples, config, Progress(), str(folder / f"{name}.curves"))
-    steps = Steps(job.store, job.progress, regime(config))
+    steps = Steps(job.store, job.progress, regime(config, job.normal))
     measured = measure(analyse(job.normal, config.selection), config, job.split, job.runtime, steps)
     job.store.flush()
     cost = measured_cost(measured, config, job.samples, job.runtime)

@@ -95,7 +95,9 @@ def _measured(config: Config, calibration: Path, validation: Path, folder: Path)
     job = Job.of(str(MODEL), calibration, config, Progress(), str(folder / "fast.curves"), validation)
     network = analyse(job.normal, config.selection)
     config = priced(network, config, job.samples, job.runtime)
-    measured = measure(network, config, job.split, job.runtime, Steps(job.store, job.progress, regime(config)))
+    measured = measure(
+        network, config, job.split, job.runtime, Steps(job.store, job.progress, regime(config, job.normal))
+    )
     return measured, Reference(job.reference, measured, job.split.held_out, job.runtime)
 
 

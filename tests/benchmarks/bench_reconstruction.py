@@ -67,7 +67,7 @@ PARTS: Mapping[str, Recipe] = {
 def rows(model: Model, setting: str, steps: int, limit: int) -> Iterator[tuple[str, ...]]:
     config = Config(**{**vars(config_of(setting)), "effort": "default"})
     job = Job.of(model.path, model.calibration, config, Progress())
-    kept = Steps(job.store, job.progress, regime(config))
+    kept = Steps(job.store, job.progress, regime(config, job.normal))
     measurement = measure(analyse(job.normal, config.selection), config, job.split, RUNTIME, kept)
     first = allocate_bits(measurement, config.budgets)
     without = {effort: replace(plan, ridges=0) for effort, plan in EFFORTS.items()}

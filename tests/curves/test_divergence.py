@@ -1,10 +1,12 @@
 """Curves of the divergence beside those of the squared error, and who gets them."""
 
 import numpy as np
+import onnx
 import pytest
 
 import rdoq_onnx
 from rdoq_onnx.config import Config
+from rdoq_onnx.curves.measure import regime
 from rdoq_onnx.pipeline import Job
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.summation import here
@@ -34,19 +36,28 @@ def test_the_squared_error_alone_has_none():
     assert measured(distortion="mse").divergence is None
 
 
-@pytest.mark.parametrize(("distortion", "expected"), [("auto", "kl"), ("mse", "mse")])
-def test_a_language_model_has_curves_of_the_divergence_by_default(distortion, expected):
+LANGUAGE = {
+    "few bits": ({"weight_bits": 3}, "kl"),
+    "more bits": ({"weight_bits": 4}, "mse"),
+    "few bits, squared error": ({"weight_bits": 3, "distortion": "mse"}, "mse"),
+    "a size": ({"size": 100_000}, "mse"),
+}
+
+
+@pytest.mark.parametrize("kind", LANGUAGE)
+def test_a_language_model_at_few_bits_minimizes_the_divergence(kind):
+    settings, expected = LANGUAGE[kind]
+    config = Config(samples=16, activation_bits=None, effort="fast", threads=1, **settings)
     models = ROOT / "models"
-    found = rdoq_onnx.measure(
-        models / "plays_decoder.onnx",
-        models / "plays_calib.npz",
-        samples=16,
-        effort="fast",
-        weights_only=True,
-        distortion=distortion,
-    )
-    assert found.observation.metric.name == expected
-    assert found.divergence is None
+    job = Job.of(models / "plays_decoder.onnx", models / "plays_calib.npz", config, Progress())
+    assert job.result(config).report.metric == expected
+
+
+def test_budgets_of_another_metric_have_curves_of_their_own():
+    few, more = Config(weight_bits=3), Config(weight_bits=4)
+    models = {name: onnx.load(ROOT / "models" / f"{name}.onnx") for name in ("plays_decoder", "digits_cnn")}
+    assert regime(few, models["plays_decoder"]) != regime(more, models["plays_decoder"])
+    assert regime(few, models["digits_cnn"]) == regime(more, models["digits_cnn"])
 
 
 def test_other_processes_help_with_it():
