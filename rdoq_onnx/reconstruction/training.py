@@ -130,7 +130,7 @@ class Trainer:
         return any(part.reverse.adjoints for part in self.parts)
 
     def _rate(self, kind: Kind, number: int, steps: int) -> float:
-        """The rate of a step: gradients of smaller batches are noisier, and a scale or a bias moves a whole channel."""
+        """Return the rate of a step: gradients of smaller batches are noisier, and a scale or a bias moves a whole channel."""
         calm = (self.batch / BATCH) ** (0.5 if kind == "codes" else 1.0)
         return float(calm * self.recipe.rate(kind, number, steps))
 
@@ -168,10 +168,14 @@ class Trainer:
 
 
 def _inside(network: Network) -> list[str]:
-    """Choose tensors inside the network, evenly spaced among the activations or, without any, the inputs of layers."""
+    """Choose tensors inside the network, evenly spaced among the activations or, without any, the inputs of layers.
+
+    A branch holds the values of the tensor that it branches from, one of them suffices.
+    """
     inputs = {value.name for value in network.model.graph.input}
     known = [a.tensor for a in network.activations] or [use.data for layer in network.layers for use in layer.uses]
-    tensors = [t for t in dict.fromkeys(known) if t not in inputs and t.removesuffix(BRANCH) not in {*known} - {t}]
+    streams = {tensor + BRANCH for tensor in known}
+    tensors = [tensor for tensor in dict.fromkeys(known) if tensor not in inputs | streams]
     return tensors if len(tensors) <= _INSIDE else [tensors[k * len(tensors) // _INSIDE] for k in range(_INSIDE)]
 
 
