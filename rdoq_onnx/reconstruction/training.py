@@ -130,7 +130,7 @@ class Trainer:
         return any(part.reverse.adjoints for part in self.parts)
 
     def _rate(self, kind: Kind, number: int, steps: int) -> float:
-        """Return the rate of a step: gradients of smaller batches are noisier, and a scale or a bias moves a whole channel."""
+        """Return the rate of a step: small batches have noisy gradients, and a scale moves a whole channel."""
         calm = (self.batch / BATCH) ** (0.5 if kind == "codes" else 1.0)
         return float(calm * self.recipe.rate(kind, number, steps))
 

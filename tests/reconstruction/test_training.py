@@ -1,9 +1,14 @@
 """Steps lower the loss, and depend on the seed and their number alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from rdoq_onnx.reconstruction.training import RATES, Recipe, Trainer
+from rdoq_onnx.config import Config
+from rdoq_onnx.reconstruction.training import RATES, Recipe, Trainer, _inside
+from tests.analysis.test_analyse import find
+from tests.analysis.test_residual_streams import STREAM
 from tests.cases import RUNTIME
 
 
@@ -31,6 +36,27 @@ def test_only_kinds_with_a_rate_move(digits, kind):
     }
     assert moved <= {kind}
     assert moved or kind == "zeros"  # all zero points of this network are 0
+
+
+def test_few_steps_have_lower_rates():
+    few, some, many = (Recipe().rate("codes", 20, steps) for steps in (50, 200, 2000))
+    assert few < some < many <= RATES["codes"]
+    assert Recipe().rate("codes", 0, 2000) < many
+    assert Recipe().rate("codes", 1999, 2000) < 1e-3 * many
+
+
+def test_small_batches_move_scales_less_than_integers(digits):
+    tuned = trainer(digits)
+    small = replace(tuned, parts=(replace(tuned.parts[0], batch=2),))
+    ratios = {kind: small._rate(kind, 20, 200) / tuned._rate(kind, 20, 200) for kind in RATES}
+    assert ratios["codes"] == pytest.approx((2 / tuned.batch) ** 0.5)
+    assert ratios["scales"] == ratios["biases"] == ratios["steps"] == pytest.approx(2 / tuned.batch)
+
+
+def test_tensors_inside_are_not_branches_of_one_another():
+    network = find(STREAM, Config(activation_bits=4), w1=(4, 4, 1, 1), w2=(4, 4, 1, 1), w3=(4, 4, 1, 1))
+    assert "a/quantized" in [a.tensor for a in network.activations]
+    assert _inside(network) == ["a", "m", "b"]
 
 
 def test_the_seed_decides(digits):
