@@ -226,7 +226,7 @@ def test_a_run_with_workers_of_which_one_is_killed_writes_the_same_file(tmp_path
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
     temporary = Path(tempfile.mkdtemp(prefix="t"))
     options = {"cwd": tmp_path, "env": {**os.environ, "TMPDIR": str(temporary)}}
-    process = run(tmp_path / "q.onnx", "--bits", 4, "--workers", 2, "--quiet", **options)
+    process = run(tmp_path / "q.onnx", "--bits", 4, "--effort", "best", "--workers", 2, "--quiet", **options)
     while not any(name.startswith("ray::sum_block") for name in children(process.pid).values()):
         time.sleep(0.05)
         assert process.poll() is None
