@@ -29,10 +29,9 @@ def find_activations(
     joined = {p for inputs in parts.values() for p in inputs}
     activations = [Activation(t, tuple(f), _moved(t, graph, f), parts[t]) for t, f in feeds.items()]
     settled = {*feeds, *joined, *graph.outputs, *sums}
-    convolved = [t for t in _convolution_outputs(graph, layers) if t not in {*graph.outputs, *sums}]
-    for tensor in dict.fromkeys([*convolved, *find_streams(graph, {*feeds, *joined, *convolved}, sums)]):
-        if tensor not in settled:
-            activations.append(Activation(tensor, moved=_moved(tensor, graph, ())))
+    convolved = [t for t in _convolution_outputs(graph, layers) if t not in settled]
+    streams = [t for t in find_streams(graph, {*feeds, *joined, *convolved}, sums) if t not in settled]
+    activations += [Activation(t, moved=_moved(t, graph, ())) for t in dict.fromkeys([*convolved, *streams])]
     order = {name: k for k, name in enumerate([*graph.inputs, *graph.producer])}
     return tuple(sorted(activations, key=lambda a: order[a.tensor]))
 
@@ -47,7 +46,7 @@ def find_branches(
 ) -> dict[str, tuple[str, ...]]:
     """The activations that some consumers should read in float, as BranchConsumers takes them.
 
-    narrow: whether residual streams are to be branched, too.
+    narrow: whether to add those that other nodes than layers should read in 8 bits (residual_streams.py).
     """
     quantized = {t for a in activations for t in (a.tensor, *a.parts)}
     feeding = [a.tensor for a in activations if not a.fusion]

@@ -11,7 +11,7 @@ from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.candidates.candidates import integer_limit
 from rdoq_onnx.candidates.quantizer import block_window, window
 from rdoq_onnx.candidates.spooled import SpooledCodes
-from rdoq_onnx.curves.measurement import MeasuredActivation, MeasuredLayer
+from rdoq_onnx.curves.measurement import MeasuredLayer
 from rdoq_onnx.emission.quantized_model import bias_shift, chosen_weights
 from rdoq_onnx.model.codes import WeightCodes
 from rdoq_onnx.reconstruction.parametrized import Parametrized
@@ -85,14 +85,12 @@ class VariableSet:
         """Return the allocation with what the variables stand for."""
         measurement = self.allocation.measurement
         layers: list[MeasuredLayer] = list(measurement.layers)
-        activations: list[MeasuredActivation] = list(measurement.activations)
         for k in self.weights:
             layers[k] = self._layer(k)
+        result = replace(self.allocation, measurement=replace(measurement, layers=tuple(layers)))
         for k, quantizer in self.quantizers.items():
-            chosen = {**activations[k].quantizers, self.allocation.activation_bits[k]: quantizer.affine}
-            activations[k] = replace(activations[k], quantizers=chosen)
-        changed = replace(measurement, layers=tuple(layers), activations=tuple(activations))
-        return replace(self.allocation, measurement=changed)
+            result = result.with_quantizer(k, quantizer.affine)
+        return result
 
     def _layer(self, k: int) -> MeasuredLayer:
         before, codes = self.allocation.measurement.layers[k], self.weights[k].codes
