@@ -105,7 +105,6 @@ TESTED_ELSEWHERE = {
     "cluster/process": "tests/cluster/test_ray_cluster.py",
     "cluster/shipping": "tests/cluster/test_ray_cluster.py",
     "curves/stores": "tests/curves/test_shards.py",
-    "system/interrupts": "tests/test_cli.py",
     "calibration/conversion": "tests/calibration/test_load.py",
     "calibration/loaders": "tests/calibration/test_feeds.py",
     "passes/__init__": "tests/passes/normalization/test_normalize.py",

@@ -36,7 +36,7 @@ FEWER = 2  # the ratios tell channels apart, not the variants of rounding, so fe
 
 def few_bits(config: Config) -> bool:
     """Whether "auto" minimizes the divergence if the network is a language model."""
-    budgeted = config.size is None and config.cost is None and not config.seeks
+    budgeted = config.size is None and not config.spends_cost and not config.seeks
     return config.distortion == "auto" and budgeted and config.weight_bits <= _FEW
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 INTERRUPTED = 130  # the exit code
 _GRACE = 0.6  # seconds for cleanup in progress
 AT_ONCE: list[Callable[[], None]] = []  # what `leave` calls: quick removal of what would stay behind
+_LAST = threading.Lock()  # held by the thread that ends the process
 
 
 def heed_interrupts() -> None:
@@ -29,10 +30,12 @@ def heed_interrupts() -> None:
 
 
 def leave() -> None:
+    """End the process, once. The main thread and the watching one may both come here."""
     for clean in AT_ONCE:
         with contextlib.suppress(Exception):  # nothing may keep it from leaving
             clean()
     # Threads of ONNX Runtime may still be busy: do not wait for them.
-    sys.stderr.write("rdoq-onnx: interrupted\n")
-    sys.stderr.flush()
-    os._exit(INTERRUPTED)
+    with _LAST:
+        sys.stderr.write("rdoq-onnx: interrupted\n")
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)

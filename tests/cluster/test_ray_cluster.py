@@ -167,9 +167,9 @@ def test_weights_in_files_travel_with_the_model(compute, tmp_path, monkeypatch, 
 
 
 def run(*options, **how):
-    command = [sys.executable, "-m", "rdoq_onnx", str(MODEL), *map(str, options)]
+    command = [sys.executable, "-m", "rdoq_onnx", str(MODEL), "--effort", "fast", *map(str, options)]
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **how}
-    return subprocess.Popen([*command, "--calibration", str(CALIBRATION), "--threads", "1", "--effort", "fast"], **how)
+    return subprocess.Popen([*command, "--calibration", str(CALIBRATION), "--threads", "1"], **how)
 
 
 def children(process):

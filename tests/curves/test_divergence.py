@@ -7,6 +7,7 @@ import pytest
 import rdoq_onnx
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.measure import regime
+from rdoq_onnx.model.cost_rows import Amount, preset
 from rdoq_onnx.pipeline import Job
 from rdoq_onnx.system.progress import Progress
 from rdoq_onnx.system.summation import here
@@ -36,10 +37,13 @@ def test_the_squared_error_alone_has_none():
     assert measured(distortion="mse").divergence is None
 
 
+SIZE = preset("size")
 LANGUAGE = {
     "few bits": ({"weight_bits": 3}, "kl"),
     "more bits": ({"weight_bits": 4}, "mse"),
     "few bits, squared error": ({"weight_bits": 3, "distortion": "mse"}, "mse"),
+    "few bits, a cost reported": ({"weight_bits": 3, "cost": SIZE}, "kl"),
+    "a cost": ({"weight_bits": 3, "cost": SIZE, "budget": Amount(40, percent=True)}, "mse"),
     "a size": ({"size": 100_000}, "mse"),
 }
 
