@@ -84,6 +84,11 @@ class Samples:
         rows = self._rows_of(chosen)
         return replace(self, picked=rows[np.argsort(self._shape_of(rows), kind="stable")] if self.others else rows)
 
+    def joined(self, other: "Samples") -> "Samples":
+        """Return these samples and, behind them, those of `other`, which has the same inputs; none with a label."""
+        picked = np.concatenate([self._picked, other._picked + self._ends[-1]])
+        return replace(self, picked=picked, others=(*self.others, *other._groups), labels=None)
+
     def by_shape(self) -> list["Samples"]:
         """Samples of one shape each."""
         return [self.take(slice(*span)) for span in self._spans()] if self.others else [self]

@@ -47,7 +47,8 @@ def of_inputs(
     in_graph = runtime.in_graph and len(samples.by_shape()) <= SHAPES
     work = _MomentWork(replace(network, layers=layers), runtime, workers, in_graph)
     blocks = in_blocks(samples, batch, most=1 if in_graph else MOST_BLOCKS)
-    sums = list(workers.total(Sum.of(f"moments of {layers[0].name}", work, blocks), advance))
+    name = f"moments of {layers[0].name} on {len(samples)} samples"
+    sums = list(workers.total(Sum.of(name, work, blocks), advance))
     for layer in layers:
         yield layer, moments_of(sums.pop(0))
 

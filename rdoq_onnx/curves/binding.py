@@ -12,7 +12,7 @@ from rdoq_onnx.model.external import Place, bytes_at
 from rdoq_onnx.system.encoding import model_parts
 from rdoq_onnx.version import __version__
 
-VERSION = 13  # of the format of curves files and scratch folders
+VERSION = 14  # of the format of curves files and scratch folders
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rdoq_onnx.candidates.candidates import ActivationCandidates, Candidates, wi
 from rdoq_onnx.candidates.make import make_candidates
 from rdoq_onnx.candidates.moment_passes import collect, passes
 from rdoq_onnx.candidates.moments import Moments
+from rdoq_onnx.candidates.more_images import better_suited, with_copies
 from rdoq_onnx.candidates.sensitivity import with_sensitivity
 from rdoq_onnx.candidates.table_rows import TableRows, table_rows
 from rdoq_onnx.config import Config
@@ -25,6 +26,7 @@ from rdoq_onnx.curves.taylor import first_order
 from rdoq_onnx.errors import ModelError
 from rdoq_onnx.gradients.batch_sizes import forward_batch, host_batch, least_draws, reverse_batch, with_memory
 from rdoq_onnx.gradients.plan import LEAST_DRAWS, ReversePlan
+from rdoq_onnx.model.layers import Layer
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.observation.tail_model import with_extreme_values
 from rdoq_onnx.probing.distortions import Distortions
@@ -73,21 +75,32 @@ class Bench:
         )
 
     def _moments(self) -> tuple[Moments, ...]:
-        network, progress = self.network, self.keep.progress
+        network, progress, best = self.network, self.keep.progress, self.config.effort == "best"
         fitting, shown = self.split.fitting, self.broadened()
-        with progress.step("moments", len(shown) * passes(network)) as advance:
-            size = forward_batch(network, self.observation, self.runtime, len(shown))
-            moments = with_memory(
-                lambda batch: collect(network, shown, batch, self.runtime, self.pool, advance), size, self.observation
+        more = with_copies(network, fitting, self.config.seed) if best else None
+        tried = [shown] if more is None else [shown, more, self.split.measuring]
+        with progress.step("moments", sum(map(len, tried)) * passes(network)) as advance:
+            moments, *others = [self._collected(samples, advance) for samples in tried]
+        found = self._sensed(dict(zip(network.layers, moments, strict=True)), fitting.some(SENSING), "sensitivity")
+        if more is not None and (wider := better_suited(network.layers, moments, *others)):
+            found |= self._sensed(wider, more, "sensitivity with copies")
+        return tuple(found.values())
+
+    def _collected(self, samples: Samples, advance: Advance) -> tuple[Moments, ...]:
+        network, seen, runtime = self.network, self.observation, self.runtime
+        size = forward_batch(network, seen, runtime, len(samples))
+        return with_memory(lambda batch: collect(network, samples, batch, runtime, self.pool, advance), size, seen)
+
+    def _sensed(self, moments: Mapping[Layer, Moments], samples: Samples, name: str) -> dict[Layer, Moments]:
+        """Add the sensitivity of each layer on `samples`."""
+        network, found = replace(self.network, layers=tuple(moments), activations=()), tuple(moments.values())
+        with self.keep.progress.step("sensitivity", len(samples)) as advance:
+            size = reverse_batch(self.network, self.observation, self.runtime, len(samples), exact=False)
+            plan = replace(self.plan(network, samples, name), draws=LEAST_DRAWS)
+            sensed = with_memory(
+                lambda batch: with_sensitivity(replace(plan, batch=batch), found, advance), size, self.observation
             )
-        sensing = fitting.some(SENSING)
-        with progress.step("sensitivity", len(sensing)) as advance:
-            size = reverse_batch(network, self.observation, self.runtime, len(sensing), exact=False)
-            plan = self.plan(replace(network, activations=()), sensing, "sensitivity")
-            plan = replace(plan, draws=LEAST_DRAWS)
-            return with_memory(
-                lambda batch: with_sensitivity(replace(plan, batch=batch), moments, advance), size, self.observation
-            )
+        return dict(zip(moments, sensed, strict=True))
 
     def broadened(self) -> Samples:
         """Return the samples that moments are of."""

@@ -84,12 +84,12 @@ class Estimate:
         ran = self.work.filled(samples, runs)
         return 2 * self.speeds.load + 3 * self._graph + ran * rows * REVERSE * self.speeds.forward
 
-    def _moments(self, count: int) -> float:
-        """Return the seconds of the moments in `count` passes."""
+    def _moments(self, count: int, samples: float) -> float:
+        """Return the seconds of the moments in `count` passes over `samples`."""
         speeds, inputs = self.speeds, self.work.inputs
         touched = _TOUCHED * speeds.element * sum(x.unfolded for x in inputs)
         sums = touched + speeds.product * sum(x.second * x.positions for x in inputs)
-        return count * (speeds.load + self._graph) + self.work.fitting * (count * _FETCH * speeds.forward + sums)
+        return count * (speeds.load + self._graph) + samples * (count * _FETCH * speeds.forward + sums)
 
     def _sensing(self, count: int) -> float:
         """Return the seconds of the sensitivities in `count` passes."""
@@ -115,7 +115,7 @@ class Estimate:
         products = speeds.product * work.rows * sum(x.forward + x.weights * x.variants * widths for x in work.layers)
         rounding = sum(self._nearest(x) + self._compensated(x, work.widths, x.variants) for x in work.layers)
         return {
-            "moments": self._moments(passes(work.network)),
+            "moments": self._moments(passes(work.network), work.fitting + work.compared),
             "sensitivity": self._sensing(1),
             "candidates": rounding + _LAYER * len(work.layers) / speeds.threads,
             "taylor": self._reverse(work.measuring, runs, work.rows) + runs * (touched + products),
@@ -145,7 +145,7 @@ class Estimate:
         widths, again = self._refined()
         searched = (*work.layers, *work.stored)
         return {
-            "moments": self._moments(shared),
+            "moments": self._moments(shared, work.fitting),
             "sensitivity": self._sensing(alone) + basis,
             "taylor": count * self._reverse(work.measuring, runs, work.rows) + runs * sums,
             "rounding": sum(self._nearest(x) + self._formed(x, x.blocks * len(work.widths)) for x in searched),

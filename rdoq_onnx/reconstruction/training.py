@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.analysis.network import Network
+from rdoq_onnx.calibration.augmentation import augmented
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.gradients.backward import static
 from rdoq_onnx.gradients.plan import differentiated
@@ -20,7 +21,6 @@ from rdoq_onnx.gradients.reverse import Reverse, straight_through
 from rdoq_onnx.model.layers import BRANCH
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.reconstruction.adam import Adam
-from rdoq_onnx.reconstruction.augmentation import augmented
 from rdoq_onnx.reconstruction.objective import LOSS, Objective, target
 from rdoq_onnx.reconstruction.parametrized import Parametrized, parametrized
 from rdoq_onnx.reconstruction.variable_set import VariableSet

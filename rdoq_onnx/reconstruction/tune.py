@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rdoq_onnx.allocation.allocation import Allocation
+from rdoq_onnx.calibration.augmentation import is_image
 from rdoq_onnx.calibration.samples import Samples
-from rdoq_onnx.reconstruction.augmentation import is_image
 from rdoq_onnx.reconstruction.training import DEFAULT, Recipe, Trainer
 from rdoq_onnx.system.progress import Advance, Unfinished
 from rdoq_onnx.system.runtime import Runtime

@@ -26,6 +26,7 @@ from targets import Model, models
 from rdoq_onnx.allocation.allocation import Allocation
 from rdoq_onnx.allocation.budget import allocate_bits
 from rdoq_onnx.analysis.analyse import analyse
+from rdoq_onnx.calibration.augmentation import is_image
 from rdoq_onnx.calibration.load import load_samples
 from rdoq_onnx.calibration.samples import Samples, input_specs
 from rdoq_onnx.config import Config
@@ -35,7 +36,6 @@ from rdoq_onnx.emission.quantized_model import quantized_model
 from rdoq_onnx.observation.distortion import sqnr_db
 from rdoq_onnx.pipeline import Job
 from rdoq_onnx.reconstruction import training
-from rdoq_onnx.reconstruction.augmentation import is_image
 from rdoq_onnx.reconstruction.training import RATES, Recipe, Trainer
 from rdoq_onnx.reconstruction.variables import Kind
 from rdoq_onnx.refinement.judge import Judge

@@ -160,6 +160,16 @@ def test_samples_of_several_shapes_in_memory_and_their_digest(lengths):
     assert few.loaded(8 * 5 - 1) is few
 
 
+def test_joined_samples_follow_each_other():
+    first = Samples("test", {"x": np.arange(5)[:, None]}, labels=np.arange(5)).take([1, 3])
+    second = Samples("test", {"x": np.arange(10, 14)[:, None]}).take([2, 0])
+    both = first.joined(second)
+    assert len(both) == 4
+    assert [int(feeds["x"][0, 0]) for feeds in both.batches(1)] == [1, 3, 12, 10]
+    assert both.classes is None
+    assert both.take([0, 3]).digest == first.take([0]).joined(second.take([1])).digest
+
+
 def test_a_fixed_batch_of_several_shapes():
     samples = Samples("feeds", {"x": np.zeros((4, 1))}, batch=2, others=({"x": np.ones((2, 3))},))
     assert [f["x"].shape for f in samples.batches(1)] == [(2, 1), (2, 1), (2, 3)]

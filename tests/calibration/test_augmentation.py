@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rdoq_onnx.reconstruction.augmentation import augmented, is_image
+from rdoq_onnx.calibration.augmentation import augmented, copies, is_image
+from rdoq_onnx.calibration.samples import Samples
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,25 @@ def test_the_given_images_stay():
     before = images.copy()
     augmented({"x": images}, np.random.default_rng(0))
     np.testing.assert_array_equal(images, before)
+
+
+def test_copies_are_of_the_given_images_and_the_same_whenever_they_are_read():
+    images = np.random.default_rng(0).random((5, 3, 8, 8)).astype(np.float32)
+    samples = Samples("test", {"x": images}, labels=np.arange(5)).take([0, 2, 4])
+    made = copies(samples, 7, seed=1)
+    assert len(made) == 7
+    assert made.labels is None
+    found = made.feeds(slice(None))["x"]
+    assert found.dtype == np.float32
+    assert np.isin(found, images[[0, 2, 4]]).all()
+    assert not np.isin(found, images[[1, 3]]).any()
+    np.testing.assert_array_equal(made.feeds([4, 1])["x"], found[[4, 1]])
+    assert (copies(samples, 7, seed=2).feeds(slice(None))["x"] != found).any()
+
+
+def test_images_of_each_shape_have_copies_of_that_shape():
+    samples = Samples(
+        "test", {"x": np.ones((4, 1, 8, 8), np.float32)}, others=({"x": np.ones((2, 1, 6, 4), np.float32)},)
+    )
+    made = copies(samples, 12, seed=0)
+    assert [(len(part), part.feeds([0])["x"].shape[1:]) for part in made.by_shape()] == [(8, (1, 8, 8)), (4, (1, 6, 4))]
