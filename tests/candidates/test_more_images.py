@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
+import rdoq_onnx
 from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import NORMALIZE
 from rdoq_onnx.calibration.samples import Samples
@@ -15,7 +16,7 @@ from rdoq_onnx.passes import run_passes
 CHANNELS = 24
 
 
-def network(shape="N,3,8,8"):
+def two_convolutions(shape="N,3,8,8"):
     """Two convolutions, the second of which has CHANNELS inputs behind a window of 9."""
     model = parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
@@ -27,7 +28,11 @@ def network(shape="N,3,8,8"):
     for name, size in {"first": (CHANNELS, inputs, 1, 1), "second": (4, CHANNELS, 3, 3)}.items():
         values = rng.standard_normal(size).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(values, name))
-    return analyse(run_passes(NORMALIZE, model), Config().selection)
+    return model
+
+
+def network(shape="N,3,8,8"):
+    return analyse(run_passes(NORMALIZE, two_convolutions(shape)), Config().selection)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,27 @@ def test_copies_come_behind_the_images():
     np.testing.assert_array_equal(more.feeds(slice(0, 10))["x"], images)
     assert with_copies(network(), samples.take(slice(0, 1)), 0) is None
     assert with_copies(network(), Samples("test", {"x": images}, rows=2), 0) is None
+
+
+def test_only_layers_that_are_better_off_are_rounded_with_copies(monkeypatch):
+    samples = {"x": np.random.default_rng(0).random((24, 3, 8, 8)).astype(np.float32)}
+
+    def codes(effort):
+        measurement = rdoq_onnx.measure(two_convolutions(), samples, effort=effort, widths=[3], threads=1)
+        return [each.codes[3].integers for each in measurement.layers]
+
+    def second(layers, own, wider, unseen):
+        assert [len(unseen), wider[0].vectors / own[0].vectors] == [2, 5]
+        return {layers[1]: wider[1]}
+
+    monkeypatch.setattr("rdoq_onnx.curves.steps.better_suited", lambda *moments: {})
+    without = codes("best")
+    monkeypatch.setattr("rdoq_onnx.curves.steps.better_suited", second)
+    found = codes("best")
+    assert (found[0] == without[0]).all()
+    assert (found[1] != without[1]).any()
+    for one, other in zip(codes("default"), without, strict=True):
+        assert (one == other).all()
 
 
 def moments(vectors):

@@ -78,6 +78,18 @@ def test_any_number_of_shards_in_any_order_gives_the_same_bytes(run, count, roun
     assert {path: path.read_bytes() for path in run.folder.glob("part*.npz")} == before
 
 
+@pytest.mark.parametrize("run", ["small"], indirect=True)
+def test_shards_sum_copies_of_images_too(run, monkeypatch):
+    monkeypatch.setattr("rdoq_onnx.reconstruction.work.MOST", 0)
+    expected = run(effort="best")
+    for _ in range(4):
+        for k in (1, 2):
+            run("part*.npz", (k, 2), effort="best")
+    summed = [name for name in json.loads(header(run.folder / "part1.npz"))["values"] if "moments of Conv_0" in name]
+    assert [name.split(" on ")[1] for name in summed] == ["23 samples", "115 samples", "11 samples"]
+    assert run("part*.npz", effort="best") == expected
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_large_sums_are_in_files_beside_those_of_the_shards(run, count, monkeypatch):
     monkeypatch.setattr("rdoq_onnx.curves.part_arrays.PARKED", 0)
