@@ -143,7 +143,8 @@ def _run_all(
         job = Job.of(files.input, files.calibration, first, progress, files.curves, files.validation)
         job = replace(job.computed_by(compute), single=len(configs) == 1)
         if files.curves.shard is None:
-            progress.expect(lambda: expected_seconds(job.normal, job.samples, first, job.runtime), len(configs))
+            within = 60 * first.minutes if first.minutes and len(configs) == 1 else None
+            progress.expect(lambda: expected_seconds(job.normal, job.samples, first, job.runtime), len(configs), within)
             return _emit_all(job, configs, files, typed, word)
         for config in configs.values():
             job.sum_shard(config)

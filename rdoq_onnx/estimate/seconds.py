@@ -53,8 +53,7 @@ class Estimate:
 
     def steps(self) -> dict[str, float]:
         """Return the seconds of each step by its name in the report."""
-        work, speeds = self.work, self.speeds
-        one, load = speeds.forward, speeds.load
+        work, one, load = self.work, self.speeds.forward, self.speeds.load
         ends = {
             "normalize": self.begin,
             "observe": 2 * load + (work.seen + 5) * _FETCH * one,
@@ -73,7 +72,8 @@ class Estimate:
         else:
             large = is_large(work.network, work.config)
             measured = (self._large() if large else self._small()) | activations | self._anchoring()
-        return ends | tables | measured | {"second look": self._refinement(measured)} | self._tuning()
+        others = ends | tables | measured | {"second look": self._refinement(measured)}
+        return others | self._tuning(sum(others.values()))
 
     @property
     def _graph(self) -> float:
@@ -109,8 +109,7 @@ class Estimate:
 
     def _small(self) -> dict[str, float]:
         work, speeds = self.work, self.speeds
-        runs = work.runs(work.measuring)
-        widths = len(work.widths)
+        runs, widths = work.runs(work.measuring), len(work.widths)
         touched = _TOUCHED * speeds.element * sum(x.unfolded for x in work.layers)
         products = speeds.product * work.rows * sum(x.forward + x.weights * x.variants * widths for x in work.layers)
         rounding = sum(self._nearest(x) + self._compensated(x, work.widths, x.variants) for x in work.layers)
@@ -234,14 +233,16 @@ class Estimate:
         ridge = plan.ridges * work.fitting * _FETCH * one * (1.0 if plan.portions else _SEARCHED)
         return (2 + _SEARCHED * (plan.trials - 2)) * trial + fits + again + ridge
 
-    def _tuning(self) -> dict[str, float]:
-        """Return the seconds of tuning by gradients; with --minutes, what they leave of these."""
+    def _tuning(self, others: float) -> dict[str, float]:
+        """Return the seconds of tuning by gradients; with --minutes, what the `others` leave of these."""
         work, config = self.work, self.work.config
         if config.effort != "best" or is_huge(work.network.model):
             return {}
+        if config.minutes is not None:
+            return {TUNING: max(60 * config.minutes - others, 0.0)}
         step = step_batch(work.observation) * _TUNED * self.speeds.forward + _UPDATED * work.weights
-        count = default_steps(work.network, work.observation) * _WITH_TRIALS
-        return {TUNING: count * step + 2 * self.speeds.load + 6 * self._graph}
+        steps = _WITH_TRIALS * default_steps(work.network, work.observation)
+        return {TUNING: steps * step + 2 * self.speeds.load + 6 * self._graph}
 
     def _parts(self) -> float:
         """Return the seconds of the shares of the outputs' parts."""

@@ -44,28 +44,28 @@ class Foreseen(Progress):
         super().__init__()
         self._begin = 0.0
         self._outlook: Outlook | None = None
-        self._running = ("", 0.0)  # the step, and the share of it that is done
+        self._running = ("", 0.0, 0.0)  # the step, the share of it that is done, and when it began
 
-    def expect(self, seconds: Callable[[], Mapping[str, float]], budgets: int = 1) -> None:
+    def expect(self, seconds: Callable[[], Mapping[str, float]], budgets: int = 1, within: float | None = None) -> None:
         """Estimate the time of the steps ahead; say it at once where it is long."""
         self._begin, expected = time.perf_counter(), seconds()
-        self._outlook = Outlook(expected, budgets) if expected else None
-        if self._outlook is not None and (ahead := self._outlook.left("", 0.0)) >= EVERY:
+        self._outlook = Outlook(expected, budgets, within) if expected else None
+        if self._outlook is not None and (ahead := self._outlook.left()) >= EVERY:
             self.note(f"about {duration(ahead)} expected")
 
     @contextmanager
     def step(self, name: str, total: int = 1) -> Iterator[Advance]:
         """Run a step, and account for its time."""
         begin = time.perf_counter()
-        self._running = (name, 0.0)
+        self._running = (name, 0.0, begin)
         with super().step(name, total) as advance:
 
             def advanced(count: int) -> None:
-                self._running = (name, min(self._running[1] + count / max(total, 1), 1.0))
+                self._running = (name, min(self._running[1] + count / max(total, 1), 1.0), begin)
                 advance(count)
 
             yield advanced
-        self._running = ("", 0.0)
+        self._running = ("", 0.0, 0.0)
         if self._outlook is not None:
             self._outlook.ended(name, time.perf_counter() - begin)
             self.ended()
@@ -78,7 +78,8 @@ class Foreseen(Progress):
         """Word how far the whole run is; empty as long as that is not known."""
         if self._outlook is None:
             return ""
-        left, gone = self._outlook.left(*self._running), time.perf_counter() - self._begin
+        (name, share, begin), now = self._running, time.perf_counter()
+        left, gone = self._outlook.left(name, share, now - begin if name else 0.0), now - self._begin
         return f"{100 * gone / max(gone + left, 1e-9):.0f} % of the run, about {duration(left)} left"
 
 

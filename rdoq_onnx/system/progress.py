@@ -37,10 +37,11 @@ class Progress:
     def note(self, text: str) -> None:
         """Report an intermediate finding; a no-op here."""
 
-    def expect(self, seconds: Callable[[], Mapping[str, float]], budgets: int = 1) -> None:
+    def expect(self, seconds: Callable[[], Mapping[str, float]], budgets: int = 1, within: float | None = None) -> None:
         """Tell how long each step will take, so that the time left can be shown; a no-op here.
 
-        seconds: estimates them, which takes a while; called only where that is shown.
+        seconds: estimates them, which takes a while; called only where that is shown. within: seconds that a run of one
+            budget should take.
         """
 
     def show(self, name: str, total: int) -> AbstractContextManager[Advance]:

@@ -72,6 +72,11 @@ def test_a_large_network_rounds_in_two_steps(monkeypatch):
     assert few["candidates"] < all_widths["candidates"]
 
 
+def test_tuning_takes_what_is_left_of_the_minutes():
+    assert sum(steps(effort="best", minutes=10).values()) == pytest.approx(600)
+    assert steps(effort="best", minutes=1e-6)["tuning"] == 0
+
+
 @pytest.mark.parametrize("name", ["product", "element", "forward", "load", "nearest", "eigen", "factor"])
 def test_a_slower_machine_takes_longer(monkeypatch, name):
     monkeypatch.setattr(large, "LARGE", 0)
