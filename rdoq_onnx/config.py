@@ -226,8 +226,8 @@ class Config:
         a language model at up to 3.5 bits of weights, else the squared error, with bits moved towards the divergence
         where that costs little.
     effort: "fast" takes the first allocation, or uniform widths if they measure better; "default" anchors curves to
-        exact runs and swaps bits; "best" also re-rounds and re-measures around the allocation, swaps longer, and tunes
-        all that is quantized by gradients.
+        exact runs and swaps bits; "best" also adds copies of few images, re-rounds and re-measures around the
+        allocation, swaps longer, and tunes all that is quantized by gradients.
     minutes: what a run of effort "best" should take; its tuning gets what the other steps leave. None for a number of
         steps that follows from the network's size.
     seed: seed of everything random, 0 or more.

@@ -21,7 +21,6 @@ from rdoq_onnx.curves.measurement import Measurement
 from rdoq_onnx.errors import BudgetError
 from rdoq_onnx.model.cost_rows import FLOAT
 from rdoq_onnx.model.graph import Graph, after_clamps
-from rdoq_onnx.model.layers import BRANCH
 
 Integers = NDArray[np.int64]
 
@@ -108,6 +107,6 @@ def _quantized(network: Network) -> dict[str, int]:
     """Return the index of the activation that a tensor is quantized as, under each of its names."""
     result: dict[str, int] = {}
     for k, each in enumerate(network.activations):
-        for tensor in (each.tensor.removesuffix(BRANCH), each.tensor, *each.feeds):
+        for tensor in (*each.names, *each.feeds):
             result.setdefault(tensor, k)
     return result

@@ -85,9 +85,14 @@ class Activation:
         return not self.feeds
 
     @property
+    def stem(self) -> str:
+        """The tensor that it branches from, else its own."""
+        return self.tensor.removesuffix(BRANCH)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The names that `--pin` accepts: its own, and that of the tensor it branches from."""
-        return (self.tensor, self.tensor.removesuffix(BRANCH))
+        """The names that `--pin` accepts."""
+        return (self.tensor, self.stem)
 
 
 def block_sizes(linear: Linear, offered: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,7 +18,6 @@ from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.gradients.backward import static
 from rdoq_onnx.gradients.plan import differentiated
 from rdoq_onnx.gradients.reverse import Reverse, straight_through
-from rdoq_onnx.model.layers import BRANCH
 from rdoq_onnx.model.protos import with_outputs
 from rdoq_onnx.reconstruction.adam import Adam
 from rdoq_onnx.reconstruction.objective import LOSS, Objective, target
@@ -173,9 +172,9 @@ def _inside(network: Network) -> list[str]:
     A branch holds the values of the tensor that it branches from, one of them suffices.
     """
     inputs = {value.name for value in network.model.graph.input}
-    known = [a.tensor for a in network.activations] or [use.data for layer in network.layers for use in layer.uses]
-    streams = {tensor + BRANCH for tensor in known}
-    tensors = [tensor for tensor in dict.fromkeys(known) if tensor not in inputs | streams]
+    read = {use.data: use.data for layer in network.layers for use in layer.uses}
+    stems = {a.tensor: a.stem for a in network.activations} or read
+    tensors = [t for t, stem in stems.items() if t not in inputs and (t == stem or stem not in stems)]
     return tensors if len(tensors) <= _INSIDE else [tensors[k * len(tensors) // _INSIDE] for k in range(_INSIDE)]
 
 
