@@ -24,7 +24,7 @@ _DAMPING = 0.1  # of the covariance, as a share of its mean diagonal
 _TINY = 1e-30
 
 
-def copies_of(network: Network, count: int) -> int:
+def number_of_copies(network: Network, count: int) -> int:
     """Return how many copies of `count` samples to make: 0 unless they are images, and fewer than a layer's channels.
 
     An image is the only input, float [samples, 1 or 3 channels, height, width], of single samples or any number.
@@ -40,7 +40,7 @@ def copies_of(network: Network, count: int) -> int:
 
 def with_copies(network: Network, samples: Samples, seed: int) -> Samples | None:
     """Return `samples` and their augmented copies; None where these would add nothing."""
-    count = copies_of(network, len(samples)) if samples.rows == 1 else 0
+    count = number_of_copies(network, len(samples)) if samples.rows == 1 else 0
     return samples.joined(copies(samples, count, seed)) if count else None
 
 

@@ -13,7 +13,7 @@ from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.split import FEW_SAMPLES, FITTING, HELD_OUT
 from rdoq_onnx.candidates.candidates import widest
 from rdoq_onnx.candidates.moment_passes import first_of_input, second_bytes
-from rdoq_onnx.candidates.more_images import copies_of
+from rdoq_onnx.candidates.more_images import number_of_copies
 from rdoq_onnx.config import Config
 from rdoq_onnx.curves.steps import SENSING
 from rdoq_onnx.gradients.batch_sizes import least_draws, reverse_batch
@@ -112,7 +112,7 @@ class Work:
     @property
     def compared(self) -> float:
         """Further samples whose moments are made, to compare those with augmented copies with those without."""
-        count = copies_of(self.network, int(self.fitting)) if self.config.effort == "best" else 0
+        count = number_of_copies(self.network, int(self.fitting)) if self.config.effort == "best" else 0
         return count and self.fitting + count + self.measuring
 
     @property

@@ -63,7 +63,7 @@ def test_copies_are_of_the_given_images_and_the_same_whenever_they_are_read():
     assert (copies(samples, 7, seed=2).feeds(slice(None))["x"] != found).any()
 
 
-def test_images_of_each_shape_have_copies_of_that_shape():
+def test_images_of_each_shape_have_number_of_copies_that_shape():
     samples = Samples(
         "test", {"x": np.ones((4, 1, 8, 8), np.float32)}, others=({"x": np.ones((2, 1, 6, 4), np.float32)},)
     )

@@ -9,7 +9,7 @@ from rdoq_onnx.analysis.analyse import analyse
 from rdoq_onnx.analysis.normalization import NORMALIZE
 from rdoq_onnx.calibration.samples import Samples
 from rdoq_onnx.candidates.moments import Moments
-from rdoq_onnx.candidates.more_images import MOST, better_suited, copies_of, with_copies
+from rdoq_onnx.candidates.more_images import MOST, better_suited, number_of_copies, with_copies
 from rdoq_onnx.config import Config
 from rdoq_onnx.passes import run_passes
 
@@ -47,12 +47,12 @@ def network(shape="N,3,8,8"):
     ],
 )
 def test_few_images_have_copies(shape, count, expected):
-    assert copies_of(network(shape), count) == expected
+    assert number_of_copies(network(shape), count) == expected
 
 
 def test_images_and_copies_are_bounded(monkeypatch):
     monkeypatch.setattr("rdoq_onnx.candidates.more_images.MOST", 25)
-    assert copies_of(network(), 10) == 15
+    assert number_of_copies(network(), 10) == 15
     assert MOST > 25
 
 
