@@ -63,9 +63,11 @@ def test_copies_are_of_the_given_images_and_the_same_whenever_they_are_read():
     assert (copies(samples, 7, seed=2).feeds(slice(None))["x"] != found).any()
 
 
-def test_images_of_each_shape_have_number_of_copies_that_shape():
-    samples = Samples(
-        "test", {"x": np.ones((4, 1, 8, 8), np.float32)}, others=({"x": np.ones((2, 1, 6, 4), np.float32)},)
-    )
-    made = copies(samples, 12, seed=0)
-    assert [(len(part), part.feeds([0])["x"].shape[1:]) for part in made.by_shape()] == [(8, (1, 8, 8)), (4, (1, 6, 4))]
+@pytest.mark.parametrize(("count", "sizes"), [(12, [8, 4]), (2, [1])])
+def test_images_of_each_shape_have_copies_of_that_shape(count, sizes):
+    shapes = (4, 1, 8, 8), (2, 1, 6, 4)
+    first, second = ({"x": np.ones(shape, np.float32)} for shape in shapes)
+    made = copies(Samples("test", first, others=(second,)), count, seed=0)
+    assert [len(part) for part in made.by_shape()] == sizes
+    for part, shape in zip(made.by_shape(), shapes, strict=False):
+        assert part.feeds(slice(None))["x"].shape[1:] == shape[1:]
