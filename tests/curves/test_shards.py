@@ -79,7 +79,7 @@ def test_any_number_of_shards_in_any_order_gives_the_same_bytes(run, count, roun
 
 
 @pytest.mark.parametrize("run", ["small"], indirect=True)
-def test_shards_sum_number_of_copies_images_too(run, monkeypatch):
+def test_shards_sum_copies_of_images_too(run, monkeypatch):
     monkeypatch.setattr("rdoq_onnx.reconstruction.work.MOST", 0)
     expected = run(effort="best")
     for _ in range(4):
