@@ -5,18 +5,15 @@ its errors to where those images show little and others do not. Flipped, shifted
 digits or text they may show what never comes, so they count only where moments with them suit other images better.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
 
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.calibration.augmentation import copies
-from rdoq_onnx.calibration.samples import Samples
+from rdoq_onnx.calibration.samples import InputSpec, Samples, input_specs
 from rdoq_onnx.candidates.moments import Moments
-from rdoq_onnx.model.layers import Layer
-from rdoq_onnx.model.linear import Linear
+from rdoq_onnx.model.layers import Layer, input_channels
 
 MOST = 512  # images with their copies
 _EACH = 4  # copies of an image
@@ -29,13 +26,11 @@ def number_of_copies(network: Network, count: int) -> int:
 
     An image is the only input, float [samples, 1 or 3 channels, height, width], of single samples or any number.
     """
-    stored = {t.name for t in network.model.graph.initializer}
-    value, *rest = [v for v in network.model.graph.input if v.name not in stored] or [onnx.ValueInfoProto()]
-    kind = value.type.tensor_type
-    dims = [d.dim_value for d in kind.shape.dim]
-    image = len(dims) == 4 and dims[1] in (1, 3) and dims[0] <= 1 and kind.elem_type == onnx.TensorProto.FLOAT
-    widest = max((_channels(layer.linear) for layer in network.layers), default=0)
-    return max(min(_EACH * count, MOST - count), 0) if image and not rest and 1 < count < widest else 0
+    widest = max((input_channels(layer.linear) for layer in network.layers), default=0)
+    match input_specs(network.model):
+        case [InputSpec(shape=(None | 1, 1 | 3, _, _), dtype=np.float32)] if 1 < count < widest:
+            return max(min(_EACH * count, MOST - count), 0)
+    return 0
 
 
 def with_copies(network: Network, samples: Samples, seed: int) -> Samples | None:
@@ -65,8 +60,3 @@ def _log_likelihood(moments: Moments, unseen: Moments) -> float:
     spread = np.linalg.slogdet(hessian)[1]
     distance = np.einsum("gkk->g", np.linalg.solve(hessian, unseen.covariance))
     return float(-(spread + distance).mean() / 2)
-
-
-def _channels(linear: Linear) -> int:
-    """Return the channels of a layer's input."""
-    return linear.inputs * linear.group // math.prod(linear.shape[2:])

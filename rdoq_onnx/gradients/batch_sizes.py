@@ -7,6 +7,7 @@ from typing import TypeVar
 from rdoq_onnx.analysis.network import Network
 from rdoq_onnx.errors import ShortageError
 from rdoq_onnx.gradients.plan import LEAST_DRAWS, MOST_DRAWS, rows_of
+from rdoq_onnx.model.layers import input_channels
 from rdoq_onnx.observation.observe import Observation
 from rdoq_onnx.system.runtime import Runtime
 
@@ -89,7 +90,7 @@ def _on_device(network: Network, observation: Observation, runtime: Runtime, sam
         return 0
     sizes, uses = observation.sizes, [(u.linear, u.output) for x in network.layers for u in x.uses]
     largest = max((x.group * x.inputs * x.positions(sizes[output]) for x, output in uses), default=1)
-    channels = max((x.group * x.inputs // math.prod(x.shape[2:]) for x, _ in uses if len(x.shape) > 2), default=1)
+    channels = max((input_channels(x) for x, _ in uses if len(x.shape) > 2), default=1)
     each = 12 * sum(sizes.values()) + 8 * largest  # bytes: tensors and adjoints; X, and X transposed for the product
     each = int(each * observation.batching.peak)
     room = runtime.memory() - _WEIGHT * sum(math.prod(x.linear.shape) for x in network.layers)

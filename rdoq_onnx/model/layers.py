@@ -1,5 +1,6 @@
 """Layers and activations of a network: plain data shared by passes and analysis."""
 
+import math
 from dataclasses import dataclass
 
 from rdoq_onnx.model.linear import Linear
@@ -93,6 +94,11 @@ class Activation:
     def names(self) -> tuple[str, ...]:
         """The names that `--pin` accepts."""
         return (self.tensor, self.stem)
+
+
+def input_channels(linear: Linear) -> int:
+    """Return the channels of the input, those of all groups."""
+    return linear.group * linear.inputs // math.prod(linear.shape[2:])
 
 
 def block_sizes(linear: Linear, offered: tuple[int, ...]) -> tuple[int, ...]:
